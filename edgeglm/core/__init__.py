@@ -1,0 +1,1 @@
+"""What every room may use: errors, digests, artifacts, the store, stages and recipes."""

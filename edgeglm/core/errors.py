@@ -1,0 +1,36 @@
+"""Errors a person can act on. The last clause of each message is the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeglmError(Exception):
+    """Base of all errors that the command line reports without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(EdgeglmError):
+    """Bad input: a file, a name, an option. The command line exits with 2."""
+
+    exit_code = 2
+
+
+class GateError(EdgeglmError):
+    """An accuracy gate was not met; nothing was packed. The command line exits with 3."""
+
+    exit_code = 3
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UserError:
+    """Build the error for a name that is not registered, with the nearest known one.
+
+    >>> str(unknown_name("target", "jetson-agz", ["a10", "jetson-agx"]))
+    "unknown target 'jetson-agz'; known: a10, jetson-agx; did you mean 'jetson-agx'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    last = f"did you mean {near[0]!r}?" if near else remedy or "use one of those"
+    return UserError(f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}; {last}")

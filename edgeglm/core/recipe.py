@@ -1,0 +1,193 @@
+"""The recipe: a TOML file that says what to make. Every field here is a field a user can set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edgeglm.core.digest import sha256_json
+from edgeglm.core.errors import UserError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(gt=0.0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all recipe tables: immutable, every key known."""
+
+
+class DataConfig(Section):
+    """Where the image-text pairs come from and how they are split.
+
+    ``source = "icons"`` fetches the founding icon sets; ``"folder"`` reads ``path/pairs.jsonl``;
+    ``"parquet"`` reads the file at ``path`` with the columns ``image`` and ``text``.
+    """
+
+    source: Literal["icons", "folder", "parquet"] = "icons"
+    path: str | None = None
+    labelled: tuple[str, ...] = ("noto", "openmoji", "fluent-emoji-flat", "emojione")
+    target: str | None = "twemoji"
+    concepts: Positive | None = None
+    image_size: Positive = 144
+    unseen_fraction: Fraction = 0.1
+    inductive_fraction: Fraction = 0.5
+    skip_bad: bool = False
+
+
+class TeacherConfig(Section):
+    """The pretrained towers and how they are aligned on the pairs.
+
+    ``image`` and ``text`` name pinned assets, ``hf:owner/name`` ids or local folders.
+    """
+
+    image: str = "efficientnet-lite0"
+    text: str = "minilm-l6"
+    embedding_dim: Positive = 256
+    resolution: Positive = 128
+    frozen_blocks: int = 11
+    head_epochs: Positive = 40
+    epochs: Positive = 3
+    batch_size: Positive = 256
+    learning_rate: Rate = 1e-3
+    tower_learning_rate: Rate = 3e-4
+    temperature: Rate = 0.05
+    lora_rank: Positive = 8
+    lora_alpha: Rate = 16.0
+    lora_dropout: Fraction = 0.05
+    lora_targets: tuple[str, ...] = ("query", "value")
+
+
+class StudentConfig(Section):
+    """The light towers and how they learn from the teacher's embeddings."""
+
+    size: str = "edge-s"
+    resolution: Positive = 80
+    epochs: Positive = 20
+    batch_size: Positive = 128
+    learning_rate: Rate = 2e-3
+
+
+class ExportConfig(Section):
+    """How the towers become ONNX."""
+
+    opset: Annotated[int, msgspec.Meta(ge=18, le=24)] = 20
+    parity_atol: Rate = 1e-4
+
+
+class QuantizeConfig(Section):
+    """Which candidates are made and on how many calibration samples."""
+
+    candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
+    calibration_samples: Positive = 256
+    calibration_method: Literal["entropy", "max"] = "max"
+
+
+class GateConfig(Section):
+    """Below these the build stops (student) or a candidate is left out (quantized)."""
+
+    teacher_map10: Fraction = 0.0
+    student_ratio: Fraction = 0.96
+    quantized_ratio: Fraction = 0.99
+
+
+class PackConfig(Section):
+    """What the bundle looks like."""
+
+    archive: Literal["none", "tar.zst", "zip"] = "none"
+    thumbnails: Positive = 96
+    goldens: Positive = 8
+
+
+class Recipe(Section):
+    """One whole recipe. ``name`` and ``description`` change nothing that is computed."""
+
+    name: str = "default"
+    description: str = ""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    gates: GateConfig = GateConfig()
+    pack: PackConfig = PackConfig()
+
+
+def recipe_from_toml(text: str, *, origin: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Parse a recipe and apply ``ns.key=value`` overrides. Raises UserError that names the key."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin} is not TOML: {error}; mend that line") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return msgspec.convert(tree, Recipe)
+    except msgspec.ValidationError as error:
+        raise _explained(error, tree, origin) from error
+
+
+def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file. Relative paths in it are taken from the file's own folder."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}; give a readable UTF-8 TOML file") from error
+    recipe = recipe_from_toml(text, origin=str(path), overrides=overrides)
+    if recipe.data.path is not None:
+        data = msgspec.structs.replace(recipe.data, path=str((path.parent / recipe.data.path).resolve()))
+        recipe = msgspec.structs.replace(recipe, data=data)
+    return recipe
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return the sha256 of all values that decide what is computed."""
+    tree = msgspec.to_builtins(recipe)
+    return sha256_json({key: value for key, value in tree.items() if key not in ("name", "description")})
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"cannot read the override {override!r}; write it as section.key=value")
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{section!r} in {override!r} is a value, not a table; write section.key=value")
+        tree = child
+    try:
+        tree[key] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[key] = value.strip()  # a bare word is a string, as in a shell
+
+
+def _explained(error: msgspec.ValidationError, tree: Mapping[str, Any], origin: str) -> UserError:
+    message = str(error)
+    if "contains unknown field" in message:
+        field = message.split("`")[1]
+        section = message.partition("$.")[2].rstrip("`") if "$." in message else ""
+        node: Any = msgspec.to_builtins(Recipe())
+        for part in filter(None, section.split(".")):
+            node = node[part]
+        where = f"{section}.{field}" if section else field
+        return UserError(f"{origin}: {unknown_name('recipe key', where, _dotted(node, section))}")
+    where = message.partition("$.")[2].rstrip("`") or "the recipe"
+    reason = message.split(" - at")[0]
+    return UserError(f"{origin}: {where}: {reason}; give {where} a value of that kind")
+
+
+def _dotted(node: Mapping[str, Any], section: str) -> list[str]:
+    return [f"{section}.{key}" if section else key for key in node]

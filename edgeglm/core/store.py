@@ -1,0 +1,226 @@
+"""The content-addressed cache of artifacts.
+
+An entry is written to a temporary sibling, synced, and renamed into place, so a reader sees
+either nothing or all of it, and ``kill -9`` at any instant loses only the unfinished entry.
+An entry that no longer matches its digests is dropped and counts as a miss.
+
+    <root>/entries/<key>/entry.json     what the entry is, with the sha256 of each file
+    <root>/entries/<key>/files/...      the files, read-only
+    <root>/used/<key>                   touched at every hit; orders the garbage collection
+    <root>/locks/<key>                  one writer a key
+    <root>/scratch/                     unfinished work; swept when no process owns it
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeglm.core.artifact import Artifact, listing_of
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import UserError
+
+ENTRY_SCHEMA = 1
+DEFAULT_QUOTA_BYTES = 20 << 30
+
+
+def default_store_root() -> Path:
+    """Return ``$EDGEGLM_STORE``, else the user's cache folder."""
+    if configured := os.environ.get("EDGEGLM_STORE"):
+        return Path(configured)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgeglm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreEntry:
+    """One line of ``edgeglm cache list``."""
+
+    key: str
+    kind: str
+    size_bytes: int
+    last_used: float
+
+
+class Store:
+    """A directory of artifacts by key. Safe for several processes at once."""
+
+    def __init__(self, root: Path, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
+        self.root = root
+        self.quota_bytes = quota_bytes
+        try:
+            for name in ("entries", "used", "locks", "scratch"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot use the store at {root}: {error.strerror}; "
+                "set EDGEGLM_STORE to a folder that can be written"
+            ) from error
+
+    def get(self, key: str) -> Artifact | None:
+        """Return the verified artifact stored under ``key``, or None. Every byte is hashed."""
+        folder = self.root / "entries" / key
+        try:
+            record = json.loads((folder / "entry.json").read_bytes())
+            recorded = record["files"]
+            intact = record["schema"] == ENTRY_SCHEMA and listing_of(folder / "files") == recorded
+        except (OSError, ValueError, KeyError, TypeError):
+            intact, record = False, {}
+        if not intact:
+            if folder.exists():
+                self._drop(folder)
+            return None
+        with suppress(OSError):
+            (self.root / "used" / key).touch()
+        return Artifact(
+            kind=record["kind"],
+            path=folder / "files",
+            files=record["files"],
+            provenance=record["provenance"],
+        )
+
+    def put(
+        self, key: str, kind: str, write: Callable[[Path], Mapping[str, Any]]
+    ) -> tuple[Artifact, bool]:
+        """Return the artifact under ``key``, made by ``write`` if it is not there.
+
+        ``write(folder)`` fills an empty folder and returns the provenance to record. The second
+        value says whether the artifact was already stored. Raises UserError when the disk is full.
+        """
+        with self._locked(key):
+            if (found := self.get(key)) is not None:
+                return found, True
+            with self.scratch() as scratch, self._disk_errors():
+                files = scratch / "entry" / "files"
+                files.mkdir(parents=True)
+                provenance = dict(write(files))
+                return self._commit(key, kind, scratch / "entry", provenance), False
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield an empty folder on the store's own file system, removed afterwards.
+
+        A lock file beside it says that its process lives; what a killed process left is swept.
+        """
+        self._sweep_scratch()
+        folder = self.root / "scratch" / uuid.uuid4().hex
+        with folder.with_suffix(".lock").open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                _remove_tree(folder)
+                folder.with_suffix(".lock").unlink(missing_ok=True)
+
+    def entries(self) -> list[StoreEntry]:
+        """List what is stored, the longest unused first."""
+        found = []
+        for folder in (self.root / "entries").iterdir():
+            try:
+                kind = json.loads((folder / "entry.json").read_bytes())["kind"]
+            except (OSError, ValueError, KeyError):
+                kind = "corrupt"
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            used = self.root / "used" / folder.name
+            last = used.stat().st_mtime if used.exists() else 0.0
+            found.append(StoreEntry(key=folder.name, kind=kind, size_bytes=size, last_used=last))
+        return sorted(found, key=lambda entry: (entry.last_used, entry.key))
+
+    def collect(self, *, quota_bytes: int | None = None) -> list[StoreEntry]:
+        """Remove the longest unused entries until the rest fits the quota; return what went."""
+        quota = self.quota_bytes if quota_bytes is None else quota_bytes
+        entries = self.entries()
+        total = sum(entry.size_bytes for entry in entries)
+        removed = []
+        for entry in entries:
+            if total <= quota:
+                break
+            with self._locked(entry.key):
+                self._drop(self.root / "entries" / entry.key)
+            (self.root / "used" / entry.key).unlink(missing_ok=True)
+            total -= entry.size_bytes
+            removed.append(entry)
+        self._sweep_scratch()
+        return removed
+
+    def _commit(self, key: str, kind: str, staged: Path, provenance: dict[str, Any]) -> Artifact:
+        listing = listing_of(staged / "files")
+        record = {"schema": ENTRY_SCHEMA, "kind": kind, "files": listing, "provenance": provenance}
+        (staged / "entry.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+        for folder, _, names in os.walk(staged):
+            for name in names:
+                path = Path(folder) / name
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+        target = self.root / "entries" / key
+        staged.rename(target)
+        _sync_folder(target.parent)
+        (self.root / "used" / key).touch()
+        return Artifact(kind=kind, path=target / "files", files=listing, provenance=provenance)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        with (self.root / "locks" / key).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise UserError(
+                f"cannot write to the store at {self.root}: {error.strerror}; "
+                "free some space (edgeglm cache gc) or set EDGEGLM_STORE to another disk"
+            ) from error
+
+    def _drop(self, folder: Path) -> None:
+        """Rename away first, so that no reader meets a half-removed entry."""
+        with self.scratch() as grave, suppress(FileNotFoundError):
+            folder.rename(grave / "dropped")
+
+    def _sweep_scratch(self) -> None:
+        for lock in (self.root / "scratch").glob("*.lock"):
+            try:
+                with lock.open("r+") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # its process is alive, or has just removed it
+                continue
+            _remove_tree(lock.with_suffix(""))
+            lock.unlink(missing_ok=True)
+
+
+def _remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def verify_file(path: Path, expected_sha256: str) -> None:
+    """Raise UserError unless the file's sha256 is the expected one."""
+    actual = sha256_file(path)
+    if actual != expected_sha256:
+        raise UserError(
+            f"{path.name} has sha256 {actual}, expected {expected_sha256}; "
+            "it was altered or cut off, fetch it again"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
