@@ -26,7 +26,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all recipe tables: immutable, every key known."""
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True, kw_only=True):
     """Where the image-text pairs come from and how they are split.
 
     ``source = "icons"`` fetches the founding icon sets; ``"folder"`` reads ``path/pairs.jsonl``;
@@ -44,7 +44,7 @@ class DataConfig(Section):
     skip_bad: bool = False
 
 
-class TeacherConfig(Section):
+class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
     ``image`` and ``text`` name pinned assets, ``hf:owner/name`` ids or local folders.
@@ -67,7 +67,7 @@ class TeacherConfig(Section):
     lora_targets: tuple[str, ...] = ("query", "value")
 
 
-class StudentConfig(Section):
+class StudentConfig(Section, frozen=True, kw_only=True):
     """The light towers and how they learn from the teacher's embeddings."""
 
     size: str = "edge-s"
@@ -77,14 +77,14 @@ class StudentConfig(Section):
     learning_rate: Rate = 2e-3
 
 
-class ExportConfig(Section):
+class ExportConfig(Section, frozen=True, kw_only=True):
     """How the towers become ONNX."""
 
     opset: Annotated[int, msgspec.Meta(ge=18, le=24)] = 20
     parity_atol: Rate = 1e-4
 
 
-class QuantizeConfig(Section):
+class QuantizeConfig(Section, frozen=True, kw_only=True):
     """Which candidates are made and on how many calibration samples."""
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
@@ -92,7 +92,7 @@ class QuantizeConfig(Section):
     calibration_method: Literal["entropy", "max"] = "max"
 
 
-class GateConfig(Section):
+class GateConfig(Section, frozen=True, kw_only=True):
     """Below these the build stops (student) or a candidate is left out (quantized)."""
 
     teacher_map10: Fraction = 0.0
@@ -100,7 +100,7 @@ class GateConfig(Section):
     quantized_ratio: Fraction = 0.99
 
 
-class PackConfig(Section):
+class PackConfig(Section, frozen=True, kw_only=True):
     """What the bundle looks like."""
 
     archive: Literal["none", "tar.zst", "zip"] = "none"
@@ -108,7 +108,7 @@ class PackConfig(Section):
     goldens: Positive = 8
 
 
-class Recipe(Section):
+class Recipe(Section, frozen=True, kw_only=True):
     """One whole recipe. ``name`` and ``description`` change nothing that is computed."""
 
     name: str = "default"
@@ -134,7 +134,7 @@ def recipe_from_toml(text: str, *, origin: str, overrides: Iterable[str] = ()) -
     try:
         return msgspec.convert(tree, Recipe)
     except msgspec.ValidationError as error:
-        raise _explained(error, tree, origin) from error
+        raise _explained(error, origin) from error
 
 
 def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
@@ -174,7 +174,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         tree[key] = value.strip()  # a bare word is a string, as in a shell
 
 
-def _explained(error: msgspec.ValidationError, tree: Mapping[str, Any], origin: str) -> UserError:
+def _explained(error: msgspec.ValidationError, origin: str) -> UserError:
     message = str(error)
     if "contains unknown field" in message:
         field = message.split("`")[1]

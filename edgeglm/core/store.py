@@ -89,9 +89,7 @@ class Store:
             provenance=record["provenance"],
         )
 
-    def put(
-        self, key: str, kind: str, write: Callable[[Path], Mapping[str, Any]]
-    ) -> tuple[Artifact, bool]:
+    def put(self, key: str, kind: str, write: Callable[[Path], Mapping[str, Any]]) -> tuple[Artifact, bool]:
         """Return the artifact under ``key``, made by ``write`` if it is not there.
 
         ``write(folder)`` fills an empty folder and returns the provenance to record. The second

@@ -1,0 +1,259 @@
+"""The one place that writes to the terminal: results to stdout, progress and notes to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgeglm.core.progress import Progress, QuietProgress, Task
+
+if TYPE_CHECKING:  # rich costs 60 ms that `edgeglm --help` does not have
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress as RichBars
+    from rich.progress import TaskID
+
+    from edgeglm.core.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PIPE_WIDTH = 160  # columns when nobody's terminal sets them: wide enough for a path
+
+
+class Console:
+    """Two rich consoles, stdout and stderr, and the bars that may be live on the second."""
+
+    @cached_property
+    def out(self) -> RichConsole:
+        """The console of results."""
+        return _rich_console(stderr=False)
+
+    @cached_property
+    def err(self) -> RichConsole:
+        """The console of progress and notes."""
+        return _rich_console(stderr=True)
+
+    @cached_property
+    def progress(self) -> RichProgress:
+        """The bars; all tasks share them."""
+        return RichProgress(self.err)
+
+    def print(self, *parts: Any) -> None:
+        """Print results. While bars are live on the same screen, print above them."""
+        live = self.progress.live and self.out.is_terminal
+        (self.err if live else self.out).print(*parts)
+
+    def note(self, text: str) -> None:
+        """Print a remark that is no result."""
+        self.err.print(text, style="dim")
+
+
+class RichProgress:
+    """Bars with rate and remaining time; off a terminal, one line for each finished outermost task."""
+
+    def __init__(self, console: RichConsole) -> None:
+        self._console = console
+        self._lock = Lock()
+        self._bars: RichBars | None = None
+        self._open = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether bars are on the screen now."""
+        return self._bars is not None
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None) -> Iterator[Task]:
+        """Open a task; the last one to close takes the bars off the screen."""
+        started = time.perf_counter()
+        bars = self._entered()
+        try:
+            if bars is None:
+                line = _LineTask()
+                yield line
+                if self._open == 1:
+                    done = f"{line.done:g} steps in " if line.done > 1 else ""
+                    self._console.print(f"{description}: {done}{time.perf_counter() - started:.1f} s")
+            else:
+                identity = bars.add_task(description, total=total, text="")
+                try:
+                    yield _BarTask(bars, identity)
+                finally:
+                    bars.remove_task(identity)
+        finally:
+            self._left()
+
+    def _entered(self) -> RichBars | None:
+        with self._lock:
+            self._open += 1
+            if self._open == 1 and self._console.is_terminal:
+                self._bars = _bars(self._console)
+                self._bars.start()
+            return self._bars
+
+    def _left(self) -> None:
+        with self._lock:
+            self._open -= 1
+            if self._open == 0 and self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+
+
+class _LineTask:
+    done = 0.0
+
+    def advance(self, steps: float = 1) -> None:
+        self.done += steps
+
+    def note(self, text: str) -> None:
+        """Say nothing: a log has no place beside a bar."""
+
+
+class _BarTask:
+    def __init__(self, bars: RichBars, identity: TaskID) -> None:
+        self._bars = bars
+        self._identity = identity
+
+    def advance(self, steps: float = 1) -> None:
+        self._bars.advance(self._identity, steps)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._identity, text=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """What every command gets as ``ctx.obj``. Frozen: ``--json`` makes a changed copy."""
+
+    json: bool = False
+    console: Console = field(default_factory=Console)
+
+    @property
+    def progress(self) -> Progress:
+        """Where long work reports: nowhere under ``--json``."""
+        return QuietProgress() if self.json else self.console.progress
+
+    def store(self, *, quota_bytes: int | None = None) -> Store:
+        """Open the user's store. Raises UserError when its place cannot be written."""
+        from edgeglm.core.store import DEFAULT_QUOTA_BYTES, Store, default_store_root
+
+        quota = DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
+        return Store(default_store_root(), quota_bytes=quota)
+
+    def print(self, *parts: Any) -> None:
+        """Print for a person; nothing under ``--json``."""
+        if not self.json:
+            self.console.print(*parts)
+
+    def note(self, text: str) -> None:
+        """Remark on stderr; nothing under ``--json``."""
+        if not self.json:
+            self.console.note(text)
+
+    def emit(self, value: Any) -> None:
+        """Write one JSON document to stdout under ``--json``; nothing otherwise."""
+        if self.json:
+            click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+        """Print rows under headings; a heading that starts with ``>`` is right-aligned."""
+        if self.json:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        for heading in headings:
+            right = heading.startswith(">")
+            table.add_column(heading.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self.console.print(table)
+
+
+def json_option(command: F) -> F:
+    """Give a command ``--json``, which turns ``ctx.obj`` into an App that prints JSON only."""
+
+    def switch(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.obj = dataclasses.replace(ctx.ensure_object(App), json=True)
+
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=switch,
+        help="Print one JSON document and nothing else.",
+    )(command)
+
+
+def human_bytes(count: float) -> str:
+    """Format a size with decimal units: ``1536000`` -> ``1.5 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def _rich_console(*, stderr: bool) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    # Names of files and concepts may hold brackets and colons: nothing in them is markup.
+    return RichConsole(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _bars(console: RichConsole) -> RichBars:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichBars
+    from rich.progress import Task as RichTask
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: RichTask) -> Text:
+            """Show steps a second, once there are any."""
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.1f}/s" if speed else "", style="dim")
+
+    return RichBars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}", style="dim"),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -1,0 +1,134 @@
+"""The entry point: a group that imports a command only when it is used, and the exit codes.
+
+0 success · 1 unexpected failure · 2 bad input · 3 a gate was not met · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from edgeglm import __version__
+from edgeglm.cli.console import App
+from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
+
+# name: what the listing says. Kept here so that `edgeglm --help` imports no command. The code of
+# `edgeglm NAME` is the click command called `command` in edgeglm/cli/NAME.py.
+COMMANDS = {
+    "build": "Make a bundle from a recipe for a target.",
+    "explain": "Say what a build would reuse, and why the rest must run.",
+    "run": "Search a bundle's gallery with words or with a picture.",
+    "inspect": "Show what a bundle holds.",
+    "verify": "Check every byte of a bundle, then its golden outputs.",
+    "report": "Copy or locate a bundle's HTML report.",
+    "export": "Turn a model's towers into ONNX files.",
+    "targets": "List the known targets, or show one.",
+    "cache": "List the store of finished work, or make room in it.",
+    "doctor": "Check this machine for what a build or a run needs.",
+}
+
+_TRACEBACK_VARIABLE = "EDGEGLM_TRACEBACK"
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_DEVICE_PARTS = ("onnxruntime", "tokenizers", "PIL")
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are modules, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of a day's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
+        assert isinstance(command, click.Command), cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or raise UserError with the nearest name."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise unknown_name("command", args[0], COMMANDS, "see edgeglm --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the listing from the table, importing nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Full text of an unexpected failure: EDGEGLM_TRACEBACK=1. Place of the store: EDGEGLM_STORE.",
+)
+@click.version_option(__version__, prog_name="edgeglm", message="%(prog)s %(version)s")
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Take a pretrained image-text teacher to a verified bundle on an edge device."""
+    ctx.obj = App()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(exit_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def exit_code(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr as one message."""
+    try:
+        result = group.main(list(arguments), prog_name="edgeglm", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted; run the same command again to resume", 130, label=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "edgeglm"
+        return _say(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
+    except click.ClickException as error:
+        return _say(error.format_message(), error.exit_code)
+    except EdgeglmError as error:
+        return _say(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "edgeglm").partition(".")[0] == "edgeglm":
+            return _unexpected(error)
+        return _say(_missing_part(error), UserError.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            return _unexpected(error)
+        place = error.filename or "the output"
+        text = f"cannot use {place}: {error.strerror}; free some space or choose a folder that can be written"
+        return _say(text, UserError.exit_code)
+    except Exception as error:
+        return _unexpected(error)
+    return result if isinstance(result, int) else 0
+
+
+def _missing_part(error: ModuleNotFoundError) -> str:
+    part = (error.name or "").partition(".")[0]
+    extra = "device" if part in _DEVICE_PARTS else "build"
+    return f"this command needs {part}, which is not installed; pip install 'edgeglm[{extra}]'"
+
+
+def _unexpected(error: Exception) -> int:
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _say(f"unexpected {reason}; set {_TRACEBACK_VARIABLE}=1 and run again to see where", 1)
+
+
+def _say(text: str, code: int, *, label: bool = True) -> int:
+    if os.environ.get(_TRACEBACK_VARIABLE) and sys.exc_info()[0] is not None:
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    click.echo(f"error: {text}" if label else text, err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()
