@@ -1,0 +1,143 @@
+"""What ``edgeglm inspect`` shows of a bundle, as plain rows; the command line draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgeglm.bundle.manifest import Manifest, VariantRecord
+from edgeglm.bundle.opened import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled list of (label, value)."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table; every row is as long as ``columns``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]]:
+    """Return the sections and tables that describe a bundle, with the variants' table first."""
+    manifest = bundle.manifest
+    about = Section(
+        title="bundle",
+        rows=(
+            ("name", manifest.name),
+            ("created", manifest.created),
+            ("edgeglm", manifest.edgeglm),
+            ("schema", str(manifest.schema_version)),
+            ("files", f"{len(manifest.files)}, {size_text(manifest.size)}"),
+            ("content digest", manifest.content_digest),
+            ("verified", "yes" if bundle.verified else "no"),
+            ("seeds", ", ".join(f"{name}={seed}" for name, seed in sorted(manifest.seeds.items()))),
+        ),
+    )
+    target = Section(
+        title="target",
+        rows=(
+            ("name", manifest.target.name),
+            ("description", manifest.target.description),
+            ("members", ", ".join(manifest.target.members) or "itself"),
+            *((name, _words(value)) for name, value in manifest.target.facts.items()),
+        ),
+    )
+    engines = [name.removeprefix("engines/") for name in bundle.names("engines") if name.endswith(".plan")]
+    parts = Section(
+        title="parts",
+        rows=(
+            ("engines", ", ".join(engines) or "none, built on the device"),
+            ("gallery", f"{len(bundle.names('gallery/thumbnails'))} thumbnails"),
+            ("goldens", f"{len(bundle.names('golden/inputs'))} input files"),
+        ),
+    )
+    tables = (_variants(manifest), _towers(manifest), _stages(manifest), _licences(manifest))
+    return (about, target, parts), tuple(table for table in tables if table.rows)
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes for people: ``12.3 MB``."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def _variants(manifest: Manifest) -> Table:
+    tracks = sorted({track for variant in manifest.variants for track in variant.metrics})
+    timings = sorted({name for variant in manifest.variants for name in variant.latency})
+    rows = [
+        (
+            f"{variant.name} (default)" if variant.name == manifest.default_variant else variant.name,
+            variant.gate,
+            size_text(sum(manifest.files[name].size for name in variant.files.values())),
+            *(_map10(variant, track) for track in tracks),
+            *(f"{variant.latency[name]:.2f}" if name in variant.latency else "-" for name in timings),
+        )
+        for variant in manifest.variants
+    ]
+    filler = ("-",) * (1 + len(tracks) + len(timings))
+    rows += [(left.name, f"left out: {left.reason}", *filler) for left in manifest.left_out]
+    columns = ("variant", "gate", "size", *(f"mAP@10 {track}" for track in tracks), *timings)
+    return Table(title="variants", columns=columns, rows=tuple(rows))
+
+
+def _map10(variant: VariantRecord, track: str) -> str:
+    measured: Any = variant.metrics.get(track)
+    value = measured.get("map10") if isinstance(measured, dict) else None
+    value = value.get("value") if isinstance(value, dict) else value
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def _towers(manifest: Manifest) -> Table:
+    return Table(
+        title="towers",
+        columns=("tower", "parameters", "embedding", "resolution", "inputs", "outputs"),
+        rows=tuple(
+            (
+                name,
+                f"{tower.parameters:,}",
+                str(tower.embedding_dim),
+                "-" if tower.resolution is None else f"{tower.resolution} px",
+                ", ".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.inputs),
+                ", ".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.outputs),
+            )
+            for name, tower in sorted(manifest.towers.items())
+        ),
+    )
+
+
+def _stages(manifest: Manifest) -> Table:
+    return Table(
+        title="stages",
+        columns=("stage", "seconds", "reused", "artifact"),
+        rows=tuple(
+            (stage.name, f"{stage.seconds:.1f}", "yes" if stage.reused else "no", stage.artifact)
+            for stage in manifest.stages
+        ),
+    )
+
+
+def _licences(manifest: Manifest) -> Table:
+    return Table(
+        title="licences",
+        columns=("source", "version", "licence", "attribution"),
+        rows=tuple((item.name, item.version, item.licence, item.attribution) for item in manifest.licences),
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)

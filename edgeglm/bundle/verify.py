@@ -1,0 +1,172 @@
+"""Open a bundle: check names, sizes and digests before anything in it is deserialised."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.bundle.extract import DEFAULT_LIMITS, Limits, altered, extract_archive, is_archive
+from edgeglm.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileRecord,
+    Manifest,
+    manifest_from_bytes,
+)
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.paths import inside
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import UserError
+
+_THREADS = 2
+_REMEDY = "the bundle is damaged or was altered, get it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    """What ``edgeglm verify`` says of an intact bundle. ``size`` is in bytes."""
+
+    path: Path
+    name: str
+    files: int
+    size: int
+    seconds: float
+    content_digest: str
+
+
+def open_bundle(
+    path: Path,
+    *,
+    verify: bool = True,
+    extract_to: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int = _THREADS,
+) -> Bundle:
+    """Open a bundle folder, ``.tar.zst`` or ``.zip``.
+
+    Args:
+        path: What to open. The content decides what it is, not the name.
+        verify: Whether to hash a folder's files; an archive is always verified as it is extracted.
+        extract_to: Where an archive goes, a folder that is not there yet; a temporary one, which
+            ``Bundle.close`` removes, by default.
+        limits: What an archive may grow to.
+        threads: Threads that hash.
+
+    Raises:
+        UserError: truncated, altered, from a newer schema, unsafe names, a zip bomb, extra or
+            missing files. The message names the file and both digests. Nothing is left on disk.
+    """
+    if not path.exists():
+        raise UserError(f"there is no bundle at {path}; give the path of a bundle folder or archive")
+    if path.is_dir():
+        manifest = _folder_manifest(path)
+        if verify:
+            _verify_folder(path, manifest, threads)
+        return Bundle(path=path, origin=path, manifest=manifest, verified=verify)
+    if not path.is_file() or not is_archive(path):
+        raise UserError(f"{path} is no bundle; give a bundle folder, .tar.zst or .zip")
+    if extract_to is None:
+        return _extracted_temporarily(path, limits)
+    if extract_to.exists():
+        raise UserError(f"cannot extract to {extract_to}: it is there already; choose a new folder")
+    with disk_errors(extract_to), staging_folder(extract_to) as staging:
+        (staging / "bundle").mkdir()
+        manifest = extract_archive(path, staging / "bundle", limits=limits)
+        put_in_place(staging / "bundle", extract_to)
+    return Bundle(path=extract_to, origin=path, manifest=manifest, verified=True)
+
+
+def verify_report(path: Path, *, limits: Limits = DEFAULT_LIMITS, threads: int = _THREADS) -> VerifyResult:
+    """Verify every byte of a bundle and say what was read. Raises UserError as ``open_bundle`` does."""
+    started = time.perf_counter()
+    with open_bundle(path, limits=limits, threads=threads) as bundle:
+        manifest = bundle.manifest
+    return VerifyResult(
+        path=path,
+        name=manifest.name,
+        files=len(manifest.files),
+        size=manifest.size,
+        seconds=time.perf_counter() - started,
+        content_digest=manifest.content_digest,
+    )
+
+
+def _extracted_temporarily(archive: Path, limits: Limits) -> Bundle:
+    with disk_errors(Path(tempfile.gettempdir())):
+        folder = Path(tempfile.mkdtemp(prefix="edgeglm-bundle-"))
+    try:
+        manifest = extract_archive(archive, folder, limits=limits)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Bundle(path=folder, origin=archive, manifest=manifest, verified=True, temporary=folder)
+
+
+def _folder_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{folder} has no {MANIFEST_NAME}, so it is no bundle; give the path of a bundle")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
+    return manifest_from_bytes(data, str(path))
+
+
+def _verify_folder(folder: Path, manifest: Manifest, threads: int) -> None:
+    present = set()
+    for name, size in _files_below(folder):
+        if name == MANIFEST_NAME:
+            continue
+        record = manifest.files.get(name)
+        if record is None:
+            raise UserError(f"{folder} holds {name!r}, which is not in its manifest; remove it or {_REMEDY}")
+        if size != record.size:
+            raise UserError(f"{folder}: {name} has {size} bytes, the manifest says {record.size}; {_REMEDY}")
+        present.add(name)
+    if missing := manifest.files.keys() - present:
+        raise UserError(f"{folder} lacks {min(missing)}, which its manifest lists; {_REMEDY}")
+
+    def check(item: tuple[str, FileRecord]) -> None:
+        name, record = item
+        try:
+            actual = sha256_file(inside(folder, name))
+        except OSError as error:
+            raise UserError(f"cannot read {folder / name}: {error.strerror}; make it readable") from error
+        if actual != record.sha256:
+            raise altered(str(folder), name, record.sha256, actual)
+
+    largest_first = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))
+    with ThreadPoolExecutor(threads, thread_name_prefix="edgeglm-verify") as pool:
+        for _ in pool.map(check, largest_first):
+            pass
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield (relative posix path, bytes) of each plain file; anything else is refused."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as found:
+                entries = list(found)
+        except OSError as error:
+            raise UserError(
+                f"cannot look into {folder / below}: {error.strerror}; make it readable"
+            ) from error
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(name)
+            elif entry.is_file(follow_symlinks=False):
+                yield name, entry.stat(follow_symlinks=False).st_size
+            else:
+                raise UserError(f"{folder} holds {name!r}, which is a link or a device; {_REMEDY}")
