@@ -1,0 +1,1 @@
+"""What a device executes: one protocol, one file a backend."""

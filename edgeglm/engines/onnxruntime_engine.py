@@ -1,0 +1,148 @@
+"""The ONNX Runtime backend: any CPU, and any provider that proves that it works."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.engines.protocol import Array, Engine, Feeds, TensorSpec
+
+Optimization = Literal["none", "basic", "extended", "all"]
+
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_LOG_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine(Engine):
+    """One ONNX file in one session. ``infer`` may be called from several threads.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads inside an operator. Operators run one after another.
+        providers: Execution providers, the preferred first. The first one must truly load:
+            ONNX Runtime would fall back without a word, this raises UserError.
+        optimization: Graph optimisation level.
+        spinning: Whether idle threads spin for a while: quicker calls, at other processes' cost.
+        name: What errors call it; the file's name if None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 2,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        optimization: Optimization = "all",
+        spinning: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if threads < 1:
+            raise UserError(f"threads is {threads}; give at least 1")
+        if optimization not in _LEVELS:
+            raise unknown_name("optimisation level", optimization, _LEVELS)
+        self.path = Path(path)
+        self.name = name or self.path.name
+        self.threads = threads
+        self.providers = tuple(providers)
+        self.optimization = optimization
+        self.spinning = spinning
+        self._session: Any = None
+        self._inputs: tuple[TensorSpec, ...] = ()
+        self._outputs: tuple[TensorSpec, ...] = ()
+        self._lock = threading.Lock()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What ``infer`` takes. Known once loaded."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What ``infer`` gives. Known once loaded."""
+        return self._outputs
+
+    def load(self) -> None:
+        """Open the session. Raises UserError when the file or a provider cannot be used."""
+        with self._lock:
+            if self._session is None:
+                session = self._opened()
+                self._inputs = tuple(_spec(node) for node in session.get_inputs())
+                self._outputs = tuple(_spec(node) for node in session.get_outputs())
+                self._session = session
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        with self._lock:
+            self._session = None
+
+    def _run(self, feeds: Feeds) -> list[Array]:
+        outputs: list[Array] = self._session.run(None, dict(feeds))
+        return outputs
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Return ``{output name: array}`` for one batch. Raises UserError for feeds that do not fit."""
+        if self._session is None:
+            raise UserError(f"{self.name} is not loaded; open it in a 'with' statement")
+        return super().infer(feeds)
+
+    def _opened(self) -> Any:
+        runtime = _onnxruntime()
+        available = runtime.get_available_providers()
+        for provider in self.providers:
+            if provider not in available:
+                raise unknown_name("ONNX Runtime provider", provider, available)
+        if not self.path.is_file():
+            raise UserError(f"no ONNX file at {self.path}; give the path of a model")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[self.optimization])
+        if not self.spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = runtime.InferenceSession(str(self.path), options, providers=list(self.providers))
+        except Exception as error:  # its exceptions share no base of their own
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"ONNX Runtime cannot load {self.path}: {reason}; export the model again"
+            ) from error
+        if self.providers[0] not in session.get_providers():
+            raise UserError(
+                f"{self.providers[0]} does not work on this machine; "
+                "run 'edgeglm doctor', or use CPUExecutionProvider"
+            )
+        return session
+
+
+def _spec(node: Any) -> TensorSpec:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise UserError(f"{node.name} has the type {node.type}; export it as one of {', '.join(_DTYPES)}")
+    return TensorSpec(name=node.name, dtype=dtype, shape=tuple(node.shape))
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"cannot import onnxruntime ({error}); pip install 'edgeglm[device]'") from error
+    return onnxruntime

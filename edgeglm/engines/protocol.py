@@ -1,0 +1,144 @@
+"""The protocol that every engine keeps: load, then infer, then close.
+
+    with OnnxRuntimeEngine(path, threads=2) as engine:
+        embedding = engine.infer({"pixels": pixels})["embedding"]
+
+An engine declares the names, shapes and dtypes it takes and gives; feeds that break the declaration
+raise UserError before the backend sees them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import UserError
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+E = TypeVar("E", bound="Engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One declared input or output.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: The numpy name of its dtype, such as ``"float32"``.
+        shape: Its dimensions: an int is fixed, a str is dynamic and the same wherever the name
+            recurs, None is dynamic with no name.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        """Return ``pixels float32[B, 3, 80, 80]``."""
+        return f"{self.name} {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+class Engine(ABC):
+    """Base of all backends. A subclass fills ``load``, ``close``, ``_run`` and the two declarations."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What ``infer`` takes. Known once loaded."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What ``infer`` gives. Known once loaded."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read the model and take its resources; a second call does nothing. Raises UserError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the resources back; a second call does nothing."""
+
+    @abstractmethod
+    def _run(self, feeds: Feeds) -> list[Array]:
+        """Return the outputs, in order, for feeds that keep the declaration."""
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Return ``{output name: array}`` for one batch.
+
+        Raises UserError when a name, a dtype or a shape breaks the declaration.
+        """
+        check_feeds(self.inputs, feeds, self.name)
+        results = self._run(feeds)
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
+    def __enter__(self: E) -> E:
+        self.load()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> None:
+    """Raise UserError at the first feed that breaks the declared names, dtypes or shapes.
+
+    A symbolic dimension must have one size wherever its name recurs among the inputs.
+    """
+    expected = {spec.name for spec in specs}
+    if missing := sorted(expected - set(feeds)):
+        raise UserError(f"{engine}: no feed for {', '.join(missing)}; it takes {_listed(specs)}")
+    if extra := sorted(set(feeds) - expected):
+        raise UserError(f"{engine}: no input is named {', '.join(extra)}; it takes {_listed(specs)}")
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{engine}: {spec.name} is a {type(array).__name__}; feed a numpy array")
+        if array.dtype.name != spec.dtype:
+            raise UserError(
+                f"{engine}: {spec.name} is {array.dtype.name}, expected {spec}; "
+                f"convert it with .astype('{spec.dtype}')"
+            )
+        if len(array.shape) != len(spec.shape):
+            raise UserError(
+                f"{engine}: {spec.name} has shape {array.shape}, expected {spec}; "
+                f"give it {len(spec.shape)} dimensions"
+            )
+        _check_dimensions(spec, array.shape, sizes, engine)
+
+
+def _check_dimensions(
+    spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]], engine: str
+) -> None:
+    for axis, (size, declared) in enumerate(zip(shape, spec.shape, strict=True)):
+        if size == 0:
+            raise UserError(f"{engine}: {spec.name} is empty along axis {axis}; feed at least one sample")
+        if isinstance(declared, int) and size != declared:
+            raise UserError(
+                f"{engine}: {spec.name} has shape {shape}, expected {spec}; make axis {axis} {declared} long"
+            )
+        if isinstance(declared, str):
+            seen, where = sizes.setdefault(declared, (size, spec.name))
+            if seen != size:
+                raise UserError(
+                    f"{engine}: {declared} is {seen} in {where} and {size} in {spec.name}; make them equal"
+                )
+
+
+def _listed(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(str(spec) for spec in specs)
