@@ -70,20 +70,21 @@ def put_in_place(new: Path, destination: Path) -> None:
 
     Both must be on one file system. The caller removes what was replaced.
     """
-    if destination.is_dir() and not destination.is_symlink():
-        if not _exchange(new, destination):
-            aside = _aside(destination)
-            shutil.rmtree(aside, ignore_errors=True)
-            destination.rename(aside)
-            try:
-                new.rename(destination)
-            except OSError:
-                aside.rename(destination)
-                raise
-            aside.rename(new)
-    else:
-        new.replace(destination)
-    sync_folder(destination.parent)
+    with _folder_lock(destination.parent):  # of two writers, the second replaces what the first put there
+        if destination.is_dir() and not destination.is_symlink():
+            if not _exchange(new, destination):
+                aside = _aside(destination)
+                shutil.rmtree(aside, ignore_errors=True)
+                destination.rename(aside)
+                try:
+                    new.rename(destination)
+                except OSError:
+                    aside.rename(destination)
+                    raise
+                aside.rename(new)
+        else:
+            new.replace(destination)
+        sync_folder(destination.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -72,8 +72,9 @@ class GoldenResult:
 
     def agrees(self, *, cosine: float = 0.99, top_k: float = 0.9) -> bool:
         """Say whether the worst cosine and the mean top-k agreement reach these thresholds."""
-        worst = min(self.image_cosine_min, self.text_cosine_min)
-        return worst >= cosine and self.top_k_agreement >= top_k
+        # One by one: min() would lose a NaN, and a NaN agrees with nothing.
+        near = self.image_cosine_min >= cosine and self.text_cosine_min >= cosine
+        return near and self.top_k_agreement >= top_k
 
 
 def golden_sources(
@@ -160,6 +161,8 @@ def golden_check(
 def _top_k_agreement(made: FloatRows, kept: FloatRows, gallery: FloatRows, k: int) -> npt.NDArray[np.float64]:
     shares = np.zeros(len(made))
     for row, (one, other) in enumerate(zip(made @ gallery.T, kept @ gallery.T, strict=True)):
+        if not np.isfinite(one).all():
+            continue
         best = set(np.argsort(-other, kind="stable")[:k].tolist())
         shares[row] = len(best & set(np.argsort(-one, kind="stable")[:k].tolist())) / k
     return shares

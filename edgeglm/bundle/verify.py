@@ -114,8 +114,9 @@ def _folder_manifest(folder: Path) -> Manifest:
     if path.is_symlink() or not path.is_file():
         raise UserError(f"{folder} has no {MANIFEST_NAME}, so it is no bundle; give the path of a bundle")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise UserError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {_REMEDY}")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
     return manifest_from_bytes(data, str(path))

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from edgeglm.bundle.inspect import inspect_rows, size_text
+from edgeglm.bundle.verify import open_bundle
+
+
+def test_inspect_shows_the_gate_and_figure_of_every_variant_and_what_was_left_out(packed):
+    bundle = open_bundle(packed)
+    sections, tables = inspect_rows(bundle)
+    shown = {section.title: dict(section.rows) for section in sections}
+    assert shown["bundle"]["content digest"] == bundle.manifest.content_digest
+    assert shown["target"]["name"] == "cpu"
+    variants = tables[0]
+    assert variants.columns == ("variant", "gate", "size", "mAP@10 unseen", "image_b1_ms")
+    assert [row[:2] for row in variants.rows] == [
+        ("fp32", "reference"),
+        ("int8 (default)", "passed"),
+        ("fp16", "left out: mAP@10 0.2 of 0.5"),
+    ]
+    assert variants.rows[0][3:] == ("0.5000", "1.50")
+    for table in tables:
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert {table.title for table in tables} == {"variants", "towers", "stages", "licences"}
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (12_300_000, "12.3 MB"), (10**12, "1000.0 GB")],
+)
+def test_sizes_are_written_for_people(size, text):
+    assert size_text(size) == text
