@@ -68,9 +68,9 @@ def is_skin_tone_variant(name: str) -> bool:
 def base_concept(name: str) -> str:
     """Return the base concept of a name; variants of one thing share it, so a split can keep them together.
 
-    The rule, in order: a flag is its own; a family, couple or kiss is one concept whoever is in it; a few pairs with
-    names of their own (princess and prince) are listed; a trailing ``-facing-right`` and every word
-    of direction is dropped; hair and beard are dropped; every word of gender is dropped, so that
+    The rule, in order: a flag is its own; a family, couple or kiss is one concept whoever is in it; a few
+    pairs with names of their own (princess and prince) are listed; a trailing ``-facing-right`` and every
+    word of direction is dropped; hair and beard are dropped; every word of gender is dropped, so that
     ``man-cook``, ``woman-cook`` and ``cook`` are one; what is then empty is a person.
 
     >>> [base_concept(name) for name in ("woman-cook", "man-running-facing-right", "man-red-hair")]

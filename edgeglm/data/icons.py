@@ -101,7 +101,7 @@ class PairsStage(Stage[PairsConfig]):
             asset_member(inputs[KEYWORDS_ASSET], catalogue()[KEYWORDS_ASSET].members["en"])
         )
         keywords = {c.name: frozenset().union(*(by_code.get(code, ()) for code in c.codes)) for c in concepts}
-        tracks = icon_tracks(rows, target=data.target, unseen=split.unseen, keywords=keywords)
+        tracks = icon_tracks(rows, digests, target=data.target, unseen=split.unseen, keywords=keywords)
         summary = {
             "concepts": len(concepts),
             "base_concepts": len({concept.base for concept in concepts}),

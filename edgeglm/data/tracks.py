@@ -12,6 +12,9 @@ track                       queries                             gallery
 ``unseen``                  names of unseen concepts            their target images only
 ==========================  ==================================  ===================================
 
+A name's relevant image is its concept's; images with the very same pixels (one set draws eight families
+alike) are right too, since nothing can tell them apart.
+
 Each has a ``-keywords`` twin with the same gallery. A keyword is an English CLDR keyword that is neither the
 name of a concept nor, as a whole string, a caption that training may see. All images of the gallery whose
 concept carries it are relevant, so nothing right is counted as wrong. The two catalogue twins share the
@@ -61,7 +64,9 @@ def keywords_from_cldr(data: bytes) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for characters, entry in parsed.annotations.annotations.items():
         code = plain_code("-".join(f"{ord(character):x}" for character in characters))
-        found[code] = frozenset(folded(word) for word in entry.default if word.strip())
+        found[code] = frozenset(
+            folded(word) for word in entry.default if any(letter.isalpha() for letter in word)
+        )
     return found
 
 
@@ -72,6 +77,7 @@ def folded(text: str) -> str:
 
 def icon_tracks(
     rows: Sequence[Pair],
+    digests: Sequence[str],
     *,
     target: str | None,
     unseen: frozenset[str],
@@ -81,6 +87,7 @@ def icon_tracks(
 
     Args:
         rows: All pairs; indices in tracks refer to them.
+        digests: A digest of the pixels of each row's image.
         target: The target style, or None.
         unseen: Names of the unseen concepts.
         keywords: Keywords of each concept, folded.
@@ -100,7 +107,7 @@ def icon_tracks(
         if name not in sides:
             continue
         gallery = galleries[name]
-        named = _name_queries(rows, sides[name], gallery)
+        named = _name_queries(rows, digests, sides[name], gallery)
         worded = _keyword_queries(rows, name, sides[name], gallery, keywords, forbidden)
         for suffix, kind, queries in (("", "names", named), ("-keywords", "keywords", worded)):
             if queries:
@@ -116,13 +123,17 @@ def icon_tracks(
     return tuple(sorted(tracks, key=lambda track: track.query_kind != "names"))
 
 
-def _name_queries(rows: Sequence[Pair], side: Sequence[int], gallery: Sequence[int]) -> tuple[Query, ...]:
-    by_text = defaultdict(list)
+def _name_queries(
+    rows: Sequence[Pair], digests: Sequence[str], side: Sequence[int], gallery: Sequence[int]
+) -> tuple[Query, ...]:
+    by_digest: dict[str, set[int]] = defaultdict(set)
+    by_text: dict[str, set[int]] = defaultdict(set)
     for i in gallery:
-        by_text[rows[i].text].append(i)
-    return tuple(
-        Query(text=text, relevant=tuple(by_text[text])) for text in sorted({rows[i].text for i in side})
-    )
+        by_digest[digests[i]].add(i)
+    for i in gallery:
+        by_text[rows[i].text] |= by_digest[digests[i]]
+    texts = sorted({rows[i].text for i in side})
+    return tuple(Query(text=text, relevant=tuple(sorted(by_text[text]))) for text in texts)
 
 
 def _keyword_queries(

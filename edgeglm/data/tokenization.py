@@ -1,0 +1,85 @@
+"""Texts to token ids with a ``tokenizer.json``: one way for training, evaluation and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import UserError
+
+Ids = npt.NDArray[np.int64]
+MAX_LENGTH = 32
+
+
+class TextPreprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``text`` table of a bundle's ``preprocessing.json``."""
+
+    max_length: Annotated[int, msgspec.Meta(ge=3)] = MAX_LENGTH
+    lowercase: bool = False
+
+
+class Tokenizer:
+    """A Hugging Face ``tokenizers`` file with this project's rules for length and padding.
+
+    Truncation and padding written in the file are replaced: sequences are cut at ``max_length`` ids,
+    special ones included, and padded at the end to the longest in the batch. Safe to share by threads.
+    """
+
+    def __init__(self, path: Path, *, lowercase: bool = False) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        if not path.is_file():
+            raise UserError(f"no tokenizer at {path}; give the path of a tokenizer.json")
+        try:
+            self._backend: Any = Backend.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path} is not a tokenizer.json: {error}; give one of `tokenizers`") from error
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._pad = self._pad_id()
+        self._lowercase = lowercase
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short sequences; masked, so its value changes no embedding."""
+        return self._pad
+
+    def encode(self, texts: Sequence[str], *, max_length: int = MAX_LENGTH) -> tuple[Ids, Ids]:
+        """Return ``(input_ids, attention_mask)``, both int64 [B, L] with L <= ``max_length``.
+
+        A longer text loses tokens at its end and keeps its special tokens. An empty text, or one of
+        white space, becomes its special tokens alone; a tokenizer without any gives it one pad id that
+        is attended to, so that no row of the mask is empty. No texts give two [0, 1] arrays.
+        """
+        rows = [self._ids(text, max_length) for text in texts]
+        length = max((len(row) for row in rows), default=1)
+        ids = np.full((len(rows), length), self._pad, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return ids, mask
+
+    def _ids(self, text: str, max_length: int) -> list[int]:
+        text = text.lower() if self._lowercase else text
+        plain = self._backend.encode(text, add_special_tokens=False)
+        plain.truncate(max(max_length - self._backend.num_special_tokens_to_add(is_pair=False), 0))
+        ids: list[int] = self._backend.post_process(plain, add_special_tokens=True).ids
+        return ids[:max_length] or [self._pad]
+
+    def _pad_id(self) -> int:
+        for token in ("[PAD]", "<pad>", "<|endoftext|>", "</s>"):
+            found = self._backend.token_to_id(token)
+            if found is not None:
+                return int(found)
+        return 0

@@ -1,0 +1,150 @@
+"""Raw image bytes to model input: the one way, used to make training pixels, in evaluation and on a device.
+
+Needs Pillow and numpy only. The steps: decode upright in RGB over the background; pad to a square; resize by
+Pillow's antialiased bicubic; divide by 255. Normalisation is inside the model.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+WHITE = (255, 255, 255)
+# A decoder must not be made to fill the memory by a file of a few kilobytes.
+MAX_PIXELS = 100_000_000
+
+
+class ImagePreprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``image`` table of a bundle's ``preprocessing.json``."""
+
+    resolution: Annotated[int, msgspec.Meta(ge=1)]
+    resample: Literal["bicubic"] = "bicubic"
+    background: tuple[Byte, Byte, Byte] = WHITE
+    fit: Literal["pad"] = "pad"
+
+
+def decoded_image(
+    source: bytes | Path, *, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS
+) -> Image:
+    """Decode an image file to upright RGB.
+
+    The EXIF orientation is applied; transparency (alpha, or a transparent palette entry) is laid over
+    ``background``; 16 bit grey is scaled to 8; CMYK and other modes are converted; of an animation the
+    first frame is taken.
+
+    Args:
+        source: The bytes of a file, or its path.
+        background: RGB in 0..255.
+        max_pixels: Larger images are refused before they are decoded.
+
+    Raises:
+        UserError: Missing, empty, cut off, not an image, or too large; the message names the path.
+    """
+    from PIL import Image as Images
+    from PIL import ImageOps, UnidentifiedImageError
+
+    where = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes"
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is judged below; odd metadata does no harm
+            with Images.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise UserError(
+                        f"{where} has {width} x {height} pixels, more than {max_pixels}; give a smaller one"
+                    )
+                image.seek(0)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                return _flat(upright, background)
+    except FileNotFoundError:
+        raise UserError(f"no image at {where}; give the path of an image file") from None
+    except Images.DecompressionBombError:
+        raise UserError(f"{where} has more than {max_pixels} pixels; give a smaller one") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{where} is not an image that can be read; give a PNG, JPEG or WebP") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, MemoryError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise UserError(f"{where} is damaged: {error}; give a whole image file") from error
+
+
+def pixels_from_image(
+    image: Image, resolution: int, *, background: tuple[int, int, int] = WHITE
+) -> npt.NDArray[np.uint8]:
+    """Pad an RGB image to a square, the image in the middle, and resize it. Returns uint8 [R, R, 3]."""
+    from PIL import Image as Images
+
+    width, height = image.size
+    if width != height:
+        side = max(width, height)
+        square = Images.new("RGB", (side, side), background)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if image.width != resolution:
+        image = image.resize((resolution, resolution), Images.Resampling.BICUBIC)
+    return np.array(image, dtype=np.uint8)
+
+
+def model_input_from_pixels(pixels: npt.NDArray[np.uint8], resolution: int) -> npt.NDArray[np.float32]:
+    """Resize stored pixels as ``pixels_from_image`` does and scale them: what the models take.
+
+    Args:
+        pixels: uint8 [N, S, S, 3], RGB.
+        resolution: R.
+
+    Returns:
+        float32 [N, 3, R, R], contiguous, in [0, 1].
+    """
+    from PIL import Image as Images
+
+    out = np.empty((len(pixels), 3, resolution, resolution), np.float32)
+    for i, square in enumerate(pixels):
+        resized = pixels_from_image(Images.fromarray(np.ascontiguousarray(square)), resolution)
+        out[i] = resized.transpose(2, 0, 1)
+    out /= np.float32(255)
+    return out
+
+
+def model_input_from_files(
+    sources: list[bytes] | list[Path], preprocessing: ImagePreprocessing
+) -> npt.NDArray[np.float32]:
+    """Decode image files and make the model input of them: float32 [N, 3, R, R] in [0, 1].
+
+    Raises UserError for a file that cannot be decoded.
+    """
+    size, background = preprocessing.resolution, preprocessing.background
+    pixels = [
+        pixels_from_image(decoded_image(source, background=background), size, background=background)
+        for source in sources
+    ]
+    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+    return model_input_from_pixels(stacked, size)
+
+
+def _flat(image: Image, background: tuple[int, int, int]) -> Image:
+    """Convert any mode to RGB over the background."""
+    from PIL import Image as Images
+
+    if image.mode.startswith("I") or image.mode == "F":
+        wide: npt.NDArray[Any] = np.asarray(image, dtype=np.float64)
+        # 16 bit files are scaled; what is within 8 bits in a wide mode is taken as it is.
+        scaled = wide / 257.0 if image.mode.startswith("I;16") or wide.max(initial=0.0) > 255.0 else wide
+        return Images.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        ground = Images.new("RGBA", layer.size, (*background, 255))
+        return Images.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")

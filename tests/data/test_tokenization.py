@@ -1,0 +1,84 @@
+"""Every text becomes ids a model can take, as the original tokenizer would make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeglm.core.errors import UserError
+from edgeglm.data.tokenization import Tokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple", "##s"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT-like tokenizer file, with the fixed padding that real ones carry."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    backend.normalizer = tokenizers.normalizers.BertNormalizer()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.enable_padding(length=128)
+    backend.enable_truncation(max_length=128)
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    backend.save(str(file))
+    return file
+
+
+def test_short_texts_are_padded_to_the_longest_and_masked(path: Path) -> None:
+    ids, mask = Tokenizer(path).encode(["a red apples", "apple"])
+    assert ids.tolist() == [[2, 4, 5, 6, 7, 3], [2, 6, 3, 0, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
+    assert ids.dtype == mask.dtype == np.int64
+
+
+def test_a_long_text_is_cut_and_keeps_its_last_special_token(path: Path) -> None:
+    ids, mask = Tokenizer(path).encode(["a " * 1000], max_length=6)
+    assert ids.tolist() == [[2, 4, 4, 4, 4, 3]]
+    assert mask.all()
+
+
+def test_an_empty_text_still_attends_to_something(path: Path) -> None:
+    ids, mask = Tokenizer(path).encode(["", " \n"])
+    assert ids.tolist() == [[2, 3], [2, 3]]
+    assert mask.all()
+
+
+def test_an_empty_text_without_special_tokens_attends_to_something(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"[PAD]": 0, "a": 1}, unk_token="[PAD]")).save(str(file))
+    ids, mask = Tokenizer(file).encode([""])
+    assert ids.tolist() == [[0]]
+    assert mask.tolist() == [[1]]
+
+
+def test_no_texts_are_no_rows(path: Path) -> None:
+    ids, mask = Tokenizer(path).encode([])
+    assert ids.shape == mask.shape == (0, 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(), min_size=1, max_size=4))
+def test_any_text_gives_ids_of_the_vocabulary(path: Path, texts: list[str]) -> None:
+    tokenizer = Tokenizer(path)
+    ids, mask = tokenizer.encode(texts, max_length=8)
+    assert ids.shape == mask.shape
+    assert ids.shape[1] <= 8
+    assert ((ids >= 0) & (ids < tokenizer.vocabulary_size)).all()
+    assert mask.any(axis=1).all()
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
+        Tokenizer(file)
+    with pytest.raises(UserError, match="no tokenizer at"):
+        Tokenizer(tmp_path / "absent.json")

@@ -1,0 +1,138 @@
+"""Any image file a person has becomes the same pixels everywhere, or a clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeglm.core.errors import UserError
+from edgeglm.data.transforms import (
+    ImagePreprocessing,
+    decoded_image,
+    model_input_from_files,
+    model_input_from_pixels,
+    pixels_from_image,
+)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("resolution", [80, 128, 144, 200])
+def test_the_device_sees_the_pixels_that_training_saw(resolution: int) -> None:
+    pixels = noise(3, 144, 144, 3)
+    files = [encoded(Image.fromarray(image)) for image in pixels]
+    from_files = model_input_from_files(files, ImagePreprocessing(resolution=resolution))
+    from_arrays = model_input_from_pixels(pixels, resolution)
+    assert from_arrays.dtype == np.float32
+    assert from_arrays.shape == (3, 3, resolution, resolution)
+    assert from_arrays.flags.c_contiguous
+    np.testing.assert_array_equal(from_files, from_arrays)
+    assert from_arrays.min() >= 0.0
+    assert from_arrays.max() <= 1.0
+
+
+def test_pixels_at_their_own_size_are_not_touched() -> None:
+    pixels = noise(1, 20, 20, 3)
+    np.testing.assert_array_equal(
+        model_input_from_pixels(pixels, 20), pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    )
+
+
+def test_a_wide_image_is_padded_and_not_stretched() -> None:
+    pixels = pixels_from_image(Image.new("RGB", (40, 20), (255, 0, 0)), 40)
+    assert pixels.shape == (40, 40, 3)
+    assert (pixels[:10] == 255).all()
+    assert (pixels[10:30] == (255, 0, 0)).all()
+
+
+def test_a_photo_on_its_side_is_turned_upright() -> None:
+    image = Image.new("RGB", (8, 4), (0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decoded_image(encoded(image, "JPEG", exif=exif)).size == (4, 8)
+
+
+def test_transparency_shows_the_background_and_not_black() -> None:
+    clear = encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))
+    assert decoded_image(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert decoded_image(clear, background=(1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+    grey = encoded(Image.new("LA", (4, 4), (0, 0)))
+    assert decoded_image(grey).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_entry_shows_the_background() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    assert decoded_image(encoded(image)).getpixel((0, 0)) == (10, 20, 30)
+    assert decoded_image(encoded(image, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    image = Image.fromarray(np.full((4, 4), 32896, np.uint16))
+    assert decoded_image(encoded(image)).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_other_modes_become_rgb() -> None:
+    for mode in ("1", "L", "CMYK", "YCbCr"):
+        form = "PNG" if mode in ("1", "L") else "TIFF"
+        assert decoded_image(encoded(Image.new(mode, (3, 3)), form)).mode == "RGB"
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decoded_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(UserError, match=r"more than 99.*give a smaller one"):
+        decoded_image(encoded(Image.new("L", (10, 10))), max_pixels=99)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    path.write_bytes(encoded(Image.fromarray(noise(64, 64, 3)))[:2000])
+    with pytest.raises(UserError, match=r"cut\.png"):
+        decoded_image(path)
+    with pytest.raises(UserError, match="no image at"):
+        decoded_image(tmp_path / "absent.png")
+    for junk in (b"", b"not an image"):
+        with pytest.raises(UserError, match="not an image"):
+            decoded_image(junk)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]), st.data())
+def test_no_damage_escapes_as_a_traceback(form: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(Image.fromarray(noise(9, 7, 3)), form))
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
+        whole[place] = data.draw(st.integers(0, 255))
+    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    with contextlib.suppress(UserError):
+        assert decoded_image(cut, max_pixels=10_000).mode == "RGB"
+
+
+def test_a_device_needs_no_heavy_library() -> None:
+    code = (
+        "import sys, edgeglm.data.transforms, edgeglm.data.tokenization\n"
+        "heavy = {'torch', 'transformers', 'modelopt', 'PIL', 'tokenizers', 'onnxruntime', 'resvg_py'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
