@@ -180,6 +180,27 @@ class App:
             table.add_row(*(str(cell) for cell in row))
         self.console.print(table)
 
+    def pairs(self, rows: Iterable[tuple[str, str]], *, title: str = "") -> None:
+        """Print labels with their values; a label that repeats is shown once."""
+        if self.json:
+            return
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        table.title, table.title_justify = title or None, "left"
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        before = None
+        for label, value in rows:
+            table.add_row("" if label == before else label, value)
+            before = label
+        self.console.print(table)
+
+
+def bundle_argument(command: F) -> F:
+    """Give a command the argument BUNDLE, passed as the path ``bundle``."""
+    return click.argument("bundle", type=click.Path(path_type=Path))(command)
+
 
 def json_option(command: F) -> F:
     """Give a command ``--json``, which turns ``ctx.obj`` into an App that prints JSON only."""

@@ -25,7 +25,7 @@ COMMANDS = {
     "explain": "Say what a build would reuse, and why the rest must run.",
     "run": "Search a bundle's gallery with words or with a picture.",
     "inspect": "Show what a bundle holds.",
-    "verify": "Check every byte of a bundle, then its golden outputs.",
+    "verify": "Hold every byte of a bundle against its digests.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
     "targets": "List the known targets, or show one.",

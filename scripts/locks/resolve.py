@@ -18,11 +18,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -44,9 +44,7 @@ UNUSED = {
     "host": {
         "cppimport": "compiles ModelOpt's fast INT4 path; sdist only",
         "cupy-cuda12x": "INT4 on a GPU; 120 MB and useless without CUDA",
-        "lief": "reads TensorRT plugin libraries",
         "ninja": "compiles ModelOpt's torch extensions",
-        "nvidia-ml-py": "asks a GPU for its memory",
         "pulp": "ModelOpt's search over per-layer formats",
     },
     "device": {

@@ -1,0 +1,75 @@
+"""`edgeglm run`: retrieval from a bundle, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeglm.cli.console import App, bundle_argument, json_option
+
+
+@click.command(name="run")
+@bundle_argument
+@click.option("--query", metavar="TEXT", help="Words to search with.")
+@click.option("--image", type=click.Path(path_type=Path), help="A picture to search with, in place of words.")
+@click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
+@click.option("--variant", help="Which variant of the bundle; by default the one it names.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@json_option
+@click.pass_obj
+def command(
+    app: App,
+    bundle: Path,
+    query: str | None,
+    image: Path | None,
+    count: int,
+    variant: str | None,
+    threads: int,
+) -> None:
+    """Search the gallery of BUNDLE with words or with a picture.
+
+    Says which variant and which file answered: the report's figure for that variant was measured
+    on that very file.
+    """
+    if (query is None) == (image is None):
+        raise click.UsageError("give either --query TEXT or --image FILE")
+
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.runtime.retrieval import Retriever
+
+    with (
+        open_bundle(bundle) as opened,
+        Retriever(opened, variant=variant, threads=threads) as retriever,
+    ):
+        if image is not None:
+            result = retriever.search_image(image, count)
+        else:
+            assert query is not None
+            result = retriever.search_text(query, count)
+        in_place = opened.temporary is None  # an archive's thumbnails go with its temporary folder
+    hits = [
+        {
+            "rank": rank,
+            "score": round(hit.score, 6),
+            "text": hit.text,
+            "id": hit.id,
+            "thumbnail": str(hit.thumbnail) if in_place and hit.thumbnail is not None else None,
+        }
+        for rank, hit in enumerate(result.hits, start=1)
+    ]
+    rows = [
+        (hit["rank"], f"{hit['score']:.4f}", hit["text"], hit["id"], hit["thumbnail"] or "") for hit in hits
+    ]
+    app.table([">rank", ">score", "text", "id", "thumbnail"], rows)
+    app.print(f"variant {result.variant}, {result.model} of {bundle}, ONNX Runtime")
+    app.emit(
+        {
+            "query": query,
+            "image": image,
+            "bundle": bundle,
+            "variant": result.variant,
+            "model": result.model,
+            "hits": hits,
+        }
+    )

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import contextlib
+import string
+from pathlib import Path
+
+import msgspec
+import pytest
+import tomli_w
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import (
+    DataConfig,
+    Recipe,
+    StudentConfig,
+    TeacherConfig,
+    recipe_digest,
+    recipe_from_file,
+    recipe_from_toml,
+)
+
+_words = st.text(string.ascii_letters + string.digits + "-_./: é", min_size=1, max_size=12)
+_counts = st.integers(min_value=1, max_value=10_000)
+_rates = st.floats(min_value=1e-9, max_value=1e3)
+_recipes = st.builds(
+    Recipe,
+    name=_words,
+    seed=st.integers(min_value=0, max_value=2**31),
+    data=st.builds(
+        DataConfig,
+        source=st.sampled_from(["icons", "folder", "parquet"]),
+        labelled=st.lists(_words, max_size=3).map(tuple),
+        image_size=_counts,
+        unseen_fraction=st.floats(min_value=0, max_value=1),
+        skip_bad=st.booleans(),
+    ),
+    teacher=st.builds(TeacherConfig, image=_words, epochs=_counts, learning_rate=_rates),
+    student=st.builds(StudentConfig, size=_words, epochs=_counts),
+)
+
+
+def without_nulls(tree):
+    if isinstance(tree, dict):
+        return {key: without_nulls(value) for key, value in tree.items() if value is not None}
+    return tree
+
+
+@given(_recipes)
+def test_a_recipe_saved_in_a_bundle_reads_back_as_the_same_recipe(recipe: Recipe):
+    text = tomli_w.dumps(without_nulls(msgspec.to_builtins(recipe)))
+    # TOML has no null: a field that is None is left out, so only such fields may fall to defaults.
+    again = recipe_from_toml(text, origin="saved")
+    if recipe.data.target is not None:
+        assert again == recipe
+        assert recipe_digest(again) == recipe_digest(recipe)
+
+
+def test_an_empty_recipe_is_the_default():
+    assert recipe_from_toml("", origin="r.toml") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[student]\nepoch = 3", ["r.toml", "student.epoch", "did you mean 'student.epochs'"]),
+        ("[teachr]\n", ["r.toml", "teachr", "did you mean 'teacher'"]),
+        ("[student]\nepochs = 'three'", ["student.epochs", "Expected `int`, got `str`"]),
+        ("[student]\nepochs = 0", ["student.epochs", ">= 1"]),
+        ("[data]\nunseen_fraction = 1.5", ["data.unseen_fraction", "<= 1.0"]),
+        ("[data]\nsource = 'ftp'", ["data.source", "ftp"]),
+        ("[quantize]\ncandidates = ['fp16', 'int3']", ["quantize.candidates", "int3"]),
+        ("seed = 1\nseed = 2\n[data]", ["r.toml is not TOML", "line 2"]),
+        ("[student", ["r.toml is not TOML"]),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_key_and_file(text: str, words: list[str]):
+    with pytest.raises(UserError) as caught:
+        recipe_from_toml(text, origin="r.toml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("student.epochs=3", 3),
+        ("student.epochs= 3", 3),
+        ("seed=7", 7),
+        ("data.skip_bad=true", True),
+        ("teacher.text=hf:owner/name", "hf:owner/name"),
+        ('teacher.text="quoted"', "quoted"),
+        ("teacher.text=a=b", "a=b"),
+        ('teacher.lora_targets=["query"]', ("query",)),
+    ],
+)
+def test_set_overrides_one_value_with_the_type_it_has_in_toml(override: str, expected: object):
+    value: object = recipe_from_toml("", origin="r", overrides=[override])
+    for part in override.partition("=")[0].split("."):
+        value = getattr(value, part)
+    assert value == expected
+
+
+@pytest.mark.parametrize(
+    "override", ["seed", "=3", "seed.deep=3", "student.epoch=3", "student.epochs=x", ".=1"]
+)
+def test_a_wrong_override_is_bad_input(override: str):
+    with pytest.raises(UserError):
+        recipe_from_toml("seed = 0", origin="r", overrides=[override])
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=20), max_size=2))
+@example("", ["data.labelled.x=1", "a.b.c=1"])
+def test_no_text_makes_the_parser_fail_in_another_way(text: str, overrides: list[str]):
+    with contextlib.suppress(UserError):
+        assert isinstance(recipe_from_toml(text, origin="r", overrides=overrides), Recipe)
+
+
+def test_a_missing_recipe_says_where_it_was_looked_for(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no recipe at .*none\.toml; give the path"):
+        recipe_from_file(tmp_path / "none.toml")
+
+
+def test_a_recipe_that_is_not_text_is_bad_input(tmp_path: Path):
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        recipe_from_file(tmp_path / "r.toml")
+    with pytest.raises(UserError, match="cannot read"):
+        recipe_from_file(tmp_path)
+
+
+def test_paths_in_a_recipe_start_at_the_recipe(tmp_path: Path):
+    (tmp_path / "r.toml").write_text('[data]\nsource = "folder"\npath = "pictures"\n')
+    assert recipe_from_file(tmp_path / "r.toml").data.path == str(tmp_path / "pictures")
+
+
+def test_renaming_a_recipe_rebuilds_nothing():
+    named = msgspec.structs.replace(Recipe(), name="other", description="words")
+    assert recipe_digest(named) == recipe_digest(Recipe())
+    assert recipe_digest(msgspec.structs.replace(Recipe(), seed=1)) != recipe_digest(Recipe())
