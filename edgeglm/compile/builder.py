@@ -1,0 +1,227 @@
+"""A plan from an ONNX file, through TensorRT or TensorRT-RTX alike.
+
+Networks are strongly typed: precision is in the graph, the builder chooses none. One engine may
+hold code for several compute capabilities (TensorRT-RTX); native TensorRT builds for the GPU here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.compile.shapes import tensor_records, whole_profiles
+from edgeglm.compile.trt_api import BuilderConfig, Library, Parser, TrtApi, load_trt
+from edgeglm.compile.trt_callbacks import BuildWatch, recorded_log
+from edgeglm.core.digest import sha256_bytes, sha256_file
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.progress import Progress, QuietProgress
+from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.plan import PlanMetadata, ShapeRange
+from edgeglm.targets.legality import require_precision
+from edgeglm.targets.schema import Target
+
+Profile = Mapping[str, ShapeRange]
+
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the builder may do besides. The defaults are the library's own.
+
+    Attributes:
+        version_compatible: The plan also loads in later releases of the same major version.
+        refit: Weights may be replaced in the finished engine.
+        weight_streaming: Weights may stay in host memory.
+        workspace_bytes: The most scratch memory a layer may use; None for no limit.
+        optimization_level: 0 (quick build) to 5 (slow build); None for the library's default.
+    """
+
+    version_compatible: bool = False
+    refit: bool = False
+    weight_streaming: bool = False
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """A finished build: the raw plan, its record, the builder's log (INFO and worse), the cache."""
+
+    plan: bytes
+    metadata: PlanMetadata
+    log: tuple[str, ...]
+    timing_cache: bytes | None = None
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write ``<name>.plan`` and ``<name>.json`` beside it; return both paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plan, record = folder / f"{name}.plan", folder / f"{name}.json"
+        plan.write_bytes(self.plan)
+        record.write_bytes(msgspec.json.format(msgspec.json.encode(self.metadata), indent=1))
+        return plan, record
+
+
+def engine_from_onnx(
+    onnx_path: Path,
+    *,
+    targets: Sequence[Target],
+    library: Library,
+    precision: str,
+    profiles: Sequence[Profile],
+    progress: Progress | None = None,
+    timing_cache: bytes | None = None,
+    options: BuildOptions | None = None,
+    variant: str = "",
+    tower: str = "",
+) -> EnginePlan:
+    """Build one plan that serves all ``targets``.
+
+    Args:
+        onnx_path: The ONNX file, lane B.
+        targets: Devices (no families); their compute capabilities go into the one plan.
+        library: Who builds.
+        precision: That of the graph's matrix products; checked for legality before anything else.
+        profiles: One mapping an optimization profile, ``{input: ShapeRange}``; -1 in a range
+            stands for the graph's own fixed size. Every dynamic input must be named.
+        progress: Where the builder's phases are shown.
+        timing_cache: What an earlier build of the exact same library version returned; native
+            TensorRT only, TensorRT-RTX times nothing.
+        options: Builder options; the defaults if None.
+        variant: Recorded in the metadata.
+        tower: Recorded in the metadata.
+
+    Raises:
+        UserError: the precision is illegal on a target, the library is absent or does not build
+            for a target's SM, a profile does not fit the graph.
+        EdgeglmError: the parser or the builder refused; the message names the nodes.
+    """
+    for target in targets:
+        require_precision(target, precision, library=library)
+    options = options or BuildOptions()
+    api = load_trt(library)
+    sms = _checked_sms(api, targets)
+    _check_options(api, options)
+    started = time.perf_counter()
+    watch = BuildWatch(progress or QuietProgress(), f"engine {variant} {tower}".strip())
+    with recorded_log(api) as log:
+        builder = api.module.Builder(log.logger)
+        network = builder.create_network(1 << int(api.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        _parse(api.module.OnnxParser(network, log.logger), onnx_path)
+        config = builder.create_builder_config()
+        inputs, outputs = tensor_records(network)
+        whole = whole_profiles(inputs, profiles, onnx_path.name)
+        for ranges in whole:
+            profile = builder.create_optimization_profile()
+            for name, shapes in ranges.items():
+                profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+            config.add_optimization_profile(profile)
+        _configure(api, config, sms, options)
+        if library == "tensorrt":  # in TensorRT-RTX the cache is a deprecated no-op
+            _use_timing_cache(config, timing_cache)
+        with watch.attached(api, config):
+            plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise _build_error(onnx_path, library, log.errors)
+        data = bytes(plan)
+        cache = config.get_timing_cache() if library == "tensorrt" else None
+        metadata = PlanMetadata(
+            library=library,
+            library_version=api.version,
+            sms=sms,
+            onnx_sha256=sha256_file(onnx_path),
+            plan_sha256=sha256_bytes(data),
+            size_bytes=len(data),
+            profiles=whole,
+            precision=precision,
+            inputs=inputs,
+            outputs=outputs,
+            options=_chosen(options),
+            variant=variant,
+            tower=tower,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        kept = bytes(cache.serialize()) if cache is not None else None
+        return EnginePlan(plan=data, metadata=metadata, log=tuple(log.lines), timing_cache=kept)
+
+
+def _checked_sms(api: TrtApi, targets: Sequence[Target]) -> tuple[int, ...]:
+    """Return the compute capabilities to build for, which the library must be able to serve."""
+    if not targets:
+        raise UserError("no target to build an engine for; name at least one device")
+    sms = tuple(sorted({target.sm for target in targets if target.sm is not None}))
+    if api.library == "tensorrt-rtx":
+        offered = api.buildable_sms
+    else:
+        offered = tuple(sorted({device.sm for device in cuda_devices()}))
+        if len(sms) > 1:
+            raise UserError("native TensorRT builds for one SM at a time; name one device")
+    for target in targets:
+        if target.sm not in offered:
+            listed = ", ".join(map(str, offered)) or "none: there is no GPU here"
+            raise UserError(
+                f"{api.library} {api.version} cannot build for {target.name} (SM {target.sm}) on this "
+                f"machine, only for SM {listed}; finalize the bundle on the device"
+            )
+    return sms
+
+
+def _check_options(api: TrtApi, options: BuildOptions) -> None:
+    """What TensorRT-RTX 1.7 was seen to refuse, said before it fails in its own words."""
+    if api.library != "tensorrt-rtx":
+        return
+    if options.version_compatible:
+        raise UserError(
+            "TensorRT-RTX ships no lean runtime for version-compatible plans; leave version_compatible out"
+        )
+    if options.refit and not cuda_devices():
+        raise UserError(
+            "TensorRT-RTX builds refittable plans on a GPU only, and there is none; leave refit out"
+        )
+
+
+def _parse(parser: Parser, onnx_path: Path) -> None:
+    if not onnx_path.is_file():
+        raise UserError(f"no ONNX file at {onnx_path}; give the path of a model")
+    if parser.parse_from_file(str(onnx_path)):
+        return
+    complaints = []
+    for error in map(parser.get_error, range(parser.num_errors)):
+        node = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node() >= 0 else ""
+        complaints.append(node + " ".join(error.desc().split()))
+    listed = "; ".join(complaints) or "the parser gave no reason"
+    raise EdgeglmError(f"cannot parse {onnx_path.name}: {listed}; leave this variant out or export it anew")
+
+
+def _configure(api: TrtApi, config: BuilderConfig, sms: tuple[int, ...], options: BuildOptions) -> None:
+    if api.library == "tensorrt-rtx":
+        config.num_compute_capabilities = len(sms)
+        for index, sm in enumerate(sms):
+            config.set_compute_capability(getattr(api.module.ComputeCapability, f"SM{sm}"), index)
+    for name in _chosen(options):
+        config.set_flag(getattr(api.module.BuilderFlag, name.upper()))
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+
+
+def _use_timing_cache(config: BuilderConfig, blob: bytes | None) -> None:
+    """Give the builder a cache to fill; one of another version is refused by it and started afresh."""
+    cache = config.create_timing_cache(blob or b"") or config.create_timing_cache(b"")
+    if cache is not None:
+        config.set_timing_cache(cache, False)
+
+
+def _build_error(onnx_path: Path, library: Library, errors: Sequence[str]) -> EdgeglmError:
+    reason = "; ".join(" ".join(error.split()) for error in errors) or "the builder gave no reason"
+    return EdgeglmError(
+        f"{library} cannot build {onnx_path.name}: {reason}; "
+        "leave this variant out, or change the named node's precision"
+    )
+
+
+def _chosen(options: BuildOptions) -> dict[str, bool]:
+    flags = ("version_compatible", "refit", "weight_streaming")
+    return {name: True for name in flags if getattr(options, name)}

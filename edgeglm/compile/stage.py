@@ -1,0 +1,245 @@
+"""The compile stage: every engine that can be built here, and the reason for every one that cannot.
+
+Input ``quantize`` holds ``models/<variant>/image.onnx`` and ``models/<variant>/text.onnx``. The
+artifact holds ``engines/<variant>-<tower>-sm<SM>.plan`` with its record beside it, and
+``compile.json``, which accounts for every member of the target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from edgeglm.compile.builder import BuildOptions, engine_from_onnx
+from edgeglm.compile.decision import MemberPlan, plan_compile
+from edgeglm.compile.trt_api import Library
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.progress import Progress
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
+from edgeglm.targets.legality import check_precision
+from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
+
+Tower = Literal["image", "text"]
+TOWERS: tuple[Tower, ...] = ("image", "text")
+_MODEL = re.compile(r"models/([a-z0-9][a-z0-9_.-]*)/(image|text)\.onnx")
+
+Range = tuple[int, int, int]
+
+
+class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to build.
+
+    Attributes:
+        target: The target with its members' profiles inside.
+        precisions: Variants of these precisions get engines; the others stay ONNX.
+        tolerated: A failure to build these is recorded; any other stops the build.
+        batch: The least, the usual and the largest batch of an engine.
+        length: The same for tokens of a text.
+        options: What the builder may do besides.
+    """
+
+    target: ResolvedTarget
+    precisions: tuple[str, ...] = ("fp16", "int8")
+    tolerated: tuple[str, ...] = ("int8",)
+    batch: Range = (1, 8, 32)
+    length: Range = (1, 16, 32)
+    options: BuildOptions = BuildOptions()
+
+
+class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine of one member: where it lies, or why there is none."""
+
+    variant: str
+    tower: Tower
+    file: str | None = None
+    failure: str | None = None
+
+
+class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of one member of the target."""
+
+    name: str
+    status: Literal["built", "deferred", "onnxruntime"]
+    reason: str
+    library: str | None = None
+    library_version: str | None = None
+    engines: tuple[EngineRecord, ...] = ()
+
+
+class CompileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``compile.json``."""
+
+    schema: Literal[1] = 1
+    target: str
+    members: tuple[MemberRecord, ...]
+
+
+def compile_config(target: Target, *, max_length: int = 32) -> CompileConfig:
+    """Return the configuration for a target; ``max_length`` is the longest text in tokens."""
+    usual = max(1, max_length // 2)
+    return CompileConfig(target=resolve_target(target), length=(1, usual, max_length))
+
+
+def compile_record_from_file(path: Path) -> CompileRecord:
+    """Read a ``compile.json``. Raises UserError when it is absent or broken."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CompileRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; build the bundle again") from error
+
+
+class CompileStage(Stage[CompileConfig]):
+    """Builds what can be built here and says why the rest cannot."""
+
+    name = "compile"
+    code: ClassVar[tuple[str, ...]] = ("edgeglm.compile", "edgeglm.engines.plan", "edgeglm.targets.legality")
+
+    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
+        """Add what this machine can build with, as far as it matters for this target."""
+        decisions = {
+            plan.member.name: [plan.status, plan.library, plan.version]
+            for plan in plan_compile(self.config.target)
+        }
+        return {**super().key_parts(inputs), "builders": decisions}
+
+    def requires(self, inputs: Inputs) -> None:
+        """Both towers of every variant must be there."""
+        variants = variants_of(inputs["quantize"].files)
+        if not variants:
+            raise UserError("the quantize stage left no models/<variant>/<tower>.onnx; run it again")
+        for variant, towers in variants.items():
+            if missing := set(TOWERS) - set(towers):
+                absent = ", ".join(f"{tower}.onnx" for tower in sorted(missing))
+                raise UserError(f"variant {variant!r} lacks {absent}; run the quantize stage again")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Build every engine of every member and write ``compile.json``."""
+        models = inputs["quantize"].path / "models"
+        variants = [
+            variant
+            for variant in variants_of(inputs["quantize"].files)
+            if precision_of(variant) in self.config.precisions
+        ]
+        built: dict[tuple[Library, int], tuple[EngineRecord, ...]] = {}
+        members = []
+        for plan in plan_compile(self.config.target):
+            engines: tuple[EngineRecord, ...] = ()
+            if plan.status == "build" and plan.library is not None and plan.member.sm is not None:
+                where = (plan.library, plan.member.sm)  # members of one SM share their engines
+                if where not in built:
+                    built[where] = self._engines(plan, variants, models, out, context.progress)
+                engines = built[where]
+            members.append(_member_record(plan, engines))
+        record = CompileRecord(target=self.config.target.target.name, members=tuple(members))
+        (out / "compile.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        files = {engine.file for member in members for engine in member.engines if engine.file}
+        statuses = {member.name: member.status for member in members}
+        return {"engines": len(files), "members": statuses}
+
+    def ensures(self, inputs: Inputs, out: Path, measured: Mapping[str, Any]) -> None:
+        """Every engine that ``compile.json`` names is the one its record describes."""
+        for member in compile_record_from_file(out / "compile.json").members:
+            for engine in member.engines:
+                if engine.file is not None:
+                    plan = out / engine.file
+                    metadata = plan_metadata_from_file(plan.with_suffix(".json"))
+                    assert sha256_file(plan) == metadata.plan_sha256
+                    onnx = inputs["quantize"].files[f"models/{engine.variant}/{engine.tower}.onnx"]
+                    assert metadata.onnx_sha256 == onnx
+
+    def _engines(
+        self, plan: MemberPlan, variants: list[str], models: Path, out: Path, progress: Progress
+    ) -> tuple[EngineRecord, ...]:
+        records: list[EngineRecord] = []
+        with progress.task(f"engines for {plan.member.name}", len(variants) * len(TOWERS)) as task:
+            for variant in variants:
+                for tower in TOWERS:
+                    records.append(self._engine(plan, variant, tower, models, out, progress))
+                    task.advance()
+        return tuple(records)
+
+    def _engine(
+        self,
+        plan: MemberPlan,
+        variant: str,
+        tower: Tower,
+        models: Path,
+        out: Path,
+        progress: Progress,
+    ) -> EngineRecord:
+        assert plan.library is not None
+        precision = precision_of(variant)
+        verdict = check_precision(plan.member, precision, library=plan.library)
+        if not verdict.ok:
+            return EngineRecord(variant=variant, tower=tower, failure=verdict.reason)
+        try:
+            engine = engine_from_onnx(
+                models / variant / f"{tower}.onnx",
+                targets=[plan.member],
+                library=plan.library,
+                precision=precision,
+                profiles=[tower_profile(tower, self.config.batch, self.config.length)],
+                progress=progress,
+                options=self.config.options,
+                variant=variant,
+                tower=tower,
+            )
+        except UserError:
+            raise
+        except EdgeglmError as error:
+            if precision not in self.config.tolerated:
+                raise
+            return EngineRecord(variant=variant, tower=tower, failure=str(error))
+        path, _ = engine.write(out / "engines", f"{variant}-{tower}-sm{plan.member.sm}")
+        return EngineRecord(variant=variant, tower=tower, file=path.relative_to(out).as_posix())
+
+
+def variants_of(files: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return ``{variant: towers}`` from the listing of a quantize artifact."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(files):
+        if match := _MODEL.fullmatch(name):
+            found[match[1]] = (*found.get(match[1], ()), match[2])
+    return found
+
+
+def precision_of(variant: str) -> str:
+    """Return the precision that a variant's name begins with: that of ``int8-qdq`` is ``int8``."""
+    return variant.split("-")[0]
+
+
+def tower_profile(tower: str, batch: Range, length: Range) -> dict[str, ShapeRange]:
+    """Return the optimization profile of a tower by its contract; -1 keeps the graph's own size."""
+    if tower == "image":
+        low, usual, high = ((size, -1, -1, -1) for size in batch)
+        return {"pixels": ShapeRange(min=low, opt=usual, max=high)}
+    low2, usual2, high2 = zip(batch, length, strict=True)
+    tokens = ShapeRange(min=low2, opt=usual2, max=high2)
+    return {"input_ids": tokens, "attention_mask": tokens}
+
+
+def _member_record(plan: MemberPlan, engines: tuple[EngineRecord, ...]) -> MemberRecord:
+    if plan.status != "build":
+        return MemberRecord(
+            name=plan.member.name, status=plan.status, reason=plan.reason, library=plan.library
+        )
+    if not any(engine.file for engine in engines):
+        reasons = "; ".join(dict.fromkeys(engine.failure for engine in engines if engine.failure))
+        reason = f"no engine could be built here: {reasons or 'no variant of a wanted precision'}"
+        return MemberRecord(
+            name=plan.member.name, status="deferred", reason=reason, library=plan.library, engines=engines
+        )
+    return MemberRecord(
+        name=plan.member.name,
+        status="built",
+        reason=plan.reason,
+        library=plan.library,
+        library_version=plan.version,
+        engines=engines,
+    )

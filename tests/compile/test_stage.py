@@ -1,0 +1,192 @@
+"""Every member of a target is accounted for: built, deferred with the reason, or plain ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+pytest.importorskip("onnx")
+
+from edgeglm.compile.decision import Host, MemberPlan, plan_compile
+from edgeglm.compile.stage import (
+    CompileStage,
+    compile_config,
+    compile_record_from_file,
+    precision_of,
+    tower_profile,
+    variants_of,
+)
+from edgeglm.core.artifact import Artifact, listing_of
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.progress import QuietProgress
+from edgeglm.core.stage import Context
+from edgeglm.core.store import Store
+from edgeglm.engines.plan import plan_metadata_from_file
+from edgeglm.targets.schema import load_target, resolve_target
+from tests.compile.graphs import image_tower, text_tower
+
+BARE = Host(tensorrt=None, tensorrt_rtx=None, sms=())
+LAPTOP = Host(tensorrt=None, tensorrt_rtx="1.7.1.116", sms=())
+RTX = pytest.mark.skipif(
+    plan_compile(load_target("t4"))[0].status != "build", reason="TensorRT-RTX is not installed here"
+)
+
+
+def decided(name: str, host: Host) -> dict[str, MemberPlan]:
+    return {plan.member.name: plan for plan in plan_compile(load_target(name), host=host)}
+
+
+@pytest.mark.parametrize("name", ["t4", "a10", "a100", "l4", "l40s", "rtx-pro-6000"])
+def test_rtx_targets_are_built_on_a_laptop_and_deferred_on_a_bare_one(name: str) -> None:
+    assert decided(name, LAPTOP)[name].status == "build"
+    bare = decided(name, BARE)[name]
+    assert bare.status == "deferred"
+    assert "pip install" in bare.reason
+
+
+@pytest.mark.parametrize(("name", "sm"), [("h100", 90), ("h200", 90), ("b200", 100), ("jetson-orin-nx", 87)])
+def test_native_targets_are_built_only_where_tensorrt_and_the_sm_match(name: str, sm: int) -> None:
+    assert decided(name, LAPTOP)[name].status == "deferred"
+    assert "finalize" in decided(name, LAPTOP)[name].reason
+    assert decided(name, Host(tensorrt="10.13.3", tensorrt_rtx=None, sms=(sm,)))[name].status == "build"
+    other = decided(name, Host(tensorrt="10.13.3", tensorrt_rtx=None, sms=(89,)))[name]
+    assert other.status == "deferred"
+    assert "SM 8.9" in other.reason
+
+
+def test_the_jetson_family_is_deferred_member_by_member() -> None:
+    plans = decided("jetson-agx", LAPTOP)
+    assert {plan.status for plan in plans.values()} == {"deferred"}
+    assert "lane A" in plans["jetson-agx-xavier"].reason
+    assert "lane" not in plans["jetson-agx-orin-64gb"].reason
+
+
+def test_the_cpu_needs_no_engine() -> None:
+    assert decided("cpu", LAPTOP)["cpu"].status == "onnxruntime"
+
+
+def test_a_resolved_target_is_decided_without_its_profiles() -> None:
+    plans = plan_compile(resolve_target(load_target("jetson-agx")), host=LAPTOP)
+    assert [plan.member.name for plan in plans] == list(load_target("jetson-agx").members)
+
+
+def models(folder: Path, **variants: bool) -> Artifact:
+    """Return a quantize artifact; each variant is named with whether its graph is really FP16."""
+    for variant, half in variants.items():
+        image_tower(folder / "models" / variant / "image.onnx", half=half)
+        text_tower(folder / "models" / variant / "text.onnx", half=half)
+    (folder / "variants.json").write_text("{}")
+    return Artifact(kind="quantize", path=folder, files=listing_of(folder))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(store=Store(tmp_path / "store"), progress=QuietProgress(), threads=1)
+
+
+@RTX
+def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(tmp_path: Path, context: Context) -> None:
+    inputs = {"quantize": models(tmp_path / "q", fp32=False, fp16=True, int8=True)}
+    stage = CompileStage(compile_config(load_target("t4"), max_length=24))
+    result = stage(inputs, context)
+    record = compile_record_from_file(result.artifact.file("compile.json"))
+    (member,) = record.members
+    assert member.status == "built"
+    assert member.library == "tensorrt-rtx"
+    files = [engine.file for engine in member.engines]
+    assert files == [
+        f"engines/{variant}-{tower}-sm75.plan" for variant in ("fp16", "int8") for tower in ("image", "text")
+    ]
+    for file in files:
+        assert file is not None
+        metadata = plan_metadata_from_file(result.artifact.file(file.replace(".plan", ".json")))
+        assert metadata.sms == (75,)
+    text = plan_metadata_from_file(result.artifact.file("engines/fp16-text-sm75.json"))
+    assert text.profiles[0]["input_ids"].max == (32, 24)
+    assert stage(inputs, context).reused
+
+
+@RTX
+def test_an_int8_failure_is_recorded_with_the_builders_words_and_an_fp16_failure_stops_the_build(
+    tmp_path: Path, context: Context
+) -> None:
+    stage = CompileStage(compile_config(load_target("t4")))
+    wrong_int8 = {"quantize": models(tmp_path / "a", fp16=True, int8=False)}
+    record = compile_record_from_file(stage(wrong_int8, context).artifact.file("compile.json"))
+    (member,) = record.members
+    assert member.status == "built"
+    assert [engine.variant for engine in member.engines if engine.file] == ["fp16", "fp16"]
+    assert all("FP32 GEMM" in (engine.failure or "") for engine in member.engines if not engine.file)
+    with pytest.raises(EdgeglmError, match="FP32 GEMM"):
+        stage({"quantize": models(tmp_path / "b", fp16=False)}, context)
+    only_int8 = {"quantize": models(tmp_path / "c", int8=False)}
+    record = compile_record_from_file(stage(only_int8, context).artifact.file("compile.json"))
+    assert record.members[0].status == "deferred"
+    assert "no engine could be built here" in record.members[0].reason
+
+
+@RTX
+def test_two_members_of_one_sm_share_their_engines(tmp_path: Path, context: Context) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('name = "fleet"\ntitle = "F"\nkind = "family"\nmembers = ["l4", "l40s", "h100"]\n')
+    stage = CompileStage(compile_config(load_target(str(fleet))))
+    result = stage({"quantize": models(tmp_path / "q", fp16=True)}, context)
+    members = {m.name: m for m in compile_record_from_file(result.artifact.file("compile.json")).members}
+    assert members["l4"].engines == members["l40s"].engines
+    assert result.artifact.provenance["measured"]["engines"] == 2
+    assert members["h100"].status == "deferred"
+
+
+@pytest.mark.parametrize(("name", "status"), [("cpu", "onnxruntime"), ("jetson-agx", "deferred")])
+def test_a_target_without_engines_still_gets_its_account(
+    name: str, status: str, tmp_path: Path, context: Context
+) -> None:
+    stage = CompileStage(compile_config(load_target(name)))
+    artifact = stage({"quantize": models(tmp_path / "q", fp16=True)}, context).artifact
+    assert list(artifact.files) == ["compile.json"]
+    record = compile_record_from_file(artifact.file("compile.json"))
+    assert {member.status for member in record.members} == {status}
+
+
+def test_changing_the_target_or_a_library_changes_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"quantize": models(tmp_path / "q", fp16=True)}
+    t4, cpu = (
+        CompileStage(compile_config(load_target("t4"))),
+        CompileStage(compile_config(load_target("cpu"))),
+    )
+    before, cpu_before = t4.key(inputs), cpu.key(inputs)
+    assert before != cpu_before
+    newer = Host(tensorrt=None, tensorrt_rtx="9.9", sms=())
+    monkeypatch.setattr("edgeglm.compile.decision.this_host", lambda: newer)
+    assert t4.key(inputs) != before
+    assert cpu.key(inputs) == cpu_before
+
+
+def test_a_tower_that_is_missing_is_found_before_anything_is_built(tmp_path: Path, context: Context) -> None:
+    stage = CompileStage(compile_config(load_target("cpu")))
+    with pytest.raises(UserError, match="no models"):
+        stage({"quantize": Artifact(kind="quantize", path=tmp_path, files={})}, context)
+    image_tower(tmp_path / "half" / "models" / "fp16" / "image.onnx")
+    half = Artifact(kind="quantize", path=tmp_path / "half", files=listing_of(tmp_path / "half"))
+    with pytest.raises(UserError, match=r"'fp16' lacks text\.onnx"):
+        stage({"quantize": half}, context)
+
+
+def test_a_broken_compile_record_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "compile.json").write_text('{"schema": 9}')
+    with pytest.raises(UserError, match="build the bundle again"):
+        compile_record_from_file(tmp_path / "compile.json")
+
+
+def test_names_and_profiles_follow_the_contract() -> None:
+    assert precision_of("int8-linear") == "int8"
+    assert variants_of({"models/fp16/text.onnx": "", "models/fp16/image.onnx": "", "x.json": ""}) == {
+        "fp16": ("image", "text")
+    }
+    assert tower_profile("image", (1, 2, 4), (1, 2, 3))["pixels"].max == (4, -1, -1, -1)
+    assert tower_profile("text", (1, 2, 4), (1, 2, 3))["attention_mask"].opt == (2, 2)
+    assert msgspec.to_builtins(compile_config(load_target("t4")))["target"]["target"]["name"] == "t4"
