@@ -1,0 +1,68 @@
+"""A fair handful of example retrievals: queries drawn at random, successes and failures apart."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from edgeglm.evaluate.retrieval import FloatArray, TrackLike, positions_in_gallery, top_k
+
+
+class Retrieved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer of a query.
+
+    Attributes:
+        image: Index into all images.
+        score: Cosine similarity.
+        right: Whether the image is relevant to the query.
+    """
+
+    image: int
+    score: float
+    right: bool
+
+
+class Retrieval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A query and its first answers, best first."""
+
+    query: str
+    answers: tuple[Retrieved, ...]
+
+
+def example_retrievals(
+    track: TrackLike,
+    query_embeddings: FloatArray,
+    image_embeddings: FloatArray,
+    *,
+    right: int = 8,
+    wrong: int = 4,
+    k: int = 5,
+    seed: int = 0,
+) -> tuple[Retrieval, ...]:
+    """Draw ``right`` queries whose first answer is right, then ``wrong`` whose first answer is not.
+
+    Args:
+        track: The track to draw from.
+        query_embeddings: float32 [Q, D], row q for ``track.queries[q]``.
+        image_embeddings: float32 [N, D] of all images.
+        right: How many successes, at most.
+        wrong: How many failures, at most.
+        k: Answers a query.
+        seed: The same seed draws the same queries, whatever a model answers to the others.
+    """
+    gallery = np.asarray(track.gallery, dtype=np.int64)
+    positions, scores = top_k(query_embeddings, image_embeddings[gallery], k)
+    relevant = [set(items) for items in positions_in_gallery(track)]
+    order = np.random.default_rng(seed).permutation(len(track.queries)).tolist()
+    good = [q for q in order if int(positions[q, 0]) in relevant[q]]
+    bad = [q for q in order if int(positions[q, 0]) not in relevant[q]]
+    return tuple(
+        Retrieval(
+            query=track.queries[q].text,
+            answers=tuple(
+                Retrieved(image=int(gallery[p]), score=float(s), right=int(p) in relevant[q])
+                for p, s in zip(positions[q], scores[q], strict=True)
+            ),
+        )
+        for q in (*good[:right], *bad[:wrong])
+    )
