@@ -13,6 +13,8 @@ import msgspec
 from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.paths import inside
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.data.tokenization import TextPreprocessing
+from edgeglm.data.transforms import ImagePreprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,24 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ImagePreprocessing(msgspec.Struct, frozen=True, kw_only=True):
-    """How a picture becomes ``pixels``; ``resolution`` is the side in pixels."""
-
-    resolution: int
-    resample: str = "bicubic"
-    background: tuple[int, int, int] = (255, 255, 255)
-    fit: str = "pad"
-
-
-class TextPreprocessing(msgspec.Struct, frozen=True, kw_only=True):
-    """How a text becomes ``input_ids``; ``max_length`` is in tokens."""
-
-    max_length: int
-    lowercase: bool = True
-
-
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of ``preprocessing.json``; keys that other versions add are let pass."""
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of ``preprocessing.json``: how a picture and a text become model input."""
 
     image: ImagePreprocessing
     text: TextPreprocessing
