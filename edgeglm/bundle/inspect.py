@@ -61,7 +61,11 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
         ),
     )
     tables = (_variants(manifest), _towers(manifest), _stages(manifest), _licences(manifest))
-    return (about, target, parts), tuple(table for table in tables if table.rows)
+    sections = tuple(
+        Section(title=section.title, rows=tuple(row for row in section.rows if row[1]))
+        for section in (about, target, parts)
+    )
+    return sections, tuple(table for table in tables if table.rows)
 
 
 def size_text(size: int) -> str:

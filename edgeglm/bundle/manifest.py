@@ -181,6 +181,12 @@ def content_digest(files: Mapping[str, FileRecord]) -> str:
     return sha256_listing({name: r.sha256 for name, r in files.items() if decides_behaviour(name)})
 
 
+def differing_files(one: Manifest, other: Manifest) -> list[str]:
+    """Name the files for which two content digests differ: changed, or in one bundle only."""
+    names = filter(decides_behaviour, one.files.keys() | other.files.keys())
+    return sorted(name for name in names if one.files.get(name) != other.files.get(name))
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Serialise a manifest, indented, keys in the order of their declaration, files by name.
 

@@ -14,6 +14,7 @@ from edgeglm.bundle.manifest import (
     Manifest,
     content_digest,
     decides_behaviour,
+    differing_files,
     manifest_bytes,
     manifest_from_bytes,
 )
@@ -70,6 +71,17 @@ def test_two_builds_at_other_times_in_other_folders_agree_in_the_content_digest(
     first, second = open_bundle(one).manifest, open_bundle(other).manifest
     assert first.content_digest == second.content_digest
     assert first.files["metrics.json"] != second.files["metrics.json"]
+    assert differing_files(first, second) == []
+
+
+def test_the_files_that_make_two_builds_differ_are_named(tmp_path, packed, manifest, sources):
+    sources["calibration.json"] = b'{"drawn": "otherwise"}'
+    sources["report.html"] = b"other"
+    del sources["tokenizer/tokenizer.json"]
+    other = write_bundle(tmp_path / "other", sources=sources, manifest=manifest)
+    first, second = open_bundle(packed).manifest, open_bundle(other).manifest
+    assert first.content_digest != second.content_digest
+    assert differing_files(first, second) == ["calibration.json", "tokenizer/tokenizer.json"]
 
 
 def test_a_recipe_with_the_build_folder_in_it_is_not_packed(tmp_path, manifest, sources):
