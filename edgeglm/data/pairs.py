@@ -52,7 +52,7 @@ class Track(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     name: str
     title: str
-    query_kind: Literal["names", "keywords", "captions"]
+    query_kind: Literal["names", "keywords"]
     queries: tuple[Query, ...]
     gallery: tuple[int, ...]
 

@@ -1,0 +1,189 @@
+"""A person's own data either becomes pairs, or the very line that is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import QuietProgress
+from edgeglm.core.recipe import DataConfig
+from edgeglm.core.stage import Context, StageResult
+from edgeglm.core.store import Store
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.records import BadRecords, records_of
+from edgeglm.data.sources import pairs_inputs, pairs_stage
+from tests.synthetic import drawn, write_synthetic_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_synthetic_folder(tmp_path / "own", count=40)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def built(
+    path: Path, store: Store, *, source: str = "folder", skip_bad: bool = False, seed: int = 0
+) -> StageResult:
+    data = DataConfig(
+        source="parquet" if source == "parquet" else "folder",
+        path=str(path),
+        image_size=24,
+        skip_bad=skip_bad,
+    )
+    inputs = pairs_inputs(data, store, QuietProgress())
+    return pairs_stage(data, seed=seed)(inputs, Context(store=store, progress=QuietProgress()))
+
+
+def append(folder: Path, line: str) -> None:
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(line + "\n")
+
+
+def test_a_folder_becomes_pairs_with_a_tenth_held_out(folder: Path, store: Store) -> None:
+    pairs = PairSet.open(built(folder, store).artifact)
+    assert len(pairs) == 40
+    assert len(pairs.by_role("held")) == 4
+    track = pairs.track("held-out")
+    assert sorted(track.gallery) == pairs.by_role("held").tolist()
+    assert {query.text for query in track.queries}.isdisjoint(pairs.training_texts())
+
+
+def test_a_moved_folder_is_reused_and_a_changed_image_is_not(
+    folder: Path, store: Store, tmp_path: Path
+) -> None:
+    built(folder, store)
+    shutil.copytree(folder, tmp_path / "moved")
+    assert built(tmp_path / "moved", store).reused
+    Image.new("RGB", (9, 9)).save(tmp_path / "moved" / "images" / "red-circle.png")
+    assert not built(tmp_path / "moved", store).reused
+
+
+def test_copies_and_shared_captions_stay_on_one_side(folder: Path, store: Store) -> None:
+    for i in range(10):
+        shutil.copy(folder / "images" / "red-circle.png", folder / "images" / f"copy-{i}.png")
+        append(folder, json.dumps({"image": f"images/copy-{i}.png", "text": f"copy number {i}"}))
+        append(folder, json.dumps({"image": f"images/copy-{i}.png", "text": "a red circle"}))
+    for seed in range(4):
+        pairs = PairSet.open(built(folder, store, seed=seed).artifact)
+        assert len(pairs) == 50
+        assert not pairs.overlap(pairs.by_role("labelled").tolist())
+        assert len({row.role for row in pairs.rows if "a red circle" in row.captions}) == 1
+
+
+def test_broken_json_names_its_line(folder: Path, store: Store) -> None:
+    append(folder, '{"image": "images/red-circle.png", "text": ')
+    with pytest.raises(UserError, match=r"pairs\.jsonl line 41"):
+        built(folder, store)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "words"),
+    [
+        ('{"image": "images/absent.png", "text": "x"}', "missing image", "absent.png"),
+        ('{"image": "images/cut.png", "text": "x"}', "corrupt image", "cut.png"),
+        ('{"image": "images/red-circle.png", "text": "  "}', "empty caption", "line 41"),
+        ('{"image": "", "text": "x"}', "missing image", "line 41"),
+        ('{"image": 5, "text": "x"}', "broken line", "line 41"),
+        ('{"image": "images/red-circle.png"}', "broken line", "line 41"),
+    ],
+)
+def test_a_bad_pair_is_named_or_skipped_and_counted(
+    folder: Path, store: Store, line: str, reason: str, words: str
+) -> None:
+    whole = (folder / "images" / "red-circle.png").read_bytes()
+    (folder / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    append(folder, line)
+    with pytest.raises(UserError) as caught:
+        built(folder, store)
+    assert words in str(caught.value)
+    assert "skip_bad" in str(caught.value)
+    pairs = PairSet.open(built(folder, store, skip_bad=True).artifact)
+    assert len(pairs) == len(pairs.images) == 40
+    assert pairs.summary["skipped"] == {reason: 1}
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "/etc/hostname", "images/../../secret.png", "link.png"])
+def test_a_path_that_climbs_out_is_refused_even_when_skipping(
+    folder: Path, store: Store, tmp_path: Path, image: str
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    append(folder, json.dumps({"image": image, "text": "x"}))
+    with pytest.raises(UserError, match=r"line 41.*climbs out"):
+        built(folder, store, skip_bad=True)
+
+
+def test_one_pair_only_says_what_is_needed(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(UserError, match=r"1 usable pair; retrieval needs two"):
+        built(write_synthetic_folder(tmp_path / "one", count=1), store)
+
+
+def test_one_caption_for_all_cannot_be_split(folder: Path, store: Store) -> None:
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps({**line, "text": "A shape"}) for line in lines))
+    with pytest.raises(UserError, match="share one caption"):
+        built(folder, store)
+
+
+def test_a_missing_folder_or_list_says_what_to_make(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(UserError, match=r"no folder at .*pairs\.jsonl"):
+        built(tmp_path / "absent", store)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no file at .*one JSON object a line"):
+        built(tmp_path / "empty", store)
+    with pytest.raises(UserError, match=r"needs data\.path"):
+        pairs_inputs(DataConfig(source="folder"), store, QuietProgress())
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "path"])
+def test_parquet_gives_the_same_pairs_as_the_folder(folder: Path, store: Store, form: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    images = [line["image"] for line in lines]
+    if form != "path":
+        images = [(folder / image).read_bytes() for image in images]
+    if form == "struct":
+        images = [{"bytes": image, "path": None} for image in images]
+    table = pyarrow.table({"image": images, "text": [line["text"] for line in lines]})
+    parquet.write_table(table, folder / "own.parquet")
+    pairs = PairSet.open(built(folder / "own.parquet", store, source="parquet").artifact)
+    assert {row.text for row in pairs.rows} == {line["text"] for line in lines}
+    by_text = {row.text: pairs.images[i] for i, row in enumerate(pairs.rows)}
+    reference = PairSet.open(built(folder, store).artifact)
+    for i, row in enumerate(reference.rows):
+        assert (reference.images[i] == by_text[row.text]).all()
+
+
+def test_a_parquet_file_that_is_none_or_lacks_a_column_is_named(folder: Path, store: Store) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (folder / "junk.parquet").write_bytes(b"PAR1junk")
+    with pytest.raises(UserError, match=r"junk\.parquet is not a whole Parquet file"):
+        built(folder / "junk.parquet", store, source="parquet")
+    parquet.write_table(pyarrow.table({"picture": ["x"], "text": ["y"]}), folder / "other.parquet")
+    with pytest.raises(UserError, match="no column 'image', only picture, text; rename"):
+        built(folder / "other.parquet", store, source="parquet")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.binary(max_size=40), st.just(b'{"image":"a.png","text":"t"}')), max_size=5))
+def test_no_line_escapes_as_a_traceback(tmp_path: Path, lines: list[bytes]) -> None:
+    Image.fromarray(drawn("ring", "red", 8)).save(tmp_path / "a.png")
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join(lines))
+    try:
+        found = list(records_of(tmp_path / "pairs.jsonl", BadRecords(skip=False)))
+    except UserError:
+        return
+    assert all(record.name == "a.png" for record in found)
