@@ -43,6 +43,12 @@ def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here loses power; the writers in other processes do sync."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def manifest() -> Manifest:
     tower = TowerRecord(

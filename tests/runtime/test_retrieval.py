@@ -116,6 +116,11 @@ def _files(variant: str) -> dict[str, str]:
     return {tower: f"models/{variant}/{tower}.onnx" for tower in ("image", "text")}
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return open_bundle(colour_bundle(tmp_path / "colours"))
