@@ -68,7 +68,7 @@ def is_skin_tone_variant(name: str) -> bool:
 def base_concept(name: str) -> str:
     """Return the base concept of a name; variants of one thing share it, so a split can keep them together.
 
-    The rule, in order: a flag is its own; a family, couple or kiss is one concept whoever is in it; a few
+    The rule, in order: a family, couple or kiss is one concept whoever is in it; a few
     pairs with names of their own (princess and prince) are listed; a trailing ``-facing-right`` and every
     word of direction is dropped; hair and beard are dropped; every word of gender is dropped, so that
     ``man-cook``, ``woman-cook`` and ``cook`` are one; what is then empty is a person.
@@ -76,8 +76,6 @@ def base_concept(name: str) -> str:
     >>> [base_concept(name) for name in ("woman-cook", "man-running-facing-right", "man-red-hair")]
     ['cook', 'running', 'person']
     """
-    if name.startswith("flag-"):
-        return name
     for group in ("family", "couple-with-heart", "holding-hands"):
         if name.startswith(group) or name.endswith(group):
             return group
@@ -103,8 +101,7 @@ def concepts_of(sets: Mapping[str, IconSet]) -> tuple[Concept, ...]:
     """Return the catalogue: concepts that all of ``CATALOGUE_STYLES`` draw, with their icons in every set.
 
     A concept's icon in a set is the one of the same name; else the one with the same code point; else one
-    under a name that some set lists as an alias of it; else ``flag-for-x`` for ``flag-x``. An icon serves
-    one concept only. Skin tone variants, hidden icons and the letters that flags are spelt with do not take
+    under a name that some set lists as an alias of it. An icon serves one concept only. Skin tone variants, hidden icons and the letters that flags are spelt with do not take
     part. Sorted by name.
     """
     first = sets[CATALOGUE_STYLES[0]]
@@ -167,8 +164,6 @@ def _matched(
         match(name, (by_code[code] for code in sorted(first.codes.get(name, ())) if code in by_code))
     for name in names:
         match(name, sorted(synonyms[name]))
-    for name in names:
-        match(name, [name.replace("flag-", "flag-for-", 1)] if name.startswith("flag-") else [])
     return matched
 
 

@@ -211,8 +211,6 @@ def test_an_icon_is_drawn_on_white_centred_and_mirrored() -> None:
         (["up-arrow", "down-left-arrow"], "arrow"),
         (["kiss", "kiss-man-man"], "kiss"),
         (["kiss-mark"], "kiss-mark"),
-        (["flag-north-korea"], "flag-north-korea"),
-        (["flag-south-korea"], "flag-south-korea"),
         (["lady-beetle"], "lady-beetle"),
         (["snowman"], "snowman"),
     ],
