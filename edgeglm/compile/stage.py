@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from edgeglm.compile.builder import BuildOptions, engine_from_onnx
+from edgeglm.compile.builder import BuildOptions
 from edgeglm.compile.decision import MemberPlan, plan_compile
 from edgeglm.compile.trt_api import Library
+from edgeglm.compile.worker import BuildRequest, engine_built_apart
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
@@ -179,17 +180,17 @@ class CompileStage(Stage[CompileConfig]):
         if not verdict.ok:
             return EngineRecord(variant=variant, tower=tower, failure=verdict.reason)
         try:
-            engine = engine_from_onnx(
-                models / variant / f"{tower}.onnx",
-                targets=[plan.member],
+            request = BuildRequest(
+                onnx_path=str(models / variant / f"{tower}.onnx"),
+                targets=(plan.member,),
                 library=plan.library,
                 precision=precision,
-                profiles=[tower_profile(tower, self.config.batch, self.config.length)],
-                progress=progress,
+                profiles=(tower_profile(tower, self.config.batch, self.config.length),),
                 options=self.config.options,
                 variant=variant,
                 tower=tower,
             )
+            engine = engine_built_apart(request, progress)
         except UserError:
             raise
         except EdgeglmError as error:

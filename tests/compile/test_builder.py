@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +20,18 @@ from edgeglm.core.progress import Task
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
 from edgeglm.targets.schema import Target, load_target
-from tests.compile.graphs import image_tower, text_tower
 
+Tower = Callable[..., Path]
 IMAGES = {"pixels": ShapeRange(min=(1, -1, -1, -1), opt=(4, -1, -1, -1), max=(8, -1, -1, -1))}
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(tmp_path_factory: pytest.TempPathFactory, image_tower: Tower) -> Path:
     return image_tower(tmp_path_factory.mktemp("half") / "image.onnx")
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full(tmp_path_factory: pytest.TempPathFactory, image_tower: Tower) -> Path:
     return image_tower(tmp_path_factory.mktemp("full") / "image.onnx", half=False)
 
 
@@ -81,7 +81,7 @@ def test_the_record_beside_the_plan_says_what_it_was_made_from(half: Path, tmp_p
     assert any("opset" in line.lower() for line in engine.log)
 
 
-def test_a_text_tower_with_two_dynamic_dimensions_is_built(tmp_path: Path) -> None:
+def test_a_text_tower_with_two_dynamic_dimensions_is_built(tmp_path: Path, text_tower: Tower) -> None:
     tokens = ShapeRange(min=(1, 1), opt=(8, 16), max=(32, 32))
     engine = build(
         text_tower(tmp_path / "text.onnx"),
@@ -112,7 +112,7 @@ def test_after_a_failed_build_the_next_one_keeps_its_own_log(full: Path, half: P
     assert "FP32 GEMM" in str(caught.value)
 
 
-def test_a_node_that_the_parser_refuses_is_named(tmp_path: Path) -> None:
+def test_a_node_that_the_parser_refuses_is_named(tmp_path: Path, image_tower: Tower) -> None:
     odd = image_tower(tmp_path / "odd.onnx", unsupported=True)
     with pytest.raises(EdgeglmError, match=r"odd_one.*StringNormalizer"):
         build(odd, "l4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from edgeglm.compile.builder import EnginePlan, engine_from_onnx
 from edgeglm.compile.decision import Host, MemberPlan, plan_compile
 from edgeglm.compile.stage import (
     CompileStage,
@@ -18,14 +20,14 @@ from edgeglm.compile.stage import (
     tower_profile,
     variants_of,
 )
+from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.artifact import Artifact, listing_of
 from edgeglm.core.errors import EdgeglmError, UserError
-from edgeglm.core.progress import QuietProgress
+from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.engines.plan import plan_metadata_from_file
 from edgeglm.targets.schema import load_target, resolve_target
-from tests.compile.graphs import image_tower, text_tower
 
 BARE = Host(tensorrt=None, tensorrt_rtx=None, sms=())
 LAPTOP = Host(tensorrt=None, tensorrt_rtx="1.7.1.116", sms=())
@@ -72,13 +74,21 @@ def test_a_resolved_target_is_decided_without_its_profiles() -> None:
     assert [plan.member.name for plan in plans] == list(load_target("jetson-agx").members)
 
 
-def models(folder: Path, **variants: bool) -> Artifact:
-    """Return a quantize artifact; each variant is named with whether its graph is really FP16."""
-    for variant, half in variants.items():
-        image_tower(folder / "models" / variant / "image.onnx", half=half)
-        text_tower(folder / "models" / variant / "text.onnx", half=half)
-    (folder / "variants.json").write_text("{}")
-    return Artifact(kind="quantize", path=folder, files=listing_of(folder))
+Models = Callable[..., Artifact]
+
+
+@pytest.fixture
+def models(image_tower: Callable[..., Path], text_tower: Callable[..., Path]) -> Models:
+    """Make quantize artifacts; each variant is named with whether its graph is really FP16."""
+
+    def made(folder: Path, **variants: bool) -> Artifact:
+        for variant, half in variants.items():
+            image_tower(folder / "models" / variant / "image.onnx", half=half)
+            text_tower(folder / "models" / variant / "text.onnx", half=half)
+        (folder / "variants.json").write_text("{}")
+        return Artifact(kind="quantize", path=folder, files=listing_of(folder))
+
+    return made
 
 
 @pytest.fixture
@@ -87,7 +97,9 @@ def context(tmp_path: Path) -> Context:
 
 
 @RTX
-def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(tmp_path: Path, context: Context) -> None:
+def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(
+    tmp_path: Path, context: Context, models: Models
+) -> None:
     inputs = {"quantize": models(tmp_path / "q", fp32=False, fp16=True, int8=True)}
     stage = CompileStage(compile_config(load_target("t4"), max_length=24))
     result = stage(inputs, context)
@@ -108,9 +120,29 @@ def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(tmp_path: Pa
     assert stage(inputs, context).reused
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build without a child: quicker, where the child is not what is tested."""
+
+    def built(request: BuildRequest, progress: Progress) -> EnginePlan:
+        return engine_from_onnx(
+            Path(request.onnx_path),
+            targets=request.targets,
+            library=request.library,
+            precision=request.precision,
+            profiles=request.profiles,
+            progress=progress,
+            variant=request.variant,
+            tower=request.tower,
+        )
+
+    monkeypatch.setattr("edgeglm.compile.stage.engine_built_apart", built)
+
+
 @RTX
+@pytest.mark.usefixtures("in_process")
 def test_an_int8_failure_is_recorded_with_the_builders_words_and_an_fp16_failure_stops_the_build(
-    tmp_path: Path, context: Context
+    tmp_path: Path, context: Context, models: Models
 ) -> None:
     stage = CompileStage(compile_config(load_target("t4")))
     wrong_int8 = {"quantize": models(tmp_path / "a", fp16=True, int8=False)}
@@ -128,7 +160,8 @@ def test_an_int8_failure_is_recorded_with_the_builders_words_and_an_fp16_failure
 
 
 @RTX
-def test_two_members_of_one_sm_share_their_engines(tmp_path: Path, context: Context) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_two_members_of_one_sm_share_their_engines(tmp_path: Path, context: Context, models: Models) -> None:
     fleet = tmp_path / "fleet.toml"
     fleet.write_text('name = "fleet"\ntitle = "F"\nkind = "family"\nmembers = ["l4", "l40s", "h100"]\n')
     stage = CompileStage(compile_config(load_target(str(fleet))))
@@ -141,7 +174,7 @@ def test_two_members_of_one_sm_share_their_engines(tmp_path: Path, context: Cont
 
 @pytest.mark.parametrize(("name", "status"), [("cpu", "onnxruntime"), ("jetson-agx", "deferred")])
 def test_a_target_without_engines_still_gets_its_account(
-    name: str, status: str, tmp_path: Path, context: Context
+    name: str, status: str, tmp_path: Path, context: Context, models: Models
 ) -> None:
     stage = CompileStage(compile_config(load_target(name)))
     artifact = stage({"quantize": models(tmp_path / "q", fp16=True)}, context).artifact
@@ -151,7 +184,7 @@ def test_a_target_without_engines_still_gets_its_account(
 
 
 def test_changing_the_target_or_a_library_changes_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Models
 ) -> None:
     inputs = {"quantize": models(tmp_path / "q", fp16=True)}
     t4, cpu = (
@@ -166,7 +199,9 @@ def test_changing_the_target_or_a_library_changes_the_key(
     assert cpu.key(inputs) == cpu_before
 
 
-def test_a_tower_that_is_missing_is_found_before_anything_is_built(tmp_path: Path, context: Context) -> None:
+def test_a_tower_that_is_missing_is_found_before_anything_is_built(
+    tmp_path: Path, context: Context, image_tower: Callable[..., Path]
+) -> None:
     stage = CompileStage(compile_config(load_target("cpu")))
     with pytest.raises(UserError, match="no models"):
         stage({"quantize": Artifact(kind="quantize", path=tmp_path, files={})}, context)
