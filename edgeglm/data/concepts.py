@@ -101,8 +101,8 @@ def concepts_of(sets: Mapping[str, IconSet]) -> tuple[Concept, ...]:
     """Return the catalogue: concepts that all of ``CATALOGUE_STYLES`` draw, with their icons in every set.
 
     A concept's icon in a set is the one of the same name; else the one with the same code point; else one
-    under a name that some set lists as an alias of it. An icon serves one concept only. Skin tone variants, hidden icons and the letters that flags are spelt with do not take
-    part. Sorted by name.
+    under a name that some set lists as an alias of it. An icon serves one concept only. Skin
+    tone variants, hidden icons and the letters that flags are spelt with do not take part. Sorted by name.
     """
     first = sets[CATALOGUE_STYLES[0]]
     names = sorted(

@@ -47,8 +47,8 @@ class PairsStage(Stage[PairsConfig]):
 
     Roles: the concepts of ``unseen_fraction`` (whole groups of base concepts) are held in every style. Of
     the rest, source styles are labelled; ``inductive_fraction`` of the target images are held, the others
-    unlabelled. Concepts that one set draws with identical pixels (Fluent's cat face and grinning cat) count as
-    one group, so no held image has a copy in training.
+    unlabelled. Concepts that one set draws with identical pixels (Fluent's cat face and grinning cat) count
+    as one group, so no held image has a copy in training.
     """
 
     name = KIND
