@@ -107,7 +107,7 @@ def engine_from_onnx(
     watch = BuildWatch(progress or QuietProgress(), f"engine {variant} {tower}".strip())
     with recorded_log(api) as log:
         builder = api.module.Builder(log.logger)
-        network = builder.create_network(1 << int(api.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = builder.create_network(_strongly_typed(api))
         _parse(api.module.OnnxParser(network, log.logger), onnx_path)
         config = builder.create_builder_config()
         inputs, outputs = tensor_records(network)
@@ -165,6 +165,13 @@ def _checked_sms(api: TrtApi, targets: Sequence[Target]) -> tuple[int, ...]:
                 f"machine, only for SM {listed}; finalize the bundle on the device"
             )
     return sms
+
+
+def _strongly_typed(api: TrtApi) -> int:
+    flag = getattr(api.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if flag is None:
+        raise UserError(f"TensorRT {api.version} has no strongly typed networks; build lane A with trtexec")
+    return 1 << int(flag)
 
 
 def _check_options(api: TrtApi, options: BuildOptions) -> None:
