@@ -1,0 +1,46 @@
+"""If these fail, the examples in the report are picked to please, or name the wrong image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeglm.evaluate.examples import example_retrievals
+
+
+@dataclass(frozen=True)
+class Query:
+    text: str
+    relevant: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Track:
+    name: str
+    queries: tuple[Query, ...]
+    gallery: tuple[int, ...]
+
+
+IMAGES = np.eye(6, dtype=np.float32)
+TRACK = Track("t", tuple(Query(f"q{image}", (image,)) for image in (5, 4, 3, 2)), (5, 3, 2, 4))
+
+
+def test_successes_come_first_and_failures_are_shown_too() -> None:
+    asked = IMAGES[[5, 4, 2, 3]]  # the last two find each other's image
+    found = example_retrievals(TRACK, asked, IMAGES, right=2, wrong=2, k=3)
+    assert [one.answers[0].right for one in found] == [True, True, False, False]
+    assert {one.query for one in found[2:]} == {"q3", "q2"}
+    by_query = {one.query: one for one in found}
+    assert by_query["q5"].answers[0].image == 5
+    assert by_query["q3"].answers[0].image == 2
+    assert len(found[0].answers) == 3
+
+
+def test_the_draw_repeats_and_is_not_the_first_few() -> None:
+    track = Track("t", tuple(Query(f"q{i}", (i % 6,)) for i in range(60)), tuple(range(6)))
+    asked = IMAGES[[i % 6 for i in range(60)]]
+    one = example_retrievals(track, asked, IMAGES, right=5, wrong=5, seed=1)
+    assert one == example_retrievals(track, asked, IMAGES, right=5, wrong=5, seed=1)
+    assert len(one) == 5
+    assert [r.query for r in one] != [f"q{i}" for i in range(5)]
