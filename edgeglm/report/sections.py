@@ -74,7 +74,7 @@ def _asked(data: ReportData, track: str) -> str:
     for stage in data.stages:
         if track in stage.metrics:
             found = stage.metrics[track]
-            return f" ({found.queries:,} queries, gallery of {found.gallery:,})"
+            return f" {found.queries:,} queries over a gallery of {found.gallery:,}."
     return ""
 
 
