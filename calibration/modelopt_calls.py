@@ -1,0 +1,199 @@
+"""The only file that calls ModelOpt: quiet, on a CPU, on scratch copies, with everything it said kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import EdgeglmError
+
+if TYPE_CHECKING:
+    import onnx
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+_CPU = "cpu"
+#: AutoCast's own bound on the values of a node in FP16.
+_SAFE_FP16 = 512.0
+
+
+class FeedReader:
+    """ModelOpt's and ONNX Runtime's CalibrationDataReader over batches that stay where they are."""
+
+    def __init__(self, batches: Sequence[Feeds]) -> None:
+        self.batches = batches
+        self.position = 0
+
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the next batch, None after the last."""
+        if self.position == len(self.batches):
+            return None
+        self.position += 1
+        return dict(self.batches[self.position - 1])
+
+    def get_first(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the first batch without moving on."""
+        return dict(self.batches[0])
+
+    def rewind(self) -> None:
+        """Start again."""
+        self.position = 0
+
+
+def fp16_model(
+    path: Path, batches: Sequence[Feeds], *, keep_fp32: Sequence[str] = ()
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Convert by AutoCast, which keeps in FP32 each node whose values it saw beyond FP16's safe range.
+
+    Inputs and outputs keep their types. Returns the model and what ModelOpt warned of.
+    """
+    with _scratch_copy(path) as copy, said_by_modelopt() as said:
+        import onnx
+        from modelopt.onnx.autocast import convert_to_mixed_precision
+
+        tables = _lookup_tables(onnx.load(str(copy)), keep_fp32)
+        folder = copy.parent / "feeds"
+        folder.mkdir()
+        for index, feeds in enumerate(batches):
+            np.savez(folder / f"{index:06d}.npz", allow_pickle=False, **dict(feeds))
+        model: onnx.ModelProto = convert_to_mixed_precision(
+            str(copy),
+            low_precision_type="fp16",
+            nodes_to_exclude=[f"{re.escape(name)}$" for name in keep_fp32],
+            nodes_to_include=[f"{re.escape(name)}$" for name in tables],
+            keep_io_types=True,
+            calibration_data=str(folder),
+            providers=[_CPU],
+        )
+    return model, said
+
+
+def int8_model(
+    path: Path,
+    batches: Sequence[Feeds],
+    *,
+    nodes: Sequence[str] | None,
+    method: Literal["max", "entropy"],
+    high_precision: Literal["fp16", "fp32"],
+    per_channel_matmul: bool,
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Insert Q/DQ by ModelOpt, at ``nodes`` or where its own rules say. Returns it and the warnings."""
+    import onnx
+
+    with _scratch_copy(path) as copy, said_by_modelopt() as said:
+        from modelopt.onnx.quantization import quantize
+
+        out = copy.with_name("quantized.onnx")
+        with _matmul_scales(per_column=per_channel_matmul):
+            quantize(
+                str(copy),
+                quantize_mode="int8",
+                calibration_method=method,
+                calibration_data_reader=FeedReader(batches),
+                calibration_eps=[_CPU],
+                nodes_to_quantize=None if nodes is None else [f"{re.escape(name)}$" for name in nodes],
+                high_precision_dtype=high_precision,
+                output_path=str(out),
+                log_level="WARNING",
+            )
+        if not out.is_file():
+            raise EdgeglmError("ModelOpt wrote no model; read what it said: " + " | ".join(said[-5:]))
+        model = onnx.load(str(out))
+    return model, said
+
+
+def _lookup_tables(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> list[str]:
+    """Return the Gathers from tables in FP16's range: AutoCast takes token ids for large values."""
+    from onnx import TensorProto, numpy_helper
+
+    tables = {
+        t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2
+    }
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Gather"
+        and node.name not in keep_fp32
+        and node.input[0] in tables
+        and float(np.abs(numpy_helper.to_array(tables[node.input[0]])).max()) <= _SAFE_FP16
+    ]
+
+
+@contextmanager
+def said_by_modelopt() -> Iterator[list[str]]:
+    """Keep stdout, stderr and the log quiet; yield the list that the warnings are gathered in.
+
+    ModelOpt logs to stdout through handlers of its own, tqdm draws to stderr, and its import warns
+    about optional parts.
+    """
+    said: list[str] = []
+    noise = io.StringIO()
+    capture = _Capture(said)
+    loggers = [logging.getLogger(name) for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.autocast")]
+    root = logging.getLogger()
+    kept_handlers, kept_level = root.handlers[:], root.level
+    with warnings.catch_warnings(record=True) as warned, redirect_stdout(noise), redirect_stderr(noise):
+        warnings.simplefilter("always")
+        root.handlers = [capture]
+        try:
+            yield said
+        finally:
+            root.handlers = kept_handlers
+            root.setLevel(kept_level)
+            for logger in loggers:
+                logger.handlers = [h for h in logger.handlers if not isinstance(h, logging.StreamHandler)]
+    said.extend(sorted({str(item.message) for item in warned} - set(said)))
+
+
+class _Capture(logging.Handler):
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(level=logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message once."""
+        text = record.getMessage()
+        if text not in self.said:
+            self.said.append(text)
+
+
+@contextmanager
+def _scratch_copy(path: Path) -> Iterator[Path]:
+    """Yield a writable copy in a folder of its own: ModelOpt rewrites the file that it is given."""
+    with tempfile.TemporaryDirectory(prefix="edgeglm-modelopt-") as folder:
+        copy = Path(folder) / "model.onnx"
+        shutil.copyfile(path, copy)
+        yield copy
+
+
+@contextmanager
+def _matmul_scales(*, per_column: bool) -> Iterator[None]:
+    """Give MatMul weights a scale for each output column, which ModelOpt 0.47 has no option for.
+
+    It hands ONNX Runtime a table of the ops with per-channel weights that lists Conv alone.
+    """
+    from modelopt.onnx.quantization import int8
+
+    original = int8.configure_ort
+
+    def configure(*args: Any, **options: Any) -> tuple[dict[str, Any], list[str]]:
+        settings, op_types = original(*args, **options)
+        settings["QDQOpTypePerChannelSupportToAxis"] |= {"MatMul": 1}
+        return settings, op_types
+
+    if per_column:
+        int8.configure_ort = configure
+    try:
+        yield
+    finally:
+        int8.configure_ort = original

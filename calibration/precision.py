@@ -1,0 +1,264 @@
+"""FP32 ONNX -> FP16 and INT8 variants of it, measured against it on held-out samples.
+
+Precision is baked into the graph, for TensorRT 11 knows no FP16 or INT8 flags: FP16 by ModelOpt's
+AutoCast, INT8 by Q/DQ nodes from ModelOpt. Inputs and outputs keep the types of the FP32 model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.calibration.modelopt_calls import fp16_model, int8_model
+from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
+from edgeglm.calibration.qdq import settle_quantizers
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.evaluate.parity import Parity, parity
+from edgeglm.export.anonymous import save_deterministic, strip_traces
+
+if TYPE_CHECKING:
+    import onnx
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+HighPrecision = Literal["fp16", "fp32"]
+_FLOAT_OPS = ("Conv", "Gemm", "MatMul")
+
+
+class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a conversion did. Everything but ``seconds`` repeats for the same bytes and samples.
+
+    Attributes:
+        sha256: Of the file written.
+        source_sha256: Of the FP32 file.
+        precision: "fp16" or "int8".
+        high_precision: What the rest of an INT8 graph computes in.
+        policy: The INT8 policy, None for FP16.
+        quantized_nodes: Names of the nodes that compute from INT8 inputs.
+        fp32_nodes: Conv, Gemm and MatMul nodes that stay in FP32 in an FP16 file.
+        weights, activations: How many tensors are quantized.
+        samples, batches: How much calibration data was seen.
+        size_bytes: Of the file.
+        said: Warnings of ModelOpt.
+        seconds: Wall time.
+    """
+
+    sha256: str
+    source_sha256: str
+    precision: Literal["fp16", "int8"]
+    high_precision: HighPrecision
+    policy: Int8Policy | None = None
+    quantized_nodes: tuple[str, ...] = ()
+    fp32_nodes: tuple[str, ...] = ()
+    weights: int = 0
+    activations: int = 0
+    samples: int
+    batches: int
+    size_bytes: int
+    said: tuple[str, ...] = ()
+    seconds: float
+
+
+def fp16_from_fp32(
+    onnx_in: Path, onnx_out: Path, batches: Sequence[Feeds], *, keep_fp32: Sequence[str] = ()
+) -> ConversionReport:
+    """Write the FP16 variant of ``onnx_in``; inputs and outputs keep their types.
+
+    AutoCast runs the model on ``batches`` and keeps in FP32 each node whose values leave FP16's safe
+    range. Memory grows with the batches (every tensor of every batch is held), so give it a few.
+
+    Args:
+        onnx_in: FP32 model; not changed.
+        onnx_out: Where the variant goes.
+        batches: Calibration feeds, one mapping a batch.
+        keep_fp32: Names of nodes that stay in FP32 in any case.
+
+    Raises:
+        UserError: The feeds do not fit the model.
+        EdgeglmError: The conversion failed. There is no fallback.
+    """
+    started = time.perf_counter()
+    samples = checked_feeds(onnx_in, batches)
+    try:
+        model, said = fp16_model(onnx_in, batches, keep_fp32=keep_fp32)
+    except Exception as error:  # AutoCast raises whatever its parts raise
+        raise _failed(onnx_in, "FP16", error) from error
+    fp32_nodes = _computing_in_fp32(model)
+    _finish(model, onnx_in, onnx_out)
+    return ConversionReport(
+        sha256=sha256_file(onnx_out),
+        source_sha256=sha256_file(onnx_in),
+        precision="fp16",
+        high_precision="fp16",
+        fp32_nodes=tuple(fp32_nodes),
+        samples=samples,
+        batches=len(batches),
+        size_bytes=onnx_out.stat().st_size,
+        said=tuple(said),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def int8_from_fp32(
+    onnx_in: Path,
+    onnx_out: Path,
+    batches: Sequence[Feeds],
+    *,
+    policy: Int8Policy,
+    high_precision: HighPrecision = "fp16",
+) -> ConversionReport:
+    """Write the INT8 Q/DQ variant of ``onnx_in``; inputs and outputs keep their types.
+
+    Symmetric, per-tensor activations, per-channel weights. With ``high_precision="fp16"`` the file is
+    legal for strongly typed TensorRT on every SM (SM 75 refuses FP32 GEMM); with "fp32" it is the one
+    that ONNX Runtime fuses into INT8 kernels on a CPU.
+
+    Args:
+        onnx_in: FP32 model; not changed (ModelOpt gets a scratch copy).
+        onnx_out: Where the variant goes.
+        batches: Calibration feeds, one mapping a batch.
+        policy: Which nodes, and how their ranges are found.
+        high_precision: What everything else computes in.
+
+    Raises:
+        UserError: The feeds do not fit, the model is quantized already or has nothing to quantize.
+        EdgeglmError: ModelOpt failed, or quantized other nodes than the policy says.
+    """
+    import onnx
+
+    started = time.perf_counter()
+    samples = checked_feeds(onnx_in, batches)
+    wanted = nodes_of_policy(onnx.load(onnx_in), policy)
+    by_modelopt = policy.placement == "modelopt"
+    try:
+        model, said = int8_model(
+            onnx_in,
+            batches,
+            nodes=None if by_modelopt else wanted,
+            method=policy.method,
+            high_precision=high_precision,
+            per_channel_matmul=policy.per_channel_matmul,
+        )
+    except Exception as error:  # ModelOpt raises whatever its parts raise
+        raise _failed(onnx_in, "INT8", error) from error
+    weights, activations = settle_quantizers(model, None if by_modelopt else wanted)
+    quantized = _computing_from_int8(model)
+    if not by_modelopt and not set(quantized) <= set(wanted):
+        raise EdgeglmError(f"ModelOpt quantized {sorted(set(quantized) - set(wanted))} too; exclude them")
+    if not weights:
+        raise EdgeglmError(f"ModelOpt quantized nothing in {onnx_in.name}; choose another policy")
+    _finish(model, onnx_in, onnx_out)
+    return ConversionReport(
+        sha256=sha256_file(onnx_out),
+        source_sha256=sha256_file(onnx_in),
+        precision="int8",
+        high_precision=high_precision,
+        policy=policy,
+        quantized_nodes=tuple(quantized),
+        weights=weights,
+        activations=activations,
+        samples=samples,
+        batches=len(batches),
+        size_bytes=onnx_out.stat().st_size,
+        said=tuple(said),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def embeddings_of(onnx_path: Path, batches: Iterable[Feeds], *, threads: int = 1) -> npt.NDArray[np.float32]:
+    """Return the first output over all batches, float32 [n, ...], from ONNX Runtime on the CPU."""
+    with OnnxRuntimeEngine(onnx_path, threads=threads, spinning=False) as engine:
+        first = engine.outputs[0].name
+        return np.concatenate([engine.infer(feeds)[first].astype(np.float32) for feeds in batches])
+
+
+def fidelity(variant: Path, reference: Path, batches: Sequence[Feeds], *, threads: int = 1) -> Parity:
+    """Measure how far the outputs of ``variant`` are from those of ``reference`` on ``batches``."""
+    return parity(
+        embeddings_of(variant, batches, threads=threads), embeddings_of(reference, batches, threads=threads)
+    )
+
+
+def checked_feeds(onnx_path: Path, batches: Sequence[Feeds]) -> int:
+    """Return the number of samples. Raises UserError for names, types, shapes or NaN that do not fit."""
+    if not batches:
+        raise UserError("the calibration set is empty; draw at least 16 samples")
+    with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
+        for feeds in batches:
+            for name, array in feeds.items():
+                if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                    raise UserError(f"calibration input {name!r} holds NaN or infinity; remove those samples")
+        engine.infer(batches[0])
+    return sum(len(next(iter(feeds.values()))) for feeds in batches)
+
+
+def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
+    """Check and write. Shapes are inferred anew: ModelOpt leaves FP32 entries for FP16 values."""
+    import onnx
+
+    source = onnx.load(onnx_in, load_external_data=False)
+    strip_traces(model)
+    model.graph.ClearField("value_info")
+    for mine, theirs in ((model.graph.input, source.graph.input), (model.graph.output, source.graph.output)):
+        if [(v.name, v.type.tensor_type.elem_type) for v in mine] != [
+            (v.name, v.type.tensor_type.elem_type) for v in theirs
+        ]:
+            raise EdgeglmError(
+                f"the variant of {onnx_in.name} takes or gives other tensors; report this model"
+            )
+        for value, original in zip(mine, theirs, strict=True):
+            value.type.CopyFrom(original.type)
+    domains = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in domains or not entry.domain]
+    del model.opset_import[:]
+    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+    model.ir_version = source.ir_version
+    onnx.checker.check_model(model, full_check=True)
+    save_deterministic(model, onnx_out)
+
+
+def _computing_from_int8(model: onnx.ModelProto) -> list[str]:
+    dequantized = {
+        out for node in model.graph.node if node.op_type == "DequantizeLinear" for out in node.output
+    }
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and dequantized & set(node.input)
+    ]
+
+
+def _computing_in_fp32(model: onnx.ModelProto) -> list[str]:
+    from onnx import TensorProto
+
+    floats = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    floats |= {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Cast" and any(a.name == "to" and a.i == TensorProto.FLOAT for a in node.attribute)
+    }
+    kept = [n for n in model.graph.node if n.op_type in _FLOAT_OPS and floats & set(n.input)]
+    return [node.name for node in kept]
+
+
+def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how often each op occurs, the most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph.node).most_common())
+
+
+def _failed(onnx_in: Path, precision: str, error: Exception) -> EdgeglmError:
+    if isinstance(error, EdgeglmError):
+        return error
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return EdgeglmError(
+        f"ModelOpt cannot make the {precision} variant of {onnx_in.name}: {reason}; "
+        "leave this precision out of the recipe, or exclude the node it names"
+    )

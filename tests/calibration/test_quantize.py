@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("modelopt")
+
+from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
+from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
+from edgeglm.core.digest import sha256_bytes, sha256_file
+from edgeglm.core.errors import UserError
+from tests.calibration.towers import tower_tensors
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
+    towers = {}
+    for tower in ("image", "text"):
+        tensors = tower_tensors(tower, 16)
+        towers[tower] = Candidates(
+            ids=[str(i) for i in range(16)],
+            strata=["all"] * 16,
+            digests=[sha256_bytes(f"{tower}{i}".encode()) for i in range(16)],
+            tensors=lambda chosen, tensors=tensors: {k: v[list(chosen)] for k, v in tensors.items()},  # type: ignore[misc]
+            evaluation_digests=(),
+        )
+    folder = tmp_path_factory.mktemp("set")
+    return calibration_set_from_arrays(folder, towers, preprocessing={}, samples=16, batch_size=4)
+
+
+class Measured:
+    """An evaluation that gives each pair of precisions a score, and remembers the files it saw."""
+
+    def __init__(self, scores: Mapping[str, float]) -> None:
+        self.scores = scores
+        self.files: list[tuple[str, dict[str, str]]] = []
+
+    def __call__(self, variant: str, files: Mapping[str, Path]) -> dict[str, Any]:
+        self.files.append((variant, {tower: sha256_file(path) for tower, path in files.items()}))
+        label = ",".join(
+            "int8" if b"QuantizeLinear" in files[t].read_bytes() else "-" for t in ("image", "text")
+        )
+        return {"map10": 1.0 if variant == "fp32" else self.scores.get(label, 1.0)}
+
+
+def _judge(metrics: Metrics, baseline: Metrics) -> Verdict:
+    kept = metrics["map10"] / baseline["map10"]
+    return Verdict(passed=kept >= 0.99, score=kept, reason=f"kept {kept:.2f}")
+
+
+def test_what_travels_is_the_very_file_that_was_measured(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    measured = Measured({})
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    assert sorted(report.variants) == ["fp16", "fp32", "int8"]
+    for name, variant in report.variants.items():
+        on_disk = {tower: sha256_file(tmp_path / name / f"{tower}.onnx") for tower in ("image", "text")}
+        assert variant.sha256 == on_disk
+        assert (name, on_disk) in measured.files
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
+    assert not (tmp_path / ".scratch").exists()
+    assert json.loads((tmp_path / "variants.json").read_text())["left_out"] == {}
+
+
+def test_a_tower_that_int8_breaks_stays_in_fp16_and_the_report_says_so(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    measured = Measured({"int8,int8": 0.5, "-,int8": 0.6, "int8,-": 0.995})
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "fp16"}
+    assert report.variants["int8"].metrics == {"map10": 0.995}
+    assert [trial.verdict.passed for trial in report.trials["int8"]] == [False, True, False]
+
+
+def test_an_int8_that_fails_in_every_form_is_left_out_with_the_reasons(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    measured = Measured({"int8,int8": 0.5, "-,int8": 0.6, "int8,-": 0.7})
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    assert sorted(report.variants) == ["fp16", "fp32"]
+    assert "image int8 + text fp16: kept 0.70" in report.left_out["int8"]
+    assert not (tmp_path / "int8").exists()
+
+
+def test_the_most_harmful_nodes_return_to_high_precision_within_the_budget(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    scores = iter([1.0, 0.5, 1.0])
+    report = make_candidates(
+        fp32_dir,
+        tmp_path,
+        calibration,
+        evaluate=lambda *_: {"map10": next(scores)},
+        judge=_judge,
+        config=QuantizeConfig(candidates=("int8",), sensitivity_evaluations=2, sensitivity_nodes=1),
+    )
+    conversions = report.variants["int8"].conversions
+    assert len(conversions["text"].quantized_nodes) == 1
+    policy = conversions["text"].policy
+    assert policy is not None
+    assert len(policy.exclude) == 1
+
+
+def test_absent_towers_and_policies_are_named(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    with pytest.raises(UserError, match=r"no image\.onnx"):
+        make_candidates(tmp_path, tmp_path / "out", calibration, evaluate=Measured({}), judge=_judge)
+    with pytest.raises(UserError, match="did you mean 'linear-only'"):
+        make_candidates(
+            fp32_dir,
+            tmp_path / "out",
+            calibration,
+            evaluate=Measured({}),
+            judge=_judge,
+            config=QuantizeConfig(policies={"image": "linear-onli", "text": "linear-only"}),
+        )
