@@ -98,7 +98,12 @@ def test_the_most_harmful_nodes_return_to_high_precision_within_the_budget(
         calibration,
         evaluate=lambda *_: {"map10": next(scores)},
         judge=_judge,
-        config=QuantizeConfig(candidates=("int8",), sensitivity_evaluations=2, sensitivity_nodes=1),
+        config=QuantizeConfig(
+            candidates=("int8",),
+            policies={"image": "linear-and-conv", "text": "linear-and-conv"},
+            sensitivity_evaluations=2,
+            sensitivity_nodes=1,
+        ),
     )
     conversions = report.variants["int8"].conversions
     assert len(conversions["text"].quantized_nodes) == 1
