@@ -36,9 +36,8 @@ def onnx_from_module(
 ) -> Path:
     """Export ``module`` in eval mode to one self-contained ONNX file.
 
-    The graph is folded by the exporter's own optimizer (onnxscript), which merges batch norms into
-    convolutions and keeps the scope names that nodes are named after; onnxslim was not taken, for it
-    turns MatMul + Add into Gemm only for rank 2 and would make twins of equal layers. The bytes
+    The graph is folded by the exporter's own optimizer (onnxscript): it merges batch norms into
+    convolutions, and it keeps the scopes that nodes are named after, so no second tool runs. The bytes
     depend on the module, the inputs' shapes and the library versions, and on no folder.
 
     Args:
