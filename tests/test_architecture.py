@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,24 @@ def test_a_lock_satisfies_what_pyproject_asks_for(repository: Path):
             if need.name == "torch" or (need.marker is not None and not need.marker.evaluate(place)):
                 continue
             assert need.specifier.contains(pins[canonicalize_name(need.name)]), f"{lock.name}: {line}"
+
+
+def test_setup_installs_the_torch_that_pyproject_asks_for(repository: Path):
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (pin,) = [line.partition(";")[0] for line in extras["build"] if line.startswith("torch==")]
+    assert f" {pin}\n" in (repository / "scripts" / "setup").read_text()
+
+
+def test_an_absent_system_part_skips_loudly_here_and_fails_in_ci(
+    require_system: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("EDGEGLM_CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="SYSTEM PART ABSENT: no-such-program"):
+        require_system("no-such-program")
+    monkeypatch.setenv("EDGEGLM_CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="In CI this is a failure"):
+        require_system("no-such-program")
+    assert Path(require_system("sh")).name == "sh"
 
 
 @pytest.fixture(scope="module")
