@@ -97,6 +97,7 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
             candidate below the gate is not in the bundle and is listed in ``Manifest.left_out``.
         metrics: ``{track: {"map10": {"value": ...}, ...}}``, measured on these very files.
         latency: milliseconds by name, such as ``{"image_b1_ms": 3.1}``.
+        lane: Which TensorRT versions parse the files: "A" those before 10, "B" the others.
     """
 
     name: str
@@ -104,6 +105,7 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
     gate: Literal["reference", "passed"]
     metrics: Metrics = {}
     latency: dict[str, float] = {}
+    lane: Literal["A", "B"] = "B"
 
 
 class LeftOutRecord(_Record, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
 COMMANDS = {
     "build": "Make a bundle from a recipe for a target.",
     "explain": "Say what a build would reuse, and why the rest must run.",
+    "finalize": "Make a bundle ready on the machine that runs it.",
     "run": "Search a bundle's gallery with words or with a picture.",
     "inspect": "Show what a bundle holds.",
     "verify": "Hold every byte of a bundle against its digests.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from edgeglm.cli.console import App, bundle_argument, json_option
 @click.option("--query", metavar="TEXT", help="Words to search with.")
 @click.option("--image", type=click.Path(path_type=Path), help="A picture to search with, in place of words.")
 @click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
-@click.option("--variant", help="Which variant of the bundle; by default the one it names.")
+@click.option("--variant", help="Which variant; by default what finalize chose.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
 @json_option
 @click.pass_obj
@@ -36,12 +37,15 @@ def command(
         raise click.UsageError("give either --query TEXT or --image FILE")
 
     from edgeglm.bundle.verify import open_bundle
+    from edgeglm.runtime.finalized import choice_here
     from edgeglm.runtime.retrieval import Retriever
 
-    with (
-        open_bundle(bundle) as opened,
-        Retriever(opened, variant=variant, threads=threads) as retriever,
-    ):
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_bundle(bundle))
+        choice = choice_here(opened, variant)
+        retriever = stack.enter_context(
+            Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
+        )
         if image is not None:
             result = retriever.search_image(image, count)
         else:
@@ -62,7 +66,7 @@ def command(
         (hit["rank"], f"{hit['score']:.4f}", hit["text"], hit["id"], hit["thumbnail"] or "") for hit in hits
     ]
     app.table([">rank", ">score", "text", "id", "thumbnail"], rows)
-    app.print(f"variant {result.variant}, {result.model} of {bundle}, ONNX Runtime")
+    app.print(f"variant {result.variant}, {result.model} of {bundle}, {choice.words}")
     app.emit(
         {
             "query": query,
@@ -70,6 +74,7 @@ def command(
             "bundle": bundle,
             "variant": result.variant,
             "model": result.model,
+            "through": choice.words,
             "hits": hits,
         }
     )

@@ -1,0 +1,50 @@
+"""One finalize at a time: a lock that says who holds it and that a killed process gives up."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.bundle.atomic import disk_errors
+from edgeglm.core.errors import UserError
+
+
+class _Owner(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    started: str
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a finalized folder; a second one is refused with the first one's number."""
+    path = folder / ".lock"
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder.name}: another finalize is at work{_owner(handle)}; wait until it has ended"
+            ) from error
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, msgspec.json.encode(_Owner(pid=os.getpid(), started=started)), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _owner(handle: int) -> str:
+    try:
+        owner = msgspec.json.decode(os.pread(handle, 4096, 0), type=_Owner)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return f" (process {owner.pid}, since {owner.started})"

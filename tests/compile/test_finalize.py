@@ -1,0 +1,385 @@
+"""Finalize, on a real bundle of two tiny towers: by ONNX Runtime for real, by a stand-in builder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.receipt import Receipt, finalized_folder, read_receipt, why_foreign
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.cli.finalize import _embedder
+from edgeglm.compile.builder import EnginePlan
+from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
+from edgeglm.compile.owner import alone
+from edgeglm.compile.worker import BuildRequest
+from edgeglm.core.digest import sha256_bytes, sha256_file
+from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.core.progress import Progress, QuietProgress
+from edgeglm.engines.board import Board
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.plan import PlanMetadata
+from edgeglm.runtime.finalized import choice_here
+from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
+from tests.cli.test_bundle_commands import colour_tower
+from tests.runtime.test_retrieval import colour_bundle, colour_engine
+
+LAPTOP = Board(
+    model="Some CPU",
+    machine="x86_64",
+    memory_bytes=8 << 30,
+    memory_available_bytes=6 << 30,
+    libraries={"onnxruntime": "1.24.4"},
+)
+ORIN = Board(
+    model="NVIDIA Jetson AGX Orin Developer Kit",
+    machine="aarch64",
+    soc="tegra234",
+    l4t="36.4.3",
+    sm=87,
+    gpu="Ampere (Orin)",
+    memory_bytes=65_800_000_000,
+    memory_available_bytes=50_000_000_000,
+    libraries={"onnxruntime": "1.23.2", "tensorrt": "10.3.0"},
+)
+NANO = msgspec.structs.replace(ORIN, memory_bytes=7_800_000_000, memory_available_bytes=5_000_000_000)
+THOR = msgspec.structs.replace(ORIN, soc="tegra264", sm=110, l4t="38.2", memory_bytes=131_000_000_000)
+QUICK = FinalizeOptions(rounds=7, threads=1)
+
+
+def made(folder: Path, target: str = "cpu", *, int8_text: float = 1.0) -> Path:
+    scales = {"fp32": 1.0, "int8": int8_text}
+    parts: dict[str, Path | bytes] = {
+        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scales[variant])
+        for variant in scales
+        for kind in ("image", "text")
+    }
+    parts["target.toml"] = toml_from_resolved(resolve_target(load_target(target))).encode()
+    return colour_bundle(folder, **parts)
+
+
+def portable(path: Path, threads: int) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(path, threads=threads)
+
+
+class Builder:
+    """A stand-in for the builder and for what runs its plans."""
+
+    def __init__(self, *, fails: str = "") -> None:
+        self.requests: list[BuildRequest] = []
+        self.fails = fails
+
+    def __call__(self, request: BuildRequest, progress: Progress) -> EnginePlan:
+        self.requests.append(request)
+        if request.variant == self.fails:
+            raise EdgeglmError("cannot build int8/text.onnx: node 'odd'; leave this variant out")
+        plan = f"plan of {request.variant} {request.tower}".encode()
+        sms = tuple(target.sm for target in request.targets if target.sm)
+        metadata = PlanMetadata(
+            library=request.library,
+            library_version="10.3.0",
+            sms=sms,
+            onnx_sha256=sha256_file(Path(request.onnx_path)),
+            plan_sha256=sha256_bytes(plan),
+            size_bytes=len(plan),
+            profiles=request.profiles,
+            precision=request.precision,
+            inputs=(),
+            outputs=(),
+            variant=request.variant,
+            tower=request.tower,
+            seconds=1.5,
+        )
+        return EnginePlan(plan=plan, metadata=metadata, log=("[info] built",))
+
+    def run(self, plan: Path, metadata: PlanMetadata) -> Any:
+        assert sha256_file(plan) == metadata.plan_sha256
+        return colour_engine(Path(metadata.variant) / f"{metadata.tower}.onnx", 1)
+
+
+def finalized(
+    path: Path, board: Board = LAPTOP, *, builder: Builder | None = None, options: FinalizeOptions = QUICK
+) -> Receipt:
+    builder = builder or Builder()
+    tools = Tools(
+        embedder=_embedder, portable=portable, native=builder.run, build=builder, root=Path("/nowhere")
+    )
+    with open_bundle(path) as bundle:
+        return finalize(bundle, board=board, tools=tools, progress=QuietProgress(), options=options)
+
+
+@pytest.fixture
+def choice() -> Callable[[Path, Board], Any]:
+    def chosen(path: Path, board: Board, variant: str | None = None) -> Any:
+        with open_bundle(path) as bundle:
+            return choice_here(bundle, variant, board=lambda: board)
+
+    return chosen
+
+
+def test_a_laptop_gets_the_fastest_variant_that_answers_as_at_home(tmp_path: Path):
+    receipt = finalized(made(tmp_path / "demo"))
+    assert {record.variant: record.status for record in receipt.candidates}[receipt.chosen] == "chosen"
+    assert {record.status for record in receipt.candidates} == {"chosen", "passed"}
+    for record in receipt.candidates:
+        assert record.latency_ms.keys() == {"image_b1_ms", "text_b1_ms"}
+        assert record.selftest is not None
+        assert (record.selftest.images, record.selftest.texts) == (2, 2)
+    assert (receipt.library, receipt.evidence, receipt.member) == ("onnxruntime", "ONNX Runtime", "cpu")
+    assert read_receipt(finalized_folder(tmp_path / "demo")) == receipt
+
+
+def test_a_variant_that_answers_otherwise_here_is_never_chosen_however_fast(tmp_path: Path):
+    receipt = finalized(made(tmp_path / "demo", int8_text=-1.0))
+    assert receipt.chosen == "fp32"
+    failed = receipt.candidate("int8")
+    assert failed.status == "failed"
+    assert "worst cosine 1.0000 over pictures and -1.0000 over texts" in failed.reason
+    assert failed.latency_ms == {}
+
+
+def test_no_receipt_is_written_when_nothing_answers_as_at_home(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    with pytest.raises(GateError, match="no variant of colours answers here"):
+        finalized(path, options=FinalizeOptions(rounds=7, cosine=1.5))
+    assert read_receipt(finalized_folder(path)) is None
+
+
+def test_run_follows_the_receipt_and_names_it(tmp_path: Path, choice):
+    path = made(tmp_path / "demo", int8_text=-1.0)
+    assert choice(path, LAPTOP).words == "ONNX Runtime"
+    receipt = finalized(path)
+    here = choice(path, LAPTOP)
+    assert (here.variant, here.receipt) == ("fp32", receipt)
+    assert here.words == f"onnxruntime 1.24.4, chosen by the receipt of {receipt.created}"
+    asked = choice(path, LAPTOP, "int8")
+    assert asked.variant == "int8"
+    assert "as asked; the receipt of this board chose fp32" in asked.words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "Other CPU"}, "made on another board (Some CPU, x86_64)"),
+        ({"libraries": {"onnxruntime": "1.30"}}, "made with onnxruntime 1.24.4, here is 1.30"),
+    ],
+)
+def test_a_receipt_that_came_with_a_copied_folder_is_not_believed(change, words, tmp_path: Path, choice):
+    path = made(tmp_path / "demo")
+    finalized(path)
+    here = choice(path, msgspec.structs.replace(LAPTOP, **change))
+    assert here.receipt is None
+    assert words in here.words
+
+
+def test_a_receipt_of_the_bundle_that_was_there_before_is_not_believed(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    receipt = finalized(path)
+    made(path, int8_text=0.5)
+    with open_bundle(path) as bundle:
+        assert why_foreign(receipt, bundle, LAPTOP) == "it was made for another content of the bundle"
+
+
+def test_a_board_builds_each_gated_candidate_and_runs_it(tmp_path: Path, choice):
+    path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
+    receipt = finalized(path, ORIN, builder=builder)
+    assert [(r.variant, r.tower, r.precision) for r in builder.requests] == [
+        ("int8", "image", "int8"),
+        ("int8", "text", "int8"),
+    ]
+    assert (receipt.chosen, receipt.library, receipt.evidence) == ("int8", "tensorrt", "real device")
+    assert (receipt.member, receipt.lane) == ("jetson-agx-orin-64gb", "B")
+    assert receipt.candidate("fp32").status == "left out"
+    assert "it is the reference" in receipt.candidate("fp32").reason
+    folder = finalized_folder(path) / "engines"
+    assert {use.signature for use in receipt.candidate("int8").engines.values()} == {
+        place.name for place in folder.iterdir()
+    }
+    here = choice(path, ORIN)
+    assert here.words.startswith("tensorrt 10.3.0, chosen by the receipt")
+    engine = here.engine(path / "models/int8/text.onnx", 1)
+    assert engine.path.read_bytes() == b"plan of int8 text"
+
+
+def test_engines_are_reused_until_something_that_decides_them_changes(tmp_path: Path):
+    path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
+    first = finalized(path, ORIN, builder=builder)
+    again = finalized(path, ORIN, builder=builder)
+    assert len(builder.requests) == 2
+    assert all(use.reused for use in again.candidate("int8").engines.values())
+    assert not any(use.reused for use in first.candidate("int8").engines.values())
+    finalized(path, msgspec.structs.replace(ORIN, l4t="36.5"), builder=builder)
+    assert len(builder.requests) == 4
+    assert len(list((finalized_folder(path) / "engines").iterdir())) == 2, "the old ones are swept"
+
+
+def test_an_engine_that_rotted_on_the_disk_is_built_again(tmp_path: Path):
+    path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
+    receipt = finalized(path, ORIN, builder=builder)
+    use = receipt.candidate("int8").engines["text"]
+    plan = finalized_folder(path) / "engines" / use.signature / "engine.plan"
+    plan.write_bytes(b"plan of int8 texu")
+    assert finalized(path, ORIN, builder=builder).chosen == "int8"
+    assert [request.tower for request in builder.requests] == ["image", "text", "text"]
+    assert plan.read_bytes() == b"plan of int8 text"
+
+
+def test_a_candidate_that_cannot_be_built_leaves_the_others(tmp_path: Path):
+    path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
+    with pytest.raises(GateError, match="node 'odd'"):
+        finalized(path, ORIN, builder=Builder(fails="int8"))
+
+
+@pytest.mark.parametrize(
+    ("target", "board", "words"),
+    [
+        ("jetson-agx-orin-64gb", THOR, r"this board is outside target .*SM 11\.0.*pass --any-board"),
+        ("jetson-agx-orin-64gb", NANO, r"with 7\.8 GB; jetson-agx-orin-64gb counts on 64 GB"),
+        ("t4", ORIN, r"the bundle is for t4 \(SM 7\.5, x86_64\)"),
+    ],
+)
+def test_a_board_outside_the_target_is_refused_by_its_facts(
+    target: str, board: Board, words: str, tmp_path: Path
+):
+    path = made(tmp_path / "demo", target)
+    with pytest.raises(UserError, match=words):
+        finalized(path, board)
+    receipt = finalized(path, board, options=FinalizeOptions(rounds=7, any_board=True))
+    assert receipt.library == "onnxruntime"
+    assert "told to go on outside the target" in receipt.notes
+
+
+def test_a_family_finds_the_member_that_this_board_is(tmp_path: Path):
+    path = made(tmp_path / "demo", "jetson-agx")
+    half = msgspec.structs.replace(ORIN, memory_bytes=32_000_000_000)
+    assert finalized(path, ORIN).member == "jetson-agx-orin-64gb"
+    assert finalized(path, half).member == "jetson-agx-orin-32gb"
+    assert finalized(path, THOR).member == "jetson-agx-thor"
+
+
+def test_a_host_without_a_gpu_stands_in_and_says_so(tmp_path: Path):
+    receipt = finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), LAPTOP)
+    assert (receipt.member, receipt.library) == (None, "onnxruntime")
+    assert any("its times say nothing of it" in note for note in receipt.notes)
+
+
+@pytest.mark.parametrize(
+    ("libraries", "more", "words"),
+    [
+        ({"onnxruntime": "1"}, {}, "install tensorrt, or pass --engine onnxruntime"),
+        ({"onnxruntime": "1"}, {"trtexec_version": "10.3.0"}, "--system-site-packages"),
+        ({"onnxruntime": "1", "tensorrt": "8.5.2"}, {}, "of lane B, tensorrt 8.5.2 takes lane A"),
+    ],
+)
+def test_a_board_without_the_right_tensorrt_is_told_what_to_do(libraries, more, words, tmp_path: Path):
+    board = msgspec.structs.replace(ORIN, libraries=libraries, **more)
+    with pytest.raises(UserError, match=words):
+        finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), board)
+
+
+def test_too_little_memory_is_said_before_an_hour_of_building(tmp_path: Path):
+    board = msgspec.structs.replace(ORIN, memory_available_bytes=100 << 20)
+    builder = Builder()
+    with pytest.raises(UserError, match=r"building the largest tower needs .* and 0\.10 GB are free"):
+        finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), board, builder=builder)
+    assert builder.requests == []
+
+
+def test_a_second_finalize_is_refused_with_the_number_of_the_first(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    with (
+        alone(finalized_folder(path)),
+        pytest.raises(UserError, match=f"at work .process {os.getpid()}, since"),
+    ):
+        finalized(path)
+    assert finalized(path).chosen
+
+
+def _hold_and_die(folder: Path) -> None:
+    with alone(folder):
+        os._exit(9)
+
+
+def test_a_finalize_that_was_killed_locks_nobody_out(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_hold_and_die, args=(finalized_folder(path),)
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
+    assert finalized(path).chosen
+
+
+def test_a_bundle_that_was_not_verified_is_not_finalized(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    tools = Tools(embedder=_embedder, portable=portable, native=Builder().run)
+    with open_bundle(path, verify=False) as bundle, pytest.raises(UserError, match="not verified"):
+        finalize(bundle, board=LAPTOP, tools=tools, progress=QuietProgress())
+
+
+def test_a_broken_receipt_is_said_and_not_worked_around(tmp_path: Path, choice):
+    path = made(tmp_path / "demo")
+    finalized(path)
+    receipt = finalized_folder(path) / "receipt.json"
+    receipt.write_bytes(receipt.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"is no receipt: .* run 'edgeglm finalize' again"):
+        choice(path, LAPTOP)
+
+
+def test_the_command_makes_an_archive_ready_too(tmp_path: Path, capsys):
+    from edgeglm.bundle.archive import archive_from_folder
+    from edgeglm.cli import main as cli
+
+    folder = made(tmp_path / "demo")
+    with open_bundle(folder) as bundle:
+        archive_from_folder(folder, bundle.manifest.files, tmp_path / "demo.zip", "zip")
+    code = cli.exit_code(["finalize", str(tmp_path / "demo.zip"), "--rounds", "7", "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    receipt = json.loads(captured.out)
+    assert receipt["receipt"] == str(tmp_path / "demo.zip.finalized" / "receipt.json")
+    assert cli.exit_code(["run", str(tmp_path / "demo.zip"), "--query", "red"]) == 0
+    assert "chosen by the receipt of" in capsys.readouterr().out
+
+
+def test_a_bundle_stays_verifiable_after_it_was_finalized(tmp_path: Path):
+    path = made(tmp_path / "demo")
+    finalized(path)
+    opened: Bundle = open_bundle(path)
+    assert opened.verified
+
+
+def test_a_gpu_host_gets_real_tensorrt_rtx_engines(tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    from edgeglm.compile.trt_api import installed_version
+    from edgeglm.compile.worker import engine_built_apart
+
+    version = installed_version("tensorrt-rtx")
+    assert version is not None
+    t4 = Board(
+        model="Some Xeon",
+        machine="x86_64",
+        sm=75,
+        gpu="Tesla T4",
+        memory_bytes=16 << 30,
+        memory_available_bytes=8 << 30,
+        libraries={"tensorrt-rtx": version},
+    )
+    path = made(tmp_path / "demo", "t4")
+    tools = Tools(embedder=_embedder, portable=portable, native=Builder().run, build=engine_built_apart)
+    with open_bundle(path) as bundle:  # built for SM 7.5 with no GPU here; a stand-in runs the plans
+        receipt = finalize(bundle, board=t4, tools=tools, progress=QuietProgress(), options=QUICK)
+    assert (receipt.library, receipt.evidence, receipt.chosen) == ("tensorrt-rtx", "real GPU", "int8")
+    for use in receipt.candidate("int8").engines.values():
+        folder = finalized_folder(path) / "engines" / use.signature
+        record = json.loads((folder / "engine.json").read_bytes())
+        assert (record["sms"], record["library_version"]) == ([75], version)
+        assert record["size_bytes"] == (folder / "engine.plan").stat().st_size > 1000
