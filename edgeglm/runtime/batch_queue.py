@@ -1,0 +1,192 @@
+"""What runs together, and when: buckets, priorities, preferred sizes and the delay.
+
+No threads and no clock in here: callers hold a lock and say what time it is, so that every rule can be
+tested as arithmetic. The rules are those of Triton's dynamic batcher (its model configuration pages:
+``preferred_batch_size``, ``max_queue_delay_microseconds``, priority levels).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.requests import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPolicy:
+    """When waiting requests become a batch.
+
+    Attributes:
+        max_batch_size: The most samples in one call.
+        preferred_batch_sizes: A bucket that holds this many goes at once, cut to the largest such size.
+        max_queue_delay_microseconds: How long the oldest request may wait for company. At 0 a free
+            engine takes what there is: batches then grow by themselves while the engine is busy.
+    """
+
+    max_batch_size: int = 32
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise UserError(f"max_batch_size is {self.max_batch_size}; give at least 1")
+        if self.max_queue_delay_microseconds < 0:
+            raise UserError(
+                f"max_queue_delay_microseconds is {self.max_queue_delay_microseconds}; give 0 or more"
+            )
+        for size in self.preferred_batch_sizes:
+            if not 1 <= size <= self.max_batch_size:
+                raise UserError(
+                    f"preferred batch size {size} is not in 1..{self.max_batch_size}; "
+                    "change it or max_batch_size"
+                )
+
+    @property
+    def delay(self) -> float:
+        """The delay in seconds."""
+        return self.max_queue_delay_microseconds / 1e6
+
+    def size_now(self, waiting: int, waited: float) -> int:
+        """Return how many of ``waiting`` requests go now, the oldest after ``waited`` seconds; 0: wait."""
+        if waiting >= self.max_batch_size:
+            return self.max_batch_size
+        if fitting := [size for size in self.preferred_batch_sizes if size <= waiting]:
+            return max(fitting)
+        return waiting if waited >= self.delay else 0
+
+
+class _Bucket:
+    """Requests that may share a batch: one first-in-first-out line a priority."""
+
+    __slots__ = ("count", "lines")
+
+    def __init__(self) -> None:
+        self.lines: dict[int, OrderedDict[int, Request]] = {}
+        self.count = 0
+
+    def put(self, request: Request) -> None:
+        line = self.lines.get(request.priority)
+        if line is None:
+            line = self.lines[request.priority] = OrderedDict()
+        line[request.number] = request
+        self.count += 1
+
+    def oldest(self) -> Request:
+        """Return the request that has waited longest, of any priority."""
+        heads = [next(iter(line.values())) for line in self.lines.values() if line]
+        return heads[0] if len(heads) == 1 else min(heads, key=lambda head: head.arrived)
+
+    def first(self) -> Request:
+        """Return the request that would go first."""
+        return next(iter(self.lines[min(p for p, line in self.lines.items() if line)].values()))
+
+    def cut(self, size: int) -> list[Request]:
+        taken: list[Request] = []
+        for priority in sorted(self.lines):
+            line = self.lines[priority]
+            while line and len(taken) < size:
+                taken.append(line.popitem(last=False)[1])
+        self.count -= len(taken)
+        return taken
+
+
+class BatchQueue:
+    """Waiting requests, by bucket. ``policies`` holds one policy a tower."""
+
+    def __init__(self, policies: dict[str, BatchPolicy]) -> None:
+        self._policies = policies
+        self._buckets: dict[tuple[str, object], _Bucket] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Request]:
+        for bucket in self._buckets.values():
+            for line in bucket.lines.values():
+                yield from line.values()
+
+    def put(self, request: Request) -> bool:
+        """Add a request. True if an idle worker should look: its bucket was empty, or is now full."""
+        key = (request.tower, request.bucket)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket()
+        bucket.put(request)
+        self._count += 1
+        policy = self._policies[request.tower]
+        count = bucket.count
+        return count == 1 or count >= policy.max_batch_size or count in policy.preferred_batch_sizes
+
+    def remove(self, request: Request) -> bool:
+        """Take out one that is no longer wanted; False if it was not waiting here."""
+        bucket = self._buckets.get((request.tower, request.bucket))
+        line = bucket.lines.get(request.priority) if bucket is not None else None
+        if bucket is None or line is None or line.pop(request.number, None) is None:
+            return False
+        bucket.count -= 1
+        self._count -= 1
+        self._forget_empty(request)
+        return True
+
+    def take(self, now: float) -> list[Request]:
+        """Cut the batch that should run now; empty if none should yet.
+
+        Of the buckets that are ready the one with the most urgent request goes, and among equals the
+        one whose request came first. Within it the more urgent go first, then the older.
+        """
+        best: tuple[tuple[int, float, int], _Bucket, int] | None = None
+        for (tower, _), bucket in self._buckets.items():
+            size = self._policies[tower].size_now(bucket.count, now - bucket.oldest().arrived)
+            if size:
+                first = bucket.first()
+                rank = (first.priority, first.arrived, first.number)
+                if best is None or rank < best[0]:
+                    best = (rank, bucket, size)
+        if best is None:
+            return []
+        batch = best[1].cut(best[2])
+        self._count -= len(batch)
+        self._forget_empty(batch[0])
+        return batch
+
+    def seconds_to_ready(self, now: float) -> float | None:
+        """Return how long ``take`` stays empty if nothing arrives: 0 for now, None for ever."""
+        waits = [
+            0.0 if policy.size_now(bucket.count, waited) else policy.delay - waited
+            for policy, bucket, waited in (
+                (self._policies[tower], bucket, now - bucket.oldest().arrived)
+                for (tower, _), bucket in self._buckets.items()
+            )
+        ]
+        return max(min(waits), 0.0) if waits else None
+
+    def evict(self, priority: int) -> Request | None:
+        """Take out the newest request of the least urgent class, if it is less urgent than ``priority``."""
+        newest = [
+            next(reversed(line.values()))
+            for bucket in self._buckets.values()
+            for line in bucket.lines.values()
+            if line
+        ]
+        worst = max(newest, key=lambda request: (request.priority, request.number), default=None)
+        if worst is None or worst.priority <= priority:
+            return None
+        self.remove(worst)
+        return worst
+
+    def clear(self) -> list[Request]:
+        """Take out everything, the oldest first."""
+        everything = sorted(self, key=lambda request: request.number)
+        self._buckets.clear()
+        self._count = 0
+        return everything
+
+    def _forget_empty(self, request: Request) -> None:
+        """Drop a bucket that ran empty, so that odd shapes leave nothing behind."""
+        key = (request.tower, request.bucket)
+        if key in self._buckets and not self._buckets[key].count:
+            del self._buckets[key]

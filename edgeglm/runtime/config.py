@@ -1,0 +1,75 @@
+"""How a runner behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.towers import EngineMaker, engine_from_onnx
+
+WhenFull = Literal["wait", "shed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerConfig:
+    """The settings of a runner. The defaults are those that every published figure was measured with.
+
+    Attributes:
+        variant: Which variant of a bundle; its default for None.
+        instances: Engines a tower, each with a thread of its own that calls one at a time.
+        threads: Threads inside an operator, for each engine.
+        preparation_threads: Threads that tokenise and decode while engines run.
+        batching: When requests become a batch: one policy for all towers, or one a tower.
+        length_buckets: Lengths up to which texts share a batch; chosen from the bundle for None.
+        capacity: The most requests held at a time, waiting and running together.
+        when_full: ``wait`` lets a caller wait for a place; ``shed`` refuses at once with OverloadedError,
+            unless a less urgent request waits, which is then refused in its stead.
+        hang_after: Seconds after which a call is given up and its instance replaced.
+        open_timeout: Seconds that an instance may take to load and warm up.
+        max_replacements: How many instances may be replaced before the runner refuses to go on: each
+            leaves a thread and an engine behind.
+        drain_timeout: Seconds that ``close`` gives to the requests it holds; None for no limit.
+        warm_up: Whether each engine is called with zeros, of one sample and of a full batch, before it
+            serves.
+        engine: Makes an engine from (ONNX file, threads).
+    """
+
+    variant: str | None = None
+    instances: int = 1
+    threads: int = 2
+    preparation_threads: int = 2
+    batching: BatchPolicy | Mapping[str, BatchPolicy] = field(default_factory=BatchPolicy)
+    length_buckets: tuple[int, ...] | None = None
+    capacity: int = 1024
+    when_full: WhenFull = "wait"
+    hang_after: float = 10.0
+    open_timeout: float = 120.0
+    max_replacements: int = 8
+    drain_timeout: float | None = 30.0
+    warm_up: bool = True
+    engine: EngineMaker = engine_from_onnx
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "threads", "preparation_threads", "capacity"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not self.hang_after > 0:
+            raise UserError(f"hang_after is {self.hang_after}; give seconds above 0")
+        if self.when_full not in ("wait", "shed"):
+            raise unknown_name("behaviour when full", self.when_full, ("wait", "shed"))
+
+    def policy(self, tower: str) -> BatchPolicy:
+        """Return the batch policy of a tower."""
+        if isinstance(self.batching, BatchPolicy):
+            return self.batching
+        return self.batching.get(tower, BatchPolicy())
+
+    def warm_up_batches(self, sources: Mapping[str, TowerSource]) -> dict[str, Sequence[int]]:
+        """Return the batch sizes that each tower is warmed up with."""
+        if not self.warm_up:
+            return dict.fromkeys(sources, ())
+        return {name: sorted({1, self.policy(name).max_batch_size}) for name in sources}

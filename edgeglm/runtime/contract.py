@@ -1,0 +1,202 @@
+"""What one tower takes and gives, for one sample: checks, buckets, and the way into a batch and out of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.protocol import Engine, TensorSpec, check_feeds
+from edgeglm.runtime.requests import Array, EngineFailedError, Outcome, Request, Sample, is_finite
+
+Prepare = Callable[[Sequence[object]], "Sequence[Sample | EdgeglmError]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSource:
+    """How a runner comes by one tower.
+
+    Attributes:
+        engine: Makes an engine that is not loaded yet. Called once an instance, and again for each
+            instance that must be replaced.
+        prepare: Turns raw inputs into samples, or into the errors of those that cannot be; called in a
+            pool. None for a tower that takes arrays only.
+        ragged: ``{input: value}`` for inputs whose axis 1 differs from sample to sample; they are
+            filled up with the value to the longest in the batch.
+        length_buckets: Ragged samples share a batch up to each of these lengths, so that a short one
+            is not padded to the longest of all. The last one is the most that is taken.
+        pad_to_bucket: Fill up to the bucket's length, for engines with one graph a shape.
+    """
+
+    engine: Callable[[], Engine]
+    prepare: Prepare | None = None
+    ragged: Mapping[str, int] = field(default_factory=dict)
+    length_buckets: tuple[int, ...] = ()
+    pad_to_bucket: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ragged and not self.length_buckets:
+            raise UserError("a tower with ragged inputs has no length buckets; give at least one length")
+        if (
+            list(self.length_buckets) != sorted({*self.length_buckets})
+            or min(self.length_buckets, default=1) < 1
+        ):
+            raise UserError(f"length buckets {self.length_buckets} do not rise from 1; sort them")
+
+
+class TowerContract:
+    """The declared inputs and outputs of a loaded tower, read for single samples.
+
+    Raises UserError for an engine whose inputs cannot be batched along axis 0.
+    """
+
+    def __init__(self, name: str, engine: Engine, source: TowerSource) -> None:
+        self.name = name
+        self.inputs = engine.inputs
+        self.outputs = engine.outputs
+        self.source = source
+        for spec in self.inputs:
+            if not spec.shape or isinstance(spec.shape[0], int):
+                raise UserError(
+                    f"{engine.name}: axis 0 of {spec} is fixed, so requests cannot share a call; "
+                    "export it with a dynamic batch axis"
+                )
+        if unknown := set(source.ragged) - {spec.name for spec in self.inputs}:
+            raise UserError(f"{engine.name} has no input {', '.join(sorted(unknown))}; name one it takes")
+        self._fixed = [
+            (spec.name, np.dtype(spec.dtype), spec.shape[1:])
+            for spec in self.inputs
+            if all(isinstance(size, int) for size in spec.shape[1:])
+        ]
+        self._all_fixed = len(self._fixed) == len(self.inputs)
+
+    def place(self, request: Request) -> None:
+        """Check the request's sample and set its length and bucket. Raises UserError with the remedy."""
+        sample = request.sample
+        assert sample is not None
+        if self._all_fixed and len(sample) == len(self._fixed):
+            for name, dtype, shape in self._fixed:
+                array = sample.get(name)
+                if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                    break
+            else:
+                return
+        self._place_slowly(request, sample)
+
+    def _place_slowly(self, request: Request, sample: Sample) -> None:
+        for name, array in sample.items():
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{self.name}: {name} is a {type(array).__name__}; feed a numpy array")
+        feeds = {name: array[None] for name, array in sample.items()}
+        check_feeds(self.inputs, feeds, f"tower {self.name!r}, one sample with a batch axis added")
+        free = []
+        for spec in self.inputs:
+            shape = sample[spec.name].shape
+            for axis, declared in enumerate(spec.shape[1:]):
+                if spec.name in self.source.ragged and axis == 0:
+                    request.length = shape[0]
+                elif not isinstance(declared, int):
+                    free.append(shape[axis])
+        request.bucket = (self.bucket_length(request.length), *free) if self.source.ragged else tuple(free)
+
+    def bucket_length(self, length: int) -> int:
+        """Return the length of the bucket that ``length`` falls in. Raises UserError if none holds it."""
+        buckets = self.source.length_buckets
+        at = bisect_left(buckets, length)
+        if at == len(buckets):
+            raise UserError(
+                f"tower {self.name!r} takes at most {buckets[-1]} along its ragged axis, got {length}; cut it"
+            )
+        return buckets[at]
+
+    def feeds(self, requests: Sequence[Request]) -> dict[str, Array]:
+        """Join samples of one bucket into ``{input: [N, ...]}``, ragged ones filled up."""
+        samples = [request.sample for request in requests]
+        length = max(request.length for request in requests)
+        if self.source.pad_to_bucket and self.source.ragged:
+            length = self.bucket_length(length)
+        feeds: dict[str, Array] = {}
+        for spec in self.inputs:
+            rows = [sample[spec.name] for sample in samples if sample is not None]
+            if spec.name in self.source.ragged:
+                shape = (len(rows), length, *rows[0].shape[1:])
+                batch = np.full(shape, self.source.ragged[spec.name], spec.dtype)
+                for i, row in enumerate(rows):
+                    batch[i, : len(row)] = row
+            else:
+                batch = np.empty((len(rows), *rows[0].shape), spec.dtype)
+                for i, row in enumerate(rows):
+                    batch[i] = row
+            feeds[spec.name] = batch
+        return feeds
+
+    def outcomes(self, requests: Sequence[Request], outputs: Mapping[str, Array]) -> list[Outcome]:
+        """Cut the answers of a batch apart; rows are copies, so that none keeps the batch in memory.
+
+        A row with NaN or infinity fails alone. Raises EngineFailedError for a wrong number of rows.
+        """
+        for name, array in outputs.items():
+            if not array.ndim or len(array) != len(requests):
+                raise EngineFailedError(
+                    f"tower {self.name!r} gave {name} of shape {list(array.shape)} for {len(requests)} "
+                    "samples; export the model again"
+                )
+        if len(outputs) == 1:
+            ((name, array),) = outputs.items()
+            found = [Outcome(request, outputs={name: array[i].copy()}) for i, request in enumerate(requests)]
+        else:
+            found = [
+                Outcome(request, outputs={name: array[i].copy() for name, array in outputs.items()})
+                for i, request in enumerate(requests)
+            ]
+        if not all(is_finite(array) for array in outputs.values()):
+            found = [self._judged(outcome) for outcome in found]
+        return found
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        assert outcome.outputs is not None
+        bad = [name for name, array in outcome.outputs.items() if not is_finite(array)]
+        if not bad:
+            return outcome
+        error = EngineFailedError(
+            f"tower {self.name!r} gave NaN or infinity in {', '.join(bad)} for this input; "
+            "look at the input, or run 'edgeglm verify --run' on the bundle"
+        )
+        return Outcome(outcome.request, error=error)
+
+    def not_finite(self, requests: Sequence[Request], feeds: Mapping[str, Array]) -> list[Outcome]:
+        """Return the failures of those whose input holds NaN or infinity; usually none."""
+        if all(is_finite(array) for array in feeds.values()):
+            return []
+        found = []
+        for request in requests:
+            assert request.sample is not None
+            bad = [name for name, array in request.sample.items() if not is_finite(array)]
+            if bad:
+                error = UserError(
+                    f"{', '.join(bad)} for tower {self.name!r} holds NaN or infinity; feed finite numbers"
+                )
+                found.append(Outcome(request, error=error))
+        return found
+
+    def warm_up_feeds(self, batch: int) -> list[dict[str, Array]]:
+        """Make zeros of each shape that is known beforehand: one set a length bucket, none if unknown."""
+        if any(self._unknown(spec) for spec in self.inputs):
+            return []
+        lengths = self.source.length_buckets if self.source.ragged else (0,)
+        return [
+            {spec.name: np.ones(self._shape(spec, batch, length), spec.dtype) for spec in self.inputs}
+            for length in lengths
+        ]
+
+    def _unknown(self, spec: TensorSpec) -> bool:
+        fixed_from = 2 if spec.name in self.source.ragged else 1
+        return any(not isinstance(size, int) for size in spec.shape[fixed_from:])
+
+    def _shape(self, spec: TensorSpec, batch: int, length: int) -> tuple[int, ...]:
+        rest = [size for size in spec.shape[1:] if isinstance(size, int)]
+        ragged = spec.name in self.source.ragged
+        return (batch, length, *rest) if ragged else (batch, *rest)

@@ -1,0 +1,295 @@
+"""A crew: threads that take batches from one queue, and know what to do when a batch goes wrong.
+
+A batch that raises is halved and tried again, so a bad request fails alone. A call that hangs cannot be
+stopped: its worker is given up, its requests fail, what it had not begun goes back to the queue, and
+another worker takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
+from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Outcome, Request
+
+_FOR_EVER = 1e9  # seconds
+
+
+class Handler(Protocol):
+    """What a worker does with a batch. Made, used and closed in the worker's own thread."""
+
+    def run(self, batch: Sequence[Request]) -> list[Outcome]:
+        """Return one outcome a request. May raise: the batch is then halved."""
+
+    def close(self) -> None:
+        """Give the resources back."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in progress: when it began, whom it serves, and the parts of the batch yet to come."""
+
+    since: float
+    batch: Sequence[Request]
+    waiting: tuple[Sequence[Request], ...]
+
+
+class Worker(threading.Thread):
+    """One thread of a crew. Daemonic: one that hangs must not keep the process alive."""
+
+    def __init__(self, crew: Crew, number: int) -> None:
+        super().__init__(name=f"edgeglm-{crew.name}-{number}", daemon=True)
+        self.crew = crew
+        self.call: Call | None = None
+        self.opening_since: float | None = time.monotonic()
+        self.given_up = False
+
+    def run(self) -> None:
+        """Make the handler, take batches till the crew stops, close the handler."""
+        try:
+            handler = self.crew.make_handler()
+        except BaseException as error:  # whoever waits for this worker must hear of it, whatever it was
+            self.crew.worker_opened(self, error)
+            return
+        try:
+            self.crew.worker_opened(self, None)
+            while batch := self.crew.next_batch(self):
+                self._serve(batch, handler)
+        except _GivenUpError:
+            pass
+        finally:
+            with contextlib.suppress(Exception):
+                handler.close()
+            self.crew.worker_left(self)
+
+    def _serve(self, batch: Sequence[Request], handler: Handler) -> None:
+        parts = [batch]
+        while parts:
+            part = parts.pop()
+            self.crew.begin(self, part, tuple(parts))
+            try:
+                outcomes = handler.run(part)
+            except BaseException as error:  # nothing may end this thread while requests wait for it
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+                    continue
+                outcomes = [Outcome(part[0], error=_failure(error))]
+            self.crew.end(self, outcomes)
+
+
+class Crew:
+    """Workers around one queue.
+
+    Args:
+        name: What threads and errors call it.
+        policies: A batch policy for each tower.
+        make_handler: Called in each worker's thread.
+        workers: How many.
+        deliver: Takes outcomes. Called in workers' threads.
+        opened: Told of each worker that is ready (None) or could not be made (the error).
+        left: Told when the last worker has left. Both are called in workers' threads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        policies: dict[str, BatchPolicy],
+        make_handler: Callable[[], Handler],
+        workers: int,
+        deliver: Callable[[list[Outcome]], None],
+        opened: Callable[[Crew, BaseException | None], None],
+        left: Callable[[Crew], None],
+    ) -> None:
+        self.name = name
+        self.make_handler = make_handler
+        self.size = workers
+        self.batches: Counter[tuple[str, int]] = Counter()
+        self._deliver, self._opened, self._left = deliver, opened, left
+        self._queue = BatchQueue(policies)
+        self._changed = threading.Condition(threading.Lock())
+        self._workers: set[Worker] = set()
+        self._idle = 0
+        self._made = 0
+        self._hurrying = False
+        self._stopping = False
+
+    def __len__(self) -> int:
+        """Return how many requests wait."""
+        return len(self._queue)
+
+    @property
+    def alive(self) -> int:
+        """How many workers there are that were not given up, those that are still opening included."""
+        return len(self._workers)
+
+    def start(self) -> None:
+        """Start as many workers as are missing."""
+        with self._changed:
+            missing = 0 if self._stopping else self.size - len(self._workers)
+            fresh = [Worker(self, self._made + i) for i in range(missing)]
+            self._made += len(fresh)
+            self._workers.update(fresh)
+        for worker in fresh:
+            worker.start()
+
+    def put(self, requests: Sequence[Request]) -> None:
+        """Queue requests; those that have ended meanwhile are dropped."""
+        now = time.monotonic()
+        with self._changed:
+            for request in requests:
+                if not request.settled:
+                    request.arrived = now
+                    if self._queue.put(request) and self._idle:
+                        self._changed.notify()
+
+    def remove(self, request: Request) -> bool:
+        """Take out a request that is no longer wanted; False if it is not waiting here."""
+        with self._changed:
+            return self._queue.remove(request)
+
+    def evict(self, priority: int) -> Request | None:
+        """Take out the newest request less urgent than ``priority``, if any waits."""
+        with self._changed:
+            return self._queue.evict(priority)
+
+    def clear(self) -> list[Request]:
+        """Take out all that wait."""
+        with self._changed:
+            return self._queue.clear()
+
+    def hurry(self) -> None:
+        """Keep nobody waiting for company any more: what waits is the last there is."""
+        with self._changed:
+            self._hurrying = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let the workers finish what waits and leave. Returns at once; ``left`` is told at the end."""
+        with self._changed:
+            self._hurrying = self._stopping = True
+            self._changed.notify_all()
+
+    def give_up_hung(self, before: float, opening_before: float) -> list[Call]:
+        """Stop counting on workers whose call, or opening, began before a point in time.
+
+        Returns the calls, an opening as one for nobody. What a worker had not begun goes back to the
+        queue. ``start`` makes the replacements.
+        """
+        with self._changed:
+            calls = []
+            for worker in tuple(self._workers):
+                call = worker.call
+                if worker.opening_since is not None and worker.opening_since < opening_before:
+                    call = Call(worker.opening_since, (), ())
+                elif call is None or call.since >= before:
+                    continue
+                calls.append(call)
+                worker.given_up = True
+                self._workers.discard(worker)
+            for request in (r for call in calls for part in call.waiting for r in part):
+                if not request.settled:
+                    self._queue.put(request)
+            if calls:
+                self._changed.notify_all()
+        return calls
+
+    def next_batch(self, worker: Worker) -> list[Request]:
+        """Wait for a batch; empty once the crew stops and nothing waits. Called by workers."""
+        with self._changed:
+            while True:
+                if worker.given_up:
+                    return []
+                now = time.monotonic()
+                batch = self._queue.take(now + _FOR_EVER if self._hurrying else now)
+                if batch:
+                    if self._idle and self._queue.seconds_to_ready(now) == 0:
+                        self._changed.notify()
+                    if any(r.deadline is not None for r in batch) and not (
+                        batch := self._in_time(batch, now)
+                    ):
+                        continue
+                    return batch
+                if self._stopping:
+                    return []
+                wait = self._queue.seconds_to_ready(now)
+                self._idle += 1
+                try:
+                    self._changed.wait(wait)
+                finally:
+                    self._idle -= 1
+
+    def begin(self, worker: Worker, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...]) -> None:
+        """Note that a call begins. Called by workers; ends one that was given up."""
+        with self._changed:
+            if worker.given_up:
+                raise _GivenUpError
+            worker.call = Call(time.monotonic(), batch, waiting)
+            self.batches[batch[0].tower, len(batch)] += 1
+
+    def end(self, worker: Worker, outcomes: list[Outcome]) -> None:
+        """Note that a call ended and deliver its outcomes. Called by workers."""
+        with self._changed:
+            if worker.given_up:
+                raise _GivenUpError
+            worker.call = None
+        self._deliver(outcomes)
+
+    def worker_opened(self, worker: Worker, error: BaseException | None) -> None:
+        """Pass on that a worker is ready, or why it never will be."""
+        with self._changed:
+            worker.opening_since = None
+            if error is not None:
+                self._workers.discard(worker)
+            if worker.given_up:
+                return
+            last = self._stopping and not self._workers
+        self._opened(self, error)
+        if error is not None and last:
+            self._left(self)
+
+    def worker_left(self, worker: Worker) -> None:
+        """Note that a worker's thread ends, and pass on if it was the last."""
+        with self._changed:
+            self._workers.discard(worker)
+            last = self._stopping and not self._workers
+        if last and not worker.given_up:
+            self._left(self)
+
+    def _in_time(self, batch: list[Request], now: float) -> list[Request]:
+        """Drop those whose deadline passed while they waited: the engine's time is for the others."""
+        late = [r for r in batch if r.deadline is not None and r.deadline <= now]
+        if late:
+            self._deliver([Outcome(r, error=DeadlineExceededError(late_text(r, now))) for r in late])
+        return [r for r in batch if r.deadline is None or r.deadline > now]
+
+
+def late_text(request: Request, now: float) -> str:
+    """Say how a deadline was missed, and what to do."""
+    return (
+        f"no answer within {(request.deadline or now) - request.started:.3g} s; "
+        "allow more time, or lower the load"
+    )
+
+
+class _GivenUpError(Exception):
+    """Ends the thread of a worker that was given up."""
+
+
+def _failure(error: BaseException) -> EdgeglmError:
+    if isinstance(error, (UserError, EngineFailedError)):
+        return error
+    failure = EngineFailedError(
+        f"the engine failed on this request: {type(error).__name__}: {error}; look at the input, "
+        "or run 'edgeglm doctor'"
+    )
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,225 @@
+"""One set of towers in service: its two crews, from loading to the last request. A hot swap makes another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
+from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerContract, TowerSource
+from edgeglm.runtime.crew import Crew
+from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
+from edgeglm.runtime.requests import EngineFailedError, Outcome, Request
+
+# Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
+_TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 32, 2
+
+
+class Generation:
+    """Towers, their crews, and the requests they hold. All methods run in the event loop.
+
+    Args:
+        sources: The towers.
+        config: The runner's.
+        deliver: Takes outcomes, in the event loop.
+        fail: Ends one request with an error, in the event loop.
+        close_source: Called when the last engine is closed.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TowerSource],
+        config: RunnerConfig,
+        *,
+        deliver: Callable[[list[Outcome]], None],
+        fail: Callable[[Request, EdgeglmError], None],
+        close_source: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sources, self._config = sources, config
+        self._fail, self._close_source = fail, close_source
+        self.contracts: dict[str, TowerContract] = {}
+        self.held: set[Request] = set()
+        self.broken: EdgeglmError | None = None
+        self.replaced = 0
+        self._emptied: asyncio.Future[None] | None = None
+        self._opening: asyncio.Future[None] = self._loop.create_future()
+        self._to_open = config.instances
+        self._left: dict[str, asyncio.Future[None]] = {}
+
+        def delivered(outcomes: list[Outcome]) -> None:
+            self._tell(deliver, outcomes)
+
+        policies = {name: config.policy(name) for name in sources}
+        self.inference = Crew(
+            "engine",
+            policies=policies,
+            make_handler=lambda: EngineHandler(sources, config.warm_up_batches(sources), self.contracts),
+            workers=config.instances,
+            deliver=delivered,
+            opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
+            left=lambda crew: self._tell(self._crew_left, crew),
+        )
+        self.preparation = Crew(
+            "preparation",
+            policies={
+                name: BatchPolicy(max_batch_size=_IMAGES_AT_ONCE if name == "image" else _TEXTS_AT_ONCE)
+                for name in sources
+            },
+            make_handler=lambda: PreparationHandler(sources, self.contracts),
+            workers=config.preparation_threads,
+            deliver=forwarding(delivered, self.inference.put),
+            opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
+            left=lambda crew: self._tell(self._crew_left, crew),
+        )
+        self.crews = (self.preparation, self.inference)
+
+    async def open(self) -> None:
+        """Load and warm up every instance. Raises the first one's error, with nothing left behind."""
+        self.inference.start()
+        try:
+            await asyncio.wait([self._opening], timeout=self._config.open_timeout)
+            if not self._opening.done():
+                raise EngineFailedError(
+                    f"the engines did not open within {self._config.open_timeout:g} s; raise open_timeout"
+                )
+            self._opening.result()
+        except BaseException:
+            await self.shut()
+            raise
+        if any(source.prepare for source in self._sources.values()):
+            self.preparation.start()
+
+    def contract(self, tower: str) -> TowerContract:
+        """Return what a tower takes. Raises UserError for one that is not served."""
+        found = self.contracts.get(tower)
+        if found is None:
+            raise unknown_name("tower", tower, self.contracts)
+        return found
+
+    def submit(self, request: Request) -> None:
+        """Take a request that was counted as held."""
+        if self.broken is not None:
+            raise self.broken
+        request.home = self
+        self.held.add(request)
+        (self.inference if request.raw is None else self.preparation).put((request,))
+
+    def check_raw(self, tower: str) -> None:
+        """Raise UserError if a tower does not exist or takes no raw input."""
+        self.contract(tower)
+        if self._sources[tower].prepare is None:
+            raise UserError(f"tower {tower!r} takes arrays only; use infer")
+
+    def forget(self, request: Request) -> None:
+        """Note that a request has ended, wherever it was."""
+        self.held.discard(request)
+        if self._emptied is not None and not self.held and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def withdraw(self, request: Request) -> None:
+        """Take a request out of its queue, so that its place is free at once."""
+        if not self.inference.remove(request):
+            self.preparation.remove(request)
+
+    def evict(self, priority: int) -> Request | None:
+        """Take out a waiting request that is less urgent than ``priority``."""
+        return self.inference.evict(priority) or self.preparation.evict(priority)
+
+    def look_for_hung(self, limit: float) -> int:
+        """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""
+        now = time.monotonic()
+        found = 0
+        for crew in self.crews:
+            calls = crew.give_up_hung(now - limit, now - self._config.open_timeout)
+            for request in (request for call in calls for request in call.batch):
+                self._fail(request, _hung(request, limit))
+            if calls:
+                self._replace(crew, len(calls))
+            found += len(calls)
+        return found
+
+    async def emptied(self) -> None:
+        """Answer what is held without delay, and wait until nothing is. Nothing may be submitted later."""
+        for crew in self.crews:
+            crew.hurry()
+        if self.held:
+            if self._emptied is None or self._emptied.done():
+                self._emptied = self._loop.create_future()
+            await asyncio.shield(self._emptied)
+
+    async def shut(self) -> None:
+        """Let the crews leave and close what they used. A worker that hangs is left behind."""
+        waits = []
+        for crew in self.crews:
+            if crew.alive:
+                waits.append(self._left.setdefault(crew.name, self._loop.create_future()))
+            crew.stop()
+        if waits:
+            await asyncio.wait(waits, timeout=self._config.hang_after)
+        self._close_source()
+
+    def _replace(self, crew: Crew, count: int) -> None:
+        self.replaced += count
+        if self.replaced > self._config.max_replacements:
+            self._break(
+                EngineFailedError(
+                    f"{self.replaced} calls hung and their threads cannot be stopped; restart the process"
+                )
+            )
+        else:
+            crew.start()
+
+    def _break(self, error: EdgeglmError) -> None:
+        self.broken = error
+        for crew in self.crews:
+            crew.clear()
+        for request in tuple(self.held):
+            self._fail(request, EngineFailedError(str(error)))
+
+    def _worker_opened(self, crew: Crew, error: BaseException | None) -> None:
+        if crew is self.inference and not self._opening.done():
+            self._to_open -= 1
+            if error is not None:
+                self._opening.set_exception(_open_failure(error))
+            elif not self._to_open:
+                self._opening.set_result(None)
+        elif error is not None and not crew.alive:
+            self._break(_open_failure(error))
+
+    def _crew_left(self, crew: Crew) -> None:
+        left = self._left.setdefault(crew.name, self._loop.create_future())
+        if not left.done():
+            left.set_result(None)
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        """Run a function in the event loop; called by workers. A loop that is gone needs no telling."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def requests_of(generations: Sequence[Generation]) -> list[Request]:
+    """Return all requests that some generations hold, the oldest first."""
+    held = [request for generation in generations for request in generation.held]
+    return sorted(held, key=lambda request: request.number)
+
+
+def _hung(request: Request, limit: float) -> EngineFailedError:
+    return EngineFailedError(
+        f"the call for tower {request.tower!r} did not return within {limit:g} s and was given up; "
+        "raise hang_after if such calls are honest work"
+    )
+
+
+def _open_failure(error: BaseException) -> EdgeglmError:
+    if isinstance(error, EdgeglmError):
+        return error
+    failure = EngineFailedError(
+        f"an engine cannot be opened: {type(error).__name__}: {error}; run 'edgeglm doctor'"
+    )
+    failure.__cause__ = error
+    return failure

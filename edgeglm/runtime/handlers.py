@@ -1,0 +1,110 @@
+"""What the two crews do with a batch: prepare raw inputs, and run engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from edgeglm.core.errors import EdgeglmError
+from edgeglm.engines.protocol import Engine
+from edgeglm.runtime.contract import TowerContract, TowerSource
+from edgeglm.runtime.requests import EngineFailedError, Outcome, Request
+
+Contracts = Mapping[str, TowerContract]
+
+
+class EngineHandler:
+    """Runs batches: owns one loaded engine a tower.
+
+    Args:
+        sources: The towers.
+        warm_up_batches: Sizes of the zeros that each engine is called with before it serves.
+        contracts: Filled with what the loaded engines declare.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TowerSource],
+        warm_up_batches: Mapping[str, Sequence[int]],
+        contracts: dict[str, TowerContract],
+    ) -> None:
+        self._engines: dict[str, Engine] = {}
+        self._contracts: dict[str, TowerContract] = {}
+        with ExitStack() as resources:
+            for name, source in sources.items():
+                engine = resources.enter_context(source.engine())
+                contract = TowerContract(name, engine, source)
+                for size in warm_up_batches[name]:
+                    for feeds in contract.warm_up_feeds(size):
+                        engine.infer(feeds)
+                self._engines[name], self._contracts[name] = engine, contract
+            self._resources = resources.pop_all()
+        for name, contract in self._contracts.items():
+            contracts.setdefault(name, contract)
+
+    def run(self, batch: Sequence[Request]) -> list[Outcome]:
+        """Call the engine once for requests of one tower and bucket."""
+        contract = self._contracts[batch[0].tower]
+        feeds = contract.feeds(batch)
+        failed = contract.not_finite(batch, feeds)
+        if failed:
+            bad = {outcome.request for outcome in failed}
+            batch = [request for request in batch if request not in bad]
+            if not batch:
+                return failed
+            feeds = contract.feeds(batch)
+        outputs = self._engines[contract.name].infer(feeds)
+        return failed + contract.outcomes(batch, outputs)
+
+    def close(self) -> None:
+        """Close the engines."""
+        self._resources.close()
+
+
+class PreparationHandler:
+    """Makes samples of raw inputs. An outcome with neither outputs nor error is a request ready to run."""
+
+    def __init__(self, sources: Mapping[str, TowerSource], contracts: Contracts) -> None:
+        self._sources = sources
+        self._contracts = contracts
+
+    def run(self, batch: Sequence[Request]) -> list[Outcome]:
+        """Prepare requests of one tower."""
+        tower = batch[0].tower
+        prepare = self._sources[tower].prepare
+        assert prepare is not None, tower
+        samples = prepare([request.raw for request in batch])
+        if len(samples) != len(batch):
+            raise EngineFailedError(
+                f"{len(samples)} samples were made of {len(batch)} inputs for tower {tower!r}"
+            )
+        outcomes = []
+        for request, sample in zip(batch, samples, strict=True):
+            if isinstance(sample, EdgeglmError):
+                outcomes.append(Outcome(request, error=sample))
+                continue
+            request.sample = sample
+            try:
+                self._contracts[tower].place(request)
+            except EdgeglmError as error:
+                outcomes.append(Outcome(request, error=error))
+            else:
+                outcomes.append(Outcome(request))
+        return outcomes
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to give back."""
+
+
+def forwarding(
+    deliver: Callable[[list[Outcome]], None], forward: Callable[[Sequence[Request]], None]
+) -> Callable[[list[Outcome]], None]:
+    """Send prepared requests on to the next crew and the failed ones back."""
+
+    def sort_out(outcomes: list[Outcome]) -> None:
+        if ready := [o.request for o in outcomes if o.error is None]:
+            forward(ready)
+        if failed := [o for o in outcomes if o.error is not None]:
+            deliver(failed)
+
+    return sort_out

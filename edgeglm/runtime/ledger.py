@@ -1,0 +1,94 @@
+"""What a runner has done: counted as requests end, shown to its owner."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgeglm.runtime.generation import Generation
+
+Event = Literal["accepted", "answered", "failed", "expired", "cancelled", "shed"]
+
+_EVENTS: tuple[Event, ...] = ("accepted", "answered", "failed", "expired", "cancelled", "shed")
+_LATENCIES_KEPT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerStats:
+    """What a runner has done so far.
+
+    Attributes:
+        accepted: Requests that got a place. Each has ended as one of the next five or is ``held``.
+        answered: Ended with a result.
+        failed: Ended with an error of the input or the engine.
+        expired: Ended at their deadline, those that never got a place included.
+        cancelled: Ended by their caller.
+        shed: Refused, or taken out for a more urgent one, because the runner was full.
+        held: Waiting or running now.
+        waiting: Waiting for an engine or for preparation now.
+        replaced: Workers that hung and were replaced.
+        batches: ``{tower: {batch size: calls}}``; the second tries of halved batches count too.
+        latency_ms: ``{"p50": ..., "p90": ..., "p99": ...}`` of the latest answers, from the call to the
+            result; empty before the first.
+    """
+
+    accepted: int
+    answered: int
+    failed: int
+    expired: int
+    cancelled: int
+    shed: int
+    held: int
+    waiting: int
+    replaced: int
+    batches: dict[str, dict[int, int]]
+    latency_ms: dict[str, float]
+
+
+class Ledger:
+    """Counts of one runner. For its event loop."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Event, int] = dict.fromkeys(_EVENTS, 0)
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._past_batches: Counter[tuple[str, int]] = Counter()
+        self._past_replaced = 0
+
+    def count(self, event: Event) -> None:
+        """Note one event."""
+        self._counts[event] += 1
+
+    def answered(self, seconds: float) -> None:
+        """Note one answer and how long it took."""
+        self._counts["answered"] += 1
+        self._latencies.append(seconds)
+
+    def retire(self, generation: Generation) -> None:
+        """Keep what a generation did, which is about to go."""
+        self._past_batches.update(generation.inference.batches)
+        self._past_replaced += generation.replaced
+
+    def stats(self, generations: Sequence[Generation], held: int) -> RunnerStats:
+        """Sum up."""
+        batches = self._past_batches.copy()
+        for generation in generations:
+            batches.update(generation.inference.batches)
+        by_tower: dict[str, dict[int, int]] = {}
+        for (tower, size), calls in sorted(batches.items()):
+            by_tower.setdefault(tower, {})[size] = calls
+        latency: dict[str, float] = {}
+        if self._latencies:
+            points = np.percentile(np.asarray(self._latencies) * 1e3, [50, 90, 99])
+            latency = {name: float(p) for name, p in zip(("p50", "p90", "p99"), points, strict=True)}
+        return RunnerStats(
+            **self._counts,
+            held=held,
+            waiting=sum(len(crew) for generation in generations for crew in generation.crews),
+            replaced=self._past_replaced + sum(generation.replaced for generation in generations),
+            batches=by_tower,
+            latency_ms=latency,
+        )

@@ -1,0 +1,138 @@
+"""A request on its way through the runner, and the ways in which it can end without a result."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import EdgeglmError
+
+Array = npt.NDArray[Any]
+Sample = Mapping[str, Array]
+
+_numbers = itertools.count()
+
+
+class Priority(IntEnum):
+    """The smaller, the sooner. Strict: a waiting request of a class goes before all of the next."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+class RequestError(EdgeglmError):
+    """Base of what a request can end in, apart from UserError for input that nobody could answer."""
+
+
+class OverloadedError(RequestError):
+    """The runner holds as many requests as it may, and was told to shed."""
+
+
+class DeadlineExceededError(RequestError, TimeoutError):
+    """The time that the caller allowed has passed."""
+
+
+class RunnerClosedError(RequestError):
+    """The runner was closed, or is being closed."""
+
+
+class EngineFailedError(RequestError):
+    """The engine raised, hung, or answered nonsense for this very request."""
+
+
+class Request:
+    """One sample for one tower. The event loop settles it, exactly once.
+
+    Attributes:
+        number: Rises with each request: the order of arrival.
+        tower: Which engine it is for.
+        raw: A text, an image file, or None when ``sample`` came from the caller.
+        sample: ``{input name: array without the batch axis}``, once it is prepared.
+        length: Its size along the ragged axis, 0 for towers without one.
+        bucket: What it may share a batch with.
+        started: When the caller asked, in seconds of the monotonic clock.
+        arrived: When it joined the queue it is in.
+        deadline: When the caller stops waiting, or None.
+        home: Whoever counts it as held.
+        settled: Whether it has ended. Set by the event loop only; workers read it under their lock.
+    """
+
+    __slots__ = (
+        "arrived",
+        "bucket",
+        "deadline",
+        "future",
+        "home",
+        "length",
+        "number",
+        "priority",
+        "raw",
+        "sample",
+        "settled",
+        "started",
+        "timer",
+        "tower",
+    )
+
+    def __init__(
+        self,
+        tower: str,
+        *,
+        future: asyncio.Future[dict[str, Array]] | None = None,
+        raw: object = None,
+        sample: Sample | None = None,
+        priority: int = Priority.NORMAL,
+        started: float = 0.0,
+        deadline: float | None = None,
+    ) -> None:
+        self.number = next(_numbers)
+        self.tower = tower
+        self.future = future
+        self.raw = raw
+        self.sample = sample
+        self.priority = priority
+        self.started = self.arrived = started
+        self.deadline = deadline
+        self.length = 0
+        self.bucket: object = None
+        self.settled = False
+        self.home: object = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Outcome:
+    """How one request ended: ``outputs`` (one row each, without the batch axis) or ``error``."""
+
+    __slots__ = ("error", "outputs", "request")
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        outputs: dict[str, Array] | None = None,
+        error: EdgeglmError | None = None,
+    ) -> None:
+        self.request = request
+        self.outputs = outputs
+        self.error = error
+
+
+def is_finite(array: Array) -> bool:
+    """Say whether a float array holds no NaN and no infinity; other dtypes always pass.
+
+    One pass that makes no mask: a sum is finite unless a term is not. An honest overflow of the sum is
+    told from the rest by a second look.
+    """
+    if array.dtype.kind != "f":
+        return True
+    wide = np.float32 if array.dtype == np.float16 else array.dtype
+    with np.errstate(all="ignore"):
+        total = array.sum(dtype=wide)
+    return bool(np.isfinite(total) or np.isfinite(array).all())

@@ -1,0 +1,414 @@
+"""The asynchronous runner: many callers, few engines, and an answer for everyone.
+
+    async with Runner(Path("fruit.bundle")) as runner:
+        vector = await runner.embed_text("a red apple", deadline=0.05)
+
+A request passes through two crews of threads: one tokenises or decodes, one runs engines. Each hop
+carries a batch. The event loop keeps the books: it alone admits requests and ends them, each exactly
+once, with a result, an error, or at its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.runtime.admission import Admission
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.crew import late_text
+from edgeglm.runtime.generation import Generation, requests_of
+from edgeglm.runtime.ledger import Event, Ledger, RunnerStats
+from edgeglm.runtime.requests import (
+    Array,
+    DeadlineExceededError,
+    EngineFailedError,
+    Outcome,
+    OverloadedError,
+    Priority,
+    Request,
+    RunnerClosedError,
+    Sample,
+)
+from edgeglm.runtime.towers import sources_from_bundle
+
+FloatRow = npt.NDArray[np.float32]
+Source = Path | Bundle | Mapping[str, TowerSource]
+
+
+class Runner:
+    """Serves the towers of a bundle. Use it as an asynchronous context manager, in one event loop.
+
+    Args:
+        source: A bundle's path, which is verified first; an opened bundle, which stays the caller's;
+            or towers by name.
+        config: How it behaves.
+    """
+
+    def __init__(self, source: Source, config: RunnerConfig | None = None) -> None:
+        self.config = config or RunnerConfig()
+        self._source = source
+        self._admission = Admission(self.config.capacity)
+        self._state = "new"
+        self._current: Generation | None = None
+        self._generations: list[Generation] = []
+        self._ledger = Ledger()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._signals: list[signal.Signals] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    async def __aenter__(self) -> Runner:
+        """Load and warm up. Raises UserError for a bundle or an engine that cannot be used."""
+        if self._state != "new":
+            raise UserError("a runner is opened once; make another one")
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._state = "opening"
+        try:
+            self._current = await self._opened(self._source)
+        except BaseException:
+            self._state = "closed"
+            raise
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Answer what was accepted, then close."""
+        await self.close()
+
+    async def embed_text(
+        self, text: str, *, deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> FloatRow:
+        """Return float32 [D], L2-normalised. Arguments and errors are those of ``infer``.
+
+        A text that is too long loses its end, as in training. Raises UserError for an empty one.
+        """
+        outputs = await self._answer("text", raw=text, deadline=deadline, priority=priority)
+        return _embedding("text", outputs)
+
+    async def embed_image(
+        self, image: bytes | Path, *, deadline: float | None = None, priority: int = Priority.NORMAL
+    ) -> FloatRow:
+        """Return float32 [D], L2-normalised, of an image file. Arguments and errors are those of ``infer``.
+
+        Raises UserError for a file that is damaged, missing or too large to decode.
+        """
+        outputs = await self._answer("image", raw=image, deadline=deadline, priority=priority)
+        return _embedding("image", outputs)
+
+    async def infer(
+        self,
+        tower: str,
+        sample: Sample,
+        *,
+        deadline: float | None = None,
+        priority: int = Priority.NORMAL,
+    ) -> dict[str, Array]:
+        """Run one sample, ``{input: array without the batch axis}``, and return its outputs likewise.
+
+        Args:
+            tower: Which one.
+            sample: What it takes. Leave the arrays alone until the answer is there.
+            deadline: Seconds from now after which no answer is wanted.
+            priority: The smaller, the sooner.
+
+        Raises:
+            UserError: Unknown tower; a name, shape or dtype that does not fit; NaN or infinity.
+            DeadlineExceededError: No answer in time; what had not begun is not begun any more.
+            OverloadedError: The runner is full, and sheds.
+            EngineFailedError: The engine raised, hung or answered nonsense for this request.
+            RunnerClosedError: The runner is closed, or was before an answer was there.
+        """
+        return await self._answer(tower, sample=sample, deadline=deadline, priority=priority)
+
+    async def swap(self, source: Source) -> None:
+        """Serve another bundle from now on. Returns once the former one has answered all it held.
+
+        Both are in memory for a while. If the new one cannot be opened the runner goes on with the old
+        one and the error is raised.
+        """
+        self._usable()
+        fresh = await self._opened(source)
+        if self._state != "open":
+            self._generations.remove(fresh)
+            await fresh.shut()
+            raise RunnerClosedError("the runner was closed during the swap; open another one")
+        former, self._current = self._current, fresh
+        assert former is not None
+        await asyncio.shield(self._spawn(self._retire(former)))
+
+    async def close(self) -> None:
+        """Refuse what is new, answer what was accepted, and give everything back.
+
+        What is not answered within ``drain_timeout`` ends with RunnerClosedError. May be called again, also
+        after it was cancelled.
+        """
+        if self._state == "new":
+            self._state = "closed"
+        if self._state == "closed":
+            return
+        self._state = "closing"
+        self._admission.refuse(lambda: RunnerClosedError("the runner is being closed; open another one"))
+        waits = [asyncio.ensure_future(g.emptied()) for g in self._generations if g.held]
+        if waits:
+            try:
+                await asyncio.wait(waits, timeout=self.config.drain_timeout)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        for request in requests_of(self._generations):
+            self._fail(request, RunnerClosedError("the runner was closed before an answer; open another one"))
+        await self._shut()
+
+    def close_on(self, *signals: signal.Signals) -> None:
+        """Close when the process receives one of the signals, such as SIGTERM (event loops on Unix).
+
+        Requests that were accepted are answered; later ones raise RunnerClosedError, which ends the callers.
+        """
+        self._usable()
+        assert self._loop is not None
+        for number in signals:
+            self._loop.add_signal_handler(number, lambda: self._spawn(self.close()))
+            self._signals.append(number)
+
+    def stats(self) -> RunnerStats:
+        """Say what was done so far."""
+        return self._ledger.stats(self._generations, self._admission.held)
+
+    async def _answer(
+        self,
+        tower: str,
+        *,
+        raw: object = None,
+        sample: Sample | None = None,
+        deadline: float | None,
+        priority: int,
+    ) -> dict[str, Array]:
+        generation, loop = self._usable()
+        now = time.monotonic()
+        request = Request(
+            tower,
+            raw=raw,
+            sample=sample,
+            priority=priority,
+            started=now,
+            deadline=None if deadline is None else now + deadline,
+        )
+        self._check(request, generation)
+        if deadline is not None and not deadline > 0:
+            self._ledger.count("expired")
+            raise DeadlineExceededError(late_text(request, now))
+        if not self._admission.admit():
+            await self._wait_for_place(request)
+            try:
+                generation, loop = self._usable()
+                self._check(request, generation)  # another bundle may be served by now
+            except BaseException:
+                self._admission.release()
+                raise
+        future = request.future = loop.create_future()
+        try:
+            generation.submit(request)
+        except BaseException:
+            self._admission.release()
+            raise
+        self._ledger.count("accepted")
+        if request.deadline is not None:
+            request.timer = loop.call_later(request.deadline - now, self._expire, request)
+        if self._watchdog is None:
+            self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
+        try:
+            outputs: dict[str, Array] = await future
+            return outputs
+        except asyncio.CancelledError:
+            self._cancel(request)
+            raise
+
+    def _check(self, request: Request, generation: Generation) -> None:
+        if generation.broken is not None:
+            raise generation.broken
+        if request.sample is None:
+            generation.check_raw(request.tower)
+        else:
+            generation.contract(request.tower).place(request)
+
+    async def _wait_for_place(self, request: Request) -> None:
+        """Get a place in a full runner, in the user's chosen way."""
+        if self.config.when_full == "shed":
+            assert self._current is not None
+            victim = self._current.evict(request.priority)
+            if victim is not None:
+                self._fail(victim, _overloaded(self.config.capacity), count="shed")
+            if victim is None or not self._admission.admit():
+                self._ledger.count("shed")
+                raise _overloaded(self.config.capacity)
+            return
+        try:
+            await self._admission.place(request.priority, request.deadline)
+        except TimeoutError:
+            self._ledger.count("expired")
+            raise DeadlineExceededError(late_text(request, time.monotonic())) from None
+
+    def _usable(self) -> tuple[Generation, asyncio.AbstractEventLoop]:
+        """Return what serves now. Raises where an answer could never come."""
+        if self._state != "open" or self._current is None or self._loop is None:
+            if self._state in ("new", "opening"):
+                raise UserError("the runner is not open; use it in an 'async with' statement")
+            raise RunnerClosedError("the runner is closed; open another one")
+        if os.getpid() != self._pid:
+            raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
+        if asyncio.get_running_loop() is not self._loop:
+            raise UserError("the runner belongs to another event loop; open one in this loop")
+        return self._current, self._loop
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """End requests as the crews say; the one hop back of a batch."""
+        now = time.monotonic()
+        for outcome in outcomes:
+            request = outcome.request
+            if request.settled:
+                continue
+            if outcome.error is not None:
+                late = isinstance(outcome.error, DeadlineExceededError)
+                self._fail(request, outcome.error, count="expired" if late else "failed")
+                continue
+            self._settle(request)
+            self._ledger.answered(now - request.started)
+            if request.future is not None and not request.future.done():
+                request.future.set_result(outcome.outputs or {})
+
+    def _fail(self, request: Request, error: EdgeglmError, count: Event = "failed") -> None:
+        if request.settled:
+            return
+        self._settle(request)
+        self._ledger.count(count)
+        if request.future is not None and not request.future.done():
+            request.future.set_exception(error)
+
+    def _expire(self, request: Request) -> None:
+        if not request.settled:
+            cast("Generation", request.home).withdraw(request)
+            error = DeadlineExceededError(late_text(request, time.monotonic()))
+            self._fail(request, error, count="expired")
+
+    def _cancel(self, request: Request) -> None:
+        if not request.settled:
+            self._settle(request)
+            self._ledger.count("cancelled")
+            cast("Generation", request.home).withdraw(request)
+
+    def _settle(self, request: Request) -> None:
+        """Note that a request has ended, and give its place to the next. The caller sets the future."""
+        request.settled = True
+        if request.timer is not None:
+            request.timer.cancel()
+        cast("Generation", request.home).forget(request)
+        self._admission.release()
+
+    def _look_for_hung(self) -> None:
+        assert self._loop is not None
+        for generation in self._generations:
+            generation.look_for_hung(self.config.hang_after)
+        again = any(generation.held for generation in self._generations)
+        self._watchdog = (
+            self._loop.call_later(self.config.hang_after / 4, self._look_for_hung) if again else None
+        )
+
+    async def _opened(self, source: Source) -> Generation:
+        """Open a source and its engines, or leave nothing behind."""
+        bundle = await _bundle_from_path(source) if isinstance(source, Path) else None
+        close = bundle.close if bundle is not None else _nothing
+        try:
+            towers = self._towers(bundle or cast("Bundle | Mapping[str, TowerSource]", source))
+            generation = Generation(
+                towers, self.config, deliver=self._deliver, fail=self._fail, close_source=close
+            )
+        except BaseException:
+            close()
+            raise
+        await generation.open()
+        self._generations.append(generation)
+        return generation
+
+    def _towers(self, source: Bundle | Mapping[str, TowerSource]) -> Mapping[str, TowerSource]:
+        if not isinstance(source, Bundle):
+            return source
+        config = self.config
+        return sources_from_bundle(
+            source,
+            variant=config.variant,
+            threads=config.threads,
+            engine=config.engine,
+            length_buckets=config.length_buckets,
+        )
+
+    async def _retire(self, generation: Generation) -> None:
+        await generation.emptied()
+        await generation.shut()
+        if generation in self._generations:
+            self._ledger.retire(generation)
+            self._generations.remove(generation)
+
+    async def _shut(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._loop is not None:
+            for number in self._signals:
+                self._loop.remove_signal_handler(number)
+        self._signals.clear()
+        for generation in tuple(self._generations):
+            await generation.shut()
+        self._state = "closed"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task that nobody may lose."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _bundle_from_path(path: Path) -> Bundle:
+    """Open a bundle in a thread; if the caller is cancelled meanwhile, what was opened is closed."""
+    opening = asyncio.get_running_loop().run_in_executor(None, open_bundle, path)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_opened)
+        raise
+
+
+def _close_opened(opening: asyncio.Future[Bundle]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+def _nothing() -> None:
+    """Close nothing: the bundle is the caller's."""
+
+
+def _embedding(tower: str, outputs: Mapping[str, Array]) -> FloatRow:
+    if "embedding" not in outputs:
+        raise EngineFailedError(
+            f"tower {tower!r} gives {sorted(outputs)}, not 'embedding'; build the bundle again"
+        )
+    return np.asarray(outputs["embedding"], dtype=np.float32)
+
+
+def _overloaded(capacity: int) -> OverloadedError:
+    return OverloadedError(f"the runner holds {capacity} requests already; try later, or raise its capacity")

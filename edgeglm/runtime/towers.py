@@ -1,0 +1,127 @@
+"""The towers of a bundle as a runner takes them: raw text and image files in, an embedding out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgeglm.bundle.opened import Bundle
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.transforms import ImagePreprocessing, model_input_from_files
+from edgeglm.engines.protocol import Engine
+from edgeglm.runtime.contract import Prepare, TowerSource
+from edgeglm.runtime.requests import Sample
+
+EngineMaker = Callable[[Path, int], Engine]
+
+
+def engine_from_onnx(path: Path, threads: int) -> Engine:
+    """Make the ONNX Runtime engine of one file, which is loaded later."""
+    from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(path, threads=threads)
+
+
+def sources_from_bundle(
+    bundle: Bundle,
+    *,
+    variant: str | None = None,
+    threads: int = 2,
+    engine: EngineMaker = engine_from_onnx,
+    length_buckets: Sequence[int] | None = None,
+) -> dict[str, TowerSource]:
+    """Describe the towers of one variant, by name.
+
+    Args:
+        bundle: An opened bundle, which must stay open as long as the towers are used.
+        variant: Which one; the bundle's default for None.
+        threads: Threads inside an operator, for each engine.
+        engine: Makes an engine from (ONNX file, threads).
+        length_buckets: Lengths up to which texts share a batch; None for ``default_length_buckets``.
+
+    Raises:
+        UserError: An unknown variant, or a bundle that does not say how its inputs are made.
+    """
+    record = bundle.variant(variant)
+    preprocessing = bundle.preprocessing
+    sources = {}
+    for tower in record.files:
+        path = bundle.model(record.name, tower)
+        if tower == "text":
+            limit = preprocessing.text.max_length
+            tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
+            buckets = tuple(length_buckets) if length_buckets else default_length_buckets(limit)
+            if buckets[-1] < limit:
+                raise UserError(
+                    f"the longest length bucket is {buckets[-1]} and texts have up to {limit} ids; "
+                    f"add a bucket of {limit}"
+                )
+            sources[tower] = TowerSource(
+                engine=_maker(engine, path, threads),
+                prepare=text_preparation(tokenizer, limit),
+                ragged={"input_ids": tokenizer.pad_id, "attention_mask": 0},
+                length_buckets=buckets,
+            )
+        else:
+            prepare = image_preparation(preprocessing.image) if tower == "image" else None
+            sources[tower] = TowerSource(engine=_maker(engine, path, threads), prepare=prepare)
+    return sources
+
+
+def default_length_buckets(longest: int) -> tuple[int, ...]:
+    """Return lengths that grow by a third to a half up to ``longest``: 8, 12, 16, 24, 32, 48, ...
+
+    Padding within a bucket then costs less than a third of the work, and there are few enough buckets
+    for each to fill up under load.
+    """
+    lengths, step = [], 8
+    while step < longest:
+        lengths += [step, step + step // 2]
+        step *= 2
+    return (*(length for length in lengths if length < longest), longest)
+
+
+def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:
+    """Return what makes ``{"input_ids": int64 [L], "attention_mask": int64 [L]}`` of each text."""
+    ones = np.ones(max_length, np.int64)
+
+    def prepare(texts: Sequence[object]) -> Sequence[Sample | EdgeglmError]:
+        good = [text for text in texts if isinstance(text, str) and text.strip()]
+        ids, mask = tokenizer.encode(good, max_length=max_length)
+        lengths = mask.sum(axis=1)
+        rows = iter(
+            {"input_ids": row[:length], "attention_mask": ones[:length]}
+            for row, length in zip(ids, lengths, strict=True)
+        )
+        return [next(rows) if isinstance(text, str) and text.strip() else _not_a_text(text) for text in texts]
+
+    return prepare
+
+
+def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
+    """Return what makes ``{"pixels": float32 [3, R, R]}`` of each image file, given as bytes or a path."""
+
+    def one(image: object) -> Sample | EdgeglmError:
+        try:
+            if isinstance(image, (bytes, bytearray, memoryview)):
+                return {"pixels": model_input_from_files([bytes(image)], preprocessing)[0]}
+            if isinstance(image, Path):
+                return {"pixels": model_input_from_files([image], preprocessing)[0]}
+        except EdgeglmError as error:
+            return error
+        return UserError(f"an image is a {type(image).__name__}; give the bytes of a file, or its Path")
+
+    return lambda images: [one(image) for image in images]
+
+
+def _not_a_text(text: object) -> UserError:
+    if isinstance(text, str):
+        return UserError("a text is empty; give it a word")
+    return UserError(f"a text is a {type(text).__name__}; give a str")
+
+
+def _maker(engine: EngineMaker, path: Path, threads: int) -> Callable[[], Engine]:
+    return lambda: engine(path, threads)

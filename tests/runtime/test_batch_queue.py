@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
+from edgeglm.runtime.requests import Request
+
+sizes = st.integers(1, 6)
+policies = sizes.flatmap(
+    lambda most: st.builds(
+        BatchPolicy,
+        max_batch_size=st.just(most),
+        preferred_batch_sizes=st.lists(st.integers(1, most), max_size=2).map(tuple),
+        max_queue_delay_microseconds=st.sampled_from([0, 1, 5]),
+    )
+)
+arrivals = st.tuples(st.just("put"), st.sampled_from(["a", "b"]), st.sampled_from([8, 16]), st.integers(0, 2))
+steps = st.lists(
+    st.one_of(
+        arrivals,
+        st.tuples(st.just("take")),
+        st.tuples(st.just("wait"), st.integers(1, 9)),
+        st.tuples(st.just("remove"), st.integers(0, 30)),
+        st.tuples(st.just("evict"), st.integers(0, 2)),
+    ),
+    max_size=60,
+)
+
+
+def waiting(tower: str = "a", bucket: object = None, priority: int = 1, at: float = 0.0) -> Request:
+    request = Request(tower, priority=priority, started=at)
+    request.bucket = bucket
+    return request
+
+
+def queue(**settings: object) -> BatchQueue:
+    return BatchQueue({"a": BatchPolicy(**settings), "b": BatchPolicy(**settings)})  # type: ignore[arg-type]
+
+
+@given(policies, steps)
+def test_every_request_leaves_once_in_order_and_in_a_batch_that_fits(
+    policy: BatchPolicy, script: Sequence[tuple[Any, ...]]
+):
+    line = BatchQueue({"a": policy, "b": policy})
+    now, present = 0.0, list[Request]()
+    for step in script:
+        if step[0] == "put":
+            request = waiting(step[1], step[2], step[3], now)
+            line.put(request)
+            present.append(request)
+        elif step[0] == "wait":
+            now += step[1] * 1e-6
+        elif step[0] == "remove" and present:
+            request = present.pop(step[1] % len(present))
+            assert line.remove(request)
+            assert not line.remove(request)
+        elif step[0] == "evict":
+            worst = max((r.priority for r in present), default=-1)
+            victim = line.evict(step[1])
+            assert (victim is not None) == (worst > step[1])
+            if victim is not None:
+                assert victim.priority == worst
+                present.remove(victim)
+        elif step[0] == "take":
+            ready = line.seconds_to_ready(now)
+            batch = line.take(now)
+            assert (len(batch) > 0) == (ready == 0)
+            assert len(batch) <= policy.max_batch_size
+            assert len({(r.tower, r.bucket) for r in batch}) <= 1
+            if batch:
+                same = [r for r in present if (r.tower, r.bucket) == (batch[0].tower, batch[0].bucket)]
+                same.sort(key=lambda r: (r.priority, r.number))
+                assert batch == same[: len(batch)]
+                present = [r for r in present if r not in batch]
+        assert len(line) == len(present)
+    # An hour later everything leaves, whatever the delay.
+    left: list[Request] = []
+    while batch := line.take(now + 3600):
+        left += batch
+    assert sorted(r.number for r in left) == sorted(r.number for r in present)
+    assert len(line) == 0
+    assert line.seconds_to_ready(now) is None
+
+
+@given(policies, st.integers(1, 12))
+def test_nobody_waits_longer_than_the_delay_for_company(policy: BatchPolicy, count: int):
+    line = BatchQueue({"a": policy})
+    for _ in range(count):
+        line.put(waiting())
+    wait = line.seconds_to_ready(0.0)
+    assert wait is not None
+    assert wait <= policy.delay
+    assert line.take(wait + 1e-9)
+
+
+def test_a_preferred_size_goes_at_once_and_the_rest_waits_for_company():
+    line = queue(max_batch_size=8, preferred_batch_sizes=(2, 4), max_queue_delay_microseconds=1000)
+    looks = [line.put(waiting()) for _ in range(5)]
+    assert looks == [True, True, False, True, False]
+    assert len(line.take(0.0)) == 4
+    assert line.take(0.0) == []
+    assert len(line.take(0.002)) == 1
+
+
+def test_an_urgent_request_of_another_bucket_goes_first():
+    line = queue()
+    patient, urgent = waiting("a", priority=1), waiting("b", priority=0)
+    line.put(patient)
+    line.put(urgent)
+    assert line.take(0.0) == [urgent]
+    assert line.take(0.0) == [patient]
+
+
+def test_buckets_of_odd_shapes_leave_nothing_behind():
+    line = queue()
+    for bucket in range(100):
+        request = waiting(bucket=bucket)
+        line.put(request)
+        if bucket % 2:
+            line.remove(request)
+    while line.take(0.0):
+        pass
+    assert not line._buckets
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_batch_size": 0}, "give at least 1"),
+        ({"max_queue_delay_microseconds": -1}, "give 0 or more"),
+        ({"max_batch_size": 4, "preferred_batch_sizes": (8,)}, "change it or max_batch_size"),
+    ],
+)
+def test_a_policy_that_cannot_be_kept_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        BatchPolicy(**settings)
