@@ -186,6 +186,11 @@ class Runner:
             self._loop.add_signal_handler(number, lambda: self._spawn(self.close()))
             self._signals.append(number)
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes no more requests: it is being closed, or is closed."""
+        return self._state in ("closing", "closed")
+
     def stats(self) -> RunnerStats:
         """Say what was done so far."""
         return self._ledger.stats(self._generations, self._admission.held)

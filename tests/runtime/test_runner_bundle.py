@@ -1,0 +1,226 @@
+"""Raw texts and pictures through a whole bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.requests import RunnerClosedError
+from edgeglm.runtime.retrieval import Retriever
+from edgeglm.runtime.runner import Runner
+from edgeglm.runtime.sync import SyncRunner
+from edgeglm.runtime.towers import default_length_buckets, sources_from_bundle
+from tests.cli.test_bundle_commands import colour_tower
+from tests.runtime.faults import ended, run
+from tests.runtime.test_retrieval import COLOURS, colour_bundle, colour_engine, picture
+
+CONFIG = RunnerConfig(engine=colour_engine, hang_after=5.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return colour_bundle(tmp_path / "colours")
+
+
+@pytest.fixture
+def bundle(path: Path) -> Bundle:
+    return open_bundle(path)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 10^10 pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_texts_and_pictures_asked_together_get_the_vectors_that_the_retriever_gets(path, tmp_path):
+    file = tmp_path / "red.png"
+    file.write_bytes(picture(COLOURS["red"]))
+    words = ["red", "green", "blue", "red blue", "green green red red red"]
+    with open_bundle(path) as bundle, Retriever(bundle, engine=colour_engine) as retriever:
+        texts = retriever.embed_text(words)
+        images = retriever.embed_images([picture(colour) for colour in COLOURS.values()])
+
+    async def main() -> None:
+        async with Runner(path, CONFIG) as served:
+            found = await asyncio.gather(
+                *(served.embed_text(word, deadline=5) for word in words),
+                *(served.embed_image(picture(colour)) for colour in COLOURS.values()),
+                served.embed_image(file),
+            )
+        np.testing.assert_allclose(found[:5], texts, atol=1e-6)
+        np.testing.assert_allclose(found[5:8], images, atol=1e-6)
+        np.testing.assert_allclose(found[8], images[0], atol=1e-6)
+
+    run(main)
+
+
+def test_a_real_bundle_runs_through_onnx_runtime_in_every_length(tmp_path):
+    parts: dict[str, bytes] = {
+        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale)
+        for variant, scale in (("fp32", 1.0), ("int8", -1.0))
+        for kind in ("image", "text")
+    }
+    with SyncRunner(
+        colour_bundle(tmp_path / "b", **parts), RunnerConfig(threads=1, variant="int8")
+    ) as served:
+        rows = served.embed_texts(["red", "green blue", "blue red red red red red red red"])
+        np.testing.assert_array_equal(rows, -np.eye(3, dtype=np.float32))
+        image = served.embed_images([picture(COLOURS["green"])])
+        np.testing.assert_allclose(image, [[0, 1, 0]], atol=1e-6)
+        assert served.stats().answered == 4
+
+
+def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
+    async def main() -> None:
+        async with Runner(bundle, CONFIG) as served:
+            expected = [None, "text is empty", "text is a int", "", None, "not an image", "more than"]
+            expected += ["nowhere.png", "an image is a str; give the bytes", None]
+            answers = await ended(
+                served.embed_text("red"),
+                served.embed_text("  "),
+                served.embed_text(3),  # type: ignore[arg-type]
+                served.embed_text("\ud800"),
+                served.embed_text("red " * 10_000),
+                served.embed_image(b"no picture"),
+                served.embed_image(bomb()),
+                served.embed_image(tmp_path / "nowhere.png"),
+                served.embed_image("nowhere.png"),  # type: ignore[arg-type]
+                served.embed_image(picture(COLOURS["blue"])),
+            )
+            for answer, words in zip(
+                answers,
+                expected,
+                strict=True,
+            ):
+                if words is None:
+                    assert isinstance(answer, np.ndarray), answer
+                else:
+                    assert isinstance(answer, Exception)
+                    assert words in str(answer)
+            assert served.stats().held == 0
+
+    run(main)
+    assert path.is_dir()
+
+
+def test_texts_of_one_length_bucket_share_a_call_and_others_do_not(bundle):
+    seen: list[tuple[int, ...]] = []
+
+    def engine(path: Path, threads: int):
+        made = colour_engine(path, threads)
+        made.calls = seen  # type: ignore[assignment]
+        return made
+
+    config = RunnerConfig(engine=engine, warm_up=False, length_buckets=(2, 5))
+
+    async def main() -> None:
+        async with Runner(bundle, config) as served:
+            texts = ["red", "red blue", "red red red red", "red red red red red"]
+            await asyncio.gather(*(served.embed_text(text) for text in texts))
+
+    run(main)
+    shapes = sorted(call["input_ids"] for call in seen)  # type: ignore[call-overload]
+    assert shapes == [(2, 2), (2, 5)]
+
+
+@given(st.integers(1, 600))
+def test_length_buckets_rise_to_the_longest_and_waste_at_most_a_third(longest: int):
+    buckets = default_length_buckets(longest)
+    assert list(buckets) == sorted(set(buckets))
+    assert buckets[-1] == longest
+    assert all(longer <= max(8, 1.5 * shorter) for shorter, longer in itertools.pairwise(buckets))
+
+
+def test_buckets_that_cannot_hold_the_longest_text_are_refused(bundle):
+    with pytest.raises(UserError, match="add a bucket of 5"):
+        sources_from_bundle(bundle, length_buckets=(2, 4))
+
+
+def test_a_swap_takes_the_tokenizer_with_it(path, tmp_path):
+    other = colour_bundle(tmp_path / "other")
+
+    async def main() -> None:
+        async with Runner(path, CONFIG) as served:
+            before = await served.embed_text("blue")
+            await served.swap(other)
+            np.testing.assert_array_equal(await served.embed_text("blue"), before)
+            with pytest.raises(UserError, match="there is no bundle at"):
+                await served.swap(tmp_path / "none")
+            np.testing.assert_array_equal(await served.embed_text("blue"), before)
+
+    run(main)
+
+
+def test_a_bundle_that_lost_a_model_is_refused_by_the_name_of_the_file(path):
+    (path / "models/fp32/text.onnx").unlink()
+
+    async def main() -> None:
+        with pytest.raises(UserError, match=r"text\.onnx"):
+            async with Runner(path, CONFIG):
+                pass
+
+    run(main)
+
+
+def test_scripts_embed_lists_without_a_loop_of_their_own(path):
+    with SyncRunner(path, CONFIG) as served:
+        np.testing.assert_array_equal(served.embed_texts(["green", "red"]), np.eye(3)[[1, 0]])
+        np.testing.assert_array_equal(served.embed_text("blue", deadline=5.0), np.eye(3)[2])
+        assert served.embed_texts([]).shape[0] == 0
+        np.testing.assert_allclose(served.embed_image(picture(COLOURS["red"])), np.eye(3)[0], atol=1e-6)
+        with pytest.raises(UserError, match="empty"):
+            served.embed_texts(["red", " ", "blue"])
+        with pytest.raises(UserError, match=r"damaged|not an image"):
+            served.embed_images([b""])
+        assert served.infer("image", {"pixels": np.ones((3, 4, 4), np.float32)})["embedding"].shape == (3,)
+        served.swap(path)
+        assert served.stats().held == 0
+    with pytest.raises(RunnerClosedError, match="use it in a 'with' statement"):
+        served.embed_text("red")
+    with pytest.raises(UserError, match="opened once"):
+        served.__enter__()
+
+
+def test_a_script_hears_why_its_bundle_cannot_be_opened(tmp_path):
+    with pytest.raises(UserError, match="there is no bundle at"), SyncRunner(tmp_path / "none", CONFIG):
+        pass
+
+
+def test_a_large_photo_is_prepared_while_texts_go_on(bundle):
+    buffer = io.BytesIO()
+    Image.new("RGB", (1500, 1500), (255, 0, 0)).save(buffer, "PNG")
+
+    async def main() -> None:
+        async with Runner(bundle, CONFIG) as served:
+            photo = asyncio.create_task(served.embed_image(buffer.getvalue()))
+            await asyncio.sleep(0)
+            await served.embed_text("red")
+            assert not photo.done()
+            await photo
+
+    run(main)

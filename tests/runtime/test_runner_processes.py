@@ -1,0 +1,265 @@
+"""What the system does to a runner: cancels, signals, forks, a second loop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.sync import SyncRunner
+from tests.runtime.faults import HANG, Doubler, doubled, ended, run, runner, sample, towers, until
+
+STEPS = range(14)
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_a_caller_cancelled_at_any_await_leaves_its_place_free(count):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            doubler.gate.clear()
+            tasks = [asyncio.create_task(doubled(served, value)) for value in range(3)]
+            await steps(count)
+            if count % 2:
+                doubler.gate.set()
+                await steps(count // 2)
+            for task in tasks:
+                task.cancel()
+            await ended(*tasks)
+            doubler.gate.set()
+            assert served.stats().held == 0
+            assert await doubled(served, 5) == 10.0
+            stats = served.stats()
+            assert stats.accepted == stats.answered + stats.cancelled
+
+    run(main)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_cancelled_while_it_opens_a_runner_closes_every_engine(count):
+    doubler = Doubler()
+
+    async def main() -> None:
+        before = threading.active_count()
+        served = runner(doubler, instances=2)
+        opening = asyncio.create_task(served.__aenter__())
+        await steps(count)
+        opening.cancel()
+        await ended(opening)
+        await served.close()
+        await until(lambda: threading.active_count() == before)
+        assert not any(engine.loaded for engine in doubler.made)
+
+    run(main)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_a_swap_cancelled_at_any_await_leaves_one_set_of_towers_in_service(count):
+    old, new = Doubler(), Doubler()
+
+    async def main() -> None:
+        async with runner(old) as served:
+            swapping = asyncio.create_task(served.swap(towers(new)))
+            await steps(count)
+            if count % 3 == 0:
+                await asyncio.sleep(0.002)
+            swapping.cancel()
+            await ended(swapping)
+            assert await doubled(served, 5) == 10.0
+            await until(lambda: sum(engine.loaded for engine in (*old.made, *new.made)) == 1)
+        assert not any(engine.loaded for engine in (*old.made, *new.made))
+
+    run(main)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_close_may_be_cancelled_and_called_again(count):
+    doubler = Doubler()
+
+    async def main() -> None:
+        served = await runner(doubler).__aenter__()
+        doubler.gate.clear()
+        answer = asyncio.create_task(doubled(served, 2))
+        await until(doubler.entered.is_set)
+        closing = asyncio.create_task(served.close())
+        await steps(count)
+        closing.cancel()
+        await ended(closing)
+        doubler.gate.set()
+        await served.close()
+        assert await answer == 4.0
+        assert not doubler.made[0].loaded
+
+    run(main)
+
+
+def test_close_during_a_swap_leaves_no_engine_open():
+    old, new = Doubler(), Doubler()
+
+    async def main() -> None:
+        async with runner(old) as served:
+            swapping = asyncio.create_task(served.swap(towers(new)))
+            await asyncio.sleep(0)
+        await ended(swapping)
+        assert not any(engine.loaded for engine in (*old.made, *new.made))
+
+    run(main)
+
+
+def test_a_second_event_loop_is_told_to_open_its_own_runner():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+
+            def elsewhere() -> None:
+                with pytest.raises(UserError, match="belongs to another event loop; open one in this loop"):
+                    asyncio.run(doubled(served, 1))
+
+            await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+            assert await doubled(served, 2) == 4.0
+
+    run(main)
+
+
+def test_threads_share_batches_through_the_blocking_runner():
+    doubler = Doubler()
+    answers: dict[int, float] = {}
+    with SyncRunner(towers(doubler), RunnerConfig(warm_up=False)) as served:
+        doubler.gate.clear()
+
+        def call(value: int) -> None:
+            answers[value] = float(served.infer("double", sample(value))["y"][0])
+
+        threads = [threading.Thread(target=call, args=(value,)) for value in range(8)]
+        for thread in threads:
+            thread.start()
+        assert doubler.entered.wait(5)
+        asyncio.run(until(lambda: served.stats().held == 8))
+        doubler.gate.set()
+        for thread in threads:
+            thread.join()
+    assert answers == {value: 2.0 * value for value in range(8)}
+    assert len(doubler.batches) <= 3
+
+
+_SIGTERM = """
+import asyncio, signal
+from tests.runtime.faults import Doubler, doubled, runner, ended
+from edgeglm.runtime.requests import RunnerClosedError
+
+async def main():
+    doubler = Doubler(seconds=0.3)
+    async with runner(doubler) as served:
+        served.close_on(signal.SIGTERM)
+        accepted = [asyncio.create_task(doubled(served, value)) for value in range(40)]
+        await asyncio.sleep(0.05)
+        print("ready", flush=True)
+        while not served.closing:
+            await asyncio.sleep(0.01)
+        late = await ended(doubled(served, 1))
+        assert isinstance(late[0], RunnerClosedError), late
+        answers = await asyncio.gather(*accepted)
+    print(answers == [2.0 * value for value in range(40)], flush=True)
+
+asyncio.run(main())
+"""
+
+_FORK = """
+import asyncio, os
+from tests.runtime.faults import Doubler, doubled, runner, sample, towers
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.sync import SyncRunner
+
+async def child_asks(served):
+    try:
+        await doubled(served, 1)
+    except UserError as error:
+        assert "before a fork" in str(error), error
+        os._exit(0)
+    os._exit(1)
+
+async def main():
+    async with runner(Doubler()) as served:
+        await doubled(served, 1)
+        if (child := os.fork()) == 0:
+            await child_asks(served)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert await doubled(served, 2) == 4.0
+
+asyncio.run(main())
+with SyncRunner(towers(Doubler()), RunnerConfig(warm_up=False)) as served:
+    if (child := os.fork()) == 0:
+        try:
+            served.infer("double", sample(1))
+        except UserError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert served.infer("double", sample(2))["y"][0] == 4
+print("parent answered")
+"""
+
+_HUNG_EXIT = """
+import asyncio
+from tests.runtime.faults import HANG, Doubler, doubled, ended, runner
+
+async def main():
+    async with runner(Doubler(), hang_after=0.1) as served:
+        print(await ended(doubled(served, HANG)))
+
+asyncio.run(main())
+"""
+
+
+def test_sigterm_in_the_middle_of_a_batch_still_answers_what_was_accepted(repository: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", _SIGTERM], cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "True\n"
+        assert process.wait(20) == 0
+
+
+def test_a_forked_child_is_told_instead_of_waiting_for_threads_it_does_not_have(repository: Path):
+    result = subprocess.run(
+        [sys.executable, "-c", _FORK], cwd=repository, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.stdout == "parent answered\n", result.stderr
+
+
+def test_a_call_that_hangs_for_ever_does_not_keep_the_process_alive(repository: Path):
+    result = subprocess.run(
+        [sys.executable, "-c", _HUNG_EXIT], cwd=repository, capture_output=True, text=True, timeout=15
+    )
+    assert result.returncode == 0, result.stderr
+    assert "did not return within 0.1 s" in result.stdout
+
+
+def test_the_watchdog_sleeps_when_nothing_is_asked():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.05) as served:
+            await doubled(served, 1)
+            await asyncio.sleep(0.1)
+            assert served._watchdog is None
+            with pytest.raises(Exception, match="did not return"):
+                await doubled(served, HANG)
+            doubler.released.set()
+
+    run(main)
