@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Hold every byte of a bundle against its digests.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
+    "plan": "Say what a target takes, before anything is built.",
     "targets": "List the known targets, or show one.",
     "cache": "List the store of finished work, or make room in it.",
     "doctor": "Check this machine for what a build or a run needs.",

@@ -1,0 +1,186 @@
+"""`edgeglm plan`: what a target takes, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeglm.cli.console import App, json_option
+
+if TYPE_CHECKING:
+    from edgeglm.compile.preflight import Preflight, Subject
+    from edgeglm.targets.schema import Lane, Target
+
+
+@click.command(name="plan")
+@click.argument("subject", type=click.Path(path_type=Path), required=False)
+@click.option("--target", "target_name", help="A target's name or .toml file; without it, all of them.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Of the floor.")
+@click.option("--trtexec", "with_commands", is_flag=True, help="Print the commands that build by hand.")
+@click.option("--dla", "with_dla", is_flag=True, help="Ask for the deep-learning accelerator too.")
+@json_option
+@click.pass_obj
+def command(
+    app: App,
+    subject: Path | None,
+    target_name: str | None,
+    batch: int,
+    with_commands: bool,
+    with_dla: bool,
+) -> None:
+    """Say whether SUBJECT, a bundle or an .onnx file, fits a target, and how fast it can possibly be.
+
+    Without SUBJECT: which precisions each target takes. Without --target: all targets at once. Times
+    are floors from peak figures, never promises. Exits with 2 when --target takes no variant of it.
+    """
+    from edgeglm.targets.schema import known_targets, load_target
+
+    targets = [load_target(name) for name in ([target_name] if target_name else known_targets())]
+    if subject is None:
+        _precisions(app, targets, with_dla=with_dla)
+        return
+    from edgeglm.compile.preflight import preflight
+
+    subjects = _subjects(subject)
+    results = [[preflight(one, target, batch=batch) for one in subjects] for target in targets]
+    if target_name is None:
+        _matrix(app, targets, subjects, results)
+    else:
+        _details(app, results[0])
+    commands = _commands(targets, subjects) if with_commands else []
+    for member, line in commands:
+        app.print(f"# {member}")
+        if not app.json:
+            app.console.out.print(line, soft_wrap=True)  # whole, to be copied
+    dla = _dla(app, targets) if with_dla else []
+    app.emit(
+        {
+            "preflight": [one for row in results for one in row],
+            "trtexec": [{"member": member, "command": line} for member, line in commands],
+            "dla": dla,
+        }
+    )
+    if target_name is not None:
+        _refuse_unless_some(targets[0], results[0])
+
+
+def _subjects(path: Path) -> tuple[Subject, ...]:
+    from edgeglm.compile.preflight import Subject, precision_of_graph, subjects_of
+
+    if path.suffix == ".onnx":
+        from edgeglm.export.costs import costs_from_onnx
+
+        costs = costs_from_onnx(path)
+        lane: Lane = "A" if costs.opset <= 16 else "B"
+        name, precision = path.name, precision_of_graph(costs)
+        return (Subject(name=name, precision=precision, lane=lane, costs=costs, file=str(path)),)
+    from edgeglm.bundle.verify import open_bundle
+
+    with open_bundle(path) as bundle:
+        return subjects_of(bundle)
+
+
+def _details(app: App, results: list[Preflight]) -> None:
+    app.table(
+        ["graph", "what", "", "because"],
+        [
+            (one.subject, check.what, "ok" if check.ok else "refused", check.reason)
+            for one in results
+            for check in one.checks
+        ],
+    )
+    app.table(
+        ["graph", "on", ">floor ms", "bound by", ">compute ms", ">memory ms", ">MFLOP", ">MB"],
+        [
+            (
+                one.subject,
+                floor.machine,
+                f"{floor.floor_ms:.4f}" if floor.binding != "unknown" else "-",
+                floor.binding,
+                f"{floor.compute_ms:.4f}",
+                f"{floor.memory_ms:.4f}",
+                f"{floor.flops / 1e6:,.0f}",
+                f"{floor.bytes / 1e6:,.1f}",
+            )
+            for one in results
+            for floor in one.floors
+        ],
+        title=f"floor of one call, batch {results[0].floors[0].batch}: no promise, real engines take longer",
+    )
+
+
+def _matrix(
+    app: App, targets: list[Target], subjects: tuple[Subject, ...], results: list[list[Preflight]]
+) -> None:
+    def cell(one: Preflight) -> str:
+        if not one.ok:
+            return f"no {next(check.what for check in one.checks if not check.ok)}"
+        floors = [floor.floor_ms for floor in one.floors if floor.binding != "unknown"]
+        return f"{max(floors):.4f}" if floors else "ok"
+
+    app.table(
+        ["target", *(f">{one.name}" for one in subjects)],
+        [(target.name, *map(cell, row)) for target, row in zip(targets, results, strict=True)],
+        title="floor in ms where it fits, else what is refused (edgeglm plan --target NAME says why)",
+    )
+
+
+def _precisions(app: App, targets: list[Target], *, with_dla: bool) -> None:
+    from edgeglm.targets.legality import PRECISIONS, check_precision
+
+    verdicts = {
+        target.name: {name: check_precision(target, name) for name in PRECISIONS} for target in targets
+    }
+    app.table(
+        ["target", *PRECISIONS],
+        [(name, *("yes" if v.ok else "no" for v in row.values())) for name, row in verdicts.items()],
+    )
+    if len(targets) == 1:
+        refused = [v.reason for v in verdicts[targets[0].name].values() if not v.ok]
+        for reason in refused:
+            app.print(reason)
+    dla = _dla(app, targets) if with_dla else []
+    app.emit({"precisions": verdicts, "dla": dla})
+
+
+def _dla(app: App, targets: list[Target]) -> list[object]:
+    from edgeglm.targets.dla import check_dla
+
+    verdicts = [check_dla(target) for target in targets if target.kind != "cpu"]
+    for verdict in verdicts:
+        app.print(f"DLA: {verdict.reason}")
+    return list(verdicts)
+
+
+def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tuple[str, str]]:
+    from edgeglm.compile.preflight import preflight, shapes_of
+    from edgeglm.compile.trtexec import command_line, trtexec_arguments
+    from edgeglm.targets.schema import members_of
+
+    lines: dict[tuple[str, str], None] = {}
+    for target in targets:
+        for member in members_of(target):
+            runtimes = [runtime for runtime in member.runtimes if runtime.library == "tensorrt"]
+            for one in subjects:
+                if not preflight(one, member, library="tensorrt").ok:
+                    continue
+                for runtime in (found for found in runtimes if found.lane == one.lane):
+                    arguments = trtexec_arguments(
+                        one.file,
+                        f"{one.name.replace(' ', '-').removesuffix('.onnx')}-{member.name}.plan",
+                        profile=shapes_of(one.costs),
+                        precision=one.precision,
+                        runtime=runtime,
+                    )
+                    heading = f"{member.name}, TensorRT {runtime.version}"
+                    lines[heading, command_line(arguments)] = None
+    return list(lines)
+
+
+def _refuse_unless_some(target: Target, results: list[Preflight]) -> None:
+    from edgeglm.core.errors import UserError
+
+    if not any(one.ok for one in results):
+        raise UserError(f"{target.name} takes none of it: {results[0].refusals[0]}")

@@ -1,0 +1,60 @@
+"""The ``trtexec`` command lines that do by hand what the builder does.
+
+Lane B graphs carry their precision and are built strongly typed; lane A, for TensorRT 8.5, takes
+precision flags and is told to obey the graph's Q/DQ. Source: the ``trtexec`` pages of the TensorRT
+8.5 and 10 developer guides (``--buildOnly`` became ``--skipInference`` with 8.6).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from edgeglm.engines.plan import Shape, ShapeRange
+from edgeglm.targets.schema import RuntimeVersion, version_tuple
+
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+
+
+def trtexec_arguments(
+    onnx: str,
+    plan: str,
+    *,
+    profile: Mapping[str, ShapeRange],
+    precision: str,
+    runtime: RuntimeVersion,
+    program: str = TRTEXEC,
+) -> list[str]:
+    """Return the command that builds one plan.
+
+    Args:
+        onnx: Path of the model.
+        plan: Path of the plan to write.
+        profile: Whole shapes of every dynamic input, no -1.
+        precision: Of the graph's matrix products.
+        runtime: The TensorRT release that runs the command.
+        program: Where ``trtexec`` is.
+    """
+    arguments = [program, f"--onnx={onnx}", f"--saveEngine={plan}"]
+    for flag, end in (("minShapes", "min"), ("optShapes", "opt"), ("maxShapes", "max")):
+        if profile:
+            shapes = ",".join(f"{name}:{_written(getattr(r, end))}" for name, r in profile.items())
+            arguments.append(f"--{flag}={shapes}")
+    if runtime.lane == "A":
+        arguments.append("--fp16")
+        if precision == "int8":
+            arguments += ["--int8", "--precisionConstraints=obey"]
+    else:
+        arguments.append("--stronglyTyped")
+    older = version_tuple(runtime.version)[:2] < (8, 6)
+    arguments.append("--buildOnly" if older else "--skipInference")
+    return arguments
+
+
+def command_line(arguments: list[str]) -> str:
+    """Quote a command for a POSIX shell."""
+    return shlex.join(arguments)
+
+
+def _written(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.cli import main as cli
+from edgeglm.compile.preflight import Subject, preflight, shapes_of, subjects_of
+from edgeglm.compile.trtexec import trtexec_arguments
+from edgeglm.core.errors import UserError
+from edgeglm.engines.plan import ShapeRange
+from edgeglm.targets.costs import GraphCosts, GraphTensor, NodeCost, json_from_costs
+from edgeglm.targets.schema import known_targets, load_target
+from tests.runtime.test_retrieval import colour_bundle
+
+PIXELS = GraphTensor(name="pixels", dtype="float32", shape=("batch", 3, 80, 80))
+COSTS = GraphCosts(
+    opset=20,
+    file_bytes=4_000_000,
+    length=32,
+    inputs=(PIXELS,),
+    outputs=(),
+    ops={"Conv": 3, "QuantizeLinear": 2},
+    quantized=True,
+    weight_bytes=4_000_000,
+    io_bytes=80_000,
+    live_bytes=1_000_000,
+    nodes=(NodeCost(name="c", op="Conv", kind="matrix", precision="int8", flops=10**8),),
+)
+
+
+def subject(*, precision: str = "int8", lane: Any = "B", **changes: Any) -> Subject:
+    costs = msgspec.structs.replace(COSTS, **changes)
+    return Subject(
+        name="int8 image", precision=precision, lane=lane, costs=costs, file="models/int8/image.onnx"
+    )
+
+
+def refusal(one: Subject, target: str) -> str:
+    (reason,) = preflight(one, load_target(target)).refusals
+    return reason
+
+
+def test_what_fits_is_told_with_its_floor():
+    result = preflight(subject(), load_target("jetson-agx-orin-64gb"), batch=8)
+    assert result.ok
+    assert [check.what for check in result.checks] == [
+        "precision", "lane", "opset", "typing", "shapes", "memory",
+    ]  # fmt: skip
+    assert result.floors[0].batch == 8
+    assert result.floors[0].floor_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("one", "target", "words"),
+    [
+        (subject(precision="fp8"), "jetson-orin-nano", "no FP8 tensor cores, which begin with Ada"),
+        (subject(precision="fp32"), "t4", "TensorRT-RTX does not support FP32 GEMM on SM 7.5"),
+        (subject(opset=24), "jetson-agx-orin-64gb", "parses opsets up to 20, not 24; export with opset 20"),
+        (subject(quantized=False), "jetson-orin-nano", "takes INT8 from Q/DQ nodes only"),
+        (subject(file_bytes=3 * 10**9), "jetson-orin-nano", "has 8 GB, building needs 12.31 GB"),
+        (
+            subject(ops={"com.microsoft.FusedConv": 1}),
+            "jetson-orin-nano",
+            "TensorRT knows no com.microsoft.FusedConv",
+        ),
+        (
+            subject(lane="A", opset=16, ops={"LayerNormalization": 1}),
+            "jetson-agx-xavier",
+            "TensorRT 8.5, the last for jetson-agx-xavier, has no LayerNormalization; lower the graph",
+        ),
+        (
+            subject(inputs=(GraphTensor(name="pixels", dtype="float32", shape=("b", 3, "h", 80)),)),
+            "jetson-orin-nano",
+            "pixels is dynamic along axis 2",
+        ),
+    ],
+)
+def test_a_refusal_names_the_fact_and_a_way_out(one: Subject, target: str, words: str):
+    reason = refusal(one, target)
+    assert words in reason
+    assert ";" in reason, "the remedy is the last clause"
+
+
+def test_the_worst_member_of_a_family_decides():
+    assert "jetson-agx-xavier has tensorrt 8.5.2, which does not take lane B" in refusal(
+        subject(), "jetson-agx"
+    )
+    assert len(preflight(subject(), load_target("jetson-agx")).floors) == 4
+
+
+def test_a_cpu_takes_what_no_tensorrt_parses():
+    assert preflight(subject(quantized=False, ops={"com.microsoft.X": 1}), load_target("cpu")).ok
+
+
+def test_dynamic_inputs_become_ranges_and_fixed_ones_none():
+    tokens = GraphTensor(name="ids", dtype="int64", shape=("b", "l"))
+    fixed = GraphTensor(name="fixed", dtype="float32", shape=(1, 4))
+    shapes = shapes_of(msgspec.structs.replace(COSTS, inputs=(PIXELS, tokens, fixed)))
+    assert shapes == {
+        "pixels": ShapeRange(min=(1, 3, 80, 80), opt=(8, 3, 80, 80), max=(32, 3, 80, 80)),
+        "ids": ShapeRange(min=(1, 1), opt=(8, 16), max=(32, 32)),
+    }
+
+
+def runtime(target: str, version: str) -> Any:
+    return next(r for r in load_target(target).runtimes if r.version == version)
+
+
+def test_a_person_can_build_by_hand_on_each_release():
+    profile = {"x": ShapeRange(min=(1, 2), opt=(8, 2), max=(32, 2))}
+    new = trtexec_arguments(
+        "m.onnx", "m.plan", profile=profile, precision="int8", runtime=runtime("jetson-orin-nano", "10.3.0")
+    )
+    assert new[1:] == [
+        "--onnx=m.onnx", "--saveEngine=m.plan", "--minShapes=x:1x2", "--optShapes=x:8x2",
+        "--maxShapes=x:32x2", "--stronglyTyped", "--skipInference",
+    ]  # fmt: skip
+    old = trtexec_arguments(
+        "m.onnx", "m.plan", profile={}, precision="int8", runtime=runtime("jetson-agx-xavier", "8.5.2")
+    )
+    assert old[3:] == ["--fp16", "--int8", "--precisionConstraints=obey", "--buildOnly"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    parts: dict[str, Path | bytes] = {
+        f"costs/{variant}-{tower}.json": json_from_costs(
+            msgspec.structs.replace(COSTS, quantized=variant == "int8")
+        )
+        for variant in ("fp32", "int8")
+        for tower in ("image", "text")
+    }
+    return colour_bundle(tmp_path / "demo", **parts)
+
+
+def test_a_device_judges_a_bundle_without_onnx(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with open_bundle(bundle) as opened:
+        subjects = subjects_of(opened)
+    assert [one.name for one in subjects] == ["fp32 image", "fp32 text", "int8 image", "int8 text"]
+
+
+def test_a_bundle_without_costs_says_what_to_do(tmp_path: Path):
+    with (
+        open_bundle(colour_bundle(tmp_path / "demo")) as opened,
+        pytest.raises(UserError, match="carries no"),
+    ):
+        subjects_of(opened)
+
+
+def test_all_targets_are_judged_in_under_two_seconds(bundle: Path, capsys):
+    started = time.perf_counter()
+    assert cli.exit_code(["plan", str(bundle), "--json"]) == 0
+    assert time.perf_counter() - started < 2.0
+    answer = json.loads(capsys.readouterr().out)
+    assert {one["target"] for one in answer["preflight"]} == set(known_targets())
+
+
+def test_the_matrix_shows_each_target_once(bundle: Path, capsys):
+    assert cli.exit_code(["plan", str(bundle)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (t4,) = [line.split() for line in lines if line.startswith(" t4 ") or line.startswith("t4 ")]
+    assert t4[1:5] == ["no", "precision", "no", "precision"]
+
+
+def test_plan_exits_with_2_when_nothing_fits_and_prints_whole_commands(bundle: Path, capsys):
+    assert cli.exit_code(["plan", str(bundle), "--target", "jetson-agx-xavier"]) == 2
+    assert "takes none of it" in capsys.readouterr().err
+    assert cli.exit_code(["plan", str(bundle), "--target", "jetson-orin-nano", "--trtexec"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if "bin/trtexec" in line]
+    assert len(commands) == 2 * 4, "10.3 and 10.16, two variants, two towers"
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "/usr/src/tensorrt/bin/trtexec"
+        assert "--stronglyTyped" in words
+
+
+def test_plan_alone_says_which_precisions_a_target_takes(capsys):
+    assert cli.exit_code(["plan", "--target", "jetson-orin-nano"]) == 0
+    assert "no FP8 tensor cores" in capsys.readouterr().out
+    assert cli.exit_code(["plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precisions"]["t4"]["fp32"]["ok"] is False
