@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "Say what a build would reuse, and why the rest must run.",
     "finalize": "Make a bundle ready on the machine that runs it.",
     "run": "Search a bundle's gallery with words or with a picture.",
+    "bench": "Measure a bundle's speed on this machine, under MLPerf's loads.",
     "inspect": "Show what a bundle holds.",
     "verify": "Hold every byte of a bundle against its digests.",
     "report": "Copy or locate a bundle's HTML report.",

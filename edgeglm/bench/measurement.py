@@ -1,0 +1,101 @@
+"""What a benchmark found: a record that is written, drawn and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edgeglm.core.errors import UserError
+
+Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
+SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "offline")
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+_GRID = 201
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run of one scenario.
+
+    Attributes:
+        bundle: The bundle's name.
+        content_digest: What was really measured: two runs with one digest differ by machine or settings.
+        machine: The kind of machine, in words.
+        settings: The runner's, and the wanted rate of the server scenario.
+        queries: How many; one is 8 samples in multi-stream, and all samples in offline.
+        seconds: From the first query to the last answer.
+        throughput: Samples a second.
+        latency_ms: Percentiles, mean and max of a query, from its issue to its last answer; in the
+            offline scenario of a sample, from the start of the run.
+        curve_ms: The latency at 0 %, 0.5 %, ... 100 %: what the plots are drawn from.
+        batches: ``{batch size: calls}``.
+        valid: Whether LoadGen calls the run valid: long enough, and within its rules.
+        verdict: LoadGen's own words where it does not.
+    """
+
+    schema: Literal[1] = 1
+    bundle: str
+    content_digest: str
+    variant: str
+    tower: str
+    scenario: Scenario
+    machine: str
+    settings: dict[str, int | float | str]
+    queries: int
+    samples: int
+    seconds: float
+    throughput: float
+    latency_ms: dict[str, float]
+    curve_ms: tuple[float, ...]
+    batches: dict[int, int]
+    valid: bool
+    verdict: str = ""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of two runs; ``ratio`` is after / before."""
+
+    name: str
+    before: float
+    after: float
+    ratio: float
+
+
+def latency_summary(latencies_ms: Sequence[float]) -> tuple[dict[str, float], tuple[float, ...]]:
+    """Return percentiles, mean and max in ms, and the curve to draw."""
+    times = np.asarray(latencies_ms, dtype=np.float64)
+    summary = {name: float(np.percentile(times, at)) for name, at in PERCENTILES.items()}
+    summary |= {"mean": float(times.mean()), "max": float(times.max())}
+    curve = np.percentile(times, np.linspace(0, 100, _GRID))
+    return {name: round(value, 4) for name, value in summary.items()}, tuple(
+        round(float(value), 4) for value in curve
+    )
+
+
+def measurement_from_file(path: Path) -> Measurement:
+    """Read what ``edgeglm bench --output`` wrote. Raises UserError when it is something else."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Measurement)
+    except FileNotFoundError:
+        raise UserError(f"there is no measurement at {path}; write one with edgeglm bench --output") from None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a measurement: {error}; write one with edgeglm bench --output"
+        ) from error
+
+
+def changes(before: Measurement, after: Measurement) -> list[Change]:
+    """Compare two runs of one scenario and tower. Raises UserError for runs that have nothing in common."""
+    for name in ("scenario", "tower"):
+        one, other = getattr(before, name), getattr(after, name)
+        if one != other:
+            raise UserError(f"the {name} was {one} and is {other}; compare runs of the same")
+    pairs = [("throughput", before.throughput, after.throughput)]
+    pairs += [(name, value, after.latency_ms[name]) for name, value in before.latency_ms.items()]
+    return [
+        Change(name=name, before=old, after=new, ratio=new / old if old else float("inf"))
+        for name, old, new in pairs
+    ]

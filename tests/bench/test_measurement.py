@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeglm.bench.loadgen import verdict_from_summary
+from edgeglm.bench.measurement import Measurement, changes, latency_summary, measurement_from_file
+from edgeglm.bench.plot import svg_from_measurement
+from edgeglm.core.errors import UserError
+
+times = st.lists(st.floats(1e-4, 1e5), min_size=1, max_size=50)
+
+
+def measurement(latencies: list[float], **changed: object) -> Measurement:
+    latency, curve = latency_summary(latencies)
+    found = Measurement(
+        bundle="fruit <&>",
+        content_digest="a" * 64,
+        variant="fp32",
+        tower="text",
+        scenario="server",
+        machine="2 shared x86-64 CPU cores",
+        settings={"rate": 5.0},
+        queries=len(latencies),
+        samples=len(latencies),
+        seconds=1.0,
+        throughput=float(len(latencies)),
+        latency_ms=latency,
+        curve_ms=curve,
+        batches={1: 3, 32: 1},
+        valid=True,
+    )
+    return msgspec.structs.replace(found, **changed)
+
+
+@given(times)
+def test_percentiles_rise_and_end_at_the_slowest_query(latencies: list[float]):
+    summary, curve = latency_summary(latencies)
+    assert summary["p50"] <= summary["p90"] <= summary["p99"] <= summary["p99.9"] <= summary["max"]
+    assert summary["max"] == pytest.approx(max(latencies), abs=1e-4)
+    assert list(curve) == sorted(curve)
+
+
+@given(times, st.dictionaries(st.integers(1, 64), st.integers(1, 10**6), max_size=40))
+def test_every_measurement_can_be_drawn(latencies: list[float], batches: dict[int, int]):
+    drawn = ET.fromstring(svg_from_measurement(measurement(latencies, batches=batches)))
+    numbers = [float(n) for line in drawn.iter() for n in line.get("points", "").replace(",", " ").split()]
+    assert numbers
+    assert np.isfinite(numbers).all()
+
+
+def test_a_written_measurement_is_read_back_and_compared(tmp_path):
+    before, after = measurement([2.0, 4.0]), measurement([1.0, 2.0], throughput=5.0)
+    (tmp_path / "before.json").write_bytes(msgspec.json.encode(before))
+    assert measurement_from_file(tmp_path / "before.json") == before
+    by_name = {change.name: change.ratio for change in changes(before, after)}
+    assert by_name["throughput"] == 2.5
+    assert by_name["p50"] == 0.5
+
+
+def test_runs_of_two_scenarios_are_not_compared():
+    with pytest.raises(UserError, match="the scenario was server and is offline; compare runs of the same"):
+        changes(measurement([1.0]), measurement([1.0], scenario="offline"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1", b"\xff", None])
+def test_a_file_that_is_no_measurement_is_refused(content, tmp_path):
+    path = tmp_path / "m.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="write one with edgeglm bench --output"):
+        measurement_from_file(path)
+
+
+def test_the_verdict_of_loadgen_is_passed_on_with_its_reasons():
+    text = "Result is : INVALID\n  Min duration satisfied : NO\nRecommendations:\n * Increase the count.\n"
+    assert verdict_from_summary(text) == (False, "Increase the count.; Min duration satisfied : NO")
+    assert verdict_from_summary("Result is             : VALID\n") == (True, "")

@@ -1,0 +1,90 @@
+"""`edgeglm bench` on a real bundle of two tiny towers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeglm.cli import main as cli
+from tests.cli.test_bundle_commands import colour_tower
+from tests.runtime.test_retrieval import colour_bundle
+
+QUICK = ("--seconds", "0.2", "--threads", "1")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.setattr("edgeglm.bench.bundle_bench._PROBE_SECONDS", 0.02)
+    parts: dict[str, bytes] = {
+        f"models/{variant}/{kind}.onnx": colour_tower(kind)
+        for variant in ("fp32", "int8")
+        for kind in ("image", "text")
+    }
+    return colour_bundle(tmp_path / "colours", **parts)
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code = cli.exit_code([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+@pytest.mark.parametrize(
+    ("scenario", "tower", "more"),
+    [
+        ("single-stream", "text", ()),
+        ("multi-stream", "image", ()),
+        ("server", "text", ("--rate", "200")),
+        ("offline", "image", ()),
+    ],
+)
+def test_each_scenario_answers_every_sample(scenario, tower, more, bundle, capsys):
+    pytest.importorskip("mlperf_loadgen")
+    arguments = ("bench", bundle, "--scenario", scenario, "--tower", tower, *QUICK, *more, "--json")
+    found = json.loads(ran(capsys, *arguments))["measurement"]
+    assert found["scenario"] == scenario
+    assert found["samples"] >= found["queries"] >= 1
+    assert sum(int(size) * calls for size, calls in found["batches"].items()) == found["samples"]
+    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99.9"]
+    assert found["throughput"] == pytest.approx(found["samples"] / found["seconds"], rel=0.01)
+    if scenario == "multi-stream":
+        assert found["samples"] == 8 * found["queries"]
+
+
+def test_a_run_is_written_drawn_and_compared_with_an_earlier_one(bundle, capsys, tmp_path):
+    pytest.importorskip("mlperf_loadgen")
+    first, plot = tmp_path / "first.json", tmp_path / "first.svg"
+    ran(capsys, "bench", bundle, *QUICK, "--output", first, "--plot", plot)
+    assert plot.read_text().startswith("<svg")
+    text = ran(capsys, "bench", bundle, *QUICK, "--compare", first)
+    assert "samples/s" in text
+    assert "ratio" in text
+    assert "p99.9" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scenario", "server"], "needs a rate; give --rate"),
+        (["--rate", "5"], "needs a rate"),
+        (["--scenario", "server", "--rate", "0"], "give queries a second above 0"),
+        (["--seconds", "0"], "give more than 0"),
+        (["--compare", "nowhere.json"], "there is no measurement at nowhere.json"),
+        (["--plot", "no/such/folder/p.svg"], "choose a folder that is there"),
+        (["--variant", "fp61"], "unknown variant 'fp61'"),
+    ],
+)
+def test_a_benchmark_that_makes_no_sense_is_bad_input(arguments, words, bundle, capsys):
+    assert cli.exit_code(["bench", str(bundle), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_without_loadgen_the_user_is_told_what_to_install(bundle, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    assert cli.exit_code(["bench", str(bundle), *QUICK]) == 2
+    assert "pip install mlcommons-loadgen" in capsys.readouterr().err
