@@ -67,17 +67,10 @@ class _Bucket:
         self.lines: dict[int, OrderedDict[int, Request]] = {}
         self.count = 0
 
-    def put(self, request: Request) -> None:
-        line = self.lines.get(request.priority)
-        if line is None:
-            line = self.lines[request.priority] = OrderedDict()
-        line[request.number] = request
-        self.count += 1
-
     def oldest(self) -> Request:
         """Return the request that has waited longest, of any priority."""
         heads = [next(iter(line.values())) for line in self.lines.values() if line]
-        return heads[0] if len(heads) == 1 else min(heads, key=lambda head: head.arrived)
+        return heads[0] if len(heads) == 1 else min(heads, key=lambda head: head.started)
 
     def first(self) -> Request:
         """Return the request that would go first."""
@@ -87,8 +80,8 @@ class _Bucket:
         taken: list[Request] = []
         for priority in sorted(self.lines):
             line = self.lines[priority]
-            while line and len(taken) < size:
-                taken.append(line.popitem(last=False)[1])
+            wanted = min(size - len(taken), len(line))
+            taken += [line.popitem(last=False)[1] for _ in range(wanted)]
         self.count -= len(taken)
         return taken
 
@@ -115,10 +108,13 @@ class BatchQueue:
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = _Bucket()
-        bucket.put(request)
+        line = bucket.lines.get(request.priority)
+        if line is None:
+            line = bucket.lines[request.priority] = OrderedDict()
+        line[request.number] = request
         self._count += 1
+        bucket.count = count = bucket.count + 1
         policy = self._policies[request.tower]
-        count = bucket.count
         return count == 1 or count >= policy.max_batch_size or count in policy.preferred_batch_sizes
 
     def remove(self, request: Request) -> bool:
@@ -140,10 +136,10 @@ class BatchQueue:
         """
         best: tuple[tuple[int, float, int], _Bucket, int] | None = None
         for (tower, _), bucket in self._buckets.items():
-            size = self._policies[tower].size_now(bucket.count, now - bucket.oldest().arrived)
+            size = self._policies[tower].size_now(bucket.count, now - bucket.oldest().started)
             if size:
                 first = bucket.first()
-                rank = (first.priority, first.arrived, first.number)
+                rank = (first.priority, first.started, first.number)
                 if best is None or rank < best[0]:
                     best = (rank, bucket, size)
         if best is None:
@@ -158,7 +154,7 @@ class BatchQueue:
         waits = [
             0.0 if policy.size_now(bucket.count, waited) else policy.delay - waited
             for policy, bucket, waited in (
-                (self._policies[tower], bucket, now - bucket.oldest().arrived)
+                (self._policies[tower], bucket, now - bucket.oldest().started)
                 for (tower, _), bucket in self._buckets.items()
             )
         ]

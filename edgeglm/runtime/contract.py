@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.protocol import Engine, TensorSpec, check_feeds
-from edgeglm.runtime.requests import Array, EngineFailedError, Outcome, Request, Sample, is_finite
+from edgeglm.runtime.requests import Array, EngineFailedError, Failure, Request, Results, Sample, is_finite
 
 Prepare = Callable[[Sequence[object]], "Sequence[Sample | EdgeglmError]"]
 
@@ -115,28 +115,30 @@ class TowerContract:
     def feeds(self, requests: Sequence[Request]) -> dict[str, Array]:
         """Join samples of one bucket into ``{input: [N, ...]}``, ragged ones filled up."""
         samples = [request.sample for request in requests]
-        length = max(request.length for request in requests)
-        if self.source.pad_to_bucket and self.source.ragged:
-            length = self.bucket_length(length)
+        used = None
+        if self.source.ragged:
+            lengths = np.array([request.length for request in requests])
+            longest = lengths.max()
+            if self.source.pad_to_bucket:
+                longest = self.bucket_length(int(longest))
+            used = np.arange(longest) < lengths[:, None]
         feeds: dict[str, Array] = {}
         for spec in self.inputs:
             rows = [sample[spec.name] for sample in samples if sample is not None]
-            if spec.name in self.source.ragged:
-                shape = (len(rows), length, *rows[0].shape[1:])
-                batch = np.full(shape, self.source.ragged[spec.name], spec.dtype)
-                for i, row in enumerate(rows):
-                    batch[i, : len(row)] = row
+            if used is not None and spec.name in self.source.ragged:
+                batch = np.full((*used.shape, *rows[0].shape[1:]), self.source.ragged[spec.name], spec.dtype)
+                batch[used] = np.concatenate(rows)
+            elif rows[0].ndim:
+                batch = np.concatenate(rows).reshape(len(rows), *rows[0].shape)
             else:
-                batch = np.empty((len(rows), *rows[0].shape), spec.dtype)
-                for i, row in enumerate(rows):
-                    batch[i] = row
+                batch = np.array(rows, spec.dtype)
             feeds[spec.name] = batch
         return feeds
 
-    def outcomes(self, requests: Sequence[Request], outputs: Mapping[str, Array]) -> list[Outcome]:
-        """Cut the answers of a batch apart; rows are copies, so that none keeps the batch in memory.
+    def results(self, requests: Sequence[Request], outputs: Mapping[str, Array]) -> Results:
+        """Check the answers of a call. A row with NaN or infinity fails alone.
 
-        A row with NaN or infinity fails alone. Raises EngineFailedError for a wrong number of rows.
+        Raises EngineFailedError for a wrong number of rows.
         """
         for name, array in outputs.items():
             if not array.ndim or len(array) != len(requests):
@@ -144,30 +146,23 @@ class TowerContract:
                     f"tower {self.name!r} gave {name} of shape {list(array.shape)} for {len(requests)} "
                     "samples; export the model again"
                 )
-        if len(outputs) == 1:
-            ((name, array),) = outputs.items()
-            found = [Outcome(request, outputs={name: array[i].copy()}) for i, request in enumerate(requests)]
-        else:
-            found = [
-                Outcome(request, outputs={name: array[i].copy() for name, array in outputs.items()})
-                for i, request in enumerate(requests)
-            ]
-        if not all(is_finite(array) for array in outputs.values()):
-            found = [self._judged(outcome) for outcome in found]
-        return found
+        if all(is_finite(array) for array in outputs.values()):
+            return Results(requests, outputs)
+        failures, good = [], []
+        for row, request in enumerate(requests):
+            bad = [name for name, array in outputs.items() if not is_finite(array[row])]
+            if not bad:
+                good.append(row)
+                continue
+            error = EngineFailedError(
+                f"tower {self.name!r} gave NaN or infinity in {', '.join(bad)} for this input; "
+                "look at the input, or run 'edgeglm verify --run' on the bundle"
+            )
+            failures.append(Failure(request, error))
+        kept = {name: array[good] for name, array in outputs.items()}
+        return Results([requests[row] for row in good], kept, failures)
 
-    def _judged(self, outcome: Outcome) -> Outcome:
-        assert outcome.outputs is not None
-        bad = [name for name, array in outcome.outputs.items() if not is_finite(array)]
-        if not bad:
-            return outcome
-        error = EngineFailedError(
-            f"tower {self.name!r} gave NaN or infinity in {', '.join(bad)} for this input; "
-            "look at the input, or run 'edgeglm verify --run' on the bundle"
-        )
-        return Outcome(outcome.request, error=error)
-
-    def not_finite(self, requests: Sequence[Request], feeds: Mapping[str, Array]) -> list[Outcome]:
+    def not_finite(self, requests: Sequence[Request], feeds: Mapping[str, Array]) -> list[Failure]:
         """Return the failures of those whose input holds NaN or infinity; usually none."""
         if all(is_finite(array) for array in feeds.values()):
             return []
@@ -179,7 +174,7 @@ class TowerContract:
                 error = UserError(
                     f"{', '.join(bad)} for tower {self.name!r} holds NaN or infinity; feed finite numbers"
                 )
-                found.append(Outcome(request, error=error))
+                found.append(Failure(request, error))
         return found
 
     def warm_up_feeds(self, batch: int) -> list[dict[str, Array]]:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
-from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Outcome, Request
+from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Failure, Request, Results
 
 _FOR_EVER = 1e9  # seconds
 
@@ -25,8 +25,8 @@ _FOR_EVER = 1e9  # seconds
 class Handler(Protocol):
     """What a worker does with a batch. Made, used and closed in the worker's own thread."""
 
-    def run(self, batch: Sequence[Request]) -> list[Outcome]:
-        """Return one outcome a request. May raise: the batch is then halved."""
+    def run(self, batch: Sequence[Request]) -> Results:
+        """Return how each request of the batch ended. May raise: the batch is then halved."""
 
     def close(self) -> None:
         """Give the resources back."""
@@ -64,6 +64,8 @@ class Worker(threading.Thread):
                 self._serve(batch, handler)
         except _GivenUpError:
             pass
+        except BaseException as error:  # a fault of the crew itself must not leave its callers waiting
+            self.crew.worker_died(self, error)
         finally:
             with contextlib.suppress(Exception):
                 handler.close()
@@ -75,14 +77,14 @@ class Worker(threading.Thread):
             part = parts.pop()
             self.crew.begin(self, part, tuple(parts))
             try:
-                outcomes = handler.run(part)
+                results = handler.run(part)
             except BaseException as error:  # nothing may end this thread while requests wait for it
                 if len(part) > 1:
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]
                     continue
-                outcomes = [Outcome(part[0], error=_failure(error))]
-            self.crew.end(self, outcomes)
+                results = Results((), {}, [Failure(part[0], _failure(error))])
+            self.crew.end(self, results)
 
 
 class Crew:
@@ -93,9 +95,10 @@ class Crew:
         policies: A batch policy for each tower.
         make_handler: Called in each worker's thread.
         workers: How many.
-        deliver: Takes outcomes. Called in workers' threads.
+        deliver: Takes results. Called in workers' threads.
         opened: Told of each worker that is ready (None) or could not be made (the error).
-        left: Told when the last worker has left. Both are called in workers' threads.
+        died: Told when a worker ended that should not have.
+        left: Told when the last worker has left. All are called in workers' threads.
     """
 
     def __init__(
@@ -105,17 +108,19 @@ class Crew:
         policies: dict[str, BatchPolicy],
         make_handler: Callable[[], Handler],
         workers: int,
-        deliver: Callable[[list[Outcome]], None],
+        deliver: Callable[[Results], None],
         opened: Callable[[Crew, BaseException | None], None],
+        died: Callable[[Crew], None],
         left: Callable[[Crew], None],
     ) -> None:
         self.name = name
         self.make_handler = make_handler
         self.size = workers
         self.batches: Counter[tuple[str, int]] = Counter()
-        self._deliver, self._opened, self._left = deliver, opened, left
+        self._deliver, self._opened, self._died, self._left = deliver, opened, died, left
         self._queue = BatchQueue(policies)
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken by itself where nobody waits: a Condition's way to it is longer
+        self._changed = threading.Condition(self._lock)
         self._workers: set[Worker] = set()
         self._idle = 0
         self._made = 0
@@ -133,7 +138,7 @@ class Crew:
 
     def start(self) -> None:
         """Start as many workers as are missing."""
-        with self._changed:
+        with self._lock:
             missing = 0 if self._stopping else self.size - len(self._workers)
             fresh = [Worker(self, self._made + i) for i in range(missing)]
             self._made += len(fresh)
@@ -143,38 +148,36 @@ class Crew:
 
     def put(self, requests: Sequence[Request]) -> None:
         """Queue requests; those that have ended meanwhile are dropped."""
-        now = time.monotonic()
-        with self._changed:
+        queue = self._queue
+        with self._lock:
             for request in requests:
-                if not request.settled:
-                    request.arrived = now
-                    if self._queue.put(request) and self._idle:
-                        self._changed.notify()
+                if not request.settled and queue.put(request) and self._idle:
+                    self._changed.notify()
 
     def remove(self, request: Request) -> bool:
         """Take out a request that is no longer wanted; False if it is not waiting here."""
-        with self._changed:
+        with self._lock:
             return self._queue.remove(request)
 
     def evict(self, priority: int) -> Request | None:
         """Take out the newest request less urgent than ``priority``, if any waits."""
-        with self._changed:
+        with self._lock:
             return self._queue.evict(priority)
 
     def clear(self) -> list[Request]:
         """Take out all that wait."""
-        with self._changed:
+        with self._lock:
             return self._queue.clear()
 
     def hurry(self) -> None:
         """Keep nobody waiting for company any more: what waits is the last there is."""
-        with self._changed:
+        with self._lock:
             self._hurrying = True
             self._changed.notify_all()
 
     def stop(self) -> None:
         """Let the workers finish what waits and leave. Returns at once; ``left`` is told at the end."""
-        with self._changed:
+        with self._lock:
             self._hurrying = self._stopping = True
             self._changed.notify_all()
 
@@ -184,7 +187,7 @@ class Crew:
         Returns the calls, an opening as one for nobody. What a worker had not begun goes back to the
         queue. ``start`` makes the replacements.
         """
-        with self._changed:
+        with self._lock:
             calls = []
             for worker in tuple(self._workers):
                 call = worker.call
@@ -193,18 +196,30 @@ class Crew:
                 elif call is None or call.since >= before:
                     continue
                 calls.append(call)
-                worker.given_up = True
-                self._workers.discard(worker)
-            for request in (r for call in calls for part in call.waiting for r in part):
-                if not request.settled:
-                    self._queue.put(request)
-            if calls:
-                self._changed.notify_all()
+                self._part_with(worker, call)
         return calls
+
+    def worker_died(self, worker: Worker, error: BaseException) -> None:
+        """Fail the requests that a worker was busy with when it ended; the rest goes back to the queue."""
+        with self._lock:
+            if worker.given_up:
+                return
+            call = worker.call or Call(0.0, (), ())
+            self._part_with(worker, call)
+        self._deliver(Results((), {}, [Failure(request, _failure(error)) for request in call.batch]))
+        self._died(self)
+
+    def _part_with(self, worker: Worker, call: Call) -> None:
+        worker.given_up = True
+        self._workers.discard(worker)
+        for request in (request for part in call.waiting for request in part):
+            if not request.settled:
+                self._queue.put(request)
+        self._changed.notify_all()
 
     def next_batch(self, worker: Worker) -> list[Request]:
         """Wait for a batch; empty once the crew stops and nothing waits. Called by workers."""
-        with self._changed:
+        with self._lock:
             while True:
                 if worker.given_up:
                     return []
@@ -213,9 +228,8 @@ class Crew:
                 if batch:
                     if self._idle and self._queue.seconds_to_ready(now) == 0:
                         self._changed.notify()
-                    if any(r.deadline is not None for r in batch) and not (
-                        batch := self._in_time(batch, now)
-                    ):
+                    late = [r for r in batch if r.deadline is not None and r.deadline <= now]
+                    if late and not (batch := self._without_late(batch, late, now)):
                         continue
                     return batch
                 if self._stopping:
@@ -229,23 +243,23 @@ class Crew:
 
     def begin(self, worker: Worker, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...]) -> None:
         """Note that a call begins. Called by workers; ends one that was given up."""
-        with self._changed:
+        with self._lock:
             if worker.given_up:
                 raise _GivenUpError
             worker.call = Call(time.monotonic(), batch, waiting)
             self.batches[batch[0].tower, len(batch)] += 1
 
-    def end(self, worker: Worker, outcomes: list[Outcome]) -> None:
-        """Note that a call ended and deliver its outcomes. Called by workers."""
-        with self._changed:
+    def end(self, worker: Worker, results: Results) -> None:
+        """Deliver the results of a call, and note that it ended. Called by workers."""
+        with self._lock:
             if worker.given_up:
                 raise _GivenUpError
-            worker.call = None
-        self._deliver(outcomes)
+        self._deliver(results)
+        worker.call = None  # only now: should delivery fail, the call's requests are known
 
     def worker_opened(self, worker: Worker, error: BaseException | None) -> None:
         """Pass on that a worker is ready, or why it never will be."""
-        with self._changed:
+        with self._lock:
             worker.opening_since = None
             if error is not None:
                 self._workers.discard(worker)
@@ -258,18 +272,17 @@ class Crew:
 
     def worker_left(self, worker: Worker) -> None:
         """Note that a worker's thread ends, and pass on if it was the last."""
-        with self._changed:
+        with self._lock:
             self._workers.discard(worker)
             last = self._stopping and not self._workers
         if last and not worker.given_up:
             self._left(self)
 
-    def _in_time(self, batch: list[Request], now: float) -> list[Request]:
+    def _without_late(self, batch: list[Request], late: list[Request], now: float) -> list[Request]:
         """Drop those whose deadline passed while they waited: the engine's time is for the others."""
-        late = [r for r in batch if r.deadline is not None and r.deadline <= now]
-        if late:
-            self._deliver([Outcome(r, error=DeadlineExceededError(late_text(r, now))) for r in late])
-        return [r for r in batch if r.deadline is None or r.deadline > now]
+        failures = [Failure(r, DeadlineExceededError(late_text(r, now))) for r in late]
+        self._deliver(Results((), {}, failures))
+        return [request for request in batch if request not in late]
 
 
 def late_text(request: Request, now: float) -> str:

@@ -13,7 +13,7 @@ from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerContract, TowerSource
 from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
-from edgeglm.runtime.requests import EngineFailedError, Outcome, Request
+from edgeglm.runtime.requests import EngineFailedError, Request, Results
 
 # Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
 _TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 32, 2
@@ -25,7 +25,7 @@ class Generation:
     Args:
         sources: The towers.
         config: The runner's.
-        deliver: Takes outcomes, in the event loop.
+        deliver: Takes results, in the event loop.
         fail: Ends one request with an error, in the event loop.
         close_source: Called when the last engine is closed.
     """
@@ -35,7 +35,7 @@ class Generation:
         sources: Mapping[str, TowerSource],
         config: RunnerConfig,
         *,
-        deliver: Callable[[list[Outcome]], None],
+        deliver: Callable[[Results], None],
         fail: Callable[[Request, EdgeglmError], None],
         close_source: Callable[[], None],
     ) -> None:
@@ -51,8 +51,8 @@ class Generation:
         self._to_open = config.instances
         self._left: dict[str, asyncio.Future[None]] = {}
 
-        def delivered(outcomes: list[Outcome]) -> None:
-            self._tell(deliver, outcomes)
+        def delivered(results: Results) -> None:
+            self._tell(deliver, results)
 
         policies = {name: config.policy(name) for name in sources}
         self.inference = Crew(
@@ -62,6 +62,7 @@ class Generation:
             workers=config.instances,
             deliver=delivered,
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
+            died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
         )
         self.preparation = Crew(
@@ -74,6 +75,7 @@ class Generation:
             workers=config.preparation_threads,
             deliver=forwarding(delivered, self.inference.put),
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
+            died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
         )
         self.crews = (self.preparation, self.inference)
@@ -102,9 +104,7 @@ class Generation:
         return found
 
     def submit(self, request: Request) -> None:
-        """Take a request that was counted as held."""
-        if self.broken is not None:
-            raise self.broken
+        """Take a request that was checked and counted as held."""
         request.home = self
         self.held.add(request)
         (self.inference if request.raw is None else self.preparation).put((request,))
@@ -164,11 +164,12 @@ class Generation:
         self._close_source()
 
     def _replace(self, crew: Crew, count: int) -> None:
+        """Make up for workers that were given up, unless there were too many of them."""
         self.replaced += count
         if self.replaced > self._config.max_replacements:
             self._break(
                 EngineFailedError(
-                    f"{self.replaced} calls hung and their threads cannot be stopped; restart the process"
+                    f"{self.replaced} workers hung, and their threads cannot be stopped; restart the process"
                 )
             )
         else:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.engines.protocol import Engine
 from edgeglm.runtime.contract import TowerContract, TowerSource
-from edgeglm.runtime.requests import EngineFailedError, Outcome, Request
+from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
 
 Contracts = Mapping[str, TowerContract]
 
@@ -42,19 +42,21 @@ class EngineHandler:
         for name, contract in self._contracts.items():
             contracts.setdefault(name, contract)
 
-    def run(self, batch: Sequence[Request]) -> list[Outcome]:
+    def run(self, batch: Sequence[Request]) -> Results:
         """Call the engine once for requests of one tower and bucket."""
         contract = self._contracts[batch[0].tower]
         feeds = contract.feeds(batch)
-        failed = contract.not_finite(batch, feeds)
-        if failed:
-            bad = {outcome.request for outcome in failed}
+        failures = contract.not_finite(batch, feeds)
+        if failures:
+            bad = {failure.request for failure in failures}
             batch = [request for request in batch if request not in bad]
             if not batch:
-                return failed
+                return Results((), {}, failures)
             feeds = contract.feeds(batch)
-        outputs = self._engines[contract.name].infer(feeds)
-        return failed + contract.outcomes(batch, outputs)
+        results = contract.results(batch, self._engines[contract.name].infer(feeds))
+        if failures:
+            return Results(results.answered, results.outputs, [*failures, *results.failures])
+        return results
 
     def close(self) -> None:
         """Close the engines."""
@@ -62,13 +64,13 @@ class EngineHandler:
 
 
 class PreparationHandler:
-    """Makes samples of raw inputs. An outcome with neither outputs nor error is a request ready to run."""
+    """Makes samples of raw inputs."""
 
     def __init__(self, sources: Mapping[str, TowerSource], contracts: Contracts) -> None:
         self._sources = sources
         self._contracts = contracts
 
-    def run(self, batch: Sequence[Request]) -> list[Outcome]:
+    def run(self, batch: Sequence[Request]) -> Results:
         """Prepare requests of one tower."""
         tower = batch[0].tower
         prepare = self._sources[tower].prepare
@@ -76,35 +78,36 @@ class PreparationHandler:
         samples = prepare([request.raw for request in batch])
         if len(samples) != len(batch):
             raise EngineFailedError(
-                f"{len(samples)} samples were made of {len(batch)} inputs for tower {tower!r}"
+                f"{len(samples)} samples were made of {len(batch)} inputs for tower {tower!r}; "
+                "mend its preparation"
             )
-        outcomes = []
+        ready, failures = [], []
         for request, sample in zip(batch, samples, strict=True):
             if isinstance(sample, EdgeglmError):
-                outcomes.append(Outcome(request, error=sample))
+                failures.append(Failure(request, sample))
                 continue
             request.sample = sample
             try:
                 self._contracts[tower].place(request)
             except EdgeglmError as error:
-                outcomes.append(Outcome(request, error=error))
+                failures.append(Failure(request, error))
             else:
-                outcomes.append(Outcome(request))
-        return outcomes
+                ready.append(request)
+        return Results(ready, {}, failures)
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
 
 
 def forwarding(
-    deliver: Callable[[list[Outcome]], None], forward: Callable[[Sequence[Request]], None]
-) -> Callable[[list[Outcome]], None]:
+    deliver: Callable[[Results], None], forward: Callable[[Sequence[Request]], None]
+) -> Callable[[Results], None]:
     """Send prepared requests on to the next crew and the failed ones back."""
 
-    def sort_out(outcomes: list[Outcome]) -> None:
-        if ready := [o.request for o in outcomes if o.error is None]:
-            forward(ready)
-        if failed := [o for o in outcomes if o.error is not None]:
-            deliver(failed)
+    def sort_out(results: Results) -> None:
+        if results.answered:
+            forward(results.answered)
+        if results.failures:
+            deliver(Results((), {}, results.failures))
 
     return sort_out

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -58,34 +59,23 @@ class Request:
         length: Its size along the ragged axis, 0 for towers without one.
         bucket: What it may share a batch with.
         started: When the caller asked, in seconds of the monotonic clock.
-        arrived: When it joined the queue it is in.
         deadline: When the caller stops waiting, or None.
         home: Whoever counts it as held.
         settled: Whether it has ended. Set by the event loop only; workers read it under their lock.
     """
 
-    __slots__ = (
-        "arrived",
-        "bucket",
-        "deadline",
-        "future",
-        "home",
-        "length",
-        "number",
-        "priority",
-        "raw",
-        "sample",
-        "settled",
-        "started",
-        "timer",
-        "tower",
-    )
+    # Defaults live in the class: what few requests need costs the others nothing.
+    length: int = 0
+    bucket: object = None
+    settled: bool = False
+    home: object = None
+    timer: asyncio.TimerHandle | None = None
+    future: asyncio.Future[dict[str, Array]] | None = None
 
     def __init__(
         self,
         tower: str,
         *,
-        future: asyncio.Future[dict[str, Array]] | None = None,
         raw: object = None,
         sample: Sample | None = None,
         priority: int = Priority.NORMAL,
@@ -94,34 +84,32 @@ class Request:
     ) -> None:
         self.number = next(_numbers)
         self.tower = tower
-        self.future = future
         self.raw = raw
         self.sample = sample
         self.priority = priority
-        self.started = self.arrived = started
+        self.started = started
         self.deadline = deadline
-        self.length = 0
-        self.bucket: object = None
-        self.settled = False
-        self.home: object = None
-        self.timer: asyncio.TimerHandle | None = None
 
 
-class Outcome:
-    """How one request ended: ``outputs`` (one row each, without the batch axis) or ``error``."""
+@dataclass(frozen=True)
+class Failure:
+    """A request that ended without a result, and why."""
 
-    __slots__ = ("error", "outputs", "request")
+    request: Request
+    error: EdgeglmError
 
-    def __init__(
-        self,
-        request: Request,
-        *,
-        outputs: dict[str, Array] | None = None,
-        error: EdgeglmError | None = None,
-    ) -> None:
-        self.request = request
-        self.outputs = outputs
-        self.error = error
+
+@dataclass(frozen=True)
+class Results:
+    """How the requests of one call ended. Row i of each array in ``outputs`` answers ``answered[i]``.
+
+    They travel as a batch and are cut apart at their destination, so that a worker's time goes into
+    calls. Preparation gives no outputs: what it answered is ready for an engine.
+    """
+
+    answered: Sequence[Request]
+    outputs: Mapping[str, Array]
+    failures: Sequence[Failure] = ()
 
 
 def is_finite(array: Array) -> bool:

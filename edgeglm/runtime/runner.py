@@ -35,10 +35,10 @@ from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
     EngineFailedError,
-    Outcome,
     OverloadedError,
     Priority,
     Request,
+    Results,
     RunnerClosedError,
     Sample,
 )
@@ -271,31 +271,33 @@ class Runner:
 
     def _usable(self) -> tuple[Generation, asyncio.AbstractEventLoop]:
         """Return what serves now. Raises where an answer could never come."""
-        if self._state != "open" or self._current is None or self._loop is None:
+        generation, loop = self._current, self._loop
+        if self._state != "open" or generation is None or loop is None:
             if self._state in ("new", "opening"):
                 raise UserError("the runner is not open; use it in an 'async with' statement")
             raise RunnerClosedError("the runner is closed; open another one")
         if os.getpid() != self._pid:
             raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not loop:
             raise UserError("the runner belongs to another event loop; open one in this loop")
-        return self._current, self._loop
+        return generation, loop
 
-    def _deliver(self, outcomes: list[Outcome]) -> None:
-        """End requests as the crews say; the one hop back of a batch."""
+    def _deliver(self, results: Results) -> None:
+        """End requests as a crew says; the one hop back of a batch.
+
+        Rows are copied, so that a caller who keeps one does not keep the batch in memory.
+        """
         now = time.monotonic()
-        for outcome in outcomes:
-            request = outcome.request
-            if request.settled:
-                continue
-            if outcome.error is not None:
-                late = isinstance(outcome.error, DeadlineExceededError)
-                self._fail(request, outcome.error, count="expired" if late else "failed")
-                continue
-            self._settle(request)
-            self._ledger.answered(now - request.started)
-            if request.future is not None and not request.future.done():
-                request.future.set_result(outcome.outputs or {})
+        for row, request in enumerate(results.answered):
+            if not request.settled:
+                self._settle(request)
+                self._ledger.answered(now - request.started)
+                future = request.future
+                if future is not None and not future.done():
+                    future.set_result({name: array[row].copy() for name, array in results.outputs.items()})
+        for failure in results.failures:
+            late = isinstance(failure.error, DeadlineExceededError)
+            self._fail(failure.request, failure.error, count="expired" if late else "failed")
 
     def _fail(self, request: Request, error: EdgeglmError, count: Event = "failed") -> None:
         if request.settled:

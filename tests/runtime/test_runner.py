@@ -17,6 +17,7 @@ from edgeglm.runtime.requests import (
     EngineFailedError,
     OverloadedError,
     Priority,
+    Results,
     RunnerClosedError,
 )
 from tests.runtime.faults import (
@@ -505,5 +506,28 @@ def test_a_runner_that_is_not_open_says_so():
         with pytest.raises(UserError, match="opened once"):
             async with served:
                 pass
+
+    run(main)
+
+
+def test_a_fault_in_the_crew_itself_replaces_the_worker_and_loses_nobody(monkeypatch):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            assert served._current is not None
+            crew = served._current.inference
+            deliver, faults = crew._deliver, [ZeroDivisionError("a bug")]
+
+            def faulty(results: Results) -> None:
+                if faults:
+                    raise faults.pop()
+                deliver(results)
+
+            monkeypatch.setattr(crew, "_deliver", faulty)
+            with pytest.raises(EngineFailedError, match="ZeroDivisionError: a bug"):
+                await doubled(served, 1)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 1
 
     run(main)
