@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Literal
 
-from edgeglm.bundle.manifest import MANIFEST_NAME
+from edgeglm.bundle.manifest import MANIFEST_NAME, SIGNATURES_NAME
 from edgeglm.bundle.paths import inside
 from edgeglm.core.errors import UserError
 
@@ -31,7 +31,9 @@ _ZSTD_LEVEL = 9
 
 def archive_from_folder(folder: Path, names: Iterable[str], archive: Path, kind: ArchiveKind) -> None:
     """Write the named files of ``folder`` to ``archive`` and sync it. Raises OSError when it cannot."""
-    ordered = [MANIFEST_NAME, *sorted(set(names) - {MANIFEST_NAME})]
+    # The signatures come second: a reader holds the manifest against them before it parses it.
+    signed = [SIGNATURES_NAME] if (folder / SIGNATURES_NAME).is_file() else []
+    ordered = [MANIFEST_NAME, *signed, *sorted(set(names) - {MANIFEST_NAME, SIGNATURES_NAME})]
     with archive.open("wb") as out:
         if kind == "zip":
             _write_zip(folder, ordered, out)

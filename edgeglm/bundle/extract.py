@@ -24,8 +24,16 @@ from typing import IO
 
 from edgeglm.bundle.archive import zstandard
 from edgeglm.bundle.atomic import disk_errors
-from edgeglm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_bytes
+from edgeglm.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    SIGNATURES_NAME,
+    Manifest,
+    manifest_from_bytes,
+)
 from edgeglm.bundle.paths import check_name, inside
+from edgeglm.bundle.signing import MAX_SIGNATURES_BYTES
+from edgeglm.bundle.trust import SignatureState, Trust, check_age, check_signatures
 from edgeglm.core.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
@@ -67,15 +75,25 @@ def is_archive(path: Path) -> bool:
         raise UserError(f"cannot read {path}: {error.strerror}; give a readable bundle") from error
 
 
-def extract_archive(archive: Path, into: Path, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+def is_zip(path: Path) -> bool:
+    """Say whether an archive is a .zip, by its content."""
+    with path.open("rb") as file:
+        return file.read(4) == _ZIP_MAGIC
+
+
+def extract_archive(
+    archive: Path, into: Path, *, trust: Trust, limits: Limits = DEFAULT_LIMITS
+) -> tuple[Manifest, SignatureState]:
     """Extract ``archive`` into the empty folder ``into``; every file is verified as it is written.
+
+    The signatures, which come second, are held against the raw manifest before it is parsed.
 
     Raises UserError for anything that is not exactly a bundle; ``into`` may then hold some verified
     files and part of one more, and the caller removes it.
     """
     with _damage_reported(archive), archive.open("rb") as file:
-        members = _zip_members(archive, file) if file.read(4) == _ZIP_MAGIC else _tar_members(archive, file)
-        manifest, data = _manifest_of(members, archive)
+        members = _members(archive, file)
+        manifest, state, raw = _signed_manifest(members, archive, trust)
         check_limits(manifest, archive, into, limits)
         pending = dict(manifest.files)
         for member in members:
@@ -95,15 +113,16 @@ def extract_archive(archive: Path, into: Path, *, limits: Limits = DEFAULT_LIMIT
         if pending:
             raise UserError(f"{archive} ends before {min(pending)}: it was cut off; {_REMEDY}")
     with disk_errors(into):
-        (into / MANIFEST_NAME).write_bytes(data)
-    return manifest
+        for name, data in raw.items():
+            (into / name).write_bytes(data)
+    return manifest, state
 
 
 def archive_manifest(archive: Path) -> Manifest:
-    """Read only the manifest of an archive. Raises UserError if there is none."""
+    """Read only the manifest of an archive, whoever made it. Raises UserError if there is none."""
     with _damage_reported(archive), archive.open("rb") as file:
-        members = _zip_members(archive, file) if file.read(4) == _ZIP_MAGIC else _tar_members(archive, file)
-        return _manifest_of(members, archive)[0]
+        members = _members(archive, file)
+        return manifest_from_bytes(_raw_manifest(members, archive), f"{archive}: {MANIFEST_NAME}")
 
 
 def altered(origin: str, name: str, expected: str, actual: str) -> UserError:
@@ -134,14 +153,55 @@ def check_limits(manifest: Manifest, archive: Path, into: Path, limits: Limits) 
         raise UserError(f"{archive} needs {manifest.size} bytes, {into} has {free} free; free some space")
 
 
-def _manifest_of(members: Iterator[_Member], archive: Path) -> tuple[Manifest, bytes]:
+def _raw_manifest(members: _Members, archive: Path) -> bytes:
     first = next(members, None)
     if first is None or first.name != MANIFEST_NAME:
         raise UserError(f"{archive} does not begin with {MANIFEST_NAME}; pack it with edgeglm")
     if first.size > MAX_MANIFEST_BYTES:
         raise UserError(f"{archive}: {MANIFEST_NAME} has {first.size} bytes; {_REMEDY}")
-    data = b"".join(_chunks(first, archive))
-    return manifest_from_bytes(data, f"{archive}: {MANIFEST_NAME}"), data
+    return b"".join(_chunks(first, archive))
+
+
+def _signed_manifest(
+    members: _Members, archive: Path, trust: Trust
+) -> tuple[Manifest, SignatureState, dict[str, bytes]]:
+    """Return the manifest, what its signatures are worth, and the raw bytes of both files."""
+    raw = {MANIFEST_NAME: _raw_manifest(members, archive)}
+    if members.peek_name() == SIGNATURES_NAME:
+        member = next(members)
+        if member.size > MAX_SIGNATURES_BYTES:
+            raise UserError(f"{archive}: {SIGNATURES_NAME} has {member.size} bytes; {_REMEDY}")
+        raw[SIGNATURES_NAME] = b"".join(_chunks(member, archive))
+    origin = str(archive)
+    state = check_signatures(trust, raw[MANIFEST_NAME], raw.get(SIGNATURES_NAME), origin)
+    manifest = manifest_from_bytes(raw[MANIFEST_NAME], f"{archive}: {MANIFEST_NAME}")
+    check_age(trust, manifest, origin)
+    return manifest, state, raw
+
+
+class _Members(Iterator[_Member]):
+    """Members one by one, with a look at the next one's name."""
+
+    def __init__(self, members: Iterator[_Member]) -> None:
+        self._members = members
+        self._waiting: list[_Member] = []
+
+    def __next__(self) -> _Member:
+        return self._waiting.pop() if self._waiting else next(self._members)
+
+    def peek_name(self) -> str | None:
+        """Return the name of the next member; its content is still unread."""
+        if not self._waiting:
+            found = next(self._members, None)
+            if found is None:
+                return None
+            self._waiting.append(found)
+        return self._waiting[0].name
+
+
+def _members(archive: Path, file: IO[bytes]) -> _Members:
+    zipped = file.read(4) == _ZIP_MAGIC
+    return _Members(_zip_members(archive, file) if zipped else _tar_members(archive, file))
 
 
 def _chunks(member: _Member, archive: Path) -> Iterator[bytes]:
@@ -206,7 +266,8 @@ def _zip_members(archive: Path, file: IO[bytes]) -> Iterator[_Member]:
                 raise UserError(
                     f"{archive}: {entry.orig_filename!r} is not a plain file; pack it with edgeglm"
                 )
-        for entry in sorted(entries, key=lambda entry: entry.filename != MANIFEST_NAME):
+        first = {MANIFEST_NAME: 0, SIGNATURES_NAME: 1}
+        for entry in sorted(entries, key=lambda entry: first.get(entry.filename, 2)):
             with opened.open(entry) as stream:
                 yield _Member(name=entry.filename, size=entry.file_size, read=stream.read)
 

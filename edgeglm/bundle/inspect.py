@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.opened import Bundle
 
@@ -39,6 +40,8 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("files", f"{len(manifest.files)}, {size_text(manifest.size)}"),
             ("content digest", manifest.content_digest),
             ("verified", "yes" if bundle.verified else "no"),
+            ("signature", bundle.signature.words),
+            ("space", fingerprint_of(manifest)),
             ("seeds", ", ".join(f"{name}={seed}" for name, seed in sorted(manifest.seeds.items()))),
         ),
     )

@@ -10,7 +10,8 @@ although they ran at other times, in other folders and for other minutes. It is 
     gallery/embeddings-*.npy, gallery/items.jsonl   what a query is compared with, and the rows' names
     preprocessing.json, calibration.json, precision_plan.json, recipe.toml, target.toml
 
-and over nothing else: not the manifest (dates, timings, library versions), not engines/** (plans
+and over nothing else: not the manifest (dates, timings, library versions), not signatures.json and
+bom.cdx.json, not costs/** (figures about the models), not engines/** (plans
 are not reproducible), not metrics.json and report.html (they hold latencies), not thumbnails,
 licences.json or NOTICE.md (they change no answer).
 """
@@ -29,6 +30,8 @@ from edgeglm.core.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SIGNATURES_NAME = "signatures.json"
+"""Lies beside the manifest and is not listed in it, since it signs it."""
 MAX_MANIFEST_BYTES = 32 << 20
 
 _DECISIVE_FOLDERS = ("models/", "tokenizer/", "golden/")
@@ -139,8 +142,25 @@ class LicenceRecord(_Record, frozen=True, kw_only=True):
     url: str | None = None
 
 
+class SpaceRecord(_Record, frozen=True, kw_only=True):
+    """In which embedding space each variant's vectors live.
+
+    Attributes:
+        agreement: ``{variant: mean top-10 agreement of its queries with the reference's}``.
+        gate: The agreement from which a variant shares the reference's space.
+        fingerprints: ``{variant: fingerprint}``, filled in by ``write_bundle``.
+    """
+
+    agreement: dict[str, Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]] = {}
+    gate: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.9
+    fingerprints: dict[str, Sha256] = {}
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
-    """The whole manifest. ``files`` and ``content_digest`` are filled in by ``write_bundle``."""
+    """The whole manifest.
+
+    ``files``, ``content_digest`` and the fingerprints of ``space`` are filled in by ``write_bundle``.
+    """
 
     schema_version: Annotated[int, msgspec.Meta(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     name: str
@@ -154,6 +174,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     stages: tuple[StageRecord, ...] = ()
     licences: tuple[LicenceRecord, ...] = ()
     seeds: dict[str, int] = {}
+    space: SpaceRecord = SpaceRecord()
     files: dict[str, FileRecord] = {}
     content_digest: str = ""
 
@@ -224,7 +245,7 @@ def manifest_from_bytes(data: bytes, origin: str) -> Manifest:
 
 
 def _check(manifest: Manifest, origin: str, remedy: str) -> None:
-    check_names((MANIFEST_NAME, *manifest.files), origin)
+    check_names((MANIFEST_NAME, SIGNATURES_NAME, *manifest.files), origin)
     if manifest.content_digest != content_digest(manifest.files):
         raise UserError(f"{origin}: the content digest does not fit the listed files; {remedy}")
     try:

@@ -12,6 +12,7 @@ import msgspec
 
 from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.paths import inside
+from edgeglm.bundle.trust import SignatureState
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.data.tokenization import TextPreprocessing
 from edgeglm.data.transforms import ImagePreprocessing
@@ -55,12 +56,14 @@ class Bundle:
         origin: What was opened, folder or archive.
         manifest: The parsed manifest.
         verified: Whether every byte was held against its digest.
+        signature: What its signatures are worth on this machine.
     """
 
     path: Path
     origin: Path
     manifest: Manifest
     verified: bool
+    signature: SignatureState
     temporary: Path | None = field(default=None, repr=False)
 
     def __enter__(self) -> Bundle:

@@ -14,7 +14,9 @@ import msgspec
 
 from edgeglm.bundle.archive import ArchiveKind, archive_from_folder
 from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder, sync_folder
+from edgeglm.bundle.bom import BOM_NAME, bom_bytes
 from edgeglm.bundle.extract import archive_manifest
+from edgeglm.bundle.fingerprint import space_record
 from edgeglm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, content_digest, manifest_bytes
 from edgeglm.bundle.paths import inside
 from edgeglm.core.errors import UserError
@@ -38,7 +40,8 @@ def write_bundle(
 
     Args:
         destination: The bundle folder. An older bundle there is replaced in one step.
-        sources: ``{relative posix path: file to copy, or its content}``, without the manifest.
+        sources: ``{relative posix path: file to copy, or its content}``, without the manifest. A bill
+            of materials, ``bom.cdx.json``, is made of the manifest unless it is among them.
         manifest: Everything but ``files`` and ``content_digest``, which are filled in here.
         archive: "none", or which archive to write too; ``archive_path`` tells where.
 
@@ -59,7 +62,15 @@ def write_bundle(
         folder = staging / "bundle"
         folder.mkdir()
         files = {name: _copied(sources[name], folder, name) for name in sorted(sources)}
-        whole = msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files))
+        _refuse_absent(manifest, files)
+        if BOM_NAME not in files:
+            files[BOM_NAME] = _copied(bom_bytes(manifest, files), folder, BOM_NAME)
+        whole = msgspec.structs.replace(
+            manifest,
+            files=files,
+            content_digest=content_digest(files),
+            space=space_record(files, manifest.variants, manifest.space),
+        )
         _copied(manifest_bytes(whole), folder, MANIFEST_NAME)
         for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
             sync_folder(path)
@@ -95,6 +106,16 @@ def _refuse_to_overwrite(destination: Path, packed: Path | None) -> None:
             archive_manifest(packed)
         except UserError as error:
             raise UserError(f"{packed} is there and is not a bundle; {remedy}") from error
+
+
+def _refuse_absent(manifest: Manifest, files: Mapping[str, FileRecord]) -> None:
+    for variant in manifest.variants:
+        for tower, name in variant.files.items():
+            if name not in files or tower not in manifest.towers:
+                raise ValueError(
+                    f"variant {variant.name!r} names {name!r} for tower {tower!r}, "
+                    "which the manifest does not list"
+                )
 
 
 def _looks_like_bundle(folder: Path) -> bool:

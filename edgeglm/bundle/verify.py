@@ -16,12 +16,15 @@ from edgeglm.bundle.extract import DEFAULT_LIMITS, Limits, altered, extract_arch
 from edgeglm.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SIGNATURES_NAME,
     FileRecord,
     Manifest,
     manifest_from_bytes,
 )
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.paths import inside
+from edgeglm.bundle.signing import MAX_SIGNATURES_BYTES
+from edgeglm.bundle.trust import SignatureState, Trust, check_age, check_signatures, trust_here
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 
@@ -39,6 +42,7 @@ class VerifyResult:
     size: int
     seconds: float
     content_digest: str
+    signature: str
 
 
 def open_bundle(
@@ -48,6 +52,7 @@ def open_bundle(
     extract_to: Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
     threads: int = _THREADS,
+    trust: Trust | None = None,
 ) -> Bundle:
     """Open a bundle folder, ``.tar.zst`` or ``.zip``.
 
@@ -58,35 +63,40 @@ def open_bundle(
             ``Bundle.close`` removes, by default.
         limits: What an archive may grow to.
         threads: Threads that hash.
+        trust: Whose signatures count; what this machine's trust folder says for None.
 
     Raises:
-        UserError: truncated, altered, from a newer schema, unsafe names, a zip bomb, extra or
-            missing files. The message names the file and both digests. Nothing is left on disk.
+        UserError: no trusted signature where one is asked for, a replay, truncated, altered, from a
+            newer schema, unsafe names, a zip bomb, extra or missing files. The message names the file
+            and both digests. Nothing is left on disk.
     """
     if not path.exists():
         raise UserError(f"there is no bundle at {path}; give the path of a bundle folder or archive")
+    trust = trust_here() if trust is None else trust
     if path.is_dir():
-        manifest = _folder_manifest(path)
+        manifest, state = _folder_manifest(path, trust)
         if verify:
             _verify_folder(path, manifest, threads)
-        return Bundle(path=path, origin=path, manifest=manifest, verified=verify)
+        return Bundle(path=path, origin=path, manifest=manifest, verified=verify, signature=state)
     if not path.is_file() or not is_archive(path):
         raise UserError(f"{path} is no bundle; give a bundle folder, .tar.zst or .zip")
     if extract_to is None:
-        return _extracted_temporarily(path, limits)
+        return _extracted_temporarily(path, limits, trust)
     if extract_to.exists():
         raise UserError(f"cannot extract to {extract_to}: it is there already; choose a new folder")
     with disk_errors(extract_to), staging_folder(extract_to) as staging:
         (staging / "bundle").mkdir()
-        manifest = extract_archive(path, staging / "bundle", limits=limits)
+        manifest, state = extract_archive(path, staging / "bundle", limits=limits, trust=trust)
         put_in_place(staging / "bundle", extract_to)
-    return Bundle(path=extract_to, origin=path, manifest=manifest, verified=True)
+    return Bundle(path=extract_to, origin=path, manifest=manifest, verified=True, signature=state)
 
 
-def verify_report(path: Path, *, limits: Limits = DEFAULT_LIMITS, threads: int = _THREADS) -> VerifyResult:
+def verify_report(
+    path: Path, *, limits: Limits = DEFAULT_LIMITS, threads: int = _THREADS, trust: Trust | None = None
+) -> VerifyResult:
     """Verify every byte of a bundle and say what was read. Raises UserError as ``open_bundle`` does."""
     started = time.perf_counter()
-    with open_bundle(path, limits=limits, threads=threads) as bundle:
+    with open_bundle(path, limits=limits, threads=threads, trust=trust) as bundle:
         manifest = bundle.manifest
     return VerifyResult(
         path=path,
@@ -95,37 +105,50 @@ def verify_report(path: Path, *, limits: Limits = DEFAULT_LIMITS, threads: int =
         size=manifest.size,
         seconds=time.perf_counter() - started,
         content_digest=manifest.content_digest,
+        signature=bundle.signature.words,
     )
 
 
-def _extracted_temporarily(archive: Path, limits: Limits) -> Bundle:
+def _extracted_temporarily(archive: Path, limits: Limits, trust: Trust) -> Bundle:
     with disk_errors(Path(tempfile.gettempdir())):
         folder = Path(tempfile.mkdtemp(prefix="edgeglm-bundle-"))
     try:
-        manifest = extract_archive(archive, folder, limits=limits)
+        manifest, state = extract_archive(archive, folder, limits=limits, trust=trust)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Bundle(path=folder, origin=archive, manifest=manifest, verified=True, temporary=folder)
+    return Bundle(
+        path=folder, origin=archive, manifest=manifest, verified=True, signature=state, temporary=folder
+    )
 
 
-def _folder_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST_NAME
-    if path.is_symlink() or not path.is_file():
+def _folder_manifest(folder: Path, trust: Trust) -> tuple[Manifest, SignatureState]:
+    """Read both files raw, hold one against the other, and only then parse the manifest."""
+    data = _small_file(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    if data is None:
         raise UserError(f"{folder} has no {MANIFEST_NAME}, so it is no bundle; give the path of a bundle")
+    signatures = _small_file(folder / SIGNATURES_NAME, MAX_SIGNATURES_BYTES)
+    state = check_signatures(trust, data, signatures, str(folder))
+    manifest = manifest_from_bytes(data, str(folder / MANIFEST_NAME))
+    check_age(trust, manifest, str(folder))
+    return manifest, state
+
+
+def _small_file(path: Path, limit: int) -> bytes | None:
+    if path.is_symlink() or not path.is_file():
+        return None
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise UserError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes; {_REMEDY}")
-        data = path.read_bytes()
+        if path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit} bytes; {_REMEDY}")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
-    return manifest_from_bytes(data, str(path))
 
 
 def _verify_folder(folder: Path, manifest: Manifest, threads: int) -> None:
     present = set()
     for name, size in _files_below(folder):
-        if name == MANIFEST_NAME:
+        if name in (MANIFEST_NAME, SIGNATURES_NAME):
             continue
         record = manifest.files.get(name)
         if record is None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rich costs 60 ms that `edgeglm --help` does not have
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
+    from edgeglm.bundle.trust import Trust
     from edgeglm.core.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,6 +138,8 @@ class App:
 
     json: bool = False
     console: Console = field(default_factory=Console)
+    allow_unsigned: bool = False
+    allow_downgrade: bool = False
 
     @property
     def progress(self) -> Progress:
@@ -149,6 +152,12 @@ class App:
 
         quota = DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
         return Store(default_store_root(), quota_bytes=quota)
+
+    def trust(self) -> Trust:
+        """Return whose bundles this machine takes, as far as the user's flags do not widen it."""
+        from edgeglm.bundle.trust import trust_here
+
+        return trust_here(allow_unsigned=self.allow_unsigned, allow_downgrade=self.allow_downgrade)
 
     def print(self, *parts: Any) -> None:
         """Print for a person; nothing under ``--json``."""
@@ -216,6 +225,25 @@ def json_option(command: F) -> F:
         callback=switch,
         help="Print one JSON document and nothing else.",
     )(command)
+
+
+def trust_options(command: F) -> F:
+    """Give a command ``--allow-unsigned`` and ``--allow-downgrade``, which ``App.trust`` heeds."""
+
+    def switch(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        app = ctx.ensure_object(App)
+        if value and parameter.name == "allow_unsigned":
+            ctx.obj = dataclasses.replace(app, allow_unsigned=True)
+        elif value:
+            ctx.obj = dataclasses.replace(app, allow_downgrade=True)
+
+    for name, text in (
+        ("--allow-downgrade", "Take a bundle older than the one that was finalized here before."),
+        ("--allow-unsigned", "Take a bundle that no trusted key has signed."),
+    ):
+        option = click.option(name, is_flag=True, expose_value=False, callback=switch, help=text)
+        command = option(command)
+    return command
 
 
 def human_bytes(count: float) -> str:

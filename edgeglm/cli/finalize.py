@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 if TYPE_CHECKING:
     from edgeglm.bundle.opened import Bundle
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--any-board", is_flag=True, help="Go on although this board is outside the target.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=7), help="Timed calls.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, rounds: int) -> None:
@@ -37,6 +38,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
     did where the bundle was made.
     """
     from edgeglm.bundle.receipt import RECEIPT_NAME, finalized_folder
+    from edgeglm.bundle.trust import accept
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
     from edgeglm.engines.board import this_board
@@ -49,7 +51,8 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
         threads=threads,
         rounds=rounds,
     )
-    with open_bundle(bundle) as opened:
+    trust = app.trust()
+    with open_bundle(bundle, trust=trust) as opened:
         receipt = finalize(
             opened,
             board=this_board(),
@@ -61,6 +64,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
             progress=app.progress,
             options=options,
         )
+        accept(trust, opened.manifest)
     place = finalized_folder(bundle) / RECEIPT_NAME
     app.print(f"{receipt.board.words}; {'; '.join(receipt.notes)}")
     app.table(

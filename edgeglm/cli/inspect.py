@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 
 @click.command(name="inspect")
 @bundle_argument
+@trust_options
 @json_option
 @click.pass_obj
 def command(app: App, bundle: Path) -> None:
@@ -21,7 +22,7 @@ def command(app: App, bundle: Path) -> None:
     from edgeglm.bundle.inspect import inspect_rows
     from edgeglm.bundle.verify import open_bundle
 
-    with open_bundle(bundle, verify=False) as opened:
+    with open_bundle(bundle, verify=False, trust=app.trust()) as opened:
         sections, tables = inspect_rows(opened)
         for section in sections:
             app.pairs(section.rows, title=section.title)

@@ -28,6 +28,8 @@ COMMANDS = {
     "bench": "Measure a bundle's speed on this machine, under MLPerf's loads.",
     "inspect": "Show what a bundle holds.",
     "verify": "Hold every byte of a bundle against its digests.",
+    "sign": "Vouch for a bundle with a key.",
+    "keygen": "Make a key pair to sign bundles with.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
     "plan": "Say what a target takes, before anything is built.",

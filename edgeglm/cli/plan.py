@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, json_option
+from edgeglm.cli.console import App, json_option, trust_options
 
 if TYPE_CHECKING:
     from edgeglm.compile.preflight import Preflight, Subject
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Of the floor.")
 @click.option("--trtexec", "with_commands", is_flag=True, help="Print the commands that build by hand.")
 @click.option("--dla", "with_dla", is_flag=True, help="Ask for the deep-learning accelerator too.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -43,7 +44,7 @@ def command(
         return
     from edgeglm.compile.preflight import preflight
 
-    subjects = _subjects(subject)
+    subjects = _subjects(app, subject)
     results = [[preflight(one, target, batch=batch) for one in subjects] for target in targets]
     if target_name is None:
         _matrix(app, targets, subjects, results)
@@ -66,7 +67,7 @@ def command(
         _refuse_unless_some(targets[0], results[0])
 
 
-def _subjects(path: Path) -> tuple[Subject, ...]:
+def _subjects(app: App, path: Path) -> tuple[Subject, ...]:
     from edgeglm.compile.preflight import Subject, precision_of_graph, subjects_of
 
     if path.suffix == ".onnx":
@@ -78,7 +79,7 @@ def _subjects(path: Path) -> tuple[Subject, ...]:
         return (Subject(name=name, precision=precision, lane=lane, costs=costs, file=str(path)),)
     from edgeglm.bundle.verify import open_bundle
 
-    with open_bundle(path) as bundle:
+    with open_bundle(path, trust=app.trust()) as bundle:
         return subjects_of(bundle)
 
 

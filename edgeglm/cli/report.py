@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 from edgeglm.core.errors import UserError
 
 
@@ -19,13 +19,14 @@ from edgeglm.core.errors import UserError
     help="Copy the page here: a file, or a folder. Needed for an archive.",
 )
 @click.option("--open", "in_browser", is_flag=True, help="Open the page in the browser.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(app: App, bundle: Path, output: Path | None, in_browser: bool) -> None:
     """Print where the report of a bundle is, or copy it. The page is one file and needs nothing else."""
     from edgeglm.bundle.verify import open_bundle
 
-    with open_bundle(bundle, verify=not bundle.is_dir()) as opened:
+    with open_bundle(bundle, verify=not bundle.is_dir(), trust=app.trust()) as opened:
         page = opened.file("report.html")
         if output is not None:
             page = _copied(page, output)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 
 @click.command(name="run")
@@ -17,6 +17,7 @@ from edgeglm.cli.console import App, bundle_argument, json_option
 @click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -41,7 +42,7 @@ def command(
     from edgeglm.runtime.retrieval import Retriever
 
     with ExitStack() as stack:
-        opened = stack.enter_context(open_bundle(bundle))
+        opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
         choice = choice_here(opened, variant)
         retriever = stack.enter_context(
             Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from edgeglm.bundle import atomic
+from edgeglm.bundle.bom import BOM_NAME
 from edgeglm.bundle.manifest import MANIFEST_NAME, Manifest
 from edgeglm.bundle.pack import archive_path, write_bundle
 from edgeglm.bundle.verify import open_bundle
@@ -26,6 +27,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_what_went_in_comes_out(packed, sources, tree):
     files = tree(packed)
     assert files.pop(MANIFEST_NAME)
+    assert files.pop(BOM_NAME)
     assert files == sources
     assert leftovers(packed.parent) == []
 

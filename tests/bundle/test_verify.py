@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeglm.bundle.archive import ArchiveKind
+from edgeglm.bundle.bom import BOM_NAME
 from edgeglm.bundle.extract import Limits
 from edgeglm.bundle.manifest import (
     MANIFEST_NAME,
@@ -125,6 +126,7 @@ def test_every_form_of_a_bundle_opens_with_the_same_content(any_bundle, sources,
         assert bundle.verified
         files = tree(bundle.path)
         assert files.pop(MANIFEST_NAME)
+        assert files.pop(BOM_NAME)
         assert files == sources
         assert bundle.variant().name == "int8"
         assert bundle.model(None, "text").read_bytes() == sources["models/int8/text.onnx"]
@@ -153,8 +155,9 @@ def test_an_archive_is_extracted_where_it_is_wanted(tmp_path, packed, manifest, 
 
 def test_verify_reports_what_was_read(any_bundle, sources):
     report = verify_report(any_bundle)
-    assert (report.name, report.files) == ("demo", len(sources))
-    assert report.size == sum(map(len, sources.values()))
+    assert (report.name, report.files) == ("demo", len(sources) + 1), "and the bill of materials"
+    assert report.size > sum(map(len, sources.values()))
+    assert report.signature == "not signed"
     assert len(report.content_digest) == 64
 
 
