@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 Sample = Mapping[str, Array]
 
 _numbers = itertools.count()
+_SMALL = 16_384  # elements, below which a mask costs less than the ceremony around a sum
 
 
 class Priority(IntEnum):
@@ -115,12 +116,14 @@ class Results:
 def is_finite(array: Array) -> bool:
     """Say whether a float array holds no NaN and no infinity; other dtypes always pass.
 
-    One pass that makes no mask: a sum is finite unless a term is not. An honest overflow of the sum is
-    told from the rest by a second look.
+    Large arrays are summed, in one pass that makes no mask: a sum is finite unless a term is not. An
+    honest overflow of the sum is told from the rest by a second look.
     """
     if array.dtype.kind != "f":
         return True
-    wide = np.float32 if array.dtype == np.float16 else array.dtype
-    with np.errstate(all="ignore"):
-        total = array.sum(dtype=wide)
-    return bool(np.isfinite(total) or np.isfinite(array).all())
+    if array.size > _SMALL:
+        wide = np.float32 if array.dtype == np.float16 else array.dtype
+        with np.errstate(all="ignore"):
+            if np.isfinite(array.sum(dtype=wide)):
+                return True
+    return bool(np.isfinite(array).all())

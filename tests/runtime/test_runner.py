@@ -19,6 +19,7 @@ from edgeglm.runtime.requests import (
     Priority,
     Results,
     RunnerClosedError,
+    is_finite,
 )
 from tests.runtime.faults import (
     HANG,
@@ -474,12 +475,20 @@ def test_bad_input_is_the_callers_error_with_a_remedy(tower, feeds, words):
     run(main)
 
 
-def test_numbers_whose_sum_overflows_are_still_finite():
-    async def main() -> None:
-        async with runner(Doubler(factor=0.5)) as served:
-            assert await doubled(served, 3e38) == pytest.approx(1.5e38)
-
-    run(main)
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(["float16", "float32", "float64", "int64"]),
+    st.integers(1, 40_000),
+    st.sampled_from([0.0, 1.0, 60_000.0, float("nan"), float("inf"), float("-inf")]),
+)
+def test_large_numbers_are_finite_and_one_nan_among_them_is_not(dtype: str, size: int, odd: float):
+    if dtype == "int64" and not np.isfinite(odd):
+        odd = 0.0
+    array = np.full(size, 60_000, dtype)
+    if dtype in ("float32", "float64"):
+        array[:] = np.finfo(dtype).max  # the sum overflows, the numbers do not
+    array[size // 2] = odd
+    assert is_finite(array) == bool(np.isfinite(odd))
 
 
 def test_an_engine_that_cannot_load_says_why_when_the_runner_opens():

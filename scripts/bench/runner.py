@@ -1,0 +1,358 @@
+"""How much of an engine's speed the runner keeps: ratios against peers, interleaved in one run.
+
+    .venv/bin/python scripts/bench/runner.py --output docs/bench/runner
+
+Writes runner.json and runner.md. Each figure is the median of rounds in which every system is measured
+once, in turn; ratios are taken within a round. `--only NAME` runs one group and keeps the other rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runner_loads import FixedDelayBatcher, circle_rate, poisson_p99, raw_rate  # noqa: E402
+from runner_models import VOCABULARY, WIDTH, dense_model, picture_model, text_model  # noqa: E402
+
+from edgeglm.engines.fake import FakeEngine  # noqa: E402
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
+from edgeglm.engines.protocol import TensorSpec  # noqa: E402
+from edgeglm.runtime.config import RunnerConfig  # noqa: E402
+from edgeglm.runtime.contract import TowerSource  # noqa: E402
+from edgeglm.runtime.runner import Runner  # noqa: E402
+from edgeglm.runtime.towers import default_length_buckets  # noqa: E402
+
+BATCH = 32
+ROUNDS = 7
+MAX_LENGTH = 32
+
+Row = dict[str, Any]
+
+
+def row(name: str, unit: str, values: Sequence[float], reach: float, beyond: float, note: str) -> Row:
+    """One line of the table; ``unit`` is ratio (the more the better) or us (the less the better)."""
+    value = statistics.median(values)
+    good = value <= reach if unit == "us" else value >= reach
+    better = value <= beyond if unit == "us" else value >= beyond
+    return {
+        "name": name,
+        "unit": unit,
+        "value": round(value, 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
+        "rounds": len(values),
+        "reach": reach,
+        "beyond": beyond,
+        "result": "beyond" if better else "reached" if good else "falls short",
+        "note": note,
+    }
+
+
+def source(path: Path, threads: int) -> TowerSource:
+    """Serve an ONNX file as a tower that takes arrays."""
+    return TowerSource(engine=lambda: OnnxRuntimeEngine(path, threads=threads))
+
+
+async def throughput(folder: Path, threads: int) -> list[Row]:
+    """Measure what callers in a circle get of what a bare loop gets."""
+    rng = np.random.default_rng(1)
+    cases = [
+        ("throughput / raw, calls of 3 ms and more", dense_model(folder / "large.onnx", 6), "x", (WIDTH,)),
+        ("throughput / raw, calls of 0.2 to 1 ms", dense_model(folder / "small.onnx", 1), "x", (WIDTH,)),
+        (
+            "throughput / raw, calls of 3 ms and more, 49 kB a sample",
+            picture_model(folder / "picture.onnx", 64, 24, 2),
+            "pixels",
+            (3, 64, 64),
+        ),
+    ]
+    found = []
+    for (title, path, name, shape), reach in zip(
+        cases, ((0.97, 0.99), (0.8, 0.9), (0.97, 0.99)), strict=True
+    ):
+        samples = [{name: rng.random(shape, dtype=np.float32)} for _ in range(BATCH)]
+        feeds = {name: np.stack([sample[name] for sample in samples])}
+        with OnnxRuntimeEngine(path, threads=threads) as engine:
+            async with Runner({"tower": source(path, threads)}, RunnerConfig()) as runner:
+                await circle_rate(lambda s: runner.infer("tower", s), samples, 4 * BATCH, 0.2)
+                ratios, calls = [], []
+                for turn in range(ROUNDS):
+                    rates = {}
+                    for system in ("raw", "runner")[:: 1 if turn % 2 else -1]:
+                        if system == "raw":
+                            rates[system] = raw_rate(engine, [feeds], BATCH, 0.5)
+                        else:
+                            rates[system] = await circle_rate(
+                                lambda s: runner.infer("tower", s), samples, 4 * BATCH, 0.5
+                            )
+                    ratios.append(rates["runner"] / rates["raw"])
+                    calls.append(BATCH / rates["raw"] * 1e3)
+        call = statistics.median(calls)
+        note = f"batch {BATCH}, a raw call takes {call:.2f} ms, {4 * BATCH} callers, {threads} thread(s) each"
+        found.append(row(title, "ratio", ratios, *reach, note))
+    return found
+
+
+async def overhead() -> list[Row]:
+    """Measure what a request costs when the engine costs nothing."""
+    spec = [TensorSpec(name="x", dtype="float32", shape=("B", 8))]
+
+    def engine() -> FakeEngine:
+        made = FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"]])
+        made.calls = _Forgetful()
+        return made
+
+    sample = {"x": np.ones(8, np.float32)}
+    loop = asyncio.get_running_loop()
+
+    async def bare(_: object) -> None:
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        await future
+
+    added, single = [], []
+    async with Runner({"tower": TowerSource(engine=engine)}) as runner:
+
+        async def ask(one: dict[str, np.ndarray]) -> object:
+            return await runner.infer("tower", one)
+
+        for _ in range(ROUNDS):
+            base = 1 / await circle_rate(bare, [sample], 64, 0.3)
+            added.append((1 / await circle_rate(ask, [sample], 64, 0.6) - base) * 1e6)
+            times = []
+            for _ in range(2000):
+                started = time.perf_counter()
+                await ask(sample)
+                times.append(time.perf_counter() - started)
+            single.append(statistics.median(times) * 1e6)
+    return [
+        row(
+            "added us a request, engine that does nothing, 64 callers",
+            "us",
+            added,
+            10,
+            5,
+            "time a request minus that of a bare asyncio future, of all processes' work on the core",
+        ),
+        row(
+            "p50 us of one caller, engine that does nothing",
+            "us",
+            single,
+            60,
+            35,
+            "two thread switches: into the engine's thread and back",
+        ),
+    ]
+
+
+class _Forgetful(list[Any]):
+    def append(self, _: object) -> None:
+        """Keep nothing: a benchmark makes many calls."""
+
+
+async def poisson(folder: Path, threads: int) -> list[Row]:
+    """Find the highest random load that both batchers bear."""
+    path = dense_model(folder / "poisson.onnx", 12)
+    rng = np.random.default_rng(2)
+    samples = [{"x": rng.random(WIDTH, dtype=np.float32)} for _ in range(BATCH)]
+    feeds = {"x": np.stack([sample["x"] for sample in samples])}
+    shares = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+    best: dict[str, list[float]] = {"runner": [], "fixed delay": []}
+    table: dict[str, dict[str, list[float]]] = {name: {} for name in best}
+    with OnnxRuntimeEngine(path, threads=threads) as engine:
+        async with (
+            Runner({"tower": source(path, threads)}) as runner,
+            FixedDelayBatcher(engine, BATCH, 0.005) as batcher,
+        ):
+            calls = []
+            for turn in range(3):
+                raw = raw_rate(engine, [feeds], BATCH, 0.5)
+                call = BATCH / raw
+                calls.append(call)
+                good = dict.fromkeys(best, 0.0)
+                for share in shares:
+                    for name in best:
+                        ask = batcher.infer if name != "runner" else lambda s: runner.infer("tower", s)
+                        p99 = await poisson_p99(ask, samples, raw * share, 1.5, turn * 100 + int(share * 100))
+                        table[name].setdefault(f"{share:g}", []).append(round(p99 / call, 2))
+                        if p99 <= 5 * call:
+                            good[name] = share
+                for name, share in good.items():
+                    best[name].append(share)
+    call = statistics.median(calls) * 1e3
+    peer = statistics.median(best["fixed delay"])
+    note = f"full batch {call:.1f} ms; the fixed-delay (5 ms) batcher reaches {peer:g}; {threads} thread(s)"
+    found = row(
+        "highest Poisson rate with p99 <= 5 full-batch calls / saturated raw",
+        "ratio",
+        best["runner"],
+        0.75,
+        0.85,
+        note,
+    )
+    found["p99_in_full_batch_calls"] = {
+        name: {share: statistics.median(values) for share, values in rates.items()}
+        for name, rates in table.items()
+    }
+    return [found]
+
+
+async def lengths(folder: Path, threads: int) -> list[Row]:
+    """Measure what length buckets save on texts of many lengths."""
+    path = text_model(folder / "text.onnx", 2)
+    rng = np.random.default_rng(3)
+    sizes = np.clip(np.rint(rng.lognormal(np.log(11), 0.5, 512)), 3, MAX_LENGTH).astype(int)
+    samples = [
+        {"input_ids": rng.integers(0, VOCABULARY, size), "attention_mask": np.ones(size, np.int64)}
+        for size in sizes
+    ]
+    ragged = {"input_ids": 0, "attention_mask": 0}
+
+    def tower(buckets: tuple[int, ...], *, full: bool) -> TowerSource:
+        return TowerSource(
+            engine=lambda: OnnxRuntimeEngine(path, threads=threads),
+            ragged=ragged,
+            length_buckets=buckets,
+            pad_to_bucket=full,
+        )
+
+    sources = {
+        "bucketed": tower(default_length_buckets(MAX_LENGTH), full=False),
+        "longest in batch": tower((MAX_LENGTH,), full=False),
+        "padded": tower((MAX_LENGTH,), full=True),
+    }
+    padded = [
+        {name: np.stack([np.pad(s[name], (0, MAX_LENGTH - len(s[name]))) for s in part]) for name in ragged}
+        for part in (samples[at : at + BATCH] for at in range(0, len(samples), BATCH))
+    ]
+    ratios: dict[str, list[float]] = {"padded": [], "longest in batch": [], "raw padded": []}
+    with OnnxRuntimeEngine(path, threads=threads) as engine:
+        async with Runner(sources) as runner:
+            for turn in range(ROUNDS):
+                names = list(sources)[turn % 3 :] + list(sources)[: turn % 3]
+                rates = {}
+                for name in names:
+
+                    async def ask(sample: dict[str, np.ndarray], tower: str = name) -> object:
+                        return await runner.infer(tower, sample)
+
+                    rates[name] = await circle_rate(ask, samples, 8 * BATCH, 0.6)
+                rates["raw padded"] = raw_rate(engine, padded, len(samples), 0.6)
+                for name, values in ratios.items():
+                    values.append(rates["bucketed"] / rates[name])
+    raw, longest = (statistics.median(ratios[name]) for name in ("raw padded", "longest in batch"))
+    note = (
+        f"lengths {sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}, padded to {MAX_LENGTH}; against a "
+        f"bare padded session.run loop {raw:.2f}, against padding to the longest in the batch {longest:.2f}"
+    )
+    return [row("mixed-length text, bucketed / padded", "ratio", ratios["padded"], 1.6, 1.9, note)]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Write the report as a page."""
+    lines = [
+        "# The runner beside its peers",
+        "",
+        f"Machine: {report['machine']}; Python {report['python']}, ONNX Runtime {report['onnxruntime']}.",
+        "The runner's configuration is the default one, watchdog included; threads as noted, the same for",
+        "all systems of a row. Medians of interleaved rounds, with the lowest and the highest round.",
+        "Others' CPU is the share of all cores that other work took just before the run.",
+        "",
+        "| what | median | rounds: low to high | reach | beyond | result | others' CPU | commit | notes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in report["rows"]:
+        rounds = f"{found['rounds']}: {found['low']:g} to {found['high']:g}"
+        sign = "<=" if found["unit"] == "us" else ">="
+        lines.append(
+            f"| {found['name']} | {found['value']:g} | {rounds} "
+            f"| {sign} {found['reach']:g} | {sign} {found['beyond']:g} | {found['result']} "
+            f"| {found['others_cpu']:.0%} | {found['commit']} | {found['note']} |"
+        )
+    for found in report["rows"]:
+        for system, shares in found.get("p99_in_full_batch_calls", {}).items():
+            text = ", ".join(f"{share}: {value:g}" for share, value in shares.items())
+            lines += ["", f"p99 in full-batch calls at shares of the raw rate, {system}: {text}."]
+    lines += ["", f"Made by `{report['command']}`; figures in `runner.json`.", ""]
+    return "\n".join(lines)
+
+
+async def measured(groups: Sequence[str], threads: int) -> list[Row]:
+    """Run some groups of measurements."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for group in groups:
+            if group == "throughput":
+                rows += await throughput(folder, threads)
+            elif group == "overhead":
+                rows += await overhead()
+            elif group == "poisson":
+                rows += await poisson(folder, threads)
+            else:
+                rows += await lengths(folder, threads)
+    return rows
+
+
+def others_share(seconds: float) -> float:
+    """Return the share of all cores that other processes use: a figure made on a busy machine says so."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+        return sum(fields), fields[3] + fields[4]
+
+    total, idle = ticks()
+    time.sleep(seconds)
+    total_after, idle_after = ticks()
+    return round(1 - (idle_after - idle) / max(total_after - total, 1), 2)
+
+
+def main() -> None:
+    """Measure, and write both files."""
+    groups = ("throughput", "overhead", "poisson", "lengths")
+    parser = argparse.ArgumentParser(description="The runner beside its peers.")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench" / "runner")
+    parser.add_argument("--only", choices=groups, action="append")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    import onnxruntime
+
+    busy = others_share(2.0)
+    rows = asyncio.run(measured(arguments.only or groups, arguments.threads))
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    path = arguments.output.with_suffix(".json")
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    fresh = {found["name"]: {**found, "commit": commit, "others_cpu": busy} for found in rows}
+    kept = {found["name"]: found for found in before}
+    report = {
+        "command": ".venv/bin/python scripts/bench/runner.py --output docs/bench/runner",
+        "machine": f"{os.cpu_count()} shared {platform.machine().replace('_', '-')} CPU cores",
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "rows": list({**kept, **fresh}.values()),
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.output.with_suffix(".md").write_text(markdown(report))
+    sys.stdout.write(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

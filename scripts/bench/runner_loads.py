@@ -1,0 +1,103 @@
+"""Loads for the runner and its peers: a bare loop, callers in a circle, and random arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from edgeglm.engines.protocol import Array, Engine
+
+Sample = Mapping[str, Array]
+Ask = Callable[[Sample], Awaitable[object]]
+
+
+def raw_rate(engine: Engine, feeds: Sequence[Mapping[str, Array]], samples: int, seconds: float) -> float:
+    """Call the session in a bare loop, feeds ready-made: samples a second. The most there can be."""
+    session, calls, started = engine._session, 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds or calls % len(feeds):
+        session.run(None, feeds[calls % len(feeds)])
+        calls += 1
+    return calls * samples / len(feeds) / spent
+
+
+async def circle_rate(ask: Ask, samples: Sequence[Sample], callers: int, seconds: float) -> float:
+    """Let ``callers`` ask again as soon as they are answered: samples a second."""
+    started = time.perf_counter()
+    answered = 0
+
+    async def caller(number: int) -> None:
+        nonlocal answered
+        turn = number
+        while time.perf_counter() - started < seconds:
+            await ask(samples[turn % len(samples)])
+            answered += 1
+            turn += callers
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return answered / (time.perf_counter() - started)
+
+
+async def poisson_p99(ask: Ask, samples: Sequence[Sample], rate: float, seconds: float, seed: int) -> float:
+    """Send at random moments, ``rate`` a second, whatever comes back: the p99 in seconds.
+
+    A request's time counts from when it should have been sent, so that a late sender hides nothing.
+    """
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds)))
+    latencies: list[float] = []
+    tasks = []
+
+    async def one(sample: Sample, due: float) -> None:
+        await ask(sample)
+        latencies.append(time.perf_counter() - due)
+
+    started = time.perf_counter() + 0.01
+    for i, moment in enumerate(arrivals):
+        wait = started + moment - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.create_task(one(samples[i % len(samples)], started + moment)))
+    await asyncio.gather(*tasks)
+    return float(np.percentile(latencies, 99))
+
+
+class FixedDelayBatcher:
+    """The batcher that everybody writes first: wait for a full batch or a fixed delay, then run it."""
+
+    def __init__(self, engine: Engine, max_batch: int, delay: float) -> None:
+        self._engine, self._max, self._delay = engine, max_batch, delay
+        self._queue: asyncio.Queue[tuple[Sample, asyncio.Future[dict[str, Array]]]] = asyncio.Queue()
+        self._pool = ThreadPoolExecutor(1)
+
+    async def __aenter__(self) -> FixedDelayBatcher:
+        self._task = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        self._pool.shutdown()
+
+    async def infer(self, sample: Sample) -> dict[str, Array]:
+        """Return the outputs of one sample."""
+        future: asyncio.Future[dict[str, Array]] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((sample, future))
+        return await future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            until = loop.time() + self._delay
+            while len(batch) < self._max:
+                try:
+                    batch.append(await asyncio.wait_for(self._queue.get(), until - loop.time()))
+                except asyncio.TimeoutError:
+                    break
+            feeds = {name: np.stack([sample[name] for sample, _ in batch]) for name in batch[0][0]}
+            outputs = await loop.run_in_executor(self._pool, self._engine.infer, feeds)
+            for row, (_, future) in enumerate(batch):
+                if not future.done():
+                    future.set_result({name: array[row] for name, array in outputs.items()})
