@@ -19,6 +19,7 @@ else:
 
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Rate = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
@@ -47,20 +48,30 @@ class DataConfig(Section, frozen=True, kw_only=True):
 class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
-    ``image`` and ``text`` name pinned assets, ``hf:owner/name`` ids or local folders.
+    ``image`` lists the backbones whose features are joined, ``text`` is the text model: names of
+    pinned assets, ``hf:owner/name`` ids or local folders. ``views`` counts the augmented copies of each
+    image, ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the
+    heads on frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it
+    frozen), and the heads again on what that gave (``epochs``).
     """
 
-    image: str = "efficientnet-lite0"
+    image: tuple[str, ...] = ("efficientnet-lite0",)
     text: str = "minilm-l6"
     embedding_dim: Positive = 256
-    resolution: Positive = 128
-    frozen_blocks: int = 11
-    head_epochs: Positive = 40
-    epochs: Positive = 3
-    batch_size: Positive = 256
+    resolution: Count = 128
+    views: Count = 2
+    hidden: Positive = 512
+    warmup_epochs: Positive = 8
+    epochs: Positive = 20
+    batch_size: Positive = 512
     learning_rate: Rate = 1e-3
-    tower_learning_rate: Rate = 3e-4
+    weight_decay: Fraction = 0.05
+    input_dropout: Fraction = 0.3
+    dropout: Fraction = 0.2
     temperature: Rate = 0.05
+    lora_epochs: Count = 2
+    lora_batch_size: Positive = 256
+    lora_learning_rate: Rate = 1e-3
     lora_rank: Positive = 8
     lora_alpha: Rate = 16.0
     lora_dropout: Fraction = 0.05
@@ -68,13 +79,33 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
 
 
 class StudentConfig(Section, frozen=True, kw_only=True):
-    """The light towers and how they learn from the teacher's embeddings."""
+    """The light towers and how they learn from the teacher's embeddings.
+
+    ``size`` names a shape; ``inherit`` the asset whose weights the image tower starts from ("" for
+    none), of which the stem and the first ``frozen_blocks`` blocks stay as they are. ``resolution``
+    is the side of its images in pixels, ``max_length`` the most tokens of a text. ``label_weight`` is
+    the share of the labels in the image tower's loss; the rest of it comes from the teacher.
+    ``corpus`` counts the phrases of ordinary words that the teacher embeds besides the captions, of
+    which ``anchors`` join the concepts' names as what similarities are compared on.
+    """
 
     size: str = "edge-s"
-    resolution: Positive = 80
-    epochs: Positive = 20
-    batch_size: Positive = 128
-    learning_rate: Rate = 2e-3
+    inherit: Literal["efficientnet-lite0", ""] = "efficientnet-lite0"
+    frozen_blocks: Count = 5
+    resolution: Positive = 64
+    max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
+    temperature: Rate = 0.05
+    image_epochs: Positive = 8
+    image_batch_size: Positive = 64
+    image_learning_rate: Rate = 2e-3
+    label_weight: Fraction = 0.2
+    distance_weight: Rate = 12.0
+    corpus: Count = 20_000
+    anchors: Count = 2_000
+    text_epochs: Positive = 20
+    text_batch_size: Positive = 256
+    text_learning_rate: Rate = 2e-3
+    weight_decay: Fraction = 0.05
 
 
 class ExportConfig(Section, frozen=True, kw_only=True):
@@ -88,8 +119,9 @@ class QuantizeConfig(Section, frozen=True, kw_only=True):
     """Which candidates are made and on how many calibration samples."""
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
-    calibration_samples: Positive = 256
-    calibration_method: Literal["entropy", "max"] = "max"
+    calibration_samples: Positive = 128
+    image_policy: str = "linear-and-conv"
+    text_policy: str = "expanding"
 
 
 class GateConfig(Section, frozen=True, kw_only=True):

@@ -49,6 +49,11 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    def vocabulary(self) -> list[str]:
+        """Return all entries in the order of their ids."""
+        entries: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return sorted(entries, key=entries.__getitem__)
+
     @property
     def pad_id(self) -> int:
         """The id that fills up short sequences; masked, so its value changes no embedding."""

@@ -126,6 +126,12 @@ def load_dual_encoder(
     return image_tower.eval(), text_tower.eval(), preprocessing
 
 
+def is_dual_encoder(folder: Path) -> bool:
+    """Say whether a folder holds a checkpoint with both towers. Raises UserError without a config.json."""
+    config = _json(folder, "config.json", "give a folder made by save_pretrained, or a snapshot of the hub")
+    return config.get("model_type") in _DUAL_TYPES
+
+
 def load_image_tower(folder: Path, *, resolution: int | None = None) -> HfImageTower:
     """Load an image model without a text side, such as a ViT or DINOv2; in eval mode, FP32.
 

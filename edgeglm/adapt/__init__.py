@@ -1,0 +1,1 @@
+"""From pretrained towers to a teacher that knows the user's domain."""

@@ -1,0 +1,251 @@
+"""Alignment of frozen image features with texts: heads, LoRA on the text tower, heads again.
+
+The order matters. Heads trained on frozen text features give LoRA a space to pull towards; LoRA
+moves the features; the heads then go on with what LoRA made, on cached features, in seconds.
+
+Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import TeacherConfig
+from edgeglm.data.pairs import PairSet
+from edgeglm.models.projection import ProjectionHead
+from edgeglm.train.loop import Group, fit, shuffled, steps_in
+from edgeglm.train.losses import concept_contrastive
+
+#: A small domain gets more epochs: fewer steps than this leave the heads untrained.
+MIN_STEPS = 200
+MIN_LORA_STEPS = 20
+#: Concepts contrasted at once; beyond it a step takes those of its batch and a random rest.
+MAX_CONCEPTS = 4096
+_LORA_CLIP = 1.0
+_LORA_HEAD_RATE = 0.3  # of the heads' own rate, while LoRA moves the features under them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concepts:
+    """The labelled part of the pairs, by concept.
+
+    Attributes:
+        image_N: int64, the labelled images.
+        concept_N: int64, the concept of each of them, 0 to K - 1.
+        texts: Distinct captions.
+        captions: For each concept the positions of its captions in ``texts``.
+    """
+
+    image_N: Tensor
+    concept_N: Tensor
+    texts: tuple[str, ...]
+    captions: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, pairs: PairSet) -> Concepts:
+        """Collect them. Raises UserError for fewer than two concepts."""
+        labelled = pairs.by_role("labelled").tolist()
+        names = sorted({pairs.rows[i].concept for i in labelled})
+        if len(names) < 2:
+            raise UserError(
+                f"the labelled pairs hold {len(names)} concept; give at least two different captions"
+            )
+        place = {name: index for index, name in enumerate(names)}
+        texts = pairs.training_texts()
+        position = {text: index for index, text in enumerate(texts)}
+        captions: list[list[int]] = [[] for _ in names]
+        for i in labelled:
+            row = pairs.rows[i]
+            known = captions[place[row.concept]]
+            known.extend(position[text] for text in row.captions if position[text] not in known)
+        return cls(
+            image_N=torch.tensor(labelled),
+            concept_N=torch.tensor([place[pairs.rows[i].concept] for i in labelled]),
+            texts=texts,
+            captions=tuple(tuple(own) for own in captions),
+        )
+
+    def __len__(self) -> int:
+        """Return K."""
+        return len(self.captions)
+
+    def names(self) -> Tensor:
+        """Return the first caption of each concept, int64 [K], positions in ``texts``."""
+        return torch.tensor([own[0] for own in self.captions])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step: images with the view of each, their concepts, and the caption drawn for each concept.
+
+    ``concept_B`` counts within ``chosen_C``, the concepts that take part.
+    """
+
+    image_B: Tensor
+    view_B: Tensor
+    concept_B: Tensor
+    chosen_C: Tensor
+    caption_C: Tensor
+
+
+class Alignment:
+    """The two heads, the text tower, and the phases that train them."""
+
+    def __init__(
+        self,
+        features_VNF: Tensor,
+        concepts: Concepts,
+        text: TextTeacher,
+        config: TeacherConfig,
+        *,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.features_VNF = features_VNF
+        self.concepts = concepts
+        self.text = text
+        self.config = config
+        self.seed = seed
+        self.progress = progress
+        self.curves: dict[str, list[float]] = {}
+        self.trainable = 0
+        self.merge_difference = 0.0
+        self.text_features = text.all_features(concepts.texts)
+        self._new_heads()
+
+    def run(self) -> None:
+        """Go through all phases. The heads and the merged text tower are the result."""
+        config = self.config
+        self._fit_heads("warm-up", config.warmup_epochs if config.lora_epochs else config.epochs)
+        if config.lora_epochs:
+            self._fit_lora()
+            self.text_features = self.text.all_features(self.concepts.texts)
+            self._fit_heads("heads", config.epochs)
+        self.image_head.eval()
+        self.text_head.eval()
+
+    @torch.no_grad()
+    def image_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """Return float32 [V, N, D] of every view of every image."""
+        views = [
+            torch.cat([self.image_head(b.float()) for b in view.split(1024)]) for view in self.features_VNF
+        ]
+        found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.stack(views).numpy()
+        return found
+
+    def _new_heads(self) -> None:
+        config = self.config
+
+        def head(features: int, input_dropout: float) -> ProjectionHead:
+            return ProjectionHead(
+                features,
+                config.embedding_dim,
+                hidden=config.hidden,
+                input_dropout=input_dropout,
+                dropout=config.dropout,
+            )
+
+        self.image_head = head(self.features_VNF.shape[2], config.input_dropout)
+        self.image_head.standardise(self.features_VNF[0][self.concepts.image_N])
+        self.text_head = head(self.text_features.shape[1], 0.0)
+        self.text_head.standardise(self.text_features)
+
+    def _fit_heads(self, phase: str, epochs: int) -> None:
+        config = self.config
+
+        def loss_of(batch: Batch) -> Tensor:
+            text_CD = self.text_head(self.text_features[batch.caption_C])
+            return self._contrast(batch, text_CD)
+
+        steps = steps_in(len(self.concepts.image_N), config.batch_size)
+        self.image_head.train()
+        self.text_head.train()
+        self.curves[phase] = fit(
+            [self._heads(config.learning_rate)],
+            lambda epoch: self._batches(phase, epoch, config.batch_size),
+            loss_of,
+            epochs=max(epochs, -(-MIN_STEPS // steps)),
+            steps_per_epoch=steps,
+            title=f"Teacher: {phase}",
+            progress=self.progress,
+        )
+
+    def _fit_lora(self) -> None:
+        config = self.config
+        adapters: Sequence[nn.Parameter] = enable_lora(self.text, config)
+        self.trainable = sum(parameter.numel() for parameter in adapters)
+        first_caption = self.concepts.names()
+        bank_KF = self.text_features[first_caption].clone()
+
+        def loss_of(batch: Batch) -> Tensor:
+            """Embed the captions of the batch anew; all other concepts keep their last features."""
+            present, place_B = torch.unique(batch.concept_B, return_inverse=True)
+            fresh = self.text.features([self.concepts.texts[i] for i in batch.caption_C[present].tolist()])
+            concept_P = batch.chosen_C[present]
+            bank_KF[concept_P] = fresh.detach()
+            others = torch.ones(len(batch.chosen_C), dtype=torch.bool)
+            others[present] = False
+            features_CF = torch.cat([fresh, bank_KF[batch.chosen_C[others]]])
+            image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
+            return concept_contrastive(
+                image_BD, self.text_head(features_CF), place_B, temperature=config.temperature
+            )
+
+        steps = steps_in(len(self.concepts.image_N), config.lora_batch_size)
+        for module in (self.image_head, self.text_head, self.text.tower):
+            module.train()
+        self.curves["lora"] = fit(
+            [
+                Group(parameters=adapters, learning_rate=config.lora_learning_rate),
+                self._heads(config.learning_rate * _LORA_HEAD_RATE),
+            ],
+            lambda epoch: self._batches("lora", epoch, config.lora_batch_size),
+            loss_of,
+            epochs=max(config.lora_epochs, -(-MIN_LORA_STEPS // steps)),
+            steps_per_epoch=steps,
+            warmup=10,
+            clip=_LORA_CLIP,
+            title="Teacher: LoRA",
+            progress=self.progress,
+        )
+        self.merge_difference = merge_lora(self.text, self.concepts.texts[:64])
+
+    def _contrast(self, batch: Batch, text_CD: Tensor) -> Tensor:
+        image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
+        return concept_contrastive(image_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
+
+    def _heads(self, rate: float) -> Group:
+        parameters = [*self.image_head.parameters(), *self.text_head.parameters()]
+        return Group(parameters=parameters, learning_rate=rate, weight_decay=self.config.weight_decay)
+
+    def _batches(self, phase: str, epoch: int, size: int) -> Iterator[Batch]:
+        concepts, views = self.concepts, len(self.features_VNF)
+        rng = np.random.default_rng((self.seed, len(phase), epoch))
+        for chosen in shuffled(len(concepts.image_N), size, seed=int(rng.integers(1 << 31))):
+            concept_B = concepts.concept_N[chosen]
+            chosen_C = _taking_part(concept_B, len(concepts), rng)
+            own = [concepts.captions[c] for c in chosen_C.tolist()]
+            yield Batch(
+                image_B=concepts.image_N[chosen],
+                view_B=torch.from_numpy(rng.integers(0, views, len(chosen))),
+                concept_B=torch.searchsorted(chosen_C, concept_B),
+                chosen_C=chosen_C,
+                caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in own]),
+            )
+
+
+def _taking_part(concept_B: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Return ascending concepts: all of them, or the batch's with random others."""
+    if count <= MAX_CONCEPTS:
+        return torch.arange(count)
+    others = torch.from_numpy(rng.choice(count, MAX_CONCEPTS, replace=False))
+    everyone: Tensor = torch.unique(torch.cat([concept_B, others]))
+    return everyone

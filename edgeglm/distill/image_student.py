@@ -1,0 +1,151 @@
+"""The image student: trained end to end on cached teacher embeddings, labelled and unlabelled images alike.
+
+Shapes: V views, N images, K concepts, B batch, R resolution, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import StudentConfig
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.models.efficientnet_lite import lite0_trunk
+from edgeglm.models.students import StudentImageTower, student_shape
+from edgeglm.train.loop import Group, fit, shuffled, steps_in
+from edgeglm.train.losses import embedding_distance, similarity_divergence
+from edgeglm.train.views import distorted, view_parameters
+
+MIN_STEPS = 300
+_BLOCK = 256  # images distorted at once
+
+
+def image_student(
+    config: StudentConfig, *, embedding_dim: int, inherit: Mapping[str, Tensor] | None
+) -> StudentImageTower:
+    """Make the tower, its trunk with the published weights of Lite0 if given."""
+    shape = student_shape(config.size)
+    tower = StudentImageTower(shape, resolution=config.resolution, embedding_dim=embedding_dim)
+    if inherit is not None:
+        taps = (shape.blocks - 1,)
+        tower.trunk = lite0_trunk(inherit, blocks=shape.blocks, taps=taps)
+    return tower
+
+
+def fit_image_student(
+    tower: StudentImageTower,
+    pairs: PairSet,
+    teacher_VND: Tensor,
+    anchor_KD: Tensor,
+    concept_N: Tensor,
+    config: StudentConfig,
+    *,
+    seed: int,
+    view_seed: int,
+    progress: Progress,
+) -> list[float]:
+    """Train the tower in place and return the mean loss of each epoch.
+
+    Three terms: distance to the teacher's embedding of the same view; divergence of the similarities
+    to the concepts' texts; and, on labelled images, the label itself.
+
+    Args:
+        tower: The student.
+        pairs: Labelled and unlabelled images are used, held ones are not.
+        teacher_VND: The teacher's embeddings of every view, of which view 0 is the plain image.
+        anchor_KD: Teacher embeddings of texts: the names of the concepts first, in their order.
+        concept_N: int64, the concept of each image, -1 where training may not know it.
+        config: Rates and weights.
+        seed: Of the order and the choice of views.
+        view_seed: That the teacher's views were made with.
+        progress: Shows the steps.
+    """
+    used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
+    frozen = min(config.frozen_blocks, len(tower.trunk.blocks) - 1) if config.inherit else None
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+    front_VU = front_activations(
+        tower, pairs, used, len(teacher_VND), frozen, resolution=config.resolution, seed=view_seed
+    )
+    teacher_VUD, concept_U = teacher_VND[:, used], concept_N[used]
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng((seed, 2, epoch))
+        for chosen in shuffled(len(used), config.image_batch_size, seed=int(rng.integers(1 << 31))):
+            yield torch.from_numpy(rng.integers(0, len(front_VU), len(chosen))), chosen
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        view_B, chosen_B = batch
+        x_BCHW = front_VU[view_B, chosen_B].float().contiguous(memory_format=torch.channels_last)
+        student_BD = tower.head(tower.trunk.rest(x_BCHW, frozen)[0]) if frozen is not None else tower(x_BCHW)
+        teacher_BD, concept_B = teacher_VUD[view_B, chosen_B], concept_U[chosen_B]
+        loss = config.distance_weight * embedding_distance(student_BD, teacher_BD)
+        loss = loss + similarity_divergence(student_BD, teacher_BD, anchor_KD, temperature=config.temperature)
+        known = concept_B >= 0
+        if config.label_weight and bool(known.any()):
+            scores_LK = student_BD[known] @ anchor_KD.T / config.temperature
+            loss = loss + config.label_weight * F.cross_entropy(scores_LK, concept_B[known])
+        return loss
+
+    steps = steps_in(len(used), config.image_batch_size)
+    tower.train()
+    for module in tower.trunk.part(frozen) if frozen is not None else []:
+        module.requires_grad_(False)
+        module.eval()
+    curve = fit(
+        [
+            Group(
+                parameters=[p for p in tower.parameters() if p.requires_grad],
+                learning_rate=config.image_learning_rate,
+                weight_decay=config.weight_decay,
+            )
+        ],
+        batches,
+        loss_of,
+        epochs=max(config.image_epochs, -(-MIN_STEPS // steps)),
+        steps_per_epoch=steps,
+        warmup=50,
+        title="Student: image tower",
+        progress=progress,
+    )
+    tower.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return curve
+
+
+@torch.no_grad()
+def front_activations(
+    tower: StudentImageTower,
+    pairs: PairSet,
+    used: Tensor,
+    views: int,
+    frozen: int | None,
+    *,
+    resolution: int,
+    seed: int,
+) -> Tensor:
+    """Return what the trained part of the tower takes, for every view of the used images.
+
+    With ``frozen`` blocks their activation, float16 [V, U, C, H, W]: it never changes, so it is made
+    once. Without any, the pixels, float16 [V, U, 3, R, R].
+    """
+    drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(views)]
+    tower.eval()
+    out: Tensor | None = None
+    for start in range(0, len(used), _BLOCK):
+        chosen = used[start : start + _BLOCK]
+        images = np.asarray(pairs.images[chosen.numpy()])
+        plain = torch.from_numpy(model_input_from_pixels(images, resolution))
+        for view in range(views):
+            x = plain if view == 0 else distorted(plain, drawn[view].of(chosen))
+            if frozen is not None:
+                x = tower.trunk.front(x.contiguous(memory_format=torch.channels_last), frozen)
+            if out is None:
+                out = torch.empty(views, len(used), *x.shape[1:], dtype=torch.float16)
+            out[view, start : start + len(chosen)] = x.half()
+    assert out is not None
+    return out

@@ -1,0 +1,220 @@
+"""The stages of distillation: cached targets, then each student tower on its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from edgeglm.adapt.stages import teacher_tokenizer
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import StudentConfig
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.core.store import Store
+from edgeglm.data.pairs import PairSet
+
+_CODE = (
+    "edgeglm.distill",
+    "edgeglm.train",
+    "edgeglm.models.students",
+    "edgeglm.models.efficientnet_lite",
+    "edgeglm.models.projection",
+)
+_LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
+
+
+def student_inputs(config: StudentConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
+    """Fetch what the image student inherits, if anything: ``inherit``."""
+    from edgeglm.assets import fetch_asset
+
+    return {"inherit": fetch_asset(config.inherit, store, progress)} if config.inherit else {}
+
+
+class TargetsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many phrases besides the captions, and the seed that draws them."""
+
+    corpus: int
+    seed: int
+
+
+class TargetsStage(Stage[TargetsConfig]):
+    """What the teacher says to the texts a student learns from.
+
+    ``texts.json`` (the distinct captions first), ``text_embeddings.npy`` float32 [T, D].
+    """
+
+    name = "targets"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.distill.corpus",
+        "edgeglm.distill.stages",
+        "edgeglm.evaluate.towers",
+        "edgeglm.data.tokenization",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "tokenizers", "numpy")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Draw the texts, embed them in ONNX Runtime."""
+        from edgeglm.distill.corpus import distillation_texts, whole_words
+        from edgeglm.evaluate.towers import TextSettings, text_embeddings
+
+        pairs, teacher = PairSet.open(inputs["pairs"]), inputs["teacher"].path
+        tokenizer, settings = teacher_tokenizer(teacher)
+        asked = {query.text for track in pairs.tracks for query in track.queries}
+        texts = distillation_texts(
+            pairs.training_texts(),
+            whole_words(tokenizer.vocabulary()),
+            count=self.config.corpus,
+            excluded=asked,
+            seed=self.config.seed,
+        )
+        with context.progress.task("Student: the teacher's words", total=None):
+            rows = text_embeddings(
+                teacher / "text.onnx",
+                texts,
+                TextSettings(tokenizer=tokenizer, max_length=settings.max_length),
+                threads=context.threads,
+            )
+        (out / "texts.json").write_text(json.dumps(texts, ensure_ascii=False))
+        np.save(out / "text_embeddings.npy", rows)
+        return {"captions": len(pairs.training_texts()), "texts": len(texts)}
+
+
+class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tower's part of the recipe, and the seeds of the order and of the teacher's views."""
+
+    student: StudentConfig
+    seed: int
+    view_seed: int
+
+
+class ImageStudentStage(Stage[StudentStageConfig]):
+    """The image tower: ``image.safetensors`` and ``image.json``."""
+
+    name = "distil-image"
+    code: ClassVar[tuple[str, ...]] = _CODE
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Train on the cached embeddings."""
+        import torch
+
+        from edgeglm.adapt.alignment import Concepts
+        from edgeglm.adapt.backbones import lite0_state
+        from edgeglm.distill.image_student import fit_image_student, image_student
+        from edgeglm.train.loop import seeded
+
+        pairs, config = PairSet.open(inputs["pairs"]), self.config.student
+        concepts = Concepts.of(pairs)
+        concept_N = torch.full((len(pairs),), -1)
+        concept_N[concepts.image_N] = concepts.concept_N
+        anchor_KD = _anchors(_text_rows(inputs), concepts, config.anchors, seed=self.config.seed)
+        teacher_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy"))
+        inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
+        with seeded(self.config.seed, threads=context.threads):
+            tower = image_student(config, embedding_dim=teacher_VND.shape[2], inherit=inherit)
+            curve = fit_image_student(
+                tower,
+                pairs,
+                teacher_VND,
+                anchor_KD,
+                concept_N,
+                config,
+                seed=self.config.seed,
+                view_seed=self.config.view_seed,
+                progress=context.progress,
+            )
+        return _saved(tower, "image", out, {"embedding_dim": int(teacher_VND.shape[2])}, curve)
+
+
+class TextStudentStage(Stage[StudentStageConfig]):
+    """The text tower: ``text.safetensors`` and ``text.json``."""
+
+    name = "distil-text"
+    code: ClassVar[tuple[str, ...]] = _CODE
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Train on the cached embeddings."""
+        import torch
+
+        from edgeglm.adapt.alignment import Concepts
+        from edgeglm.distill.text_student import fit_text_student, text_student
+        from edgeglm.train.loop import seeded
+
+        pairs, config = PairSet.open(inputs["pairs"]), self.config.student
+        teacher = inputs["teacher"].path
+        tokenizer, settings = teacher_tokenizer(teacher)
+        config = msgspec.structs.replace(config, max_length=min(config.max_length, settings.max_length))
+        texts = json.loads((inputs["targets"].path / "texts.json").read_text("utf-8"))
+        rows_TD = _text_rows(inputs)
+        images_ND = torch.from_numpy(np.load(teacher / "image_embeddings.npy")[0])
+        anchor_KD = _concept_means(images_ND, Concepts.of(pairs))
+        with seeded(self.config.seed, threads=context.threads):
+            tower = text_student(
+                config,
+                vocabulary=tokenizer.vocabulary_size,
+                embedding_dim=rows_TD.shape[1],
+                tokens_WH=torch.from_numpy(np.load(teacher / "tokens.npy")),
+            )
+            curve = fit_text_student(
+                tower,
+                tokenizer,
+                texts,
+                rows_TD,
+                anchor_KD,
+                config,
+                captions=len(pairs.training_texts()),
+                seed=self.config.seed,
+                progress=context.progress,
+            )
+        shape = {
+            "embedding_dim": int(rows_TD.shape[1]),
+            "vocabulary": tokenizer.vocabulary_size,
+            "max_length": config.max_length,
+        }
+        return _saved(tower, "text", out, shape, curve)
+
+
+def _text_rows(inputs: Inputs) -> Any:
+    import torch
+
+    return torch.from_numpy(np.load(inputs["targets"].path / "text_embeddings.npy"))
+
+
+def _anchors(rows_TD: Any, concepts: Any, more: int, *, seed: int) -> Any:
+    """Return the names' embeddings, and those of ``more`` phrases that are no captions: [K + more, D].
+
+    With names alone a student learns the space only where the domain's names lie, and loses the
+    words that people search with.
+    """
+    import torch
+
+    phrases_TD = rows_TD[len(concepts.texts) :]
+    order = torch.randperm(len(phrases_TD), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([rows_TD[concepts.names()], phrases_TD[order[:more]]])
+
+
+def _concept_means(images_ND: Any, concepts: Any) -> Any:
+    """Return the mean teacher embedding of each concept's labelled images, of length one: [K, D]."""
+    import torch
+
+    from edgeglm.models.projection import normalized
+
+    sums_KD = torch.zeros(len(concepts), images_ND.shape[1])
+    sums_KD.index_add_(0, concepts.concept_N, images_ND[concepts.image_N])
+    return normalized(sums_KD)
+
+
+def _saved(tower: Any, kind: str, out: Path, shape: dict[str, int], curve: list[float]) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in tower.state_dict().items()}
+    save_file(state, out / f"{kind}.safetensors")
+    (out / f"{kind}.json").write_text(json.dumps(shape, sort_keys=True))
+    parameters = sum(parameter.numel() for parameter in tower.parameters())
+    return {"parameters": parameters, "loss": curve}

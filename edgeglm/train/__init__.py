@@ -1,0 +1,1 @@
+"""What adaptation and distillation share: one loop, its losses, its seeds and its augmented views."""
