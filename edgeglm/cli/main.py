@@ -19,7 +19,7 @@ from edgeglm.cli.console import App
 from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
 
 # name: what the listing says. Kept here so that `edgeglm --help` imports no command. The code of
-# `edgeglm NAME` is the click command called `command` in edgeglm/cli/NAME.py.
+# `edgeglm NAME` is the click command called `command` in edgeglm/cli/NAME.py, with `_` for `-`.
 COMMANDS = {
     "build": "Make a bundle from a recipe for a target.",
     "explain": "Say what a build would reuse, and why the rest must run.",
@@ -32,6 +32,7 @@ COMMANDS = {
     "keygen": "Make a key pair to sign bundles with.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
+    "export-repository": "Write a Triton model repository from a bundle.",
     "plan": "Say what a target takes, before anything is built.",
     "targets": "List the known targets, or show one.",
     "cache": "List the store of finished work, or make room in it.",
@@ -54,7 +55,7 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"edgeglm.cli.{cmd_name}").command
+        command = importlib.import_module(f"edgeglm.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command), cmd_name
         return command
 
