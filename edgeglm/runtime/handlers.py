@@ -45,18 +45,7 @@ class EngineHandler:
     def run(self, batch: Sequence[Request]) -> Results:
         """Call the engine once for requests of one tower and bucket."""
         contract = self._contracts[batch[0].tower]
-        feeds = contract.feeds(batch)
-        failures = contract.not_finite(batch, feeds)
-        if failures:
-            bad = {failure.request for failure in failures}
-            batch = [request for request in batch if request not in bad]
-            if not batch:
-                return Results((), {}, failures)
-            feeds = contract.feeds(batch)
-        results = contract.results(batch, self._engines[contract.name].infer(feeds))
-        if failures:
-            return Results(results.answered, results.outputs, [*failures, *results.failures])
-        return results
+        return contract.results(batch, self._engines[contract.name].infer(contract.feeds(batch)))
 
     def close(self) -> None:
         """Close the engines."""

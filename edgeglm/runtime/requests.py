@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -124,6 +125,6 @@ def is_finite(array: Array) -> bool:
     if array.size > _SMALL:
         wide = np.float32 if array.dtype == np.float16 else array.dtype
         with np.errstate(all="ignore"):
-            if np.isfinite(array.sum(dtype=wide)):
+            if math.isfinite(array.sum(dtype=wide)):
                 return True
     return bool(np.isfinite(array).all())

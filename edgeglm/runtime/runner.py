@@ -250,7 +250,7 @@ class Runner:
         if request.sample is None:
             generation.check_raw(request.tower)
         else:
-            generation.contract(request.tower).place(request)
+            generation.contract(request.tower).check(request)
 
     async def _wait_for_place(self, request: Request) -> None:
         """Get a place in a full runner, in the user's chosen way."""
