@@ -70,6 +70,7 @@ async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement
                 return await runner.embed_text(item)
             return await runner.embed_image(item)
 
+        variant, engine = runner.serving
         rate = config.rate or await _probed_rate(ask, len(inputs))
         before = runner.stats().batches.get(config.tower, {})
         report = await drive(
@@ -87,7 +88,8 @@ async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement
     return Measurement(
         bundle=bundle.manifest.name,
         content_digest=bundle.manifest.content_digest,
-        variant=bundle.variant(config.runner.variant).name,
+        variant=variant,
+        engine=engine,
         tower=config.tower,
         scenario=config.scenario,
         machine=this_board().words,

@@ -23,6 +23,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         bundle: The bundle's name.
         content_digest: What was really measured: two runs with one digest differ by machine or settings.
+        engine: What ran the towers, in words.
         machine: The kind of machine, in words.
         settings: The runner's, and the wanted rate of the server scenario.
         queries: How many; one is 8 samples in multi-stream, and all samples in offline.
@@ -42,6 +43,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     variant: str
     tower: str
     scenario: Scenario
+    engine: str
     machine: str
     settings: dict[str, int | float | str]
     queries: int

@@ -23,7 +23,7 @@ _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="How long queries are sent.")
 @click.option("--rate", type=float, help="Queries a second; for the server scenario.")
 @click.option("--bound-ms", type=float, default=100.0, show_default=True, help="p99 that server must keep.")
-@click.option("--variant", help="Which variant of the bundle; by default the one it names.")
+@click.option("--variant", help="Which variant; by default what finalize chose here, or the bundle.")
 @click.option("--instances", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="An operator's.")
 @click.option("--max-batch", default=32, show_default=True, type=click.IntRange(min=1))
@@ -94,7 +94,7 @@ def command(
 def _print(app: App, found: Measurement, compared: list[Change]) -> None:
     app.pairs(
         [
-            ("bundle", f"{found.bundle}, {found.variant}, {found.tower} tower"),
+            ("bundle", f"{found.bundle}, {found.variant}, {found.tower} tower, {found.engine}"),
             ("machine", found.machine),
             ("load", f"{found.scenario}, {found.queries} queries, {found.samples} samples"),
             ("throughput", f"{found.throughput:,.1f} samples/s"),

@@ -9,7 +9,7 @@ from typing import Literal
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.contract import TowerSource
-from edgeglm.runtime.towers import EngineMaker, engine_from_onnx
+from edgeglm.runtime.towers import EngineMaker
 
 WhenFull = Literal["wait", "shed"]
 
@@ -19,7 +19,7 @@ class RunnerConfig:
     """The settings of a runner. The defaults are those that every published figure was measured with.
 
     Attributes:
-        variant: Which variant of a bundle; its default for None.
+        variant: Which variant of a bundle; this board's choice or the bundle's default for None.
         instances: Engines a tower, each with a thread of its own that calls one at a time.
         threads: Threads inside an operator, for each engine.
         preparation_threads: Threads that tokenise and decode while engines run.
@@ -35,7 +35,8 @@ class RunnerConfig:
         drain_timeout: Seconds that ``close`` gives to the requests it holds; None for no limit.
         warm_up: Whether each engine is called with zeros, of one sample and of a full batch, before it
             serves.
-        engine: Makes an engine from (ONNX file, threads).
+        engine: Makes an engine from (ONNX file, threads). None for what ``edgeglm finalize`` chose on this
+            board, or ONNX Runtime where it was not run.
     """
 
     variant: str | None = None
@@ -51,7 +52,7 @@ class RunnerConfig:
     max_replacements: int = 8
     drain_timeout: float | None = 30.0
     warm_up: bool = True
-    engine: EngineMaker = engine_from_onnx
+    engine: EngineMaker | None = None
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads", "preparation_threads", "capacity"):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
-from edgeglm.runtime.contract import TowerContract, TowerSource
+from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
+from edgeglm.runtime.opening import OpenedSource
 from edgeglm.runtime.requests import EngineFailedError, Request, Results
 
 # Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
@@ -23,25 +24,23 @@ class Generation:
     """Towers, their crews, and the requests they hold. All methods run in the event loop.
 
     Args:
-        sources: The towers.
+        source: The towers; given back when the last engine is closed.
         config: The runner's.
         deliver: Takes results, in the event loop.
         fail: Ends one request with an error, in the event loop.
-        close_source: Called when the last engine is closed.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, TowerSource],
+        source: OpenedSource,
         config: RunnerConfig,
         *,
         deliver: Callable[[Results], None],
         fail: Callable[[Request, EdgeglmError], None],
-        close_source: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sources, self._config = sources, config
-        self._fail, self._close_source = fail, close_source
+        self.source, self._config, self._fail = source, config, fail
+        sources = source.towers
         self.contracts: dict[str, TowerContract] = {}
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
@@ -93,7 +92,7 @@ class Generation:
         except BaseException:
             await self.shut()
             raise
-        if any(source.prepare for source in self._sources.values()):
+        if any(source.prepare for source in self.source.towers.values()):
             self.preparation.start()
 
     def contract(self, tower: str) -> TowerContract:
@@ -112,7 +111,7 @@ class Generation:
     def check_raw(self, tower: str) -> None:
         """Raise UserError if a tower does not exist or takes no raw input."""
         self.contract(tower)
-        if self._sources[tower].prepare is None:
+        if self.source.towers[tower].prepare is None:
             raise UserError(f"tower {tower!r} takes arrays only; use infer")
 
     def forget(self, request: Request) -> None:
@@ -161,7 +160,7 @@ class Generation:
             crew.stop()
         if waits:
             await asyncio.wait(waits, timeout=self._config.hang_after)
-        self._close_source()
+        self.source.close()
 
     def _replace(self, crew: Crew, count: int) -> None:
         """Make up for workers that were given up, unless there were too many of them."""

@@ -22,15 +22,13 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.bundle.opened import Bundle
-from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.runtime.admission import Admission
 from edgeglm.runtime.config import RunnerConfig
-from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.crew import late_text
 from edgeglm.runtime.generation import Generation, requests_of
 from edgeglm.runtime.ledger import Event, Ledger, RunnerStats
+from edgeglm.runtime.opening import Source, opened_source
 from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
@@ -42,10 +40,8 @@ from edgeglm.runtime.requests import (
     RunnerClosedError,
     Sample,
 )
-from edgeglm.runtime.towers import sources_from_bundle
 
 FloatRow = npt.NDArray[np.float32]
-Source = Path | Bundle | Mapping[str, TowerSource]
 
 
 class Runner:
@@ -185,6 +181,12 @@ class Runner:
         for number in signals:
             self._loop.add_signal_handler(number, lambda: self._spawn(self.close()))
             self._signals.append(number)
+
+    @property
+    def serving(self) -> tuple[str, str]:
+        """The variant that is served, and through what, in words; empty for towers given by name."""
+        generation, _ = self._usable()
+        return generation.source.variant, generation.source.words
 
     @property
     def closing(self) -> bool:
@@ -338,31 +340,11 @@ class Runner:
 
     async def _opened(self, source: Source) -> Generation:
         """Open a source and its engines, or leave nothing behind."""
-        bundle = await _bundle_from_path(source) if isinstance(source, Path) else None
-        close = bundle.close if bundle is not None else _nothing
-        try:
-            towers = self._towers(bundle or cast("Bundle | Mapping[str, TowerSource]", source))
-            generation = Generation(
-                towers, self.config, deliver=self._deliver, fail=self._fail, close_source=close
-            )
-        except BaseException:
-            close()
-            raise
+        opened = await opened_source(source, self.config)
+        generation = Generation(opened, self.config, deliver=self._deliver, fail=self._fail)
         await generation.open()
         self._generations.append(generation)
         return generation
-
-    def _towers(self, source: Bundle | Mapping[str, TowerSource]) -> Mapping[str, TowerSource]:
-        if not isinstance(source, Bundle):
-            return source
-        config = self.config
-        return sources_from_bundle(
-            source,
-            variant=config.variant,
-            threads=config.threads,
-            engine=config.engine,
-            length_buckets=config.length_buckets,
-        )
 
     async def _retire(self, generation: Generation) -> None:
         await generation.emptied()
@@ -388,25 +370,6 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-async def _bundle_from_path(path: Path) -> Bundle:
-    """Open a bundle in a thread; if the caller is cancelled meanwhile, what was opened is closed."""
-    opening = asyncio.get_running_loop().run_in_executor(None, open_bundle, path)
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_opened)
-        raise
-
-
-def _close_opened(opening: asyncio.Future[Bundle]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
-
-
-def _nothing() -> None:
-    """Close nothing: the bundle is the caller's."""
 
 
 def _embedding(tower: str, outputs: Mapping[str, Array]) -> FloatRow:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.ledger import RunnerStats
+from edgeglm.runtime.opening import Source
 from edgeglm.runtime.requests import Array, Priority, RunnerClosedError, Sample
-from edgeglm.runtime.runner import FloatRow, Runner, Source
+from edgeglm.runtime.runner import FloatRow, Runner
 
 T = TypeVar("T")
 FloatRows = npt.NDArray[np.float32]

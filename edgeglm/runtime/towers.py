@@ -18,28 +18,21 @@ from edgeglm.runtime.requests import Sample
 EngineMaker = Callable[[Path, int], Engine]
 
 
-def engine_from_onnx(path: Path, threads: int) -> Engine:
-    """Make the ONNX Runtime engine of one file, which is loaded later."""
-    from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(path, threads=threads)
-
-
 def sources_from_bundle(
     bundle: Bundle,
     *,
+    engine: EngineMaker,
     variant: str | None = None,
     threads: int = 2,
-    engine: EngineMaker = engine_from_onnx,
     length_buckets: Sequence[int] | None = None,
 ) -> dict[str, TowerSource]:
     """Describe the towers of one variant, by name.
 
     Args:
         bundle: An opened bundle, which must stay open as long as the towers are used.
+        engine: Makes an engine from (ONNX file, threads).
         variant: Which one; the bundle's default for None.
         threads: Threads inside an operator, for each engine.
-        engine: Makes an engine from (ONNX file, threads).
         length_buckets: Lengths up to which texts share a batch; None for ``default_length_buckets``.
 
     Raises:

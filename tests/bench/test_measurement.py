@@ -24,6 +24,7 @@ def measurement(latencies: list[float], **changed: object) -> Measurement:
         variant="fp32",
         tower="text",
         scenario="server",
+        engine="ONNX Runtime",
         machine="2 shared x86-64 CPU cores",
         settings={"rate": 5.0},
         queries=len(latencies),

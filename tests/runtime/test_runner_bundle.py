@@ -93,6 +93,9 @@ def test_a_real_bundle_runs_through_onnx_runtime_in_every_length(tmp_path):
         image = served.embed_images([picture(COLOURS["green"])])
         np.testing.assert_allclose(image, [[0, 1, 0]], atol=1e-6)
         assert served.stats().answered == 4
+        assert served._runner._current is not None
+        assert served._runner._current.source.variant == "int8"
+        assert served._runner._current.source.words == "ONNX Runtime"
 
 
 def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
@@ -158,7 +161,7 @@ def test_length_buckets_rise_to_the_longest_and_waste_at_most_a_third(longest: i
 
 def test_buckets_that_cannot_hold_the_longest_text_are_refused(bundle):
     with pytest.raises(UserError, match="add a bucket of 5"):
-        sources_from_bundle(bundle, length_buckets=(2, 4))
+        sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 4))
 
 
 def test_a_swap_takes_the_tokenizer_with_it(path, tmp_path):
