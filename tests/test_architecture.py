@@ -185,7 +185,7 @@ def test_a_wheel_holds_the_code_and_data_of_every_room(wheel: Path, repository: 
         f"edgeglm/{path.relative_to(repository / 'edgeglm').as_posix()}"
         for room in (repository / "edgeglm").iterdir()
         for path in (room.rglob("*") if room.is_dir() else [room])
-        if path.suffix in (".py", ".toml", ".html", ".css", ".js", ".typed", ".txt")
+        if path.suffix in (".py", ".toml", ".html", ".css", ".js", ".typed", ".txt", ".sh")
         or path.name == "py.typed"
     }
     assert sources - names == set()

@@ -1,0 +1,214 @@
+#!/bin/sh
+# Make this bundle ready on a board with trtexec alone: no Python, POSIX sh, awk, sed, sha256sum.
+#
+#     sh finalize.sh [--any-board] [--trtexec PATH]
+#
+# It checks the files it uses against the digests below, finds out which board and TensorRT this is,
+# takes the lane that this TensorRT parses, builds each candidate once, runs the golden inputs through
+# it and compares with what they gave where the bundle was made, times it, and writes
+# <bundle>.finalized/receipt-trtexec.json last. Engines are used again while nothing that decides
+# them changes. Exits: 0 done, 2 bad input or board, 3 no candidate answers as at home.
+#
+# It does not check signatures: verify the bundle with edgeglm on the machine that copies it here.
+set -eu
+LC_ALL=C
+export LC_ALL
+
+root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
+here="$(cd "$(dirname "$0")" && pwd)"
+out="$here.finalized"
+trtexec="$root/usr/src/tensorrt/bin/trtexec"
+any_board=no
+least_cosine=0.99
+
+# --- what the maker wrote in -----------------------------------------------------------------------
+name='@NAME@'
+content='@CONTENT@'
+target='@TARGET@'
+sms='@SMS@' # compute capabilities of the target's boards
+digests() {
+  cat <<'END'
+@DIGESTS@
+END
+}
+# variant tower lane precision model bytes outputs min opt max shape-of-one shape-of-goldens inputs
+candidates() {
+  cat <<'END'
+@CANDIDATES@
+END
+}
+# ---------------------------------------------------------------------------------------------------
+
+say() { printf '%s\n' "$*"; }
+fail() {
+  code="$1"
+  shift
+  printf 'error: %s\n' "$*" >&2
+  exit "$code"
+}
+
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --any-board) any_board=yes ;;
+    --trtexec)
+      [ $# -gt 1 ] || fail 2 "--trtexec needs a path; give one"
+      trtexec="$2"
+      shift
+      ;;
+    *) fail 2 "unknown argument $1; use --any-board or --trtexec PATH" ;;
+  esac
+  shift
+done
+
+digests | (cd "$here" && sha256sum -c >/dev/null 2>&1) ||
+  fail 2 "a file of the bundle was altered or cut off; copy the bundle here again"
+
+chips="$(tr '\0' '\n' <"$root/proc/device-tree/compatible" 2>/dev/null || true)"
+case "$chips" in
+  *nvidia,tegra194*) sm=72 ;;
+  *nvidia,tegra234*) sm=87 ;;
+  *nvidia,tegra264*) sm=110 ;;
+  *) sm=none ;;
+esac
+model="$(tr -d '\0"\\' <"$root/proc/device-tree/model" 2>/dev/null || echo unknown)"
+l4t="$(sed -n 's/^# R\([0-9]*\) (release), REVISION: \([0-9.]*\).*/\1.\2/p' \
+  "$root/etc/nv_tegra_release" 2>/dev/null || true)"
+case " $sms " in
+  *" $sm "*) ;;
+  *) [ "$any_board" = yes ] ||
+    fail 2 "this is $model (SM $sm); the bundle is for $target (SM $sms); pass --any-board to go on" ;;
+esac
+[ -x "$trtexec" ] || fail 2 "no trtexec at $trtexec; install TensorRT's samples or pass --trtexec PATH"
+version="$(awk '/^Package: /{p=$2} /^Version: /{if (p ~ /^libnvinfer[0-9]+$/) {split($2, v, "[.-]");
+  print v[1] "." v[2] "." v[3]; exit}}' "$root/var/lib/dpkg/status" 2>/dev/null || true)"
+[ -n "$version" ] || fail 2 "the package list names no libnvinfer; install TensorRT"
+if [ "${version%%.*}" -lt 10 ]; then lane=A; else lane=B; fi
+
+mine="$(candidates | awk -v lane="$lane" '$3 == lane')"
+[ -n "$mine" ] || fail 2 "TensorRT $version takes lane $lane, of which the bundle has nothing; build it with one"
+need="$(printf '%s\n' "$mine" | awk '{if ($6 > m) m = $6} END {printf "%d", (4 * m + 314572800) / 1024}')"
+free="$(awk '/^MemAvailable:/{print $2}' "$root/proc/meminfo")"
+[ "${free:-0}" -ge "$need" ] ||
+  fail 2 "building needs $((need / 1024)) MB and $((${free:-0} / 1024)) MB are free; end other programs or add swap"
+
+mkdir -p "$out/engines"
+lock="$out/.trtexec.lock"
+if ! mkdir "$lock" 2>/dev/null; then
+  owner="$(cat "$lock/pid" 2>/dev/null || echo 0)"
+  if [ "$owner" -gt 0 ] && kill -0 "$owner" 2>/dev/null; then
+    fail 2 "another finalize is at work (process $owner); wait until it has ended"
+  fi
+  rm -rf "$lock" # its process was killed
+  mkdir "$lock" 2>/dev/null || fail 2 "another finalize has just begun; wait until it has ended"
+fi
+echo $$ >"$lock/pid"
+work="$out/.work.$$"
+trap 'rm -rf "$lock" "$work"' EXIT
+trap 'exit 130' INT TERM
+rm -rf "$work"
+mkdir "$work"
+
+cosine() { # actual, expected: the worst cosine of their rows; the first line of expected is the width
+  awk 'NR == FNR {if (FNR == 1) width = $1; else want[FNR - 1] = $1; wanted = FNR - 1; next}
+    {got[FNR] = $1; count = FNR}
+    END {
+      if (count != wanted || width < 1) {print "-1"; exit}
+      worst = 1
+      for (i = 1; i <= count; i += width) {
+        d = a = b = 0
+        for (j = i; j < i + width; j++) {d += got[j] * want[j]; a += got[j] ^ 2; b += want[j] ^ 2}
+        c = (a > 0 && b > 0) ? d / sqrt(a * b) : -1
+        if (!(c >= -1 && c <= 1.001)) c = -1
+        if (c < worst) worst = c
+      }
+      printf "%.6f", worst
+    }' "$2" "$1"
+}
+
+one_engine() { # build, test and time one tower; sets signature, worst, milliseconds
+  precision="$1" onnx="$2" expected="$3" least="$4" usual="$5" most="$6" single="$7" goldens="$8" inputs="$9"
+  if [ "$lane" = A ]; then flags=--fp16; else flags=--stronglyTyped; fi
+  [ "$lane$precision" = Aint8 ] && flags="$flags --int8 --precisionConstraints=obey"
+  case "$version" in 8.[0-5].*) flags="$flags --buildOnly" ;; *) flags="$flags --skipInference" ;; esac
+  digest="$(sha256sum "$here/$onnx" | cut -d ' ' -f 1)"
+  signature="$(printf '%s\n' 1 "$digest" "$version" "$sm" "$l4t" "$flags" "$least" "$usual" "$most" |
+    sha256sum | cut -d ' ' -f 1)"
+  place="$out/engines/$signature"
+  if ! (cd "$place" 2>/dev/null && sha256sum -c engine.sha256 >/dev/null 2>&1); then
+    rm -rf "$work/new" "$place"
+    mkdir "$work/new"
+    # shellcheck disable=SC2086 # flags are words
+    "$trtexec" "--onnx=$here/$onnx" "--saveEngine=$work/new/engine.plan" "--minShapes=$least" \
+      "--optShapes=$usual" "--maxShapes=$most" $flags >"$work/new/build.log" 2>&1 || return 1
+    [ -s "$work/new/engine.plan" ] || return 1
+    (cd "$work/new" && sha256sum engine.plan >engine.sha256)
+    mv "$work/new" "$place"
+  fi
+  feeds=
+  for pair in $(printf '%s' "$inputs" | tr ',' ' '); do
+    feeds="$feeds${feeds:+,}${pair%%:*}:$here/${pair#*:}"
+  done
+  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$goldens" "--loadInputs=$feeds" --iterations=1 \
+    --warmUp=0 --duration=0 "--exportOutput=$work/output.json" >"$work/run.log" 2>&1 || return 1
+  tr -d '\n\r\t ' <"$work/output.json" | sed 's/.*"name":"embedding"//; s/.*"values":\[//; s/\].*//' |
+    tr ',' '\n' >"$work/actual"
+  echo >>"$work/actual"
+  sed -i '/^$/d' "$work/actual"
+  worst="$(cosine "$work/actual" "$here/$expected")"
+  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 \
+    >"$work/time.log" 2>&1 || return 1
+  milliseconds="$(sed -n 's/.*Latency:.*median = \([0-9.]*\) ms.*/\1/p' "$work/time.log" | head -n 1)"
+  [ -n "$milliseconds" ]
+}
+
+records= best= best_total= used=
+for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
+  printf '%s\n' "$mine" | awk -v v="$variant" '$1 == v' >"$work/towers"
+  total=0 status=passed parts=
+  while read -r _ tower _ precision onnx _ expected least usual most single goldens inputs; do
+    say "$variant $tower: build, test, time"
+    worst=-1 milliseconds=0 signature=
+    if one_engine "$precision" "$onnx" "$expected" "$least" "$usual" "$most" "$single" "$goldens" "$inputs"; then
+      used="$used $signature"
+      awk -v c="$worst" -v l="$least_cosine" 'BEGIN {exit !(c >= l)}' || status="its golden outputs differ here"
+    else
+      status="trtexec failed, see $out/last.log"
+      cat "$work"/new/build.log "$work"/run.log "$work"/time.log >"$out/last.log" 2>/dev/null || true
+    fi
+    total="$(awk -v a="$total" -v b="$milliseconds" 'BEGIN {printf "%.4f", a + b}')"
+    parts="$parts${parts:+, }\"$tower\": {\"signature\": \"$signature\", \"worst_cosine\": $worst, \"b1_ms\": $milliseconds}"
+  done <"$work/towers"
+  say "$variant: $status, one picture and one text in $total ms"
+  records="$records${records:+,
+  }{\"variant\": \"$variant\", \"status\": \"$status\", \"total_ms\": $total, \"towers\": {$parts}}"
+  if [ "$status" = passed ] && { [ -z "$best" ] ||
+    awk -v a="$total" -v b="$best_total" 'BEGIN {exit !(a < b)}'; }; then
+    best="$variant" best_total="$total"
+  fi
+done
+[ -n "$best" ] || fail 3 "no candidate answers here as it did where the bundle was made; build it for this board anew"
+
+for place in "$out/engines"/*; do
+  case " $used " in *" ${place##*/} "*) ;; *) rm -rf "$place" ;; esac
+done
+mode="$(sed -n 's/.*pmode:0*\([0-9][0-9]*\).*/\1/p' "$root/var/lib/nvpmodel/status" 2>/dev/null || true)"
+cat >"$work/receipt" <<END
+{
+ "schema": 1,
+ "bundle": "$name",
+ "models_digest": "$content",
+ "created": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
+ "board": {"model": "$model", "sm": "$sm", "l4t": "$l4t", "power_mode": "${mode:-unknown}"},
+ "target": "$target",
+ "library": "trtexec",
+ "library_version": "$version",
+ "lane": "$lane",
+ "signature_checked": false,
+ "chosen": "$best",
+ "candidates": [
+  $records
+ ]
+}
+END
+mv "$work/receipt" "$out/receipt-trtexec.json"
+say "chosen $best, TensorRT $version, lane $lane; $out/receipt-trtexec.json"

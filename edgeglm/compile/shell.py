@@ -1,0 +1,166 @@
+"""The shell finalize that travels in a bundle: for boards whose Python is too old for the device half.
+
+Xavier stays on JetPack 5 with TensorRT 8.5 and Python 3.8. What such a board lacks is worked out at
+home: model inputs made of the golden inputs, the embeddings to expect, the shapes of the profiles.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.bundle.goldens import OUTPUTS, TEXTS
+from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
+from edgeglm.bundle.opened import Bundle, Preprocessing
+from edgeglm.compile.stage import precision_of, tower_profile
+from edgeglm.core.digest import sha256_bytes, sha256_listing
+from edgeglm.core.errors import UserError
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.transforms import model_input_from_files
+from edgeglm.engines.plan import ShapeRange
+from edgeglm.targets.schema import ResolvedTarget
+
+SCRIPT_NAME = "finalize.sh"
+FOLDER = "shell"
+
+_BATCH = (1, 8, 32)
+_GOLDENS = 8
+
+
+def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
+    """Return the files of the shell finalize, ``{path in the bundle: content}``.
+
+    Args:
+        bundle: The bundle as written without them; write it again with these among its sources.
+        target: Its target.
+
+    Raises:
+        UserError: no member of the target is a Jetson, the bundle has no goldens, or the manifest does
+            not say what the towers take.
+    """
+    sms = sorted({m.sm for m in target.members if m.builder == "tensorrt" and m.arch == "aarch64" and m.sm})
+    if not sms:
+        raise UserError(f"{target.target.name} has no Jetson among its members; leave {SCRIPT_NAME} out")
+    manifest = bundle.manifest
+    feeds, files = _golden_feeds(bundle)
+    lines, digests = [], {}
+    for variant in manifest.variants:
+        if variant.gate == "reference" and len(manifest.variants) > 1:
+            continue
+        for tower, model in sorted(variant.files.items()):
+            expected = f"{FOLDER}/{variant.name}-{tower}.txt"
+            files[expected] = _expected(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
+            lines.append(_candidate(manifest, variant, tower, model, expected, feeds[tower], bundle))
+            digests[model] = manifest.files[model].sha256
+    digests.update({name: sha256_bytes(data) for name, data in files.items()})
+    script = (importlib.resources.files("edgeglm.compile") / SCRIPT_NAME).read_text("utf-8")
+    for mark, text in (
+        ("NAME", _plain(manifest.name)),
+        ("CONTENT", sha256_listing({n: manifest.files[n].sha256 for n in digests if n in manifest.files})),
+        ("TARGET", _plain(target.target.name)),
+        ("SMS", " ".join(map(str, sms))),
+        ("DIGESTS", "\n".join(f"{digest}  {name}" for name, digest in sorted(digests.items()))),
+        ("CANDIDATES", "\n".join(lines)),
+    ):
+        script = script.replace(f"@{mark}@", text)
+    return {SCRIPT_NAME: script.encode(), **files}
+
+
+def _golden_feeds(bundle: Bundle) -> tuple[dict[str, dict[str, npt.NDArray[Any]]], dict[str, bytes]]:
+    """Return the golden inputs as model input, and the raw little-endian files that trtexec loads."""
+    preprocessing = bundle.parsed("preprocessing.json", Preprocessing)
+    images = [n for n in bundle.names("golden/inputs") if n.endswith((".png", ".jpg", ".jpeg", ".webp"))]
+    texts = bundle.parsed(TEXTS, list[str])
+    if not images or not texts:
+        raise UserError(f"the bundle {bundle.origin} has no golden inputs; build it with [pack] goldens")
+    pixels = model_input_from_files([bundle.file(n) for n in images[:_GOLDENS]], preprocessing.image)
+    tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
+    ids, mask = tokenizer.encode(texts[:_GOLDENS], max_length=preprocessing.text.max_length)
+    feeds: dict[str, dict[str, npt.NDArray[Any]]] = {
+        "image": {"pixels": pixels},
+        "text": {"input_ids": ids, "attention_mask": mask},
+    }
+    files = {}
+    for name, array in (pair for tower in feeds.values() for pair in tower.items()):
+        for lane in ("A", "B"):
+            kept = array.astype(np.int32) if _narrowed(array, lane) else array
+            files[_raw_name(name, array, lane)] = kept.astype(kept.dtype.newbyteorder("<")).tobytes()
+    return feeds, files
+
+
+def _narrowed(array: npt.NDArray[Any], lane: str) -> bool:
+    """TensorRT before 10 has no 64-bit integers: it takes such an input as 32 bits wide."""
+    return lane == "A" and array.dtype == np.int64
+
+
+def _raw_name(name: str, array: npt.NDArray[Any], lane: str) -> str:
+    return f"{FOLDER}/{name}{'.int32' if _narrowed(array, lane) else ''}.bin"
+
+
+def _expected(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> bytes:
+    with np.load(bundle.file(OUTPUTS), allow_pickle=False) as stored:
+        name = f"{tower}-{variant.name}" if f"{tower}-{variant.name}" in stored.files else tower
+        embedding = np.asarray(stored[name], dtype=np.float32)[:rows]
+    numbers = (f"{value:.8g}" for value in embedding.reshape(-1))
+    return "\n".join([str(embedding.shape[1]), *numbers, ""]).encode()
+
+
+def _candidate(
+    manifest: Manifest,
+    variant: VariantRecord,
+    tower: str,
+    model: str,
+    expected: str,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    bundle: Bundle,
+) -> str:
+    longest = bundle.preprocessing.text.max_length
+    profile = tower_profile(tower, _BATCH, (1, max(1, longest // 2), longest))
+    inputs = {tensor.name: tensor for tensor in manifest.towers[tower].inputs}
+    if inputs.keys() != feeds.keys():
+        raise UserError(
+            f"the manifest of {manifest.name} does not say what the {tower} tower takes; build it again"
+        )
+    shapes = {end: _shapes(profile, inputs, end) for end in ("min", "opt", "max")}
+    one = ",".join(f"{name}:{_written((1, *array.shape[1:]))}" for name, array in feeds.items())
+    goldens = ",".join(f"{name}:{_written(array.shape)}" for name, array in feeds.items())
+    loaded = ",".join(f"{name}:{_raw_name(name, array, variant.lane)}" for name, array in feeds.items())
+    return " ".join(
+        [
+            variant.name, tower, variant.lane, precision_of(variant.name), model,
+            str(manifest.files[model].size), expected, shapes["min"], shapes["opt"], shapes["max"],
+            one, goldens, loaded,
+        ]
+    )  # fmt: skip
+
+
+def _shapes(profile: Mapping[str, ShapeRange], inputs: Mapping[str, TensorRecord], end: str) -> str:
+    words = []
+    for name, shapes in profile.items():
+        asked = getattr(shapes, end)
+        own = inputs[name].shape
+        whole = [fixed if isinstance(fixed, int) else size for size, fixed in zip(asked, own, strict=True)]
+        words.append(f"{name}:{_written(whole)}")
+    return ",".join(words)
+
+
+def _written(shape: Any) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+def _plain(text: str) -> str:
+    """Return a name as it may stand between single quotes in a shell and in JSON."""
+    return "".join(character for character in text if character.isalnum() or character in " ._-")
+
+
+def write_with_shell(bundle: Bundle, target: ResolvedTarget) -> dict[str, Path | bytes]:
+    """Return all sources of a bundle with the shell finalize among them, to be written again."""
+    kept: dict[str, Path | bytes] = {
+        name: bundle.file(name) for name in bundle.manifest.files if name != "bom.cdx.json"
+    }
+    return {**kept, **shell_sources(bundle, target)}

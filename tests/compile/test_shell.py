@@ -1,0 +1,243 @@
+"""The shell finalize, run by a real POSIX shell; the board's files and its trtexec are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from edgeglm.bundle.pack import write_bundle
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.route import target_of
+from edgeglm.compile.shell import shell_sources, write_with_shell
+from edgeglm.core.errors import UserError
+from tests.cli.test_bundle_commands import colour_tower
+from tests.compile.test_finalize import made
+from tests.compile.test_triton import described
+from tests.runtime.test_retrieval import COLOURS
+
+# It 'builds' by writing down which model it was given, and 'runs' by telling what is expected of it.
+TRTEXEC = r"""#!/bin/sh
+echo "$@" >>"$STUB_CALLS"
+for argument in "$@"; do
+  case "$argument" in
+    --onnx=*) onnx="${argument#*=}" ;;
+    --saveEngine=*) plan="${argument#*=}" ;;
+    --loadEngine=*) loaded="${argument#*=}" ;;
+    --exportOutput=*) output="${argument#*=}" ;;
+  esac
+done
+if [ -n "$plan" ]; then
+  case "$onnx" in *"$STUB_FAILS"*) [ -z "$STUB_FAILS" ] || { echo "Error: node odd"; exit 1; } ;; esac
+  echo "$onnx" >"$plan"
+  exit 0
+fi
+onnx="$(cat "$loaded")"
+variant="$(basename "$(dirname "$onnx")")" tower="$(basename "$onnx" .onnx)"
+if [ -n "$output" ]; then
+  sign=; [ "$variant" = "$STUB_WRONG" ] && sign=-
+  values="$(tail -n +2 "$STUB_BUNDLE/shell/$variant-$tower.txt" | sed "s/^/$sign/; s/--//" | paste -sd, -)"
+  printf '[\n  { "name" : "embedding"\n  , "dimensions" : "2x3"\n' >"$output"
+  printf '  , "values" : [ %s ]\n  }\n]\n' "$values" >>"$output"
+fi
+[ "$variant" = int8 ] && took=1.25 || took=2.5
+echo "[I] Latency: min = 0.9 ms, max = 3 ms, mean = 1.3 ms, median = $took ms, percentile(90%) = 2 ms"
+"""
+
+XAVIER = (
+    "tegra194",
+    "# R35 (release), REVISION: 4.1, GCID: 1",
+    "libnvinfer8\nVersion: 8.5.2-1+cuda11.4\n",
+)
+ORIN = (
+    "tegra234",
+    "# R36 (release), REVISION: 4.3, GCID: 1",
+    "libnvinfer10\nVersion: 10.3.0.30-1\n",
+)
+
+
+def board(folder: Path, facts: tuple[str, str, str], *, free_kb: int = 8_000_000) -> Path:
+    chip, release, packages = facts
+    for name, text in {
+        "proc/device-tree/compatible": f"nvidia,board\0nvidia,{chip}\0",
+        "proc/device-tree/model": f"A {chip} board\0",
+        "proc/meminfo": f"MemTotal: 9000000 kB\nMemAvailable: {free_kb} kB\n",
+        "etc/nv_tegra_release": release + "\n",
+        "var/lib/dpkg/status": "Package: libnvinfer-bin\nVersion: 1.1.1\n\nPackage: " + packages,
+        "var/lib/nvpmodel/status": "pmode:0000",
+        "usr/src/tensorrt/bin/trtexec": TRTEXEC,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "usr/src/tensorrt/bin/trtexec").chmod(0o755)
+    return folder
+
+
+def with_shell(tmp_path: Path, *, lane: str = "B", target: str = "jetson-agx") -> Path:
+    plain = described(tmp_path / "described", made(tmp_path / "plain", target))
+    with open_bundle(plain) as bundle:
+        variants = (
+            *bundle.manifest.variants,
+            msgspec.structs.replace(bundle.manifest.variants[0], name="fp16", gate="passed"),
+        )
+        variants = tuple(msgspec.structs.replace(variant, lane=lane) for variant in variants)
+        variants = tuple(
+            msgspec.structs.replace(
+                v, files={tower: name.replace("fp32", v.name) for tower, name in v.files.items()}
+            )
+            for v in variants
+        )
+        names = [name for name in bundle.manifest.files if name != "bom.cdx.json"]
+        sources: dict[str, Path | bytes] = {name: bundle.file(name) for name in names}
+        for tower in ("image", "text"):
+            model = onnx.load_model_from_string(colour_tower(tower))
+            model.doc_string = "FP16, as it were"
+            sources[f"models/fp16/{tower}.onnx"] = model.SerializeToString()
+        manifest = msgspec.structs.replace(bundle.manifest, variants=variants)
+        write_bundle(tmp_path / "half", sources=sources, manifest=manifest)
+    with open_bundle(tmp_path / "half") as bundle:
+        return write_bundle(
+            tmp_path / "demo", sources=write_with_shell(bundle, target_of(bundle)), manifest=bundle.manifest
+        )
+
+
+def run(
+    bundle: Path, root: Path, *arguments: str, fails: str = "", wrong: str = "", shell: str = "sh"
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [shell, str(bundle / "finalize.sh"), *arguments],
+        env={
+            "PATH": os.environ["PATH"],
+            "EDGEGLM_ROOT": str(root),
+            "STUB_CALLS": str(root / "calls"),
+            "STUB_BUNDLE": str(bundle),
+            "STUB_FAILS": fails,
+            "STUB_WRONG": wrong,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def receipt_of(bundle: Path) -> dict[str, Any]:
+    found = json.loads((bundle.with_name("demo.finalized") / "receipt-trtexec.json").read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(shell: str, tmp_path: Path):
+    bundle, root = with_shell(tmp_path, lane="A"), board(tmp_path / "root", XAVIER)
+    done = run(bundle, root, shell=shutil.which(shell) or "sh")
+    assert done.returncode == 0, done.stderr + done.stdout
+    receipt = receipt_of(bundle)
+    assert (receipt["chosen"], receipt["lane"], receipt["library_version"]) == ("int8", "A", "8.5.2")
+    assert receipt["board"] == {"model": "A tegra194 board", "sm": "72", "l4t": "35.4.1", "power_mode": "0"}
+    assert [c["status"] for c in receipt["candidates"]] == ["passed", "passed"]
+    assert all(t["worst_cosine"] == 1.0 for c in receipt["candidates"] for t in c["towers"].values())
+    builds = [line for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
+    assert len(builds) == 4
+    assert all("--fp16" in line and "--buildOnly" in line for line in builds)
+    assert ["--int8 --precisionConstraints=obey" in line for line in builds] == [True, True, False, False]
+    (text, *_) = [
+        line for line in (root / "calls").read_text().splitlines() if "--loadInputs=input_ids" in line
+    ]
+    assert "shell/input_ids.int32.bin" in text, "TensorRT 8.5 has no 64-bit inputs"
+
+
+def test_an_orin_builds_lane_b_strongly_typed(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    assert run(bundle, root).returncode == 0
+    calls = (root / "calls").read_text()
+    assert "--stronglyTyped --skipInference" in calls
+    assert "--fp16" not in calls
+    assert "--minShapes=input_ids:1x1,attention_mask:1x1" in calls
+    assert "--maxShapes=pixels:32x3x4x4" in calls
+
+
+def test_engines_are_used_again_until_they_rot(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    assert run(bundle, root).returncode == 0
+    (root / "calls").unlink()
+    assert run(bundle, root).returncode == 0
+    assert "--saveEngine" not in (root / "calls").read_text()
+    engines = sorted(bundle.with_name("demo.finalized").glob("engines/*/engine.plan"))
+    assert len(engines) == 4
+    engines[0].write_text("rotten")
+    assert run(bundle, root).returncode == 0
+    assert (root / "calls").read_text().count("--saveEngine") == 1
+
+
+def test_a_candidate_that_answers_otherwise_or_fails_is_left(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    assert run(bundle, root, wrong="int8").returncode == 0
+    assert receipt_of(bundle)["chosen"] == "fp16"
+    shutil.rmtree(bundle.with_name("demo.finalized"))
+    assert run(bundle, root, fails="int8").returncode == 0
+    statuses = {c["variant"]: c["status"] for c in receipt_of(bundle)["candidates"]}
+    assert statuses["int8"].startswith("trtexec failed, see ")
+    assert statuses["fp16"] == "passed"
+    assert "node odd" in (bundle.with_name("demo.finalized") / "last.log").read_text()
+    shutil.rmtree(bundle.with_name("demo.finalized"))
+    nothing = run(bundle, root, fails=".onnx")
+    assert nothing.returncode == 3
+    assert not (bundle.with_name("demo.finalized") / "receipt-trtexec.json").exists()
+
+
+def test_an_altered_file_a_foreign_board_and_a_small_one_are_refused(tmp_path: Path):
+    bundle = with_shell(tmp_path, target="jetson-agx-orin-64gb")
+    root = board(tmp_path / "root", ORIN)
+    foreign = run(bundle, board(tmp_path / "other", XAVIER))
+    assert foreign.returncode == 2
+    assert (
+        "this is A tegra194 board (SM 72); the bundle is for jetson-agx-orin-64gb (SM 87)" in foreign.stderr
+    )
+    old = run(bundle, board(tmp_path / "other", XAVIER), "--any-board")
+    assert "takes lane A, of which the bundle has nothing" in old.stderr
+    small = run(bundle, board(tmp_path / "small", ORIN, free_kb=100_000))
+    assert (small.returncode, "building needs 300 MB and 97 MB are free" in small.stderr) == (2, True)
+    model = bundle / "models/int8/text.onnx"
+    model.chmod(0o644)
+    model.write_bytes(model.read_bytes() + b"x")
+    altered = run(bundle, root)
+    assert (altered.returncode, "was altered or cut off" in altered.stderr) == (2, True)
+    assert not (root / "calls").exists(), "nothing is built of what was altered"
+
+
+def test_two_at_once_are_refused_and_a_killed_one_locks_nobody_out(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    lock = bundle.with_name("demo.finalized") / ".trtexec.lock"
+    lock.mkdir(parents=True)
+    (lock / "pid").write_text(f"{os.getpid()}\n")
+    refused = run(bundle, root)
+    assert (refused.returncode, f"at work (process {os.getpid()})" in refused.stderr) == (2, True)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (lock / "pid").write_text(f"{gone.pid}\n")
+    assert run(bundle, root).returncode == 0
+    assert not lock.exists()
+
+
+def test_the_bundle_with_the_script_verifies_and_holds_what_the_board_lacks(tmp_path: Path):
+    bundle = with_shell(tmp_path)
+    with open_bundle(bundle) as opened:
+        pixels = np.frombuffer(opened.file("shell/pixels.bin").read_bytes(), "<f4").reshape(2, 3, 4, 4)
+        assert pixels[0, :, 0, 0].tolist() == pytest.approx([channel / 255 for channel in COLOURS["red"]])
+        assert opened.file("shell/int8-text.txt").read_text().split()[0] == "3"
+        assert "@" not in opened.file("finalize.sh").read_text().split("# ----")[0].split("wrote in")[1]
+
+
+def test_a_target_without_a_jetson_needs_no_script(tmp_path: Path):
+    path = made(tmp_path / "demo", "t4")
+    with open_bundle(path) as bundle, pytest.raises(UserError, match="has no Jetson among its members"):
+        shell_sources(bundle, target_of(bundle))
