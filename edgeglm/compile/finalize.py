@@ -135,6 +135,7 @@ def finalize(
         UserError: the bundle was not verified, the board is outside the target, the library or the
             memory is lacking, another finalize of this bundle is running.
         GateError: no candidate answers here as it did at home; no receipt is written.
+        EdgeglmError: none could be built or run, as where TensorRT is installed but broken.
     """
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
@@ -158,11 +159,7 @@ def finalize(
                 records.append(outcome)
             task.advance()
         if not ready:
-            reasons = "; ".join(f"{record.variant}: {record.reason}" for record in records)
-            raise GateError(
-                f"no variant of {bundle.manifest.name} answers here as it did where it was made ({reasons}); "
-                "build the bundle for this board anew"
-            )
+            raise _nothing_ready(bundle, records)
         task.note("timing")
         timed = _timed(bundle, ready, options)
         after = conditions(tools.root)
@@ -201,7 +198,10 @@ def _tried(
     options: FinalizeOptions,
     progress: Progress,
 ) -> _Ready | CandidateRecord:
-    """Build one candidate and hold it against its goldens; a failure is a record and not the end."""
+    """Build one candidate and hold it against its goldens; a failure is a record and not the end.
+
+    What no other candidate would mend, such as a full disk, is a UserError of the build and is raised.
+    """
     engines: dict[str, DeviceEngine] = {}
     make = tools.portable
     try:
@@ -216,15 +216,16 @@ def _tried(
                 progress=progress,
             )
             make = _native_maker(bundle, variant, engines, tools.native)
+    except UserError:
+        raise
+    except EdgeglmError as error:
+        return CandidateRecord(variant=variant.name, status="failed", reason=str(error))
+    uses = {tower: engine.use for tower, engine in engines.items()}
+    try:
         with tools.embedder(bundle, variant.name, make) as embedding:
             result = golden_check(bundle, embedding.embed_images, embedding.embed_text, variant=variant.name)
     except EdgeglmError as error:
-        return CandidateRecord(
-            variant=variant.name,
-            status="failed",
-            reason=str(error),
-            engines={tower: engine.use for tower, engine in engines.items()},
-        )
+        return CandidateRecord(variant=variant.name, status="failed", reason=str(error), engines=uses)
     selftest = SelfTest(
         passed=result.agrees(cosine=options.cosine, top_k=options.top_k),
         images=result.images,
@@ -246,7 +247,21 @@ def _tried(
         status="failed",
         reason=reason,
         selftest=selftest,
-        engines={tower: engine.use for tower, engine in engines.items()},
+        engines=uses,
+    )
+
+
+def _nothing_ready(bundle: Bundle, records: Sequence[CandidateRecord]) -> EdgeglmError:
+    name = bundle.manifest.name
+    reasons = "; ".join(f"{record.variant}: {record.reason}" for record in records)
+    if any(record.selftest for record in records):
+        return GateError(
+            f"no variant of {name} answers here as it did where it was made ({reasons}); "
+            "build the bundle for this board anew"
+        )
+    return EdgeglmError(
+        f"no variant of {name} could be built or run here ({reasons}); "
+        "mend what is named, or pass --engine onnxruntime"
     )
 
 

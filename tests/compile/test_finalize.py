@@ -233,8 +233,19 @@ def test_an_engine_that_rotted_on_the_disk_is_built_again(tmp_path: Path):
 
 def test_a_candidate_that_cannot_be_built_leaves_the_others(tmp_path: Path):
     path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
-    with pytest.raises(GateError, match="node 'odd'"):
+    with pytest.raises(EdgeglmError, match=r"could be built or run here .*node 'odd'") as caught:
         finalized(path, ORIN, builder=Builder(fails="int8"))
+    assert not isinstance(caught.value, GateError), "nothing was measured against a gate"
+
+
+def test_a_full_disk_ends_it_at_once_and_says_so(tmp_path: Path):
+    def full(request: BuildRequest, progress: Progress) -> EnginePlan:
+        raise UserError("cannot write engine.plan: No space left on device; free some space")
+
+    tools = Tools(embedder=_embedder, portable=portable, native=Builder().run, build=full)
+    path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
+    with open_bundle(path) as bundle, pytest.raises(UserError, match="No space left"):
+        finalize(bundle, board=ORIN, tools=tools, progress=QuietProgress(), options=QUICK)
 
 
 @pytest.mark.parametrize(
