@@ -116,7 +116,7 @@ class Crew:
         self.name = name
         self.make_handler = make_handler
         self.size = workers
-        self.batches: Counter[tuple[str, int]] = Counter()
+        self._batches: Counter[tuple[str, int]] = Counter()
         self._deliver, self._opened, self._died, self._left = deliver, opened, died, left
         self._queue = BatchQueue(policies)
         self._lock = threading.Lock()  # taken by itself where nobody waits: a Condition's way to it is longer
@@ -135,6 +135,11 @@ class Crew:
     def alive(self) -> int:
         """How many workers there are that were not given up, those that are still opening included."""
         return len(self._workers)
+
+    def batch_counts(self) -> Counter[tuple[str, int]]:
+        """Return how many calls there were, by tower and batch size."""
+        with self._lock:
+            return self._batches.copy()
 
     def start(self) -> None:
         """Start as many workers as are missing."""
@@ -247,7 +252,7 @@ class Crew:
             if worker.given_up:
                 raise _GivenUpError
             worker.call = Call(time.monotonic(), batch, waiting)
-            self.batches[batch[0].tower, len(batch)] += 1
+            self._batches[batch[0].tower, len(batch)] += 1
 
     def end(self, worker: Worker, results: Results) -> None:
         """Deliver the results of a call, and note that it ended. Called by workers."""

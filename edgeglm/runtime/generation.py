@@ -90,6 +90,7 @@ class Generation:
                 )
             self._opening.result()
         except BaseException:
+            self._opening.cancel()  # nobody asks for its error any more
             await self.shut()
             raise
         if any(source.prepare for source in self.source.towers.values()):

@@ -69,14 +69,14 @@ class Ledger:
 
     def retire(self, generation: Generation) -> None:
         """Keep what a generation did, which is about to go."""
-        self._past_batches.update(generation.inference.batches)
+        self._past_batches.update(generation.inference.batch_counts())
         self._past_replaced += generation.replaced
 
     def stats(self, generations: Sequence[Generation], held: int) -> RunnerStats:
         """Sum up."""
         batches = self._past_batches.copy()
         for generation in generations:
-            batches.update(generation.inference.batches)
+            batches.update(generation.inference.batch_counts())
         by_tower: dict[str, dict[int, int]] = {}
         for (tower, size), calls in sorted(batches.items()):
             by_tower.setdefault(tower, {})[size] = calls

@@ -156,8 +156,12 @@ class Runner:
         """
         if self._state == "new":
             self._state = "closed"
+        if os.getpid() != self._pid:
+            self._state = "closed"  # in a forked child there is nothing to close
         if self._state == "closed":
             return
+        if asyncio.get_running_loop() is not self._loop:
+            raise UserError("the runner belongs to another event loop; close it in that loop")
         self._state = "closing"
         self._admission.refuse(lambda: RunnerClosedError("the runner is being closed; open another one"))
         waits = [asyncio.ensure_future(g.emptied()) for g in self._generations if g.held]
@@ -236,7 +240,8 @@ class Runner:
             raise
         self._ledger.count("accepted")
         if request.deadline is not None:
-            request.timer = loop.call_later(request.deadline - now, self._expire, request)
+            left = request.deadline - time.monotonic()  # it may have waited for its place
+            request.timer = loop.call_later(max(left, 0.0), self._expire, request)
         if self._watchdog is None:
             self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
         try:
@@ -248,7 +253,7 @@ class Runner:
 
     def _check(self, request: Request, generation: Generation) -> None:
         if generation.broken is not None:
-            raise generation.broken
+            raise EngineFailedError(str(generation.broken))  # a new one: each caller adds its traceback
         if request.sample is None:
             generation.check_raw(request.tower)
         else:

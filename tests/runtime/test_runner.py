@@ -248,6 +248,26 @@ def test_a_deadline_ends_a_request_whose_call_is_slow():
     run(main)
 
 
+def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            doubler.gate.clear()
+            first = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            started = time.monotonic()
+            second = asyncio.create_task(doubled(served, 2, deadline=0.6))
+            await asyncio.sleep(0.4)
+            first.cancel()  # the second gets the place, and the engine is still busy
+            with pytest.raises(DeadlineExceededError):
+                await second
+            assert time.monotonic() - started < 0.9
+            doubler.gate.set()
+
+    run(main)
+
+
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan")])
 def test_a_deadline_in_the_past_never_reaches_the_queue(deadline):
     doubler = Doubler()

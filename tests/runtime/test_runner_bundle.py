@@ -164,6 +164,23 @@ def test_buckets_that_cannot_hold_the_longest_text_are_refused(bundle):
         sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 4))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [((6, 6), "takes at most 5 along its ragged axis, got 6; cut it"), ((3, 2), "make them equal")],
+)
+def test_raw_ids_that_do_not_fit_are_refused(bundle, lengths, words):
+    async def main() -> None:
+        async with Runner(bundle, CONFIG) as served:
+            ids, mask = (np.ones(length, np.int64) for length in lengths)
+            with pytest.raises(UserError, match=words):
+                await served.infer("text", {"input_ids": ids, "attention_mask": mask})
+            short = np.zeros(2, np.int64)
+            answer = await served.infer("text", {"input_ids": short, "attention_mask": short + 1})
+            np.testing.assert_array_equal(answer["embedding"], np.eye(3)[0])
+
+    run(main)
+
+
 def test_a_swap_takes_the_tokenizer_with_it(path, tmp_path):
     other = colour_bundle(tmp_path / "other")
 

@@ -126,6 +126,8 @@ def test_a_second_event_loop_is_told_to_open_its_own_runner():
             def elsewhere() -> None:
                 with pytest.raises(UserError, match="belongs to another event loop; open one in this loop"):
                     asyncio.run(doubled(served, 1))
+                with pytest.raises(UserError, match="close it in that loop"):
+                    asyncio.run(served.close())
 
             await asyncio.get_running_loop().run_in_executor(None, elsewhere)
             assert await doubled(served, 2) == 4.0
@@ -188,6 +190,7 @@ async def child_asks(served):
         await doubled(served, 1)
     except UserError as error:
         assert "before a fork" in str(error), error
+        await served.close()
         os._exit(0)
     os._exit(1)
 
