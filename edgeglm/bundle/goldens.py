@@ -137,6 +137,8 @@ def golden_check(
         if made.shape != kept.shape or len(kept) == 0:
             shapes = f"{kind} is {list(kept.shape)}, this machine made {list(made.shape)}"
             raise bundle.broken(OUTPUTS, shapes)
+    if images.shape[1] != texts.shape[1]:
+        raise bundle.broken(OUTPUTS, f"pictures have {images.shape[1]} dimensions, texts {texts.shape[1]}")
     has_gallery = f"gallery/embeddings-{name}.npy" in bundle.manifest.files
     gallery = bundle.gallery(name).embeddings if has_gallery else images
     k = min(top_k, len(gallery))

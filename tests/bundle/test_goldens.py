@@ -109,3 +109,13 @@ def test_the_same_outputs_give_the_same_bytes_and_wrong_ones_are_not_packed():
     ):
         with pytest.raises(ValueError, match="golden output"):
             golden_sources([b"a", b"b"], ["x", "y"], outputs)
+
+
+def test_towers_of_different_spaces_are_said_and_not_a_crash(tmp_path: Path, manifest, sources):
+    files = golden_sources(
+        [b"png"], ["red"], {"image": np.ones((1, 3), np.float32), "text": np.ones((1, 4), np.float32)}
+    )
+    kept = {n: d for n, d in sources.items() if not n.startswith(("golden/", "gallery/"))}
+    path = write_bundle(tmp_path / "odd", sources={**kept, **files}, manifest=manifest)
+    with open_bundle(path) as bundle, pytest.raises(UserError, match="pictures have 3 dimensions, texts 4"):
+        golden_check(bundle, lambda _: np.ones((1, 3), np.float32), lambda _: np.ones((1, 4), np.float32))
