@@ -33,7 +33,7 @@ class RunnerConfig:
         max_replacements: How many instances may be replaced before the runner refuses to go on: each
             leaves a thread and an engine behind.
         drain_timeout: Seconds that ``close`` gives to the requests it holds; None for no limit.
-        warm_up: Whether each engine is called with zeros, of one sample and of a full batch, before it
+        warm_up: Whether each engine is called with ones, of one sample and of a full batch, before it
             serves.
         engine: Makes an engine from (ONNX file, threads). None for what ``edgeglm finalize`` chose on this
             board, or ONNX Runtime where it was not run.

@@ -171,7 +171,7 @@ class TowerContract:
         return Results([requests[row] for row in good], kept, failures)
 
     def warm_up_feeds(self, batch: int) -> list[dict[str, Array]]:
-        """Make zeros of each shape that is known beforehand: one set a length bucket, none if unknown."""
+        """Make ones of each shape that is known beforehand: one set a length bucket, none if unknown."""
         if any(self._unknown(spec) for spec in self.inputs):
             return []
         lengths = self.source.length_buckets if self.source.ragged else (0,)

@@ -20,6 +20,7 @@ from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
 from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Failure, Request, Results
 
 _FOR_EVER = 1e9  # seconds
+_SUSPICIOUS = 3  # batches in a row of which no request was answered
 
 
 class Handler(Protocol):
@@ -27,6 +28,9 @@ class Handler(Protocol):
 
     def run(self, batch: Sequence[Request]) -> Results:
         """Return how each request of the batch ended. May raise: the batch is then halved."""
+
+    def check(self) -> None:
+        """Raise if it cannot serve anybody any more."""
 
     def close(self) -> None:
         """Give the resources back."""
@@ -50,6 +54,7 @@ class Worker(threading.Thread):
         self.call: Call | None = None
         self.opening_since: float | None = time.monotonic()
         self.given_up = False
+        self._failed_batches = 0
 
     def run(self) -> None:
         """Make the handler, take batches till the crew stops, close the handler."""
@@ -64,7 +69,7 @@ class Worker(threading.Thread):
                 self._serve(batch, handler)
         except _GivenUpError:
             pass
-        except BaseException as error:  # a fault of the crew itself must not leave its callers waiting
+        except BaseException as error:  # a dead engine, or a fault of the crew: its callers must not wait
             self.crew.worker_died(self, error)
         finally:
             with contextlib.suppress(Exception):
@@ -72,7 +77,7 @@ class Worker(threading.Thread):
             self.crew.worker_left(self)
 
     def _serve(self, batch: Sequence[Request], handler: Handler) -> None:
-        parts = [batch]
+        parts, answered = [batch], False
         while parts:
             part = parts.pop()
             self.crew.begin(self, part, tuple(parts))
@@ -84,7 +89,16 @@ class Worker(threading.Thread):
                     parts += [part[middle:], part[:middle]]
                     continue
                 results = Results((), {}, [Failure(part[0], _failure(error))])
+            else:
+                answered = True
             self.crew.end(self, results)
+        self._failed_batches = 0 if answered else self._failed_batches + 1
+        if self._failed_batches >= _SUSPICIOUS:
+            # Bad requests, or a dead engine? Harmless input tells: should it fail too, this worker goes.
+            self._failed_batches = 0
+            self.crew.begin(self, (), ())
+            handler.check()
+            self.call = None
 
 
 class Crew:
@@ -252,7 +266,8 @@ class Crew:
             if worker.given_up:
                 raise _GivenUpError
             worker.call = Call(time.monotonic(), batch, waiting)
-            self._batches[batch[0].tower, len(batch)] += 1
+            if batch:
+                self._batches[batch[0].tower, len(batch)] += 1
 
     def end(self, worker: Worker, results: Results) -> None:
         """Deliver the results of a call, and note that it ended. Called by workers."""

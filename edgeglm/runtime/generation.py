@@ -167,11 +167,7 @@ class Generation:
         """Make up for workers that were given up, unless there were too many of them."""
         self.replaced += count
         if self.replaced > self._config.max_replacements:
-            self._break(
-                EngineFailedError(
-                    f"{self.replaced} workers hung, and their threads cannot be stopped; restart the process"
-                )
-            )
+            self._break(EngineFailedError(f"{self.replaced} workers hung or died; restart the process"))
         else:
             crew.start()
 

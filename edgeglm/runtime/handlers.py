@@ -18,7 +18,7 @@ class EngineHandler:
 
     Args:
         sources: The towers.
-        warm_up_batches: Sizes of the zeros that each engine is called with before it serves.
+        warm_up_batches: Sizes of the batches of ones that each engine is called with before it serves.
         contracts: Filled with what the loaded engines declare.
     """
 
@@ -46,6 +46,12 @@ class EngineHandler:
         """Call the engine once for requests of one tower and bucket."""
         contract = self._contracts[batch[0].tower]
         return contract.results(batch, self._engines[contract.name].infer(contract.feeds(batch)))
+
+    def check(self) -> None:
+        """Call each engine with one sample of ones, as far as its shapes are known."""
+        for name, contract in self._contracts.items():
+            for feeds in contract.warm_up_feeds(1):
+                self._engines[name].infer(feeds)
 
     def close(self) -> None:
         """Close the engines."""
@@ -83,6 +89,9 @@ class PreparationHandler:
             else:
                 ready.append(request)
         return Results(ready, {}, failures)
+
+    def check(self) -> None:
+        """Do nothing: there is nothing that could break."""
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""

@@ -539,6 +539,37 @@ def test_a_runner_that_is_not_open_says_so():
     run(main)
 
 
+def test_an_engine_that_died_is_replaced_after_a_few_failures():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            assert await doubled(served, 1) == 2.0
+            doubler.dead.add(doubler.made[0])
+            for _ in range(3):
+                with pytest.raises(EngineFailedError, match="illegal memory access"):
+                    await doubled(served, 1)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 1
+
+    run(main)
+
+
+def test_bad_requests_in_a_row_do_not_cost_a_good_engine_its_place():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            for _ in range(10):
+                with pytest.raises(EngineFailedError):
+                    await doubled(served, POISON)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 0
+            assert served.stats().batches == {"double": {1: 11}}
+
+    run(main)
+
+
 def test_a_fault_in_the_crew_itself_replaces_the_worker_and_loses_nobody(monkeypatch):
     doubler = Doubler()
 
