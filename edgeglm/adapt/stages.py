@@ -129,8 +129,7 @@ class TeacherStage(Stage[TeacherConfig]):
     """Aligned teacher.
 
     ``image-head.onnx`` (features -> embedding), ``text.onnx``, ``tokenizer.json``, ``text.json`` (how texts
-    are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``tokens.npy`` (the embedding table
-    of its vocabulary, float32 [W, H]), ``teacher.json``.
+    are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``teacher.json``.
     """
 
     name = "teacher"
@@ -201,7 +200,7 @@ def _parameters(module: Any) -> int:
 
 
 def _export(alignment: Any, out: Path) -> dict[str, float]:
-    """Write both ONNX files and the vocabulary's embeddings; return the largest differences to torch."""
+    """Write both ONNX files; return the largest differences to torch."""
     import torch
     from torch import Tensor, nn
 
@@ -239,7 +238,6 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
         module, batches[0], out / "text.onnx", dynamic_axes={"input_ids": free, "attention_mask": free}
     )
     text_parity = assert_parity(module, out / "text.onnx", batches)
-    np.save(out / "tokens.npy", text.token_embeddings())
 
     rows = alignment.features_VNF[0][:8].float()
     head = ImageHead(alignment.image_head).eval()

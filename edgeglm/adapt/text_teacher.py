@@ -18,7 +18,6 @@ from edgeglm.core.recipe import TeacherConfig
 from edgeglm.data.tokenization import Tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from edgeglm.models.hf_towers import HfTextTower
@@ -50,17 +49,6 @@ class TextTeacher:
         ids, mask = self.tokenizer.encode(list(texts), max_length=self.max_length)
         found: Tensor = self.tower(torch.from_numpy(ids), torch.from_numpy(mask))
         return found
-
-    def token_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        """Return the vocabulary's embedding table, float32 [W, H]: what a student's own may start from."""
-        import torch
-
-        with torch.no_grad():
-            encoder: Any = self.tower.encoder
-            table: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
-                encoder.get_input_embeddings().weight.float().numpy().copy()
-            )
-        return table
 
     def all_features(self, texts: Sequence[str]) -> Tensor:
         """Return features float32 [B, F] of many texts, without gradients, texts of one length together."""

@@ -59,7 +59,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     text: str = "minilm-l6"
     embedding_dim: Positive = 256
     resolution: Count = 128
-    views: Count = 2
+    views: Count = 3
     hidden: Positive = 512
     warmup_epochs: Positive = 8
     epochs: Positive = 20
@@ -95,16 +95,17 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     resolution: Positive = 64
     max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
     temperature: Rate = 0.05
-    image_epochs: Positive = 8
+    image_epochs: Positive = 10
     image_batch_size: Positive = 64
     image_learning_rate: Rate = 2e-3
     label_weight: Fraction = 0.2
     distance_weight: Rate = 12.0
+    caption_repeats: Positive = 4
     corpus: Count = 20_000
     anchors: Count = 2_000
-    text_epochs: Positive = 20
+    text_epochs: Positive = 16
     text_batch_size: Positive = 256
-    text_learning_rate: Rate = 2e-3
+    text_learning_rate: Rate = 4e-3
     weight_decay: Fraction = 0.05
 
 
@@ -182,6 +183,18 @@ def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
         data = msgspec.structs.replace(recipe.data, path=str((path.parent / recipe.data.path).resolve()))
         recipe = msgspec.structs.replace(recipe, data=data)
     return recipe
+
+
+def toml_tree(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as tables that a TOML writer takes: TOML has no null, so what is None is absent."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(child) for key, child in value.items() if child is not None}
+        return list(value) if isinstance(value, tuple) else value
+
+    tree: dict[str, Any] = plain(msgspec.to_builtins(recipe))
+    return tree
 
 
 def recipe_digest(recipe: Recipe) -> str:

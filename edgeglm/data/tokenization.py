@@ -54,6 +54,16 @@ class Tokenizer:
         entries: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         return sorted(entries, key=entries.__getitem__)
 
+    def lone_tokens(self) -> Ids:
+        """Return int64 [W, l]: each entry of the vocabulary between the special tokens of an empty text."""
+        special = list(self._backend.encode("", add_special_tokens=True).ids)
+        before = special[: len(special) // 2]
+        after = special[len(before) :]
+        count = self.vocabulary_size
+        ids = np.tile(np.array([*before, 0, *after], np.int64), (count, 1))
+        ids[:, len(before)] = np.arange(count)
+        return ids
+
     @property
     def pad_id(self) -> int:
         """The id that fills up short sequences; masked, so its value changes no embedding."""

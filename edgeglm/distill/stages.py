@@ -45,7 +45,8 @@ class TargetsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class TargetsStage(Stage[TargetsConfig]):
     """What the teacher says to the texts a student learns from.
 
-    ``texts.json`` (the distinct captions first), ``text_embeddings.npy`` float32 [T, D].
+    ``texts.json`` (the distinct captions first), ``text_embeddings.npy`` float32 [T, D], and ``words.npy``
+    float32 [W, D]: the embedding of each entry of the vocabulary alone.
     """
 
     name = "targets"
@@ -60,7 +61,7 @@ class TargetsStage(Stage[TargetsConfig]):
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Draw the texts, embed them in ONNX Runtime."""
         from edgeglm.distill.corpus import distillation_texts, whole_words
-        from edgeglm.evaluate.towers import TextSettings, text_embeddings
+        from edgeglm.evaluate.towers import TextSettings, text_embeddings, token_embeddings
 
         pairs, teacher = PairSet.open(inputs["pairs"]), inputs["teacher"].path
         tokenizer, settings = teacher_tokenizer(teacher)
@@ -72,13 +73,11 @@ class TargetsStage(Stage[TargetsConfig]):
             excluded=asked,
             seed=self.config.seed,
         )
+        path, threads = teacher / "text.onnx", context.threads
         with context.progress.task("Student: the teacher's words", total=None):
-            rows = text_embeddings(
-                teacher / "text.onnx",
-                texts,
-                TextSettings(tokenizer=tokenizer, max_length=settings.max_length),
-                threads=context.threads,
-            )
+            text = TextSettings(tokenizer=tokenizer, max_length=settings.max_length)
+            rows = text_embeddings(path, texts, text, threads=threads)
+            np.save(out / "words.npy", token_embeddings(path, tokenizer, threads=threads))
         (out / "texts.json").write_text(json.dumps(texts, ensure_ascii=False))
         np.save(out / "text_embeddings.npy", rows)
         return {"captions": len(pairs.training_texts()), "texts": len(texts)}
@@ -157,9 +156,8 @@ class TextStudentStage(Stage[StudentStageConfig]):
         with seeded(self.config.seed, threads=context.threads):
             tower = text_student(
                 config,
-                vocabulary=tokenizer.vocabulary_size,
                 embedding_dim=rows_TD.shape[1],
-                tokens_WH=torch.from_numpy(np.load(teacher / "tokens.npy")),
+                words_WD=torch.from_numpy(np.load(inputs["targets"].path / "words.npy")),
             )
             curve = fit_text_student(
                 tower,

@@ -69,6 +69,17 @@ def text_embeddings(path: Path, texts: Sequence[str], settings: TextSettings, *,
     return np.zeros((0, 0), np.float32) if out is None else out
 
 
+def token_embeddings(path: Path, tokenizer: Tokenizer, *, threads: int) -> FloatRows:
+    """Embed every entry of the vocabulary as a text of its own. Returns float32 [W, D]."""
+    ids = tokenizer.lone_tokens()
+    rows = []
+    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+        for batch in np.array_split(ids, -(-len(ids) // (4 * BATCH))):
+            found = engine.infer({"input_ids": batch, "attention_mask": np.ones_like(batch)})
+            rows.append(np.asarray(found["embedding"], np.float32))
+    return np.concatenate(rows)
+
+
 def gallery_images(tracks: Sequence[TrackLike]) -> list[int]:
     """Return every image that some track's gallery holds, ascending: all that an evaluation embeds."""
     return sorted({image for track in tracks for image in track.gallery})

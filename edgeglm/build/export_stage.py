@@ -1,0 +1,128 @@
+"""The export stage: both student towers as ONNX, each held against torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from edgeglm.adapt.stages import teacher_tokenizer
+from edgeglm.bundle.opened import Preprocessing
+from edgeglm.core.recipe import ExportConfig
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.data.tokenization import TextPreprocessing
+from edgeglm.data.transforms import ImagePreprocessing
+
+if TYPE_CHECKING:
+    from edgeglm.models.students import StudentImageTower, StudentTextTower
+
+
+class ExportStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the ONNX files besides the weights."""
+
+    export: ExportConfig
+    size: str
+    resolution: int
+
+
+class ExportStage(Stage[ExportStageConfig]):
+    """``models/fp32/{image,text}.onnx``, ``tokenizer.json``, ``preprocessing.json``, ``towers.json``."""
+
+    name = "export"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.build.export_stage",
+        "edgeglm.export",
+        "edgeglm.models.students",
+        "edgeglm.models.efficientnet_lite",
+        "edgeglm.models.projection",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnxruntime-gpu")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Export with free batch and length; parity on three shapes is asserted."""
+        import torch
+
+        from edgeglm.export.parity import assert_parity
+        from edgeglm.export.torch_to_onnx import onnx_from_module
+
+        image, text = load_students(inputs, self.config.size, self.config.resolution)
+        limit = int(_shape(inputs["distil-text"].path / "text.json")["max_length"])
+        folder, atol = out / "models" / "fp32", self.config.export.parity_atol
+        generator = torch.Generator().manual_seed(0)
+        side, vocabulary = self.config.resolution, text.tokens.num_embeddings
+
+        def pixels(batch: int) -> dict[str, torch.Tensor]:
+            return {"pixels": torch.rand(batch, 3, side, side, generator=generator)}
+
+        def tokens(batch: int, length: int) -> dict[str, torch.Tensor]:
+            ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
+            mask = torch.ones_like(ids)
+            mask[0, length // 2 :] = 0
+            mask[0, 0] = 1
+            return {"input_ids": ids, "attention_mask": mask}
+
+        with context.progress.task("Export", total=2) as task:
+            opset = self.config.export.opset
+            onnx_from_module(
+                image, pixels(2), folder / "image.onnx", dynamic_axes={"pixels": {0: "batch"}}, opset=opset
+            )
+            image_parity = assert_parity(
+                image, folder / "image.onnx", [pixels(1), pixels(3), pixels(8)], atol=atol
+            )
+            task.advance()
+            free = {0: "batch", 1: "length"}
+            onnx_from_module(
+                text,
+                tokens(2, min(5, limit)),
+                folder / "text.onnx",
+                dynamic_axes={"input_ids": free, "attention_mask": free},
+                opset=opset,
+            )
+            batches = [tokens(1, 3), tokens(3, min(7, limit)), tokens(8, limit)]
+            text_parity = assert_parity(text, folder / "text.onnx", batches, atol=atol)
+            task.advance()
+        _, settings = teacher_tokenizer(inputs["teacher"].path)
+        preprocessing = Preprocessing(
+            image=ImagePreprocessing(resolution=side),
+            text=TextPreprocessing(max_length=limit, lowercase=settings.lowercase),
+        )
+        encoded = msgspec.json.format(msgspec.json.encode(preprocessing), indent=1)
+        (out / "preprocessing.json").write_bytes(encoded)
+        shutil.copyfile(inputs["teacher"].path / "tokenizer.json", out / "tokenizer.json")
+        towers = {
+            name: {"parameters": sum(p.numel() for p in tower.parameters())}
+            for name, tower in (("image", image), ("text", text))
+        }
+        towers["image"]["embedding_dim"] = towers["text"]["embedding_dim"] = image.project.out_features
+        (out / "towers.json").write_text(json.dumps(towers, sort_keys=True))
+        return {"parity": {"image": image_parity.max_abs, "text": text_parity.max_abs}, "towers": towers}
+
+
+def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[StudentImageTower, StudentTextTower]:
+    """Load both students from the artifacts ``distil-image`` and ``distil-text``, in eval mode."""
+    from safetensors.torch import load_file
+
+    from edgeglm.models.students import StudentImageTower, StudentTextTower, student_shape
+
+    shape = student_shape(size)
+    image_folder, text_folder = inputs["distil-image"].path, inputs["distil-text"].path
+    of_image, of_text = _shape(image_folder / "image.json"), _shape(text_folder / "text.json")
+    image = StudentImageTower(shape, resolution=resolution, embedding_dim=of_image["embedding_dim"])
+    text = StudentTextTower(
+        shape,
+        vocabulary=of_text["vocabulary"],
+        max_length=of_text["max_length"],
+        embedding_dim=of_text["embedding_dim"],
+    )
+    image.load_state_dict(load_file(image_folder / "image.safetensors"))
+    text.load_state_dict(load_file(text_folder / "text.safetensors"))
+    return image.eval(), text.eval()
+
+
+def _shape(path: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads(path.read_text("utf-8"))
+    return found

@@ -1,0 +1,187 @@
+"""The pipeline as data: which stages a recipe and a target ask for, and what each takes from which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeglm.adapt.stages import (
+    BackbonesConfig,
+    BackbonesStage,
+    FeaturesConfig,
+    FeaturesStage,
+    TeacherStage,
+    teacher_inputs,
+)
+from edgeglm.build.evaluations import (
+    EvaluationConfig,
+    ExportEvaluation,
+    StudentEvaluation,
+    TeacherEvaluation,
+)
+from edgeglm.build.export_stage import ExportStage, ExportStageConfig
+from edgeglm.build.latency_stage import LatencyConfig, LatencyStage
+from edgeglm.build.pack_stage import PackStage, PackStageConfig
+from edgeglm.build.quantize_stage import QuantizeStage, QuantizeStageConfig
+from edgeglm.compile.stage import CompileStage, compile_config
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import Recipe
+from edgeglm.core.stage import Stage
+from edgeglm.core.store import Store
+from edgeglm.data.sources import pairs_inputs, pairs_stage
+from edgeglm.distill.stages import (
+    ImageStudentStage,
+    StudentStageConfig,
+    TargetsConfig,
+    TargetsStage,
+    TextStudentStage,
+    student_inputs,
+)
+from edgeglm.targets.legality import legal_precisions
+from edgeglm.targets.schema import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One stage of a plan. ``needs`` maps the names of its inputs to earlier stages or sources.
+
+    ``per_target`` says whether the target is part of its key, and so of its place in the history.
+    """
+
+    stage: Stage[Any]
+    needs: Mapping[str, str]
+    per_target: bool = False
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build will do, in order. ``sources`` are fetched artifacts by name."""
+
+    recipe: Recipe
+    target: Target
+    nodes: tuple[Node, ...]
+    sources: Mapping[str, Artifact]
+
+    def inputs_of(self, node: Node, made: Mapping[str, Artifact]) -> dict[str, Artifact] | None:
+        """Return the inputs of a node from what is made; None if an earlier stage is missing."""
+        known = {**self.sources, **made}
+        if any(origin not in known for origin in node.needs.values()):
+            return None
+        return {name: known[origin] for name, origin in node.needs.items()}
+
+
+def plan_build(recipe: Recipe, target: Target, store: Store, progress: Progress) -> Plan:
+    """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work."""
+    candidates = candidate_precisions(recipe, target)
+    sources: dict[str, Artifact] = {}
+    taken = {
+        "data": pairs_inputs(recipe.data, store, progress),
+        "teacher": teacher_inputs(recipe.teacher, store, progress),
+        "student": student_inputs(recipe.student, store, progress),
+    }
+    for room, artifacts in taken.items():
+        sources.update({f"{room}:{name}": artifact for name, artifact in artifacts.items()})
+    needs = {
+        room: {name: f"{room}:{name}" for name in artifacts if (room, name) != ("teacher", "text")}
+        for room, artifacts in taken.items()
+    }
+    nodes = tuple(_nodes(recipe, target, candidates, needs, sources))
+    return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources)
+
+
+def stage_names(recipe: Recipe, target: Target) -> list[str]:
+    """Return the names of the stages in order, fetching nothing."""
+    empty: dict[str, dict[str, str]] = {"data": {}, "teacher": {}, "student": {}}
+    return [node.name for node in _nodes(recipe, target, candidate_precisions(recipe, target), empty, {})]
+
+
+def candidate_precisions(recipe: Recipe, target: Target) -> tuple[Literal["fp16", "int8"], ...]:
+    """Return the recipe's candidates that are legal on the target."""
+    legal = legal_precisions(target)
+    return tuple(name for name in recipe.quantize.candidates if name in legal)
+
+
+def _nodes(
+    recipe: Recipe,
+    target: Target,
+    candidates: tuple[Literal["fp16", "int8"], ...],
+    needs: Mapping[str, Mapping[str, str]],
+    sources: Mapping[str, Artifact],
+) -> Iterator[Node]:
+    teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
+    if not teacher.image:
+        raise UserError("teacher.image is empty; name at least one image backbone")
+    evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
+    learning = StudentStageConfig(student=student, seed=seed, view_seed=seed)
+    towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
+    yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
+    yield Node(
+        stage=BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution)),
+        needs=needs["teacher"],
+    )
+    yield Node(
+        stage=FeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
+        needs={"pairs": "pairs", "backbones": "backbones"},
+    )
+    yield Node(
+        stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
+        needs={"pairs": "pairs", "features": "features", "text": "teacher:text"},
+    )
+    yield Node(stage=TeacherEvaluation(evaluation), needs={"pairs": "pairs", "teacher": "teacher"})
+    yield Node(
+        stage=TargetsStage(TargetsConfig(corpus=student.corpus, seed=seed)),
+        needs={"pairs": "pairs", "teacher": "teacher"},
+    )
+    cached = {"pairs": "pairs", "teacher": "teacher", "targets": "targets"}
+    yield Node(stage=TextStudentStage(learning), needs=cached)
+    yield Node(stage=ImageStudentStage(learning), needs={**cached, **needs["student"]})
+    yield Node(stage=StudentEvaluation(evaluation), needs={"pairs": "pairs", **towers})
+    exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
+    yield Node(stage=ExportStage(exporting), needs=towers)
+    yield Node(stage=ExportEvaluation(evaluation), needs={"pairs": "pairs", "export": "export"})
+    yield Node(
+        stage=QuantizeStage(
+            QuantizeStageConfig(
+                quantize=recipe.quantize,
+                candidates=candidates,
+                minimum_ratio=recipe.gates.quantized_ratio,
+                high_precision="fp32" if target.kind == "cpu" else "fp16",
+                seed=seed,
+            )
+        ),
+        needs={"pairs": "pairs", "export": "export", "targets": "targets"},
+    )
+    models = {"quantize": "quantize", "export": "export"}
+    yield Node(
+        stage=LatencyStage(LatencyConfig()),
+        needs={**models, "teacher": "teacher", "backbones": "backbones"},
+    )
+    yield Node(
+        stage=CompileStage(compile_config(target, max_length=student.max_length)),
+        needs={"quantize": "quantize"},
+        per_target=True,
+    )
+    evaluations = ("teacher-evaluation", "distil-evaluation", "export-evaluation")
+    made = (
+        "pairs",
+        "backbones",
+        "teacher",
+        "distil-text",
+        "distil-image",
+        *evaluations,
+        "latency",
+        "compile",
+    )
+    yield Node(
+        stage=PackStage(PackStageConfig.of(recipe, target, sources)),
+        needs={**models, **{name: name for name in made}},
+        per_target=True,
+    )

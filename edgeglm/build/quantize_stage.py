@@ -1,0 +1,188 @@
+"""The quantize stage: a calibration set from training data only, candidates, and their gate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from edgeglm.build.evaluations import exported_on_tracks, read_preprocessing
+from edgeglm.build.pools import gate_pools, pool_gates
+from edgeglm.calibration.quantize import QuantizeConfig as CandidatesConfig
+from edgeglm.calibration.quantize import Verdict, make_candidates
+from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
+from edgeglm.core.digest import sha256_bytes
+from edgeglm.core.recipe import QuantizeConfig
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.evaluate.gates import Verdict as GateVerdict
+from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
+
+_PHRASES = 2000  # candidates for the text calibration set
+
+
+class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The recipe's table, the gate, and what INT8 graphs compute in besides."""
+
+    quantize: QuantizeConfig
+    candidates: tuple[Literal["fp16", "int8"], ...]
+    minimum_ratio: float
+    high_precision: Literal["fp16", "fp32"]
+    seed: int
+
+
+class QuantizeStage(Stage[QuantizeStageConfig]):
+    """``models/<variant>/{image,text}.onnx`` of FP32 and each candidate above the gate.
+
+    Beside them ``variants.json`` (all that was tried), ``precision_plan.json`` (what decides the files),
+    ``calibration.json``, and ``embeddings-<variant>.npy`` float32 [G, D] of the union of the galleries.
+    """
+
+    name = "quantize"
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.build.quantize_stage",
+        "edgeglm.build.pools",
+        "edgeglm.calibration",
+        "edgeglm.evaluate",
+        "edgeglm.data.transforms",
+        "edgeglm.data.tokenization",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("nvidia-modelopt", "onnx", "onnxruntime-gpu", "numpy")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Draw the set, make the candidates, evaluate each on its very file."""
+        pairs, exported = PairSet.open(inputs["pairs"]), inputs["export"].path
+        pools = gate_pools(pairs.tracks)
+        embeddings: dict[str, Any] = {}
+
+        def evaluate(_: str, files: Mapping[str, Path]) -> dict[str, Any]:
+            try:
+                metrics, rows = exported_on_tracks(files, pairs, exported, context.threads, self.config.seed)
+            except UnusableEmbeddingsError as error:
+                return {"unusable": str(error)}
+            key = tuple(sha256_bytes(path.read_bytes()) for _, path in sorted(files.items()))
+            embeddings[repr(key)] = rows
+            return msgspec.to_builtins(metrics)  # type: ignore[no-any-return]
+
+        def judge(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> Verdict:
+            if "unusable" in metrics:
+                return Verdict(passed=False, score=0.0, reason=str(metrics["unusable"]))
+            found, reference = _typed(metrics), _typed(baseline)
+            gates = pool_gates("mAP@10 / FP32", found, reference, pools, self.config.minimum_ratio)
+            verdict = GateVerdict(candidate="it", gates=gates)
+            score = min(gate.value for gate in gates)
+            return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
+
+        with context.store.scratch() as scratch:
+            calibration = calibration_set_from_arrays(
+                scratch / "calibration",
+                _candidates(pairs, inputs["targets"].path, exported),
+                preprocessing=json.loads((exported / "preprocessing.json").read_text()),
+                samples=self.config.quantize.calibration_samples,
+                seed=self.config.seed,
+            )
+            shutil.copytree(exported / "models" / "fp32", scratch / "fp32")  # tools rewrite what they read
+            for path in (scratch / "fp32").iterdir():
+                path.chmod(0o644)
+            report = make_candidates(
+                scratch / "fp32",
+                scratch / "models",
+                calibration,
+                evaluate=evaluate,
+                judge=judge,
+                config=CandidatesConfig(
+                    candidates=self.config.candidates,
+                    policies={
+                        "image": self.config.quantize.image_policy,
+                        "text": self.config.quantize.text_policy,
+                    },
+                    high_precision=self.config.high_precision,
+                ),
+                progress=context.progress,
+            )
+            for variant in report.variants:
+                shutil.copytree(scratch / "models" / variant, out / "models" / variant)
+            shutil.copyfile(calibration.folder / "calibration.json", out / "calibration.json")
+        gallery = gallery_rows(pairs)
+        for name, kept in report.variants.items():
+            key = tuple(sha for _, sha in sorted(kept.sha256.items()))
+            np.save(out / f"embeddings-{name}.npy", embeddings[repr(key)][gallery])
+        tried = msgspec.to_builtins(report)
+        (out / "variants.json").write_text(json.dumps(tried, indent=1, sort_keys=True))
+        (out / "precision_plan.json").write_text(json.dumps(_plan(tried), indent=1, sort_keys=True))
+        return {"variants": sorted(report.variants), "left_out": report.left_out}
+
+
+def gallery_rows(pairs: PairSet) -> list[int]:
+    """Return the images of all galleries, ascending: the rows of a bundle's gallery."""
+    return sorted({image for track in pairs.tracks for image in track.gallery})
+
+
+def _candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Candidates]:
+    """Return what may be drawn: labelled images that no gallery shows, texts that no track asks for."""
+    preprocessing = read_preprocessing(exported)
+    digests = pairs.image_sha256
+    shown = {digests[i] for i in gallery_rows(pairs)} | {digests[i] for i in pairs.evaluation_images()}
+    images = [i for i in pairs.by_role("labelled").tolist() if digests[i] not in shown]
+    texts = _texts(pairs, targets)
+    tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
+
+    def pixels(chosen: Sequence[int]) -> dict[str, Any]:
+        picked = np.asarray(pairs.images[[images[i] for i in chosen]])
+        return {"pixels": model_input_from_pixels(picked, preprocessing.image.resolution)}
+
+    def tokens(chosen: Sequence[int]) -> dict[str, Any]:
+        ids, mask = tokenizer.encode([texts[i] for i in chosen], max_length=preprocessing.text.max_length)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    asked = sorted({query.text for track in pairs.tracks for query in track.queries})
+    return {
+        "image": Candidates(
+            ids=[pairs.rows[i].id for i in images],
+            strata=[pairs.rows[i].domain for i in images],
+            digests=[digests[i] for i in images],
+            tensors=pixels,
+            evaluation_digests=shown,
+        ),
+        "text": Candidates(
+            ids=texts,
+            strata=[str(min(len(text.split()), 4)) for text in texts],
+            digests=[sha256_bytes(text.encode()) for text in texts],
+            tensors=tokens,
+            evaluation_digests=[sha256_bytes(text.encode()) for text in asked],
+        ),
+    }
+
+
+def _texts(pairs: PairSet, targets: Path) -> list[str]:
+    asked = {query.text for track in pairs.tracks for query in track.queries}
+    texts: list[str] = json.loads((targets / "texts.json").read_text("utf-8"))
+    return [text for text in texts if text not in asked][:_PHRASES]
+
+
+def _typed(metrics: Mapping[str, Any]) -> dict[str, TrackMetrics]:
+    return msgspec.convert(dict(metrics), dict[str, TrackMetrics])
+
+
+def _plan(tried: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the files: no metrics, no times."""
+    variants = {
+        name: {key: _untimed(variant[key]) for key in ("precisions", "sha256", "conversions")}
+        for name, variant in tried["variants"].items()
+    }
+    return {"variants": variants, "left_out": sorted(tried["left_out"])}
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _untimed(child) for key, child in value.items() if key != "seconds"}
+    if isinstance(value, (list, tuple)):
+        return [_untimed(child) for child in value]
+    return value

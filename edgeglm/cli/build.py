@@ -1,0 +1,176 @@
+"""`edgeglm build`: the whole way, from a recipe to a bundle for a target."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeglm.cli.console import App, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from edgeglm.build.pipeline import Plan
+    from edgeglm.build.run import Built, Row
+    from edgeglm.core.recipe import Recipe
+    from edgeglm.core.stage import StageResult
+    from edgeglm.targets.schema import Target
+
+RECIPE_HELP = "A shipped recipe (default, ensemble) or the path of your own .toml file."
+SET_HELP = "Override one value of the recipe, such as student.size=edge-xs; may be given again."
+_COLUMNS = (("step", -20), ("time", 9), ("names", 7), ("unseen", 7), ("keyw.", 7), ("R@1", 7), ("R@10", 7),
+            ("i>t R@1", 8), ("i>t R@10", 9), ("size", 9))  # fmt: skip
+
+
+@click.command(name="build")
+@click.option("--target", required=True, help="A known target (see edgeglm targets) or a .toml file.")
+@click.option("--recipe", default="default", show_default=True, help=RECIPE_HELP)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+@click.option("--data", type=click.Path(path_type=Path), help="Your own pairs: a folder or a Parquet file.")
+@click.option("--output", type=click.Path(path_type=Path), help="The bundle folder. Default: bundles/TARGET.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the stages, and stop.")
+@json_option
+@click.pass_obj
+def command(
+    app: App,
+    target: str,
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: Path | None,
+    output: Path | None,
+    threads: int,
+    skip_bad: bool,
+    dry_run: bool,
+) -> None:
+    """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
+    from edgeglm.targets.schema import load_target
+
+    wanted = load_target(target)
+    resolved = resolved_recipe(recipe, overrides, data, skip_bad)
+    destination = output or Path("bundles") / wanted.name
+    if dry_run:
+        return _print_plan(app, resolved, wanted, destination)
+    started = time.perf_counter()
+    built, reused = _built(app, resolved, wanted, destination, threads)
+    _print_end(app, built, reused, time.perf_counter() - started)
+    return None
+
+
+def resolved_recipe(
+    name: str, overrides: tuple[str, ...], data: Path | None = None, skip_bad: bool = False
+) -> Recipe:
+    """Return the recipe that a command line asks for. Raises UserError."""
+    import msgspec
+
+    from edgeglm.build.shipped import load_recipe
+
+    recipe = load_recipe(name, overrides)
+    if data is None and not skip_bad:
+        return recipe
+    changed = msgspec.structs.replace(recipe.data, skip_bad=skip_bad or recipe.data.skip_bad)
+    if data is not None:
+        source = "parquet" if data.suffix == ".parquet" else "folder"
+        changed = msgspec.structs.replace(changed, source=source, path=str(data.resolve()))
+        # The floor of a shipped recipe is that of the shipped data; one's own data has its own.
+        gates = msgspec.structs.replace(recipe.gates, teacher_map10=0.0)
+        recipe = msgspec.structs.replace(recipe, name=data.stem or "own", gates=gates)
+    return msgspec.structs.replace(recipe, data=changed)
+
+
+def _built(
+    app: App, recipe: Recipe, target: Target, destination: Path, threads: int
+) -> tuple[Built, list[str]]:
+    from edgeglm.build.pipeline import plan_build
+    from edgeglm.build.run import run_build
+    from edgeglm.core.stage import Context
+
+    store = app.store()
+    reused: list[str] = []
+
+    def on_stage(result: StageResult) -> None:
+        if result.reused:
+            reused.append(result.stage)
+
+    with app.progress.task(f"Building for {target.name}"):
+        plan: Plan = plan_build(recipe, target, store, app.progress)
+        app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
+                  "unseen names and keywords, then recall on names")  # fmt: skip
+        app.print("  ".join(f"{name:{_align(width)}}" for name, width in _COLUMNS))
+        context = Context(store=store, progress=app.progress, threads=threads)
+        built = run_build(
+            plan, destination, context, on_stage=on_stage, on_row=lambda row: app.print(row_line(row))
+        )
+    store.collect()
+    return built, reused
+
+
+def row_line(row: Row) -> str:
+    """Format one row of the growing table."""
+    from edgeglm.build.run import summary_of
+
+    cells: list[str] = [row.title, "reused" if row.reused else f"{row.seconds:.1f} s"]
+    summary = summary_of(row.metrics)
+    cells += [f"{value:.3f}" if value is not None else "-" for value in summary]
+    cells.append(human_bytes(row.size_bytes) if row.size_bytes else "-")
+    line = "  ".join(f"{cell:{_align(width)}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+    return line if row.kept else f"{line}  left out: {row.note}"
+
+
+def _align(width: int) -> str:
+    return f"<{-width}" if width < 0 else f">{width}"
+
+
+def _print_end(app: App, built: Built, reused: list[str], seconds: float) -> None:
+    from edgeglm.build.run import latency_rows
+
+    app.table(
+        ("model", ">image b1", ">image b8", ">text b1", ">text b8", ">parameters"),
+        latency_rows(built),
+        title="milliseconds a call, ONNX Runtime, 1 thread, interleaved",
+    )
+    manifest = built.manifest
+    stages = len(built.results)
+    app.print(f"{stages - len(reused)} of {stages} stages ran, {len(reused)} reused, {seconds:.1f} s")
+    app.print(f"bundle   {built.bundle} ({human_bytes(manifest.size)}, default variant "
+              f"{manifest.default_variant})")  # fmt: skip
+    if built.archive is not None:
+        app.print(f"archive  {built.archive}")
+    app.print(f"digest   {manifest.content_digest}")
+    app.print(f"report   {built.bundle / 'report.html'}")
+    app.print(f'try      edgeglm run {built.bundle} --query "a red apple"')
+    app.emit(_as_json(built, seconds))
+
+
+def _as_json(built: Built, seconds: float) -> dict[str, Any]:
+    return {
+        "bundle": str(built.bundle),
+        "archive": None if built.archive is None else str(built.archive),
+        "content_digest": built.manifest.content_digest,
+        "default_variant": built.manifest.default_variant,
+        "seconds": round(seconds, 3),
+        "stages": [
+            {"stage": result.stage, "reused": result.reused, "seconds": round(result.seconds, 3)}
+            for result in built.results
+        ],
+        "rows": [
+            {"title": row.title, "kept": row.kept, "note": row.note, "metrics": row.metrics}
+            for row in built.rows
+        ],
+    }
+
+
+def _print_plan(app: App, recipe: Recipe, target: Target, destination: Path) -> None:
+    import msgspec
+    import tomli_w
+
+    from edgeglm.build.pipeline import stage_names
+    from edgeglm.core.recipe import toml_tree
+
+    app.print(tomli_w.dumps(toml_tree(recipe)).rstrip())
+    names = stage_names(recipe, target)
+    app.print(f"\nstages: {', '.join(names)}")
+    app.print(f"bundle: {destination}")
+    app.emit({"recipe": msgspec.to_builtins(recipe), "stages": names, "bundle": str(destination)})
