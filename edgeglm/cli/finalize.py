@@ -12,7 +12,8 @@ from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 if TYPE_CHECKING:
     from edgeglm.bundle.opened import Bundle
-    from edgeglm.compile.finalize import Embedder, MakeEngine
+    from edgeglm.compile.finalize import Embedder
+    from edgeglm.compile.timed import MakeEngine
 
 
 @click.command(name="finalize")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm import __version__
-from edgeglm.bundle.goldens import golden_check, goldens
+from edgeglm.bundle.goldens import golden_check
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import (
@@ -33,22 +33,16 @@ from edgeglm.bundle.receipt import (
 from edgeglm.compile.device_engines import BuildEngine, DeviceEngine, device_engines, sweep
 from edgeglm.compile.owner import alone
 from edgeglm.compile.route import EngineChoice, Route, check_memory_here, route_for
+from edgeglm.compile.timed import MakeEngine, fastest, single_times
 from edgeglm.compile.worker import engine_built_apart
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
-from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.board import Board, conditions
 from edgeglm.engines.plan import PlanMetadata
-from edgeglm.engines.protocol import Engine, Feeds
-from edgeglm.engines.timing import compare_latency
+from edgeglm.engines.protocol import Engine
 
 FloatRows = npt.NDArray[np.float32]
-MakeEngine = Callable[[Path, int], Engine]
 NativeEngine = Callable[[Path, PlanMetadata], Engine]
-
-_SAME = 0.97
-"""A candidate is only called faster when it takes less than this share of the other's time."""
 
 
 class Embedder(Protocol):
@@ -161,10 +155,11 @@ def finalize(
         if not ready:
             raise _nothing_ready(bundle, records)
         task.note("timing")
-        timed = _timed(bundle, ready, options)
+        makers = {one.variant.name: one.make for one in ready}
+        timed = single_times(bundle, makers, threads=options.threads, rounds=options.rounds)
         after = conditions(tools.root)
         task.advance()
-        chosen = _fastest(bundle, timed)
+        chosen = fastest(bundle, timed)
         receipt = Receipt(
             bundle=bundle.manifest.name,
             content_digest=bundle.manifest.content_digest,
@@ -274,42 +269,6 @@ def _native_maker(
         return native(plans[path].plan, plans[path].metadata)
 
     return make
-
-
-def _timed(bundle: Bundle, ready: Sequence[_Ready], options: FinalizeOptions) -> dict[str, dict[str, float]]:
-    """Return ``{variant: {tower_b1_ms: median}}``, all candidates of a tower timed in turn."""
-    feeds = _single_feeds(bundle)
-    times: dict[str, dict[str, float]] = {one.variant.name: {} for one in ready}
-    for tower, feed in feeds.items():
-        with ExitStack() as opened:
-            engines = {
-                one.variant.name: (
-                    opened.enter_context(one.make(bundle.file(one.variant.files[tower]), options.threads)),
-                    feed,
-                )
-                for one in ready
-            }
-            for name, latency in compare_latency(engines, rounds=options.rounds).items():
-                times[name][f"{tower}_b1_ms"] = round(latency.median_ms, 4)
-    return times
-
-
-def _single_feeds(bundle: Bundle) -> dict[str, Feeds]:
-    """Return one golden picture and one golden text as model input."""
-    inputs, preprocessing = goldens(bundle), bundle.preprocessing
-    tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
-    ids, mask = tokenizer.encode(list(inputs.texts[:1]), max_length=preprocessing.text.max_length)
-    pixels = model_input_from_files(list(inputs.images[:1]), preprocessing.image)
-    return {"image": {"pixels": pixels}, "text": {"input_ids": ids, "attention_mask": mask}}
-
-
-def _fastest(bundle: Bundle, timed: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the fastest variant; of those that are as fast, the bundle's default, then its order."""
-    totals = {name: sum(times.values()) for name, times in timed.items()}
-    least = min(totals.values())
-    level = [name for name, total in totals.items() if least >= total * _SAME]
-    default = bundle.manifest.default_variant
-    return default if default in level else level[0]
 
 
 def _passed(

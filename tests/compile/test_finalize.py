@@ -19,6 +19,7 @@ from edgeglm.cli.finalize import _embedder
 from edgeglm.compile.builder import EnginePlan
 from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
 from edgeglm.compile.owner import alone
+from edgeglm.compile.timed import fastest
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
@@ -150,6 +151,12 @@ def test_no_receipt_is_written_when_nothing_answers_as_at_home(tmp_path: Path):
     with pytest.raises(GateError, match="no variant of colours answers here"):
         finalized(path, options=FinalizeOptions(rounds=7, cosine=1.5))
     assert read_receipt(finalized_folder(path)) is None
+
+
+def test_a_difference_within_the_noise_leaves_the_bundles_default(tmp_path: Path):
+    with open_bundle(made(tmp_path / "demo")) as bundle:
+        assert fastest(bundle, {"int8": {"a": 9.8}, "fp32": {"a": 10.0}}) == "fp32"
+        assert fastest(bundle, {"int8": {"a": 9.0}, "fp32": {"a": 10.0}}) == "int8"
 
 
 def test_run_follows_the_receipt_and_names_it(tmp_path: Path, choice):
