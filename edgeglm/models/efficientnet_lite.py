@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -146,6 +147,23 @@ class LiteTrunk(nn.Module):
     def part(self, blocks: int) -> list[nn.Module]:
         """Return the modules that :meth:`front` runs."""
         return [self.stem, *self.blocks[:blocks]]
+
+
+class SpatialLite0(nn.Module):
+    """Features that keep where something is: tapped activations on a ``grid`` x ``grid`` map, flattened.
+
+    The last tap comes first. F is the sum of the taps' channels times grid squared.
+    """
+
+    def __init__(self, trunk: LiteTrunk, grid: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.grid = grid
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, R, R] in [0, 1] -> [B, F]."""
+        tapped = reversed(self.trunk(pixels))
+        return torch.cat([F.adaptive_avg_pool2d(x, self.grid).flatten(1) for x in tapped], dim=1)
 
 
 def lite0_trunk(state: Mapping[str, Tensor], *, blocks: int = 16, taps: Sequence[int] = (15,)) -> LiteTrunk:

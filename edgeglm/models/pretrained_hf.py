@@ -132,6 +132,12 @@ def is_dual_encoder(folder: Path) -> bool:
     return config.get("model_type") in _DUAL_TYPES
 
 
+def is_text_model(folder: Path) -> bool:
+    """Say whether a folder holds a text model alone. Raises UserError without a config.json."""
+    config = _json(folder, "config.json", "give a folder made by save_pretrained, or a snapshot of the hub")
+    return config.get("model_type") in _TEXT_TYPES
+
+
 def load_image_tower(folder: Path, *, resolution: int | None = None) -> HfImageTower:
     """Load an image model without a text side, such as a ViT or DINOv2; in eval mode, FP32.
 
