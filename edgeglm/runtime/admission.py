@@ -25,9 +25,9 @@ class Admission:
         self.held += 1
         return True
 
-    def release(self) -> None:
-        """Give a place back: the first in the line gets it."""
-        self.held -= 1
+    def release(self, places: int = 1) -> None:
+        """Give places back: the first in the line get them."""
+        self.held -= places
         while self._line and self.held < self.capacity:
             waiter = heapq.heappop(self._line)[2]
             if not waiter.done():

@@ -73,14 +73,6 @@ class TowerContract:
         ]
         self._all_fixed = len(self._fixed) == len(self.inputs)
 
-    def check(self, request: Request) -> None:
-        """Check a sample that came from outside, and place it. Raises UserError with the remedy."""
-        self.place(request)
-        assert request.sample is not None
-        for name, array in request.sample.items():
-            if not is_finite(array):
-                raise UserError(f"{name} for tower {self.name!r} holds NaN or infinity; feed finite numbers")
-
     def place(self, request: Request) -> None:
         """Set the length and bucket of a request's sample. Raises UserError for one that does not fit."""
         sample = request.sample
@@ -169,6 +161,26 @@ class TowerContract:
             failures.append(Failure(request, error))
         kept = {name: array[good] for name, array in outputs.items()}
         return Results([requests[row] for row in good], kept, failures)
+
+    def not_finite(self, requests: Sequence[Request], feeds: Mapping[str, Array]) -> list[Failure]:
+        """Return the failures of those whose arrays, from outside, hold NaN or infinity; usually none.
+
+        One look at a batch: looking at each sample on its arrival cost a quarter of a request.
+        """
+        if all(request.raw is not None for request in requests):
+            return []
+        if all(is_finite(array) for array in feeds.values()):
+            return []
+        found = []
+        for request in requests:
+            assert request.sample is not None
+            bad = [name for name, array in request.sample.items() if not is_finite(array)]
+            if bad:
+                error = UserError(
+                    f"{', '.join(bad)} for tower {self.name!r} holds NaN or infinity; feed finite numbers"
+                )
+                found.append(Failure(request, error))
+        return found
 
     def warm_up_feeds(self, batch: int) -> list[dict[str, Array]]:
         """Make ones of each shape that is known beforehand: one set a length bucket, none if unknown."""

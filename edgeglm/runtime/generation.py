@@ -115,9 +115,9 @@ class Generation:
         if self.source.towers[tower].prepare is None:
             raise UserError(f"tower {tower!r} takes arrays only; use infer")
 
-    def forget(self, request: Request) -> None:
-        """Note that a request has ended, wherever it was."""
-        self.held.discard(request)
+    def forget(self, requests: Sequence[Request]) -> None:
+        """Note that requests have ended, wherever they were."""
+        self.held.difference_update(requests)
         if self._emptied is not None and not self.held and not self._emptied.done():
             self._emptied.set_result(None)
 

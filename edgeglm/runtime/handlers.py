@@ -45,7 +45,18 @@ class EngineHandler:
     def run(self, batch: Sequence[Request]) -> Results:
         """Call the engine once for requests of one tower and bucket."""
         contract = self._contracts[batch[0].tower]
-        return contract.results(batch, self._engines[contract.name].infer(contract.feeds(batch)))
+        feeds = contract.feeds(batch)
+        failures = contract.not_finite(batch, feeds)
+        if failures:
+            bad = {failure.request for failure in failures}
+            batch = [request for request in batch if request not in bad]
+            if not batch:
+                return Results((), {}, failures)
+            feeds = contract.feeds(batch)
+        results = contract.results(batch, self._engines[contract.name].infer(feeds))
+        if failures:
+            return Results(results.answered, results.outputs, [*failures, *results.failures])
+        return results
 
     def check(self) -> None:
         """Call each engine with one sample of ones, as far as its shapes are known."""

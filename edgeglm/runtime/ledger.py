@@ -62,10 +62,10 @@ class Ledger:
         """Note one event."""
         self._counts[event] += 1
 
-    def answered(self, seconds: float) -> None:
-        """Note one answer and how long it took."""
-        self._counts["answered"] += 1
-        self._latencies.append(seconds)
+    def answered(self, seconds: Sequence[float]) -> None:
+        """Note answers and how long each took."""
+        self._counts["answered"] += len(seconds)
+        self._latencies.extend(seconds)
 
     def retire(self, generation: Generation) -> None:
         """Keep what a generation did, which is about to go."""

@@ -107,15 +107,17 @@ class Runner:
         outputs = await self._answer("image", raw=image, deadline=deadline, priority=priority)
         return _embedding("image", outputs)
 
-    async def infer(
+    def infer(
         self,
         tower: str,
         sample: Sample,
         *,
         deadline: float | None = None,
         priority: int = Priority.NORMAL,
-    ) -> dict[str, Array]:
+    ) -> Coroutine[Any, Any, dict[str, Array]]:
         """Run one sample, ``{input: array without the batch axis}``, and return its outputs likewise.
+
+        To be awaited, as ``async`` methods are.
 
         Args:
             tower: Which one.
@@ -130,7 +132,7 @@ class Runner:
             EngineFailedError: The engine raised, hung or answered nonsense for this request.
             RunnerClosedError: The runner is closed, or was before an answer was there.
         """
-        return await self._answer(tower, sample=sample, deadline=deadline, priority=priority)
+        return self._answer(tower, sample=sample, deadline=deadline, priority=priority)
 
     async def swap(self, source: Source) -> None:
         """Serve another bundle from now on. Returns once the former one has answered all it held.
@@ -257,7 +259,7 @@ class Runner:
         if request.sample is None:
             generation.check_raw(request.tower)
         else:
-            generation.contract(request.tower).check(request)
+            generation.contract(request.tower).place(request)
 
     async def _wait_for_place(self, request: Request) -> None:
         """Get a place in a full runner, in the user's chosen way."""
@@ -295,13 +297,21 @@ class Runner:
         Rows are copied, so that a caller who keeps one does not keep the batch in memory.
         """
         now = time.monotonic()
+        outputs = results.outputs.items()
+        answered = []
         for row, request in enumerate(results.answered):
             if not request.settled:
-                self._settle(request)
-                self._ledger.answered(now - request.started)
+                request.settled = True
+                answered.append(request)
+                if request.timer is not None:
+                    request.timer.cancel()
                 future = request.future
                 if future is not None and not future.done():
-                    future.set_result({name: array[row].copy() for name, array in results.outputs.items()})
+                    future.set_result({name: array[row].copy() for name, array in outputs})
+        if answered:
+            self._ledger.answered([now - request.started for request in answered])
+            cast("Generation", answered[0].home).forget(answered)
+            self._admission.release(len(answered))
         for failure in results.failures:
             late = isinstance(failure.error, DeadlineExceededError)
             self._fail(failure.request, failure.error, count="expired" if late else "failed")
@@ -331,7 +341,7 @@ class Runner:
         request.settled = True
         if request.timer is not None:
             request.timer.cancel()
-        cast("Generation", request.home).forget(request)
+        cast("Generation", request.home).forget((request,))
         self._admission.release()
 
     def _look_for_hung(self) -> None:

@@ -262,7 +262,7 @@ def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
             first.cancel()  # the second gets the place, and the engine is still busy
             with pytest.raises(DeadlineExceededError):
                 await second
-            assert time.monotonic() - started < 0.9
+            assert time.monotonic() - started < 0.98
             doubler.gate.set()
 
     run(main)

@@ -233,7 +233,7 @@ def test_a_script_hears_why_its_bundle_cannot_be_opened(tmp_path):
 
 def test_a_large_photo_is_prepared_while_texts_go_on(bundle):
     buffer = io.BytesIO()
-    Image.new("RGB", (1500, 1500), (255, 0, 0)).save(buffer, "PNG")
+    Image.new("RGB", (3000, 3000), (255, 0, 0)).save(buffer, "PNG")
 
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
