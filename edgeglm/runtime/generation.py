@@ -107,7 +107,7 @@ class Generation:
         """Take a request that was checked and counted as held."""
         request.home = self
         self.held.add(request)
-        (self.inference if request.raw is None else self.preparation).put((request,))
+        (self.preparation if request.sample is None else self.inference).put((request,))
 
     def check_raw(self, tower: str) -> None:
         """Raise UserError if a tower does not exist or takes no raw input."""

@@ -101,12 +101,14 @@ def test_a_real_bundle_runs_through_onnx_runtime_in_every_length(tmp_path):
 def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
-            expected = [None, "text is empty", "text is a int", "", None, "not an image", "more than"]
+            expected = [None, "text is empty", "text is a int"]
+            expected += ["text is a NoneType", "", None, "not an image", "more than"]
             expected += ["nowhere.png", "an image is a str; give the bytes", None]
             answers = await ended(
                 served.embed_text("red"),
                 served.embed_text("  "),
                 served.embed_text(3),  # type: ignore[arg-type]
+                served.embed_text(None),  # type: ignore[arg-type]
                 served.embed_text("\ud800"),
                 served.embed_text("red " * 10_000),
                 served.embed_image(b"no picture"),
