@@ -4,6 +4,7 @@
 
 Writes runner.json and runner.md. Each figure is the median of rounds in which every system is measured
 once, in turn; ratios are taken within a round. `--only NAME` runs one group and keeps the other rows.
+`--litserve PYTHON` names the Python of an environment of its own in which LitServe is installed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import asyncio
 import json
 import os
 import platform
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runner_loads import QUIET, FixedDelayBatcher, Rounds, circle_rate, poisson_p99, raw_rate  # noqa: E402
+from runner_loads import QUIET, FixedDelayBatcher, HttpCaller, Rounds, circle_rate, poisson_p99, raw_rate  # noqa: E402
 from runner_models import VOCABULARY, WIDTH, dense_model, picture_model, text_model  # noqa: E402
 
 from edgeglm.engines.fake import FakeEngine  # noqa: E402
@@ -133,15 +136,16 @@ async def throughput(folder: Path, threads: int) -> list[Row]:
     return found
 
 
+def no_op() -> FakeEngine:
+    """Make an engine that gives back what it gets."""
+    spec = [TensorSpec(name="x", dtype="float32", shape=("B", 8))]
+    made = FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"]])
+    made.calls = _Forgetful()
+    return made
+
+
 async def overhead() -> list[Row]:
     """Measure what a request costs when the engine costs nothing."""
-    spec = [TensorSpec(name="x", dtype="float32", shape=("B", 8))]
-
-    def engine() -> FakeEngine:
-        made = FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"]])
-        made.calls = _Forgetful()
-        return made
-
     sample = {"x": np.ones(8, np.float32)}
     loop = asyncio.get_running_loop()
 
@@ -152,7 +156,7 @@ async def overhead() -> list[Row]:
 
     added, single = [], []
     rounds = Rounds(ROUNDS, SECONDS)
-    async with Runner({"tower": TowerSource(engine=engine)}) as runner:
+    async with Runner({"tower": TowerSource(engine=no_op)}) as runner:
 
         async def ask(one: dict[str, np.ndarray]) -> object:
             return await runner.infer("tower", one)
@@ -191,6 +195,70 @@ async def overhead() -> list[Row]:
 class _Forgetful(list[Any]):
     def append(self, _: object) -> None:
         """Keep nothing: a benchmark makes many calls."""
+
+
+async def litserve(python: Path) -> list[Row]:
+    """Measure LitServe with a model that does nothing, as ``overhead`` measures the runner."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("runner_litserve.py")
+    server = subprocess.Popen(
+        [python, script, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    body = json.dumps({"x": [1.0] * 8}).encode()
+    callers = [HttpCaller(port, "/predict", body) for _ in range(64)]
+    sample = {"x": np.ones(8, np.float32)}
+    try:
+        for caller in callers:
+            await caller.open()
+        for _ in range(120):  # connected is not yet ready
+            try:
+                await callers[0].ask()
+                break
+            except ValueError:
+                await asyncio.sleep(0.5)
+        ratios, costs, rounds = [], [], Rounds(ROUNDS, SECONDS)
+        async with Runner({"tower": TowerSource(engine=no_op)}) as runner:
+            async for _ in rounds:
+                theirs = await _http_rate(callers, 1.0)
+                ours = await circle_rate(lambda s: runner.infer("tower", s), [sample], 64, 0.5)
+                ratios.append(ours / theirs)
+                costs.append(1e6 / theirs)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    note = (
+        f"LitServe takes {statistics.median(costs):.0f} us a request; it comes with HTTP, JSON and a process "
+        "of its own, the runner is called in process"
+    )
+    return [
+        row(
+            "requests a second / LitServe's, engine that does nothing, 64 callers",
+            "ratio",
+            ratios,
+            1,
+            10,
+            note,
+            rounds,
+        )
+    ]
+
+
+async def _http_rate(callers: Sequence[HttpCaller], seconds: float) -> float:
+    started, answered = time.perf_counter(), 0
+
+    async def ask_on(caller: HttpCaller) -> None:
+        nonlocal answered
+        while time.perf_counter() - started < seconds:
+            await caller.ask()
+            answered += 1
+
+    await asyncio.gather(*(ask_on(caller) for caller in callers))
+    return answered / (time.perf_counter() - started)
 
 
 async def poisson(folder: Path, threads: int) -> list[Row]:
@@ -330,7 +398,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-async def measured(groups: Sequence[str], threads: int) -> list[Row]:
+async def measured(groups: Sequence[str], threads: int, peer: Path | None) -> list[Row]:
     """Run some groups of measurements."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -340,6 +408,8 @@ async def measured(groups: Sequence[str], threads: int) -> list[Row]:
                 rows += await throughput(folder, threads)
             elif group == "overhead":
                 rows += await overhead()
+            elif group == "litserve":
+                rows += await litserve(peer) if peer is not None else []
             elif group == "poisson":
                 rows += await poisson(folder, threads)
             else:
@@ -349,15 +419,16 @@ async def measured(groups: Sequence[str], threads: int) -> list[Row]:
 
 def main() -> None:
     """Measure, and write both files."""
-    groups = ("throughput", "overhead", "poisson", "lengths")
+    groups = ("throughput", "overhead", "litserve", "poisson", "lengths")
     parser = argparse.ArgumentParser(description="The runner beside its peers.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench" / "runner")
     parser.add_argument("--only", choices=groups, action="append")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--litserve", type=Path, help="The Python of an environment that has LitServe.")
     arguments = parser.parse_args()
     import onnxruntime
 
-    rows = asyncio.run(measured(arguments.only or groups, arguments.threads))
+    rows = asyncio.run(measured(arguments.only or groups, arguments.threads, arguments.litserve))
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()

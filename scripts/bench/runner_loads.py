@@ -149,3 +149,31 @@ class FixedDelayBatcher:
             for row, (_, future) in enumerate(batch):
                 if not future.done():
                     future.set_result({name: array[row] for name, array in outputs.items()})
+
+
+class HttpCaller:
+    """One caller of a server over a connection that stays open."""
+
+    def __init__(self, port: int, path: str, body: bytes) -> None:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self._port = port
+        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def open(self) -> None:
+        """Connect; wait for a server that is still starting."""
+        for _ in range(120):
+            try:
+                self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+                return
+            except OSError:
+                await asyncio.sleep(0.5)
+        raise TimeoutError("the server did not start")
+
+    async def ask(self) -> None:
+        """Send the request and read the whole answer; raises ValueError unless it is 200."""
+        self._writer.write(self._request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in head.split(b"\r\n")[0]:
+            raise ValueError(head.decode(errors="replace"))
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+        await self._reader.readexactly(int(fields[b"content-length"]))
