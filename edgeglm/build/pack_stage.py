@@ -71,17 +71,22 @@ class PackStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 def portable_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe without paths of this machine: their last part stays."""
-
-    def short(name: str) -> str:
-        return PurePath(name).name if PurePath(name).is_absolute() else name
-
-    data = msgspec.structs.replace(recipe.data, path=short(recipe.data.path) if recipe.data.path else None)
+    data = msgspec.structs.replace(recipe.data, path=_portable(recipe.data.path))
     teacher = msgspec.structs.replace(
-        recipe.teacher,
-        image=tuple(short(name) for name in recipe.teacher.image),
-        text=short(recipe.teacher.text),
+        recipe.teacher, image=tuple(_portable(recipe.teacher.image)), text=_portable(recipe.teacher.text)
     )
     return msgspec.structs.replace(recipe, data=data, teacher=teacher)
+
+
+def _portable(value: Any) -> Any:
+    """Return JSON-like data with the last part of every string that is an absolute path."""
+    if isinstance(value, Mapping):
+        return {key: _portable(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(child) for child in value]
+    if isinstance(value, str) and (path := PurePath(value.removeprefix("file:"))).is_absolute():
+        return path.name
+    return value
 
 
 class PackStage(Stage[PackStageConfig]):
@@ -325,7 +330,7 @@ def _stage_record(name: str, artifact: Artifact) -> StageRecord:
     key = artifact.provenance["key"]
     return StageRecord(
         name=name,
-        config=key["config"],
+        config=_portable(key["config"]),
         inputs=key["inputs"],
         artifact=artifact.digest,
         libraries=key["libraries"],
