@@ -6,6 +6,7 @@ Shapes: B batch, L tokens, F features, D embedding dimensions.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_targets),
     )
-    teacher.tower.encoder = get_peft_model(encoder, settings)
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that is to go
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        teacher.tower.encoder = get_peft_model(encoder, settings)
     teacher.tower.projection.requires_grad_(False)
     return [parameter for parameter in teacher.tower.encoder.parameters() if parameter.requires_grad]
 
