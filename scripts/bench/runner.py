@@ -53,27 +53,27 @@ TRIED = {
     "throughput / raw, calls of 0.2 to 1 ms": (
         "answers are cut on the event loop (the engine's thread spends 2 us a request, 3.3 before); NaN is "
         "looked for once a batch and answers are booked by the batch (the loop's share fell from 13 to 8 us "
-        "a request); a switch interval of 0.1 ms changed nothing. What is left is Python's own work on the "
-        "second core, which slows the first where both are threads of one."
+        "a request); a switch interval of 0.1 ms changed nothing. What is left is "
+        "Python's own work and the handing over of the interpreter lock."
     ),
     "throughput / raw, calls of 3 ms and more, 49 kB a sample": (
         "joining 32 samples copies 1.5 MB in the engine's thread, in each call; not tried yet: to join the "
         "next batch while the present one runs."
     ),
     "throughput / raw, calls of 3 ms and more": (
-        "on idle cores about 0.3 ms a batch go into waiting for the interpreter lock and for a sleeping core, "
-        "of which 0.06 ms are the engine thread's own work; with company on the cores (rounds at 10 % and 12 %) "
-        "the same code kept 1.00 and 1.04. Not tried yet: joining and starting the next full batch from a "
-        "second thread while the present call runs."
+        "on idle cores a batch takes about 0.3 ms longer than the raw call. The engine thread's own work is "
+        "0.06 ms of it; the rest is probably waiting for the interpreter lock on a core that slept, for "
+        "earlier runs in which others used 10 to 12 % of the cores kept 1.00 and 1.04. Not tried yet: joining "
+        "and starting the next full batch from a second thread while the present call runs."
     ),
     "added us a request, engine that does nothing, 64 callers": (
-        "6 to 8 us where both threads share a core, about 12 where they sit on two idle ones."
+        "6 to 10 us in runs on a busy machine, where both threads share a core; about 12 on two idle ones."
     ),
     "p50 us of one caller, engine that does nothing": (
         "56 us with the process pinned to one core, where a bare hop into a thread and back takes 38 to 47; "
-        "140 to 200 us on two idle cores, where the bare hop takes 78: each switch wakes a sleeping core, once "
-        "for the lock and once more for the interpreter's. Not tried yet: letting the loop release the "
-        "interpreter before it wakes the engine's thread."
+        "140 to 200 us on two idle cores, where the bare hop takes 78. Probably each switch wakes a sleeping "
+        "core twice, for the queue's lock and for the interpreter's. Not tried yet: to let the loop give the "
+        "interpreter up before it wakes the engine's thread."
     ),
 }
 
