@@ -63,7 +63,7 @@ TRIED = {
     "throughput / raw, calls of 3 ms and more": (
         "on idle cores a batch takes about 0.3 ms longer than the raw call. The engine thread's own work is "
         "0.06 ms of it; the rest is probably waiting for the interpreter lock on a core that slept, for "
-        "earlier runs in which others used 10 to 12 % of the cores kept 1.00 and 1.04. Not tried yet: joining "
+        "earlier runs in which others used 10 to 12 % kept 1.00 and 1.04. Not tried yet: joining "
         "and starting the next full batch from a second thread while the present call runs."
     ),
     "added us a request, engine that does nothing, 64 callers": (
