@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,11 +169,16 @@ class _Capture(logging.Handler):
 
 @contextmanager
 def _scratch_copy(path: Path) -> Iterator[Path]:
-    """Yield a writable copy in a folder of its own: ModelOpt rewrites the file that it is given."""
+    """Yield a writable copy in a folder of its own: ModelOpt rewrites the file that it is given.
+
+    That folder is the working folder meanwhile: shape inference that stops half-way leaves its model and
+    weights there, which would be the user's own, or one that cannot be written.
+    """
     with tempfile.TemporaryDirectory(prefix="edgeglm-modelopt-") as folder:
         copy = Path(folder) / "model.onnx"
         shutil.copyfile(path, copy)
-        yield copy
+        with chdir(folder):
+            yield copy
 
 
 @contextmanager
