@@ -60,7 +60,8 @@ def explain(plan: Plan, store: Store) -> list[Explanation]:
             found.append(Explanation(stage=node.name, state="reused", seconds=seconds))
             continue
         before = _before(store.root, plan, node)
-        reasons = tuple(changes(before, parts)) if before is not None else ("never made with this recipe",)
+        now = json.loads(json.dumps(parts))  # as it would be read back: a tuple is a list there
+        reasons = tuple(changes(before, now)) if before is not None else ("never made with this recipe",)
         found.append(
             Explanation(stage=node.name, state="runs", reasons=reasons or ("its artifact left the store",))
         )
