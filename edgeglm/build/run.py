@@ -22,7 +22,7 @@ from edgeglm.bundle.pack import archive_path, write_bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, StageResult
 from edgeglm.data.pairs import PairSet
@@ -119,7 +119,11 @@ def run_build(
 
 
 def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> None:
-    """Stop where a required gate is not met."""
+    """Stop where a required gate is not met, or could not be judged."""
+    if node.name == "pairs" and not PairSet.open(made["pairs"]).tracks:
+        raise UserError(
+            "no image is held out of training, so nothing could be evaluated; raise data.unseen_fraction"
+        )
     if node.name not in ("teacher-evaluation", "export-evaluation"):
         return
     tracks = PairSet.open(made["pairs"]).tracks
