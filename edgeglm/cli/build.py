@@ -74,9 +74,11 @@ def resolved_recipe(
     if data is not None:
         source = "parquet" if data.suffix == ".parquet" else "folder"
         changed = msgspec.structs.replace(changed, source=source, path=str(data.resolve()))
-        # The floor of a shipped recipe is that of the shipped data; one's own data has its own.
-        gates = msgspec.structs.replace(recipe.gates, teacher_map10=0.0)
-        recipe = msgspec.structs.replace(recipe, name=data.stem or "own", gates=gates)
+        recipe = msgspec.structs.replace(recipe, name=data.stem or "own")
+        if not name.endswith(".toml") and not any("teacher_map10" in override for override in overrides):
+            # The floor of a shipped recipe is that of the shipped data; one's own data has its own.
+            gates = msgspec.structs.replace(recipe.gates, teacher_map10=0.0)
+            recipe = msgspec.structs.replace(recipe, gates=gates)
     return msgspec.structs.replace(recipe, data=changed)
 
 
@@ -93,6 +95,10 @@ def _built(
     def on_stage(result: StageResult) -> None:
         if result.reused:
             reused.append(result.stage)
+        measured = result.artifact.provenance["measured"]
+        if result.stage == "pairs" and (skipped := measured.get("skipped")):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+            app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
 
     with app.progress.task(f"Building for {target.name}"):
         plan: Plan = plan_build(recipe, target, store, app.progress)
