@@ -53,6 +53,13 @@ class Project:
     root: Path
     store: Path
 
+    @property
+    def here(self) -> Path:
+        """The working folder of every command line; nothing may be left in it."""
+        folder = self.root / "here"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def arguments(self, verb: str, target: str, *more: str) -> list[str]:
         return [verb, "--recipe", str(self.root / "recipe.toml"), "--target", target, *more]
 
@@ -64,6 +71,7 @@ class Project:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setenv("EDGEGLM_STORE", str(self.store))
             patch.delenv("EDGEGLM_TRACEBACK", raising=False)
+            patch.chdir(self.here)
             code = cli.exit_code([str(argument) for argument in arguments])
         return Said(code, out.getvalue(), err.getvalue())
 
@@ -87,6 +95,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-c", "\n".join(lines), *arguments],
             env={**os.environ, "EDGEGLM_STORE": str(self.store)},
+            cwd=self.here,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

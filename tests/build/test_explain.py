@@ -1,0 +1,82 @@
+"""If these fail, `edgeglm explain` sends a user after the wrong change."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.build.conftest import Project, Said
+from tests.tiny_towers import RECIPE
+
+
+def states(said: Said) -> dict[str, str]:
+    assert said.code == 0, said.err
+    return {entry["stage"]: entry["state"] for entry in said.json}
+
+
+def reasons(said: Said) -> dict[str, list[str]]:
+    return {entry["stage"]: entry["reasons"] for entry in said.json if entry["reasons"]}
+
+
+def test_after_a_build_everything_would_be_reused(project: Project, cold: Said) -> None:
+    said = project.edgeglm(*project.arguments("explain", "cpu", "--json"))
+    assert set(states(said).values()) == {"reused"}
+    assert reasons(said) == {}
+
+
+def test_a_changed_key_is_named_with_both_values(project: Project, cold: Said) -> None:
+    said = project.edgeglm(*project.arguments("explain", "cpu", "--json", "--set", "teacher.epochs=2"))
+    found = states(said)
+    assert [stage for stage, state in found.items() if state == "reused"] == [
+        "pairs",
+        "backbones",
+        "features",
+    ]
+    assert [stage for stage, state in found.items() if state == "runs"] == ["teacher"]
+    assert reasons(said)["teacher"] == ["config.epochs: 1 -> 2"]
+    assert reasons(said)["targets"] == ["after teacher"]
+    again = project.edgeglm(*project.arguments("explain", "cpu", "--json"))
+    assert set(states(again).values()) == {"reused"}, "to explain changes nothing"
+
+
+def test_a_changed_target_reaches_compile_and_pack_alone(project: Project, cold: Said) -> None:
+    said = project.edgeglm(*project.arguments("explain", "jetson-orin-nx", "--json"))
+    found = states(said)
+    # On a CPU an INT8 graph computes in FP32 besides, on a GPU in FP16; hence the first two.
+    assert {stage for stage, state in found.items() if state != "reused"} <= {
+        "quantize",
+        "latency",
+        "compile",
+        "pack",
+    }
+    if found["quantize"] == "runs":
+        assert reasons(said)["quantize"] == ["config.high_precision: fp32 -> fp16"]
+    else:
+        assert reasons(said)["compile"] == ["never made with this recipe"]
+
+
+def test_a_changed_caption_is_traced_to_the_data(project: Project, cold: Said, tmp_path: Path) -> None:
+    shutil.copytree(project.root / "data", tmp_path / "data")
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(root=project.root))
+    moved = Project(tmp_path, project.store)
+    assert set(states(moved.edgeglm(*moved.arguments("explain", "cpu", "--json"))).values()) == {"reused"}
+    file = tmp_path / "data" / "pairs.jsonl"
+    file.write_text(file.read_text().replace("a red circle", "a crimson circle"))
+    said = moved.edgeglm(*moved.arguments("explain", "cpu", "--json"))
+    assert states(said)["pairs"] == "runs"
+    (why,) = reasons(said)["pairs"]
+    assert why.startswith("inputs.own: ")
+    assert reasons(said)["features"] == ["after pairs"]
+
+
+def test_an_emptied_store_is_told_from_a_change(project: Project, cold: Said, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(project.store / "history", store / "history")
+    said = Project(project.root, store).edgeglm(*project.arguments("explain", "cpu", "--json"))
+    assert states(said)["pairs"] == "runs"
+    assert reasons(said)["pairs"] == ["its artifact left the store"]
+
+
+def test_the_table_shows_the_time_that_a_reused_stage_took(project: Project, cold: Said) -> None:
+    lines = project.edgeglm(*project.arguments("explain", "cpu")).out.splitlines()
+    assert any("teacher" in line and "reused" in line and "took" in line for line in lines)

@@ -1,0 +1,229 @@
+"""If these fail, a user gets a bundle that is not good enough, or no word of how to put things right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgeglm.build.evaluations import exported_on_tracks
+from edgeglm.bundle.verify import open_bundle
+from tests.build.conftest import Project, Said
+
+
+def remedy(said: Said) -> str:
+    """Return the last clause of the one message of a command that failed."""
+    lines = said.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, said.err
+    assert "Traceback" not in said.err
+    return errors[0].rpartition(";")[2]
+
+
+@pytest.mark.parametrize(
+    ("gate", "words", "last"),
+    [
+        ("teacher_map10", "the teacher's mAP@10 on held-out", "lower gates.teacher_map10"),
+        ("student_ratio", "student / teacher mAP@10", "lower gates.student_ratio"),
+    ],
+)
+def test_below_a_gate_nothing_is_packed(
+    gate: str, words: str, last: str, project: Project, cold: Said, tmp_path: Path
+) -> None:
+    said = project.build("cpu", "--set", f"gates.{gate}=1.0", output=tmp_path / "bundle")
+    assert said.code == 3
+    assert words in said.err
+    assert last in remedy(said)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
+    project: Project, cold: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse_at_fp16(towers: Mapping[str, Path], *others: Any) -> Any:
+        metrics, rows = exported_on_tracks(towers, *others)
+        if towers["image"].parent.name != "fp32":
+            value = metrics["held-out"].map10.value / 2
+            half = msgspec.structs.replace(metrics["held-out"].map10, value=value)
+            metrics = {"held-out": msgspec.structs.replace(metrics["held-out"], map10=half)}
+        return metrics, rows
+
+    monkeypatch.setattr("edgeglm.build.quantize_stage.exported_on_tracks", worse_at_fp16)
+    changed = ("--set", 'quantize.candidates=["fp16"]', "--set", "gates.quantized_ratio=0.98")
+    said = project.build("jetson-orin-nano", *changed, output=tmp_path / "bundle")
+    assert said.code == 0, said.err
+    rows = {row["title"]: row for row in said.json["rows"]}
+    assert not rows["Student, FP16"]["kept"]
+    with open_bundle(tmp_path / "bundle") as opened:
+        manifest = opened.manifest
+        names = opened.names("models")
+    assert [variant.name for variant in manifest.variants] == ["fp32"]
+    assert manifest.default_variant == "fp32"
+    (left,) = manifest.left_out
+    assert left.name == "fp16"
+    assert "< 0.98" in left.reason
+    assert not any("fp16" in name for name in names)
+    assert left.reason in (tmp_path / "bundle" / "report.html").read_text().replace("&lt;", "<")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["--target", "jetson-agz"], "did you mean 'jetson-agx'?"),
+        (["--target", "./none.toml"], "give the path of a TOML file"),
+        (["--target", "cpu", "--recipe", "defualt"], "did you mean 'default'?"),
+        (["--target", "cpu", "--recipe", "none.toml"], "give the path of a TOML file"),
+        (["--target", "cpu", "--set", "student.sise=edge-xs"], "did you mean 'student.size'?"),
+        (["--target", "cpu", "--set", "teacher.epochs=many"], "give teacher.epochs a value of that kind"),
+        (["--target", "cpu", "--set", "teacher.epochs=0"], "give teacher.epochs a value of that kind"),
+        (["--target", "cpu", "--set", "nonsense"], "write it as section.key=value"),
+        (["--target", "cpu", "--set", "seed.x=1"], "write section.key=value"),
+        (["--target", "cpu", "--data", "nowhere"], "pairs.jsonl and the images"),
+        (["--target", "cpu", "--data", "nowhere.parquet"], "make it (Parquet)"),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_say_what_to_write(
+    arguments: list[str], last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEGLM_OFFLINE", "1")
+    said = Project(tmp_path, tmp_path / "store").edgeglm("build", *arguments)
+    assert said.code == 2, said.err
+    assert last in remedy(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "last"),
+    [
+        ({"student.size": "edge-xl"}, "unknown student size 'edge-xl'", "did you mean"),
+        ({"teacher.image": "[]"}, "teacher.image is empty", "name at least one image backbone"),
+        ({"data.unseen_fraction": "0.0"}, "nothing could be evaluated", "raise data.unseen_fraction"),
+        ({"teacher.text": "efficientnet-lite0"}, "efficientnet-lite0", ""),
+        ({"teacher.image": '["/nowhere/vit"]'}, "/nowhere/vit", "give the path of one that exists"),
+        ({"teacher.lora_targets": '["q_proj"]'}, "q_proj", "choose from"),
+        ({"quantize.text_policy": "everything"}, "everything", ""),
+    ],
+)
+def test_a_recipe_that_cannot_work_says_so(
+    changed: dict[str, str],
+    words: str,
+    last: str,
+    project: Project,
+    cold: Said,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEGLM_OFFLINE", "1")
+    more = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+    said = project.build("cpu", *more, output=tmp_path / "bundle")
+    assert said.code == 2, said.err
+    assert words in said.err
+    assert last in remedy(said)
+    assert not (tmp_path / "bundle").exists()
+
+
+def _folder(project: Project, out: Path, lines: list[str]) -> Path:
+    """Write a folder with the project's first pictures, one that is none, and these lines."""
+    (out / "images").mkdir(parents=True)
+    for name in ("red-circle", "red-square", "blue-ring"):
+        picture = (project.root / "data" / "images" / f"{name}.png").read_bytes()
+        (out / "images" / f"{name}.png").write_bytes(picture)
+    (out / "images" / "torn.png").write_bytes(picture[: len(picture) // 2])
+    (out / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return out
+
+
+GOOD = '{"image": "images/red-circle.png", "text": "a red circle"}'
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ('{"image": "images/red-square.png", "text": ', "pairs.jsonl line 2"),
+        ('{"image": "images/red-square.png"}', "pairs.jsonl line 2"),
+        ('{"image": "images/none.png", "text": "nothing"}', "images/none.png"),
+        ('{"image": "images/torn.png", "text": "torn"}', "images/torn.png"),
+        ('{"image": "images/red-square.png", "text": "  "}', "pairs.jsonl line 2: the caption is empty"),
+        ('{"image": "../outside.png", "text": "out"}', "'../outside.png' climbs out"),
+        ("", "1 usable pair"),
+    ],
+)
+def test_bad_pairs_are_named_by_line_or_path(
+    second: str, words: str, project: Project, tmp_path: Path
+) -> None:
+    folder = _folder(project, tmp_path / "own", [GOOD, second])
+    said = project.build("cpu", "--data", str(folder), output=tmp_path / "bundle")
+    assert said.code == 2, said.err
+    assert words in said.err
+    assert remedy(said).strip()
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_skip_bad_leaves_bad_pairs_out_and_says_how_many(
+    project: Project, cold: Said, tmp_path: Path
+) -> None:
+    lines = (project.root / "data" / "pairs.jsonl").read_text().splitlines()
+    bad = [
+        "{",
+        '{"image": "images/none.png", "text": "nothing"}',
+        '{"image": "images/torn.png", "text": "torn"}',
+        '{"image": "images/red-circle.png", "text": ""}',
+    ]
+    folder = tmp_path / "own"
+    _folder(project, folder, [*lines, *bad])
+    for path in (project.root / "data" / "images").iterdir():
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+    arguments = project.arguments("build", "cpu", "--data", str(folder), "--skip-bad", "--threads", "1")
+    gate = ("--set", "gates.teacher_map10=1.0", "--set", "teacher.lora_epochs=0")  # which ends it early
+    said = project.edgeglm(*arguments, *gate, "--output", tmp_path / "bundle")
+    assert said.code == 3, said.err
+    assert "4 pairs left out" in said.err
+    for reason in ("broken line", "missing image", "corrupt image", "empty caption"):
+        assert reason in said.err
+
+
+def test_a_folder_that_holds_something_else_is_left_as_it_is(
+    project: Project, cold: Said, tmp_path: Path
+) -> None:
+    kept = tmp_path / "holiday" / "beach.jpg"
+    kept.parent.mkdir()
+    kept.write_bytes(b"sand")
+    said = project.build("cpu", output=kept.parent)
+    assert said.code == 2
+    assert str(kept.parent) in said.err
+    assert "choose another place" in remedy(said)
+    assert kept.read_bytes() == b"sand"
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(project: Project, cold: Said, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = project.build("cpu", output=tmp_path / "file" / "bundle")
+    assert said.code == 2, said.err
+    assert str(tmp_path / "file") in said.err
+
+
+def test_a_store_that_cannot_be_written_is_named(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = Project(project.root, tmp_path / "file" / "store").build("cpu", output=tmp_path / "bundle")
+    assert said.code == 2
+    assert "set EDGEGLM_STORE to a folder that can be written" in remedy(said)
+
+
+def test_a_dry_run_fetches_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEGLM_OFFLINE", "1")
+    project = Project(tmp_path, tmp_path / "store")
+    said = project.edgeglm(
+        "build", "--target", "cpu", "--dry-run", "--json", "--skip-bad", "--data", str(tmp_path)
+    )
+    assert said.code == 0, said.err
+    assert said.json["stages"][0] == "pairs"
+    assert said.json["stages"][-2:] == ["compile", "pack"]
+    recipe = said.json["recipe"]
+    assert recipe["data"] == {**recipe["data"], "skip_bad": True, "source": "folder", "path": str(tmp_path)}
+    assert recipe["gates"]["teacher_map10"] == 0.0, "the floor is that of the shipped data"
+    assert not (tmp_path / "store").exists()
+    assert json.loads(json.dumps(said.json)) == said.json

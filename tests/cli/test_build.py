@@ -1,0 +1,65 @@
+"""What `edgeglm build` writes to a terminal; what it does is tested in tests/build."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch", reason="the host half is not installed")
+
+from edgeglm.build.run import Row
+from edgeglm.cli import main as cli
+from edgeglm.cli.build import resolved_recipe, row_line
+from edgeglm.evaluate.retrieval import Interval, TrackMetrics
+
+
+def metrics(value: float, queries: int = 10) -> TrackMetrics:
+    return TrackMetrics(
+        map10=Interval(value=value, low=value, high=value),
+        r1=value / 2,
+        r10=value,
+        r1_i2t=value / 4,
+        r10_i2t=value,
+        queries=queries,
+        gallery=20,
+    )
+
+
+def test_a_row_shows_time_figures_and_size() -> None:
+    row = Row(
+        title="Teacher", seconds=12.34, reused=False, metrics={"catalogue": metrics(0.6)}, size_bytes=10
+    )
+    cells = row_line(row).split()
+    assert cells[:5] == ["Teacher", "12.3", "s", "0.600", "-"]
+    assert "left out" not in row_line(row)
+
+
+def test_a_reused_row_shows_no_time_of_its_own() -> None:
+    line = row_line(Row(title="Teacher", seconds=12.3, reused=True, metrics={"unseen": metrics(0.5)}))
+    assert line.split()[1:4] == ["reused", "-", "0.500"]
+
+
+def test_a_candidate_left_out_says_why() -> None:
+    row = Row(title="INT8", seconds=0.0, reused=False, metrics={}, kept=False, note="kept 0.97 of FP32")
+    assert row_line(row).endswith("left out: kept 0.97 of FP32")
+
+
+def test_ones_own_data_takes_its_name_from_the_folder(tmp_path) -> None:
+    recipe = resolved_recipe("default", ("student.size=edge-xs",), tmp_path / "shop.parquet")
+    assert (recipe.name, recipe.data.source, recipe.student.size) == ("shop", "parquet", "edge-xs")
+
+
+def test_the_resolved_recipe_of_a_dry_run_can_be_read_again(
+    capsys: pytest.CaptureFixture[str], tmp_path
+) -> None:
+    from edgeglm.core.recipe import recipe_from_toml
+
+    assert cli.exit_code(["build", "--target", "t4", "--dry-run", "--set", "seed=7"]) == 0
+    text = capsys.readouterr().out.partition("\nstages: ")[0]
+    assert recipe_from_toml(text, origin="dry run") == resolved_recipe("default", ("seed=7",))
+
+
+@pytest.mark.parametrize("name", ["default", "ensemble"])
+def test_every_shipped_recipe_resolves(name: str) -> None:
+    recipe = resolved_recipe(name, ())
+    assert recipe.name == name
+    assert recipe.description
