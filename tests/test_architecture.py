@@ -158,10 +158,13 @@ def test_an_absent_system_part_skips_loudly_here_and_fails_in_ci(
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = shutil.ignore_patterns(
-        ".*", "build", "dist", "bundles", "*.egg-info", "__pycache__", "tests", "docs"
-    )
-    shutil.copytree(repository, source, symlinks=True, ignore=ignored)
+    outputs = {"build", "dist", "bundles", "tests", "docs"}  # at the top: edgeglm/build is a room
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
+
+    def left_out(directory: str, names: list[str]) -> set[str]:
+        return ignored(directory, names) | (outputs if Path(directory) == repository else set())
+
+    shutil.copytree(repository, source, symlinks=True, ignore=left_out)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", build, folder],
