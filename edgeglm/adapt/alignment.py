@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora
-from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.data.pairs import PairSet
 from edgeglm.models.projection import ProjectionHead
+from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import Group, fit, shuffled, steps_in
 from edgeglm.train.losses import concept_contrastive
 
@@ -31,55 +30,6 @@ MIN_LORA_STEPS = 20
 MAX_CONCEPTS = 4096
 _LORA_CLIP = 1.0
 _LORA_HEAD_RATE = 0.3  # of the heads' own rate, while LoRA moves the features under them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Concepts:
-    """The labelled part of the pairs, by concept.
-
-    Attributes:
-        image_N: int64, the labelled images.
-        concept_N: int64, the concept of each of them, 0 to K - 1.
-        texts: Distinct captions.
-        captions: For each concept the positions of its captions in ``texts``.
-    """
-
-    image_N: Tensor
-    concept_N: Tensor
-    texts: tuple[str, ...]
-    captions: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, pairs: PairSet) -> Concepts:
-        """Collect them. Raises UserError for fewer than two concepts."""
-        labelled = pairs.by_role("labelled").tolist()
-        names = sorted({pairs.rows[i].concept for i in labelled})
-        if len(names) < 2:
-            raise UserError(
-                f"the labelled pairs hold {len(names)} concept; give at least two different captions"
-            )
-        place = {name: index for index, name in enumerate(names)}
-        texts = pairs.training_texts()
-        position = {text: index for index, text in enumerate(texts)}
-        captions: list[list[int]] = [[] for _ in names]
-        for i in labelled:
-            row = pairs.rows[i]
-            known = captions[place[row.concept]]
-            known.extend(position[text] for text in row.captions if position[text] not in known)
-        return cls(
-            image_N=torch.tensor(labelled),
-            concept_N=torch.tensor([place[pairs.rows[i].concept] for i in labelled]),
-            texts=texts,
-            captions=tuple(tuple(own) for own in captions),
-        )
-
-    def __len__(self) -> int:
-        """Return K."""
-        return len(self.captions)
-
-    def names(self) -> Tensor:
-        """Return the first caption of each concept, int64 [K], positions in ``texts``."""
-        return torch.tensor([own[0] for own in self.captions])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ Shapes: B batch, R resolution, F features.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import msgspec
 from edgeglm.assets import asset_member, asset_named
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
+from edgeglm.models.published import lite0_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,20 +96,6 @@ def image_module(name: str, source: Artifact, resolution: int) -> tuple[nn.Modul
     else:
         tower = load_image_tower(source.path, resolution=side)
     return tower, tower.resolution
-
-
-def lite0_state(source: Artifact) -> dict[str, Any]:
-    """Return the published weights of EfficientNet-Lite0. Raises UserError when they are damaged."""
-    import torch
-
-    data = asset_member(source, asset_named("efficientnet-lite0").members["weights"])
-    try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(
-            f"cannot read the weights of EfficientNet-Lite0: {error}; fetch them again"
-        ) from error
-    return state
 
 
 def _exported(module: nn.Module, path: Path, *, name: str, title: str, resolution: int) -> Backbone:

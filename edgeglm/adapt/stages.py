@@ -17,7 +17,7 @@ from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.tokenization import TextPreprocessing, Tokenizer
+from edgeglm.data.tokenization import TextPreprocessing
 from edgeglm.data.transforms import model_input_from_pixels
 
 _FEATURE_BATCH = 64
@@ -155,8 +155,9 @@ class TeacherStage(Stage[TeacherConfig]):
         """Align, then export the heads and the merged text tower; parity is asserted."""
         import torch
 
-        from edgeglm.adapt.alignment import Alignment, Concepts
+        from edgeglm.adapt.alignment import Alignment
         from edgeglm.adapt.text_teacher import load_text_teacher
+        from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
 
         pairs = PairSet.open(inputs["pairs"])
@@ -187,12 +188,6 @@ class TeacherStage(Stage[TeacherConfig]):
         record = {"parameters": counts, "curves": alignment.curves, "parity": parity}
         (out / "teacher.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
         return {**record, "lora_merge_difference": alignment.merge_difference}
-
-
-def teacher_tokenizer(folder: Path) -> tuple[Tokenizer, TextPreprocessing]:
-    """Open the tokenizer of a teacher artifact and how it is used."""
-    settings = msgspec.json.decode((folder / "text.json").read_bytes(), type=TextPreprocessing)
-    return Tokenizer(folder / "tokenizer.json", lowercase=settings.lowercase), settings
 
 
 def _parameters(module: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeglm.adapt.stages import teacher_tokenizer
+from edgeglm.data.tokenization import teacher_tokenizer
 from edgeglm.build.export_stage import load_students
 from edgeglm.bundle.opened import Preprocessing
 from edgeglm.core.artifact import Artifact

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from edgeglm.adapt.stages import teacher_tokenizer
+from edgeglm.data.tokenization import teacher_tokenizer
 from edgeglm.bundle.opened import Preprocessing
 from edgeglm.core.recipe import ExportConfig
 from edgeglm.core.stage import Context, Inputs, Stage

@@ -41,6 +41,7 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.export.costs import costs_sources
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target, toml_from_resolved
 
 BUNDLE_FOLDER = "bundle"
@@ -169,6 +170,12 @@ def _models(inputs: Inputs) -> dict[str, Path | bytes]:
     }
     found.update({name: compiled.path / name for name in compiled.files if name.startswith("engines/")})
     found["compile.json"] = compiled.path / "compile.json"
+    folder = quantize.path / "models"
+    towers = {
+        variant: {tower: folder / variant / f"{tower}.onnx" for tower in parts}
+        for variant, parts in variants_of(quantize.files).items()
+    }
+    found.update(costs_sources(towers))  # so that a device can plan without the onnx package
     found["precision_plan.json"] = quantize.path / "precision_plan.json"
     found["calibration.json"] = quantize.path / "calibration.json"
     return found

@@ -86,7 +86,8 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     is the side of its images in pixels, ``max_length`` the most tokens of a text. ``label_weight`` is
     the share of the labels in the image tower's loss; the rest of it comes from the teacher.
     ``corpus`` counts the phrases of ordinary words that the teacher embeds besides the captions, of
-    which ``anchors`` join the concepts' names as what similarities are compared on.
+    which ``anchors`` join the concepts' names as what similarities are compared on. A caption comes
+    ``caption_repeats`` times an epoch.
     """
 
     size: str = "edge-s"
@@ -95,7 +96,7 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     resolution: Positive = 64
     max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
     temperature: Rate = 0.05
-    image_epochs: Positive = 10
+    image_epochs: Positive = 14
     image_batch_size: Positive = 64
     image_learning_rate: Rate = 2e-3
     label_weight: Fraction = 0.2
@@ -103,7 +104,7 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     caption_repeats: Positive = 4
     corpus: Count = 20_000
     anchors: Count = 2_000
-    text_epochs: Positive = 16
+    text_epochs: Positive = 20
     text_batch_size: Positive = 256
     text_learning_rate: Rate = 4e-3
     weight_decay: Fraction = 0.05

@@ -98,3 +98,9 @@ class Tokenizer:
             if found is not None:
                 return int(found)
         return 0
+
+
+def teacher_tokenizer(folder: Path) -> tuple[Tokenizer, TextPreprocessing]:
+    """Open the tokenizer of a teacher artifact and how it is used."""
+    settings = msgspec.json.decode((folder / "text.json").read_bytes(), type=TextPreprocessing)
+    return Tokenizer(folder / "tokenizer.json", lowercase=settings.lowercase), settings

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeglm.adapt.stages import teacher_tokenizer
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
+from edgeglm.data.tokenization import teacher_tokenizer
 
 _CODE = (
     "edgeglm.distill",
@@ -24,6 +24,7 @@ _CODE = (
     "edgeglm.models.students",
     "edgeglm.models.efficientnet_lite",
     "edgeglm.models.projection",
+    "edgeglm.models.published",
 )
 _LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
 
@@ -102,9 +103,9 @@ class ImageStudentStage(Stage[StudentStageConfig]):
         """Train on the cached embeddings."""
         import torch
 
-        from edgeglm.adapt.alignment import Concepts
-        from edgeglm.adapt.backbones import lite0_state
         from edgeglm.distill.image_student import fit_image_student, image_student
+        from edgeglm.models.published import lite0_state
+        from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
 
         pairs, config = PairSet.open(inputs["pairs"]), self.config.student
@@ -141,8 +142,8 @@ class TextStudentStage(Stage[StudentStageConfig]):
         """Train on the cached embeddings."""
         import torch
 
-        from edgeglm.adapt.alignment import Concepts
         from edgeglm.distill.text_student import fit_text_student, text_student
+        from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
 
         pairs, config = PairSet.open(inputs["pairs"]), self.config.student

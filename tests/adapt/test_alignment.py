@@ -14,13 +14,14 @@ import msgspec  # noqa: E402
 
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt import text_teacher  # noqa: E402
-from edgeglm.adapt.alignment import Alignment, Concepts  # noqa: E402
+from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, load_text_teacher, merge_lora  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import EdgeglmError, UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
+from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 from tests.tiny_towers import write_bert  # noqa: E402
