@@ -82,6 +82,11 @@ def write_bundle(
     return destination
 
 
+def require_free(destination: Path, archive: ArchiveKind = "none") -> None:
+    """Raise UserError if something that is no bundle lies where one is to go: asked before long work."""
+    _refuse_to_overwrite(destination, archive_path(destination, archive))
+
+
 def archive_path(destination: Path, archive: ArchiveKind) -> Path | None:
     """Return where ``write_bundle`` puts the archive, or None if there is to be none."""
     return None if archive == "none" else destination.with_name(f"{destination.name}.{archive}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ def command(
     dry_run: bool,
 ) -> None:
     """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
+    from edgeglm.bundle.pack import require_free
     from edgeglm.targets.schema import load_target
 
     wanted = load_target(target)
@@ -53,6 +55,7 @@ def command(
     destination = output or Path("bundles") / wanted.name
     if dry_run:
         return _print_plan(app, resolved, wanted, destination)
+    require_free(destination, resolved.pack.archive)
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads)
     _print_end(app, built, reused, time.perf_counter() - started)
@@ -74,7 +77,8 @@ def resolved_recipe(
     if data is not None:
         source = "parquet" if data.suffix == ".parquet" else "folder"
         changed = msgspec.structs.replace(changed, source=source, path=str(data.resolve()))
-        recipe = msgspec.structs.replace(recipe, name=data.stem or "own")
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().stem).strip("-._")[:64]
+        recipe = msgspec.structs.replace(recipe, name=plain or "own")
         if not name.endswith(".toml") and not any("teacher_map10" in override for override in overrides):
             # The floor of a shipped recipe is that of the shipped data; one's own data has its own.
             gates = msgspec.structs.replace(recipe.gates, teacher_map10=0.0)

@@ -145,7 +145,7 @@ class PackConfig(Section, frozen=True, kw_only=True):
 class Recipe(Section, frozen=True, kw_only=True):
     """One whole recipe. ``name`` and ``description`` change nothing that is computed."""
 
-    name: str = "default"
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     description: str = ""
     seed: int = 0
     data: DataConfig = DataConfig()
