@@ -28,10 +28,13 @@ from edgeglm.bundle.manifest import (
     TensorRecord,
     TowerRecord,
     VariantRecord,
+    content_digest,
 )
 from edgeglm.bundle.opened import GalleryItem
 from edgeglm.bundle.pack import write_bundle
+from edgeglm.bundle.verify import open_bundle
 from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.compile.shell import write_with_shell
 from edgeglm.compile.stage import variants_of
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_bytes, sha256_file
@@ -42,6 +45,7 @@ from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.export.costs import costs_sources
+from edgeglm.report import render_report
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target, toml_from_resolved
 
 BUNDLE_FOLDER = "bundle"
@@ -94,7 +98,12 @@ class PackStage(Stage[PackStageConfig]):
     """``bundle/``: the whole bundle."""
 
     name = "pack"
-    code: ClassVar[tuple[str, ...]] = ("edgeglm.build", "edgeglm.bundle", "edgeglm.report")
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.build",
+        "edgeglm.bundle",
+        "edgeglm.report",
+        "edgeglm.compile.shell",
+    )
     libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "pillow", "onnxruntime-gpu", "numpy")
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
@@ -111,26 +120,17 @@ class PackStage(Stage[PackStageConfig]):
             sources["NOTICE.md"] = notice(manifest).encode()
             licences = msgspec.to_builtins(manifest.licences)
             sources["licences.json"] = json.dumps(licences, indent=1).encode()
-            sources["metrics.json"] = json.dumps(
-                _metrics(inputs, manifest), indent=1, sort_keys=True
-            ).encode()
-            from edgeglm.bundle.manifest import FileRecord, content_digest  # the report quotes the digest
-            from edgeglm.core.digest import sha256_bytes, sha256_file
-            from edgeglm.report import render_report
-
-            files = {
-                name: FileRecord(
-                    sha256=sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source), size=0
-                )
-                for name, source in sources.items()
-            }
-            page = render_report(
-                report_of(
-                    inputs, pairs, self.config.recipe, self.config.target, manifest, content_digest(files)
-                )
-            )
+            metrics = _metrics(inputs, manifest)
+            sources["metrics.json"] = json.dumps(metrics, indent=1, sort_keys=True).encode()
+            recipe, target = self.config.recipe, self.config.target
+            digest = content_digest(_listed(sources))  # the report quotes it, and is no part of it
+            page = render_report(report_of(inputs, pairs, recipe, target, manifest, digest))
             sources["report.html"] = page.encode()
-            write_bundle(out / BUNDLE_FOLDER, sources=sources, manifest=manifest, archive="none")
+            folder = write_bundle(out / BUNDLE_FOLDER, sources=sources, manifest=manifest, archive="none")
+            if any(member.arch == "aarch64" for member in target.members):
+                with open_bundle(folder) as bundle:
+                    whole = write_with_shell(bundle, target)
+                    write_bundle(folder, sources=whole, manifest=manifest, archive="none")
             task.advance()
         return {"bytes": sum(p.stat().st_size for p in (out / BUNDLE_FOLDER).rglob("*") if p.is_file())}
 

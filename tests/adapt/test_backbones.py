@@ -11,8 +11,6 @@ torch = pytest.importorskip("torch", reason="the host half is not installed")
 from edgeglm.adapt.backbones import backbone_onnx  # noqa: E402
 from edgeglm.adapt.stages import source_spec  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
-from edgeglm.core.errors import UserError  # noqa: E402
-from edgeglm.models.published import lite0_state  # noqa: E402
 from tests.tiny_towers import write_vit  # noqa: E402
 
 
@@ -47,12 +45,3 @@ def test_a_folder_becomes_one_file_that_gives_the_models_own_features(tmp_path: 
 )
 def test_a_model_may_be_named_by_asset_hub_or_folder(name: str, spec: str) -> None:
     assert source_spec(name) == spec
-
-
-def test_damaged_weights_of_lite0_say_to_fetch_them_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edgeglm.adapt.backbones.asset_member", lambda *_: b"cut off")
-    source = Artifact(kind="asset", path=tmp_path, files={})
-    with pytest.raises(UserError, match="fetch them again"):
-        lite0_state(source)
