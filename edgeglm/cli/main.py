@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "Say what a build would reuse, and why the rest must run.",
     "finalize": "Make a bundle ready on the machine that runs it.",
     "run": "Search a bundle's gallery with words or with a picture.",
+    "serve": "Serve a bundle over HTTP and gRPC.",
     "bench": "Measure a bundle's speed on this machine, under MLPerf's loads.",
     "inspect": "Show what a bundle holds.",
     "verify": "Hold every byte of a bundle against its digests.",
@@ -42,6 +43,7 @@ COMMANDS = {
 _TRACEBACK_VARIABLE = "EDGEGLM_TRACEBACK"
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _DEVICE_PARTS = ("onnxruntime", "tokenizers", "PIL")
+_SERVE_PARTS = ("uvicorn", "starlette", "httptools", "uvloop", "grpc", "google")
 
 
 class LazyGroup(click.Group):
@@ -120,7 +122,7 @@ def exit_code(arguments: Sequence[str]) -> int:
 
 def _missing_part(error: ModuleNotFoundError) -> str:
     part = (error.name or "").partition(".")[0]
-    extra = "device" if part in _DEVICE_PARTS else "build"
+    extra = "device" if part in _DEVICE_PARTS else "serve" if part in _SERVE_PARTS else "build"
     return f"this command needs {part}, which is not installed; pip install 'edgeglm[{extra}]'"
 
 

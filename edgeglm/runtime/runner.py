@@ -14,7 +14,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.runtime.admission import Admission
 from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.crew import late_text
 from edgeglm.runtime.generation import Generation, requests_of
 from edgeglm.runtime.ledger import Event, Ledger, RunnerStats
@@ -134,11 +135,12 @@ class Runner:
         """
         return self._answer(tower, sample=sample, deadline=deadline, priority=priority)
 
-    async def swap(self, source: Source) -> None:
+    async def swap(self, source: Source, *, switched: Callable[[], None] | None = None) -> None:
         """Serve another bundle from now on. Returns once the former one has answered all it held.
 
         Both are in memory for a while. If the new one cannot be opened the runner goes on with the old
-        one and the error is raised.
+        one and the error is raised. ``switched`` is called in the moment from which new requests go to
+        the new one.
         """
         self._usable()
         fresh = await self._opened(source)
@@ -148,6 +150,8 @@ class Runner:
             raise RunnerClosedError("the runner was closed during the swap; open another one")
         former, self._current = self._current, fresh
         assert former is not None
+        if switched is not None:
+            switched()
         await asyncio.shield(self._spawn(self._retire(former)))
 
     async def close(self) -> None:
@@ -193,6 +197,11 @@ class Runner:
         """The variant that is served, and through what, in words; empty for towers given by name."""
         generation, _ = self._usable()
         return generation.source.variant, generation.source.words
+
+    @property
+    def contracts(self) -> Mapping[str, TowerContract]:
+        """What each tower takes and gives now, by name."""
+        return self._usable()[0].contracts
 
     @property
     def closing(self) -> bool:

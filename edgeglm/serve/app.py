@@ -1,0 +1,70 @@
+"""The HTTP face as one ASGI application: the guard, the way of inference, and all other routes.
+
+Starlette routes and parses what is asked now and then. The inference route is plain ASGI, since it is what
+an overhead of microseconds is promised for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Router
+
+from edgeglm.serve import operator_routes, plain_routes, v2_routes
+from edgeglm.serve.guard import App, Guard, Receive, Send
+from edgeglm.serve.json_answers import json_answer
+from edgeglm.serve.logs import Log
+from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.service import Service
+from edgeglm.serve.v2_infer import InferRoute
+
+_WORDS = {404: "there is nothing at this path; see /openapi.json", 405: "this path takes another method"}
+
+
+def asgi_app(
+    service: Service,
+    log: Log,
+    *,
+    http: HttpCounts,
+    grpc: HttpCounts,
+    routes: Sequence[BaseRoute] = (),
+    open_paths: tuple[str, ...] = (),
+) -> App:
+    """Return the application.
+
+    Args:
+        service: The bundle in service.
+        log: Where requests are logged.
+        http: Where they are counted.
+        grpc: The other face's counts, for ``/metrics``.
+        routes: More routes, such as those of a page.
+        open_paths: What of them needs no token; a path that ends in ``/`` stands for all below it.
+    """
+    infer = InferRoute(service)
+    router = Router(
+        routes=[
+            *v2_routes.routes(service),
+            *plain_routes.routes(service),
+            *operator_routes.routes(service, http, grpc),
+            *routes,
+        ]
+    )
+
+    async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path.startswith("/v2/models/") and path.endswith("/infer") and scope["method"] == "POST":
+            await infer(scope, receive, send)
+            return
+        scope["app"] = router  # the router then raises what it refuses
+        try:
+            await router(scope, receive, send)
+        except HTTPException as error:
+            answer = json_answer(
+                {"error": _WORDS.get(error.status_code, error.detail)}, status=error.status_code
+            )
+            answer.headers.update(error.headers or {})
+            await answer(scope, receive, send)
+
+    return Guard(app, service, log, http, open_paths=open_paths)

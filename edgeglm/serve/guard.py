@@ -1,0 +1,284 @@
+"""The outermost layer of the HTTP face: who may ask, how much, for how long; ids, headers, logs and counts.
+
+A plain ASGI callable, since every request pays for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edgeglm.runtime.requests import OverloadedError
+from edgeglm.serve.config import ServeConfig
+from edgeglm.serve.logs import Log
+from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.refusals import (
+    ForbiddenError,
+    GoneError,
+    SlowCallerError,
+    TooLargeError,
+    UnauthorizedError,
+    refusal_of,
+    words_of,
+)
+from edgeglm.serve.service import Service
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+_JSON = (b"content-type", b"application/json")
+_LARGE = 1 << 16  # bytes of an answer that may wait for its reader
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """Lets requests through to ``app``.
+
+    Args:
+        app: What answers. What it raises is told to the caller, in the protocol's ``{"error": ...}``.
+        service: The bundle in service.
+        log: Where requests are logged.
+        counts: Where they are counted.
+        open_paths: Paths that need no token, besides health; one that ends in ``/`` stands for all below.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        service: Service,
+        log: Log,
+        counts: HttpCounts,
+        *,
+        open_paths: tuple[str, ...] = (),
+    ) -> None:
+        self._app, self._service, self._log, self._counts = app, service, log, counts
+        self._config: ServeConfig = service.config
+        self._open = OPEN_PATHS | {path for path in open_paths if not path.endswith("/") or path == "/"}
+        self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
+        token = self._config.token
+        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._hosts = self._known_hosts()
+        self._ids = itertools.count(1)
+        self._prefix = os.urandom(4).hex()
+        self._active = 0
+        self._buffered = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return  # the server is told not to offer anything else
+        began = time.perf_counter()
+        headers = dict(scope["headers"])
+        id_ = self._id(headers)
+        scope["edgeglm_id"] = id_.decode()
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", id_),
+                    *self._service.identity.headers,
+                ]
+                await send(message)
+            elif len(message.get("body", b"")) > _LARGE:
+                await asyncio.wait_for(send(message), self._config.send_timeout)
+            else:
+                await send(message)
+
+        body = _Body(self, receive, headers)
+        self._active += 1
+        error: BaseException | None = None
+        try:
+            self._admit(scope, headers)
+            body.reserve()
+            await self._app(scope, body.receive, sending)
+        except asyncio.CancelledError:
+            status = status or 499
+            raise
+        except Exception as caught:
+            error = caught
+            if status:
+                raise  # the answer has begun: only the connection can be cut
+            await _refuse(caught, sending)
+        finally:
+            body.end()
+            self._active -= 1
+            self._buffered -= body.reserved
+            seconds = time.perf_counter() - began
+            self._counts.observe(scope["method"], scope["path"], status, seconds, error)
+            if self._config.access_log or error is not None:
+                self._log.request(scope, id_, status, seconds, error)
+
+    def reserve(self, size: int) -> None:
+        """Book bytes of a body. Raises OverloadedError if all bodies together have too many."""
+        if self._buffered + size > self._config.max_buffered:
+            raise OverloadedError("the server holds as many bytes of requests as it may; try later")
+        self._buffered += size
+
+    @property
+    def config(self) -> ServeConfig:
+        """The server's settings."""
+        return self._config
+
+    def _admit(self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"")
+        if self._hosts is not None and _host_name(host) not in self._hosts:
+            raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise ForbiddenError("a page of another site may not ask this server; open the server's own page")
+        if self._token is not None:
+            path = scope["path"]
+            given = headers.get(b"authorization", b"")
+            if (
+                not hmac.compare_digest(given, self._token)
+                and path not in self._open
+                and not (self._open_below and path.startswith(self._open_below))
+            ):
+                raise UnauthorizedError(
+                    "the bearer token is missing or wrong; send 'Authorization: Bearer TOKEN'"
+                )
+        if self._active > self._config.max_requests:
+            raise OverloadedError(
+                f"the server works on {self._config.max_requests} requests already; try later"
+            )
+
+    def _id(self, headers: dict[bytes, bytes]) -> bytes:
+        """Take the caller's id if it may stand in a log, or make one."""
+        given = headers.get(b"x-request-id")
+        if given is not None and 0 < len(given) <= 128 and all(33 <= byte <= 126 for byte in given):
+            return given
+        return b"%s-%d" % (self._prefix.encode(), next(self._ids))
+
+    def _known_hosts(self) -> frozenset[bytes] | None:
+        """Return the names by which the server may be called; None for any, where a token protects it."""
+        if not self._config.loopback and not self._config.hosts:
+            return None
+        names = {*_LOOPBACK, self._config.host, *self._config.hosts}
+        return frozenset(name.lower().encode() for name in names)
+
+
+class _Body:
+    """Counts the bytes of one request's body as they come."""
+
+    def __init__(self, guard: Guard, receive: Receive, headers: dict[bytes, bytes]) -> None:
+        self._guard, self._receive = guard, receive
+        length = headers.get(b"content-length", b"")
+        self._announced = int(length) if length.isdigit() else None
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._ended = self._late = False
+        self.reserved = 0
+
+    def reserve(self) -> None:
+        """Refuse at once what says that it is too large."""
+        if self._announced is not None:
+            self._check(self._announced)
+            self._book(self._announced)
+
+    async def receive(self) -> Message:
+        """Return the next part. Raises TooLargeError and SlowCallerError."""
+        if self._ended:
+            return await self._receive()
+        if self._timer is None:  # a timer of our own: wait_for would make a task for each request
+            self._task = asyncio.current_task()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._guard.config.body_timeout, self._give_up)
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            raise SlowCallerError("the body did not come in time; send it faster") from None
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            self._check(self._seen)
+            if self._seen > self.reserved:
+                self._book(self._seen - self.reserved)
+        if not message.get("more_body"):
+            self.end()
+        return message
+
+    def end(self) -> None:
+        """Wait for no more of the body."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _give_up(self) -> None:
+        self._late = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _check(self, size: int) -> None:
+        limit = self._guard.config.max_body
+        if size > limit:
+            raise TooLargeError(
+                f"a body of {size} bytes or more is over the limit of {limit}; send less at a time"
+            )
+
+    def _book(self, size: int) -> None:
+        self._guard.reserve(size)
+        self.reserved += size
+
+
+async def whole_body(receive: Receive) -> bytes:
+    """Read a request's body. Raises GoneError if the caller hangs up in the middle."""
+    message = await receive()
+    if message["type"] != "http.request":
+        raise GoneError("the caller hung up; send the whole request")
+    first: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        return first
+    parts = [first]
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise GoneError("the caller hung up; send the whole request")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def send_answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Send one answer in one piece."""
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse(error: Exception, send: Send) -> None:
+    refusal = refusal_of(error)
+    headers = [_JSON]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % refusal.retry_after))
+    if isinstance(error, UnauthorizedError):
+        headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
+    if isinstance(error, (TooLargeError, SlowCallerError, GoneError)):
+        headers.append((b"connection", b"close"))  # what is left of the body is not read
+    await send_answer(send, refusal.status, msgspec.json.encode({"error": words_of(error)}), headers)
+
+
+def _host_name(host: bytes) -> bytes:
+    name = host.lower()
+    if name.startswith(b"["):
+        return name[1:].partition(b"]")[0]
+    return name.partition(b":")[0]
+
+
+__all__ = ["App", "Guard", "Message", "Receive", "Send", "send_answer", "whole_body"]

@@ -1,0 +1,186 @@
+"""What an operator watches, as Prometheus reads it.
+
+Requests only increment plain counts; a collector turns those, the runner's books and the board's sensors
+into metrics when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from edgeglm.engines.board import conditions
+from edgeglm.runtime.ledger import RunnerStats
+from edgeglm.serve.service import Service
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+class Times:
+    """A histogram of seconds."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return cumulative counts as Prometheus has them."""
+        found, total = [], 0
+        for bound, count in zip((*map(str, SECONDS), "+Inf"), self.counts, strict=True):
+            total += count
+            found.append((bound, float(total)))
+        return found
+
+
+class HttpCounts:
+    """Counts of one face, HTTP or gRPC: by route and status, never by what a caller may make up."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, str, str]] = Counter()
+        self.times: dict[str, Times] = {}
+
+    def observe(
+        self, method: str, path: str, status: int, seconds: float, error: BaseException | None
+    ) -> None:
+        """Count an answer of the HTTP face."""
+        route = route_of(path)
+        self.answers[method if method in _KNOWN_METHODS else "other", route, str(status)] += 1
+        self._time(route, seconds)
+
+    def observe_call(self, method: str, code: str, seconds: float) -> None:
+        """Count an answer of the gRPC face."""
+        self.answers["grpc", method, code] += 1
+        self._time(method, seconds)
+
+    def _time(self, route: str, seconds: float) -> None:
+        times = self.times.get(route)
+        if times is None:
+            times = self.times[route] = Times()
+        times.observe(seconds)
+
+
+def route_of(path: str) -> str:
+    """Return one of a few names for a path, so that callers cannot make metrics without end."""
+    if path.startswith("/v2/models/"):
+        last = path.rpartition("/")[2]
+        return f"/v2/models/{last}" if last in ("infer", "ready", "config", "stats") else "/v2/models"
+    if path.startswith("/v2/repository/"):
+        return "/v2/repository"
+    first = "/".join(path.split("/", 3)[:3])
+    return first if first in _ROUTES else "other"
+
+
+_ROUTES = frozenset(
+    {"/", "/v2", "/v2/health", "/metrics", "/v1/embed", "/v1/search", "/v1/stats", "/v1/info", "/v1/pictures"}
+)
+
+
+class Collector:
+    """Gives Prometheus's client library the metrics of a service."""
+
+    def __init__(self, service: Service, http: HttpCounts, grpc: HttpCounts) -> None:
+        self._service, self._http, self._grpc = service, http, grpc
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metric families."""
+        from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+
+        service = self._service
+        facts = {name: str(value) for name, value in service.identity.facts.items() if name != "models"}
+        yield InfoMetricFamily("edgeglm_bundle", "The bundle in service.", value=facts)
+        ready = GaugeMetricFamily("edgeglm_ready", "Whether requests are answered.")
+        ready.add_metric([], float(service.ready))
+        yield ready
+        yield from _faces({"http": self._http, "grpc": self._grpc})
+        yield from _runner(service.runner.stats())
+        yield from _board()
+
+
+def exposition(collector: Collector) -> bytes:
+    """Return the text that Prometheus scrapes."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return bytes(generate_latest(registry))
+
+
+def _faces(faces: dict[str, HttpCounts]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    answers = CounterMetricFamily(
+        "edgeglm_requests", "Answers by route and status.", labels=["method", "route", "status"]
+    )
+    times = HistogramMetricFamily(
+        "edgeglm_request_seconds", "From the request's head to its answer.", labels=["face", "route"]
+    )
+    for face, counts in faces.items():
+        for labels, count in tuple(counts.answers.items()):
+            answers.add_metric(list(labels), count)
+        for route, kept in tuple(counts.times.items()):
+            times.add_metric([face, route], buckets=kept.buckets(), sum_value=kept.sum)
+    yield answers
+    yield times
+
+
+def _runner(stats: RunnerStats) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    for name, value, text in (
+        ("accepted", stats.accepted, "Rows that the runner took."),
+        ("answered", stats.answered, "Rows that ended with a result."),
+        ("failed", stats.failed, "Rows that ended with an error of the input or the engine."),
+        ("deadline_missed", stats.expired, "Rows that ended at their deadline."),
+        ("cancelled", stats.cancelled, "Rows whose caller went away."),
+        ("shed", stats.shed, "Rows refused because the runner was full."),
+        ("workers_replaced", stats.replaced, "Workers that hung and were replaced."),
+    ):
+        counter = CounterMetricFamily(f"edgeglm_{name}", text)
+        counter.add_metric([], value)
+        yield counter
+    for name, value, text in (
+        ("held", stats.held, "Rows waiting or running now."),
+        ("queue_depth", stats.waiting, "Rows waiting for preparation or an engine now."),
+    ):
+        gauge = GaugeMetricFamily(f"edgeglm_{name}", text)
+        gauge.add_metric([], value)
+        yield gauge
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    batches = HistogramMetricFamily("edgeglm_batch_size", "Rows of one engine call.", labels=["tower"])
+    for tower, calls in stats.batches.items():
+        buckets = [(str(s), float(sum(n for size, n in calls.items() if size <= s))) for s in sizes]
+        buckets.append(("+Inf", float(sum(calls.values()))))
+        batches.add_metric([tower], buckets=buckets, sum_value=sum(size * n for size, n in calls.items()))
+    yield batches
+
+
+def _board() -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    found = conditions()
+    for name, text, label, values in (
+        ("edgeglm_temperature_celsius", "Thermal zones.", "zone", found.temperatures_c),
+        ("edgeglm_clock_megahertz", "Present clocks.", "unit", found.clocks_mhz),
+        ("edgeglm_power_milliwatts", "Power of the board's rails.", "rail", found.rails_mw),
+        (
+            "edgeglm_throttled",
+            "Cooling devices that hold something back.",
+            "device",
+            dict.fromkeys(found.throttled, 1.0),
+        ),
+    ):
+        if values:
+            gauge = GaugeMetricFamily(name, text, labels=[label])
+            for key, value in values.items():
+                gauge.add_metric([key], value)
+            yield gauge

@@ -1,0 +1,233 @@
+"""Embeddings and search for those who have no tensors: words or pictures in, JSON out."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import time
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.retrieval import FloatRows
+from edgeglm.serve.json_answers import json_answer, parsed
+from edgeglm.serve.models import all_of
+from edgeglm.serve.refusals import TooLargeError
+from edgeglm.serve.search import Found, Searcher
+from edgeglm.serve.service import Service
+
+MOST_RESULTS = 1000
+_ON_THE_LOOP = 20_000  # rows whose scores are quicker made than handed to a thread
+
+Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=3.6e6)]
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to embed: any of these, in the order text, texts, image, images. Pictures are files in base64."""
+
+    text: str | None = None
+    texts: list[str] = []
+    image: str | None = None
+    images: list[str] = []
+    timeout_ms: Milliseconds | None = None
+
+
+class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to search with: a text, or a picture in base64, and a filter for an index with metadata."""
+
+    text: str | None = None
+    image: str | None = None
+    k: Annotated[int, msgspec.Meta(ge=1, le=MOST_RESULTS)] = 10
+    where: dict[str, Any] | None = None
+    timeout_ms: Milliseconds | None = None
+
+
+def routes(service: Service) -> list[Route]:
+    """Return the routes."""
+
+    async def embed(request: Request) -> Response:
+        asked, pictures = await _embed_request(request)
+        began = time.perf_counter()
+        rows = await _embedded(service, asked, pictures)
+        return json_answer(
+            {
+                "embeddings": [row.tolist() for row in rows],
+                "dimensions": len(rows[0]),
+                "ms": _ms(began),
+                "edgeglm": service.identity.facts,
+            }
+        )
+
+    async def search(request: Request) -> Response:
+        asked, picture = await _search_request(request)
+        began = time.perf_counter()
+        searcher = service.require_searcher()
+        seconds = _seconds(asked.timeout_ms)
+        if picture is not None:
+            query_D = await service.runner.embed_image(picture, deadline=seconds)
+        else:
+            assert asked.text is not None
+            query_D = await service.runner.embed_text(asked.text, deadline=seconds)
+        embedded = time.perf_counter()
+        found = await _searched(searcher, query_D, asked.k, asked.where)
+        return json_answer(
+            {
+                "hits": [_hit(rank, hit) for rank, hit in enumerate(found, start=1)],
+                "searched": {"name": searcher.name, "rows": searcher.size},
+                "ms": {
+                    "embed": round((embedded - began) * 1e3, 3),
+                    "search": _ms(embedded),
+                    "all": _ms(began),
+                },
+                "edgeglm": service.identity.facts,
+            }
+        )
+
+    async def picture(request: Request) -> Response:
+        path = service.require_searcher().picture(request.path_params["id"])
+        # what a browser would run must never come from a folder of pictures
+        headers = {
+            "x-content-type-options": "nosniff",
+            "content-security-policy": "default-src 'none'; sandbox",
+        }
+        return FileResponse(path, headers=headers)
+
+    return [
+        Route("/v1/embed", embed, methods=["POST"]),
+        Route("/v1/search", search, methods=["GET", "POST"]),
+        Route("/v1/pictures/{id:path}", picture),
+    ]
+
+
+async def _embed_request(request: Request) -> tuple[EmbedRequest, list[bytes]]:
+    kind = _content_type(request)
+    if kind.startswith("image/"):
+        return EmbedRequest(), [await request.body()]
+    if kind == "multipart/form-data":
+        fields, pictures = await _form(request)
+        texts = fields.get("text", [])
+        return EmbedRequest(texts=texts, timeout_ms=_timeout(fields)), pictures
+    asked = parsed(await request.body(), EmbedRequest, "request for embeddings")
+    pictures = [picture_from_base64(text) for text in (asked.image, *asked.images) if text is not None]
+    return asked, pictures
+
+
+async def _embedded(service: Service, asked: EmbedRequest, pictures: list[bytes]) -> FloatRows:
+    texts = [text for text in (asked.text, *asked.texts) if text is not None]
+    count = len(texts) + len(pictures)
+    if not count:
+        raise UserError("there is nothing to embed; give a 'text' or an 'image'")
+    if count > service.config.max_rows:
+        raise TooLargeError(f"{count} inputs are over the limit of {service.config.max_rows}; send several")
+    deadline, runner = _seconds(asked.timeout_ms), service.runner
+    return np.stack(
+        await all_of(
+            [
+                *(runner.embed_text(text, deadline=deadline) for text in texts),
+                *(runner.embed_image(picture, deadline=deadline) for picture in pictures),
+            ]
+        )
+    )
+
+
+async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None]:
+    """Read a query from the URL, from JSON, from a form, or from a picture as the body."""
+    kind = _content_type(request)
+    query = dict(request.query_params)
+    if request.method == "GET" or kind.startswith("image/"):
+        asked = _from_strings(query, SearchRequest)
+        picture = await request.body() if request.method == "POST" else None
+    elif kind == "multipart/form-data":
+        fields, pictures = await _form(request)
+        asked = _from_strings({name: values[-1] for name, values in fields.items()}, SearchRequest)
+        picture = pictures[0] if pictures else None
+    else:
+        asked = parsed(await request.body(), SearchRequest, "search")
+        picture = None
+    if picture is None and asked.image is not None:
+        picture = picture_from_base64(asked.image)
+    if (asked.text is None) == (picture is None):
+        raise UserError("a search takes one query; give either 'text' or 'image'")
+    return asked, picture
+
+
+async def _searched(
+    searcher: Searcher, query_D: FloatRows, count: int, where: Mapping[str, Any] | None
+) -> list[Found]:
+    if searcher.size <= _ON_THE_LOOP and searcher.name == "gallery":
+        return list(searcher.search(query_D, count, where))
+    return list(await asyncio.to_thread(searcher.search, query_D, count, where))
+
+
+def _hit(rank: int, hit: Found) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "score": round(hit.score, 6),
+        "id": hit.id,
+        "text": hit.text,
+        "picture": f"/v1/pictures/{quote(hit.id)}" if hit.picture else None,
+        "metadata": dict(hit.metadata),
+    }
+
+
+def picture_from_base64(text: str) -> bytes:
+    """Decode a picture, also one from a ``data:`` URL. Raises UserError."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise UserError("an image is no base64; encode the bytes of the file") from None
+
+
+async def _form(request: Request) -> tuple[dict[str, list[str]], list[bytes]]:
+    """Read a form: text fields, and the files of the fields ``image``."""
+    fields: dict[str, list[str]] = {}
+    pictures = []
+    async with request.form(max_files=64, max_fields=64) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                pictures.append(await value.read())
+            else:
+                fields.setdefault(name, []).append(value)
+    return fields, pictures
+
+
+def _from_strings(values: dict[str, str], kind: type[SearchRequest]) -> SearchRequest:
+    """Read a query whose values are all text. ``q`` is short for ``text``."""
+    named: dict[str, object] = {("text" if name == "q" else name): value for name, value in values.items()}
+    try:
+        if "where" in named:
+            named["where"] = msgspec.json.decode(str(named["where"]))
+        return msgspec.convert(named, kind, strict=False)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise UserError(f"the query is no search: {error}; see /openapi.json") from None
+
+
+def _timeout(fields: dict[str, list[str]]) -> float | None:
+    given = fields.get("timeout_ms")
+    try:
+        return msgspec.convert(given[-1], Milliseconds, strict=False) if given else None
+    except msgspec.MsgspecError as error:
+        raise UserError(f"timeout_ms: {error}; give milliseconds") from None
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _ms(began: float) -> float:
+    return round((time.perf_counter() - began) * 1e3, 3)

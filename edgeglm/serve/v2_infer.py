@@ -1,0 +1,107 @@
+"""The way of an inference request over HTTP."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import MutableMapping
+from typing import Any
+
+from edgeglm.core.errors import UserError
+from edgeglm.serve.guard import Receive, Send, send_answer, whole_body
+from edgeglm.serve.models import answers
+from edgeglm.serve.refusals import NotFoundError, TooLargeError
+from edgeglm.serve.service import Service
+from edgeglm.serve.v2_messages import check_wanted, deadline_of, infer_answer, infer_request, priority_of
+
+_HEADER = b"inference-header-content-length"
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+_WORTH_COMPRESSING = 1024  # bytes
+
+
+class InferRoute:
+    """``POST /v2/models/{name}[/versions/{version}]/infer``, as plain ASGI."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request. Raises what the guard turns into an answer."""
+        service = self._service
+        name, version = model_in(scope["path"])
+        model = service.model(name, version)
+        body = await whole_body(receive)
+        length = accepted = None
+        for key, value in scope["headers"]:
+            if key == _HEADER:
+                length = _length(value)
+            elif key == b"content-encoding":
+                body = plain_body(body, value, service.config.max_body)
+            elif key == b"accept-encoding":
+                accepted = value
+        request, arrays = infer_request(body, length)
+        check_wanted(request, model)
+        model = service.model(name, version)  # another bundle may serve since the body came
+        answered_by = service.version
+        outputs = await answers(
+            service.runner,
+            model,
+            arrays,
+            max_rows=service.config.max_rows,
+            deadline=deadline_of(request.parameters),
+            priority=priority_of(request.parameters),
+        )
+        answer, json_length = infer_answer(request, model, answered_by, outputs)
+        headers = [_JSON if json_length is None else _BINARY]
+        if json_length is not None:
+            headers.append((_HEADER, b"%d" % json_length))
+        if accepted is not None and len(answer) > _WORTH_COMPRESSING:
+            answer = compressed(answer, accepted, headers)
+        await send_answer(send, 200, answer, headers)
+
+
+def model_in(path: str) -> tuple[str, str]:
+    """Return the model and version that a path names. Raises NotFoundError for another form."""
+    parts = path.split("/")
+    if len(parts) == 5:
+        return parts[3], ""
+    if len(parts) == 7 and parts[4] == "versions":
+        return parts[3], parts[5]
+    raise NotFoundError("there is nothing at this path; see /openapi.json")
+
+
+def plain_body(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """Decompress a body. Raises TooLargeError before it grows over ``limit``, UserError for damage."""
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in (b"gzip", b"deflate"):
+        raise UserError("the body is compressed in a way that is not known here; use gzip or deflate")
+    inflater = zlib.decompressobj(wbits=31 if encoding == b"gzip" else 15)
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error:
+        raise UserError(f"the body is no {encoding.decode()}; send it whole, or not compressed") from None
+    if len(plain) > limit:
+        raise TooLargeError(f"the body grows over the limit of {limit} bytes; send less at a time")
+    if not inflater.eof:
+        raise UserError("the compressed body is cut off; send it whole")
+    return plain
+
+
+def compressed(answer: bytes, accepted: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Compress an answer for a caller that asks for it, and say so in ``headers``."""
+    ways = {way.partition(b";")[0].strip() for way in accepted.split(b",")}
+    if b"gzip" in ways:
+        headers.append((b"content-encoding", b"gzip"))
+        return gzip.compress(answer, 1)
+    if b"deflate" in ways:
+        headers.append((b"content-encoding", b"deflate"))
+        return zlib.compress(answer, 1)
+    return answer
+
+
+def _length(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 15:
+        raise UserError("Inference-Header-Content-Length is no number; send the length of the JSON")
+    return int(value)
