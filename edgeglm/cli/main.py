@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "Say what a build would reuse, and why the rest must run.",
     "finalize": "Make a bundle ready on the machine that runs it.",
     "run": "Search a bundle's gallery with words or with a picture.",
+    "index": "Keep an index of pictures, and search it.",
     "serve": "Serve a bundle over HTTP and gRPC.",
     "bench": "Measure a bundle's speed on this machine, under MLPerf's loads.",
     "inspect": "Show what a bundle holds.",
@@ -123,6 +124,7 @@ def exit_code(arguments: Sequence[str]) -> int:
 def _missing_part(error: ModuleNotFoundError) -> str:
     part = (error.name or "").partition(".")[0]
     extra = "device" if part in _DEVICE_PARTS else "serve" if part in _SERVE_PARTS else "build"
+    extra = "index" if part == "faiss" else extra
     return f"this command needs {part}, which is not installed; pip install 'edgeglm[{extra}]'"
 
 

@@ -1,0 +1,290 @@
+"""`edgeglm index`: folders of pictures, embedded by a bundle and kept to be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgeglm.cli.console import App, json_option, trust_options
+
+if TYPE_CHECKING:
+    from edgeglm.index.opening import FolderSource
+    from edgeglm.index.pictures import PictureCounts
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+_VARIANT_HELP = "Which variant embeds; by default what finalize chose."
+
+
+@click.group(name="index")
+def command() -> None:
+    """Make an index of pictures, keep it up to date, and search it.
+
+    An index belongs to the embedding space of the bundle that made it; another bundle is refused. What a
+    command reports as added or removed is on disk and survives a crash.
+    """
+
+
+def source_options(function: F) -> F:
+    """Give a command the options that say which pictures to take."""
+    for option in (
+        click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads."),
+        click.option("--skip-bad", is_flag=True, help="Leave out and count what is no readable picture."),
+        click.option("--metadata", type=_PATH, help='JSON Lines: {"image": path in FOLDER, any fields}.'),
+        click.option("--prefix", help="First part of the ids. [default: the folder's name]"),
+        click.option("--variant", help=_VARIANT_HELP),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command(name="build")
+@click.argument("bundle", type=_PATH)
+@click.argument("folder", type=_PATH)
+@click.option("--output", type=_PATH, required=True, help="The index to make.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "binary", "exact"]),
+    default="int8",
+    show_default=True,
+    help="What searches scan unless told otherwise.",
+)
+@click.option(
+    "--thumbnails",
+    type=click.IntRange(0, 1024),
+    default=192,
+    show_default=True,
+    help="Longest side in pixels of the pictures that are kept; 0 keeps none.",
+)
+@source_options
+@trust_options
+@json_option
+@click.pass_obj
+def build(
+    app: App,
+    bundle: Path,
+    folder: Path,
+    output: Path,
+    precision: str,
+    thumbnails: int,
+    prefix: str | None,
+    metadata: Path | None,
+    skip_bad: bool,
+    threads: int,
+    variant: str | None,
+) -> None:
+    """Embed the pictures of FOLDER with BUNDLE into a new index.
+
+    When it is interrupted, `edgeglm index add` goes on where it stopped.
+    """
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.index.opening import built_index
+
+    source = _source(folder, prefix, metadata, skip_bad, threads)
+    with open_bundle(bundle, trust=app.trust()) as opened:
+        counts = built_index(
+            opened,
+            source,
+            output,
+            app.progress,
+            variant=variant,
+            precision=precision,
+            thumbnail_side=thumbnails,
+        )
+    _say(app, output, counts)
+
+
+@command.command(name="add")
+@click.argument("index", type=_PATH)
+@click.argument("bundle", type=_PATH)
+@click.argument("folder", type=_PATH)
+@click.option("--prune", is_flag=True, help="Also remove the rows of this folder whose file is gone.")
+@source_options
+@trust_options
+@json_option
+@click.pass_obj
+def add(
+    app: App,
+    index: Path,
+    bundle: Path,
+    folder: Path,
+    prune: bool,
+    prefix: str | None,
+    metadata: Path | None,
+    skip_bad: bool,
+    threads: int,
+    variant: str | None,
+) -> None:
+    """Bring INDEX up to date with FOLDER, or one picture; what has not changed is not embedded again."""
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.index.opening import added_to_index
+
+    source = _source(folder, prefix, metadata, skip_bad, threads, prune=prune)
+    with open_bundle(bundle, trust=app.trust()) as opened:
+        counts = added_to_index(opened, source, index, app.progress, variant=variant)
+    _say(app, index, counts)
+
+
+@command.command(name="remove")
+@click.argument("index", type=_PATH)
+@click.argument("ids", nargs=-1)
+@click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Remove what a filter takes.")
+@json_option
+@click.pass_obj
+def remove(app: App, index: Path, ids: tuple[str, ...], where: tuple[str, ...]) -> None:
+    """Remove rows from INDEX by their ids, or by a filter such as --where folder=shop/old."""
+    if bool(ids) == bool(where):
+        raise click.UsageError("give either IDS or --where FIELD=VALUE")
+    from edgeglm.index.filters import where_from_words
+    from edgeglm.index.writer import IndexWriter
+
+    with IndexWriter(index) as writer:
+        chosen = writer.matching(where_from_words(where)) if where else list(ids)
+        count = writer.remove(chosen)
+        left = len(writer.contents.entries)
+    unknown = len(set(chosen)) - count
+    app.print(f"removed {count} rows, {left} left" + (f"; {unknown} ids were not there" if unknown else ""))
+    app.emit({"index": index, "removed": count, "unknown": unknown, "rows": left})
+
+
+@command.command(name="search")
+@click.argument("index", type=_PATH)
+@click.argument("bundle", type=_PATH)
+@click.option("--query", metavar="TEXT", help="Words to search with.")
+@click.option("--image", type=_PATH, help="A picture to search with, in place of words.")
+@click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
+@click.option(
+    "--where", multiple=True, metavar="FIELD=VALUE", help="Filter: =, !=, <, <=, >, >=. Repeatable."
+)
+@click.option("--precision", type=click.Choice(["int8", "binary", "exact"]), help="What is scanned.")
+@click.option("--variant", help=_VARIANT_HELP)
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@trust_options
+@json_option
+@click.pass_obj
+def search(
+    app: App,
+    index: Path,
+    bundle: Path,
+    query: str | None,
+    image: Path | None,
+    count: int,
+    where: tuple[str, ...],
+    precision: str | None,
+    variant: str | None,
+    threads: int,
+) -> None:
+    """Search INDEX with words or with a picture, embedded by BUNDLE."""
+    if (query is None) == (image is None):
+        raise click.UsageError("give either --query TEXT or --image FILE")
+
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.index.filters import where_from_words
+    from edgeglm.index.space import require_index_space
+    from edgeglm.index.vector_index import VectorIndex
+    from edgeglm.runtime.finalized import choice_here
+    from edgeglm.runtime.retrieval import Retriever
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
+        choice = choice_here(opened, variant)
+        found = stack.enter_context(VectorIndex(index))
+        require_index_space(found.header, opened, choice.variant, index)
+        retriever = stack.enter_context(
+            Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
+        )
+        if image is not None:
+            vector = retriever.embed_images([image])
+        else:
+            assert query is not None
+            vector = retriever.embed_text([query])
+        (matches,) = found.search(
+            vector, count, where=where_from_words(where) if where else None, precision=precision
+        )
+        scanned = precision or found.header.precision
+        rows = len(found)
+    hits = [
+        {"rank": rank, "score": round(match.score, 6), "id": match.id, "metadata": match.metadata}
+        for rank, match in enumerate(matches, start=1)
+    ]
+    app.table(
+        [">rank", ">score", "id", "text"],
+        [
+            (hit["rank"], f"{match.score:.4f}", match.id, match.metadata.get("text", ""))
+            for hit, match in zip(hits, matches, strict=True)
+        ],
+    )
+    app.print(f"{rows} rows, {scanned}; variant {choice.variant} of {bundle}, {choice.words}")
+    app.emit(
+        {
+            "query": query,
+            "image": image,
+            "index": index,
+            "rows": rows,
+            "precision": scanned,
+            "bundle": bundle,
+            "variant": choice.variant,
+            "through": choice.words,
+            "hits": hits,
+        }
+    )
+
+
+def _source(
+    folder: Path,
+    prefix: str | None,
+    metadata: Path | None,
+    skip_bad: bool,
+    threads: int,
+    *,
+    prune: bool = False,
+) -> FolderSource:
+    from edgeglm.index.opening import FolderSource
+    from edgeglm.index.pictures import metadata_from_jsonl
+
+    return FolderSource(
+        folder=folder,
+        prefix=prefix,
+        metadata=metadata_from_jsonl(metadata) if metadata is not None else None,
+        skip_bad=skip_bad,
+        prune=prune,
+        threads=threads,
+    )
+
+
+def _say(app: App, index: Path, counts: PictureCounts) -> None:
+    from edgeglm.index.vector_index import VectorIndex
+
+    with VectorIndex(index) as found:
+        rows = len(found)
+    skipped = sum(counts.skipped.values())
+    parts = [f"{counts.added} added"]
+    for count, what in (
+        (counts.replaced, "replaced"),
+        (counts.unchanged, "unchanged"),
+        (counts.removed, "removed"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    if skipped:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.skipped.items()))
+        parts.append(f"{skipped} skipped ({why})")
+    app.print(f"{index}: {rows} pictures; {', '.join(parts)}")
+    for example in counts.examples:
+        app.note(f"skipped {example}")
+    app.emit(
+        {
+            "index": index,
+            "rows": rows,
+            "added": counts.added,
+            "replaced": counts.replaced,
+            "unchanged": counts.unchanged,
+            "removed": counts.removed,
+            "skipped": dict(counts.skipped),
+            "examples": counts.examples,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Vectors of pictures on disk, searched by cosine: durable, incremental, bound to one embedding space."""

@@ -1,0 +1,340 @@
+"""Folders of pictures into an index, through a bundle's image tower: streamed, and only what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import Progress, Task
+from edgeglm.data.transforms import (
+    ImagePreprocessing,
+    decoded_image,
+    model_input_from_pixels,
+    pixels_from_image,
+)
+from edgeglm.index.writer import IndexWriter, NewRow
+from edgeglm.runtime.runner import Runner
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MAX_FILE_BYTES = 256 << 20
+_BATCH = 256  # rows of one log record: what a kill can cost
+_WINDOW = 64  # pictures decoded or waiting for the tower at a time
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFile:
+    """A picture of a folder. ``stamp`` changes with its size and its time of change."""
+
+    id: str
+    path: Path
+    stamp: str
+    metadata: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class PictureCounts:
+    """What became of a folder's files. ``examples`` are the first few reasons for what was skipped."""
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def skip(self, reason: str, example: str) -> None:
+        """Count one file that is left out."""
+        self.skipped[reason] += 1
+        if len(self.examples) < _SHOWN:
+            self.examples.append(example)
+
+
+def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[PictureFile | tuple[str, str]]:
+    """Walk a folder, sorted; links are not followed.
+
+    Args:
+        folder: Or one picture file.
+        prefix: First part of the ids; the folder's own name for None, nothing for "".
+
+    Yields:
+        Pictures by their suffix, or (reason, which) for what cannot be taken.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.exists():
+        raise UserError(f"there is no folder at {folder}; give a folder of pictures")
+    root = folder if folder.is_dir() else folder.parent
+    before = prefix if prefix is not None else (root.resolve().name if folder.is_dir() else "")
+    for path in _files(folder):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        name = path.relative_to(root).as_posix()
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            yield "name is not UTF-8", f"{shown}: its name is not UTF-8"
+            continue
+        if path.is_symlink():
+            yield "link", f"{shown}: a symbolic link"
+            continue
+        try:
+            found = path.stat()
+        except OSError as error:
+            yield "unreadable", f"{shown}: {error.strerror}"
+            continue
+        if found.st_size > MAX_FILE_BYTES:
+            yield "too large", f"{shown}: {found.st_size} bytes"
+            continue
+        parent = path.relative_to(root).parent.as_posix()
+        yield PictureFile(
+            id=f"{before}/{name}" if before else name,
+            path=path,
+            stamp=f"{found.st_size}-{found.st_mtime_ns}",
+            metadata={
+                "name": path.name,
+                "folder": before if parent == "." else (f"{before}/{parent}" if before else parent),
+                "kind": path.suffix.lower().lstrip("."),
+                "bytes": found.st_size,
+                "modified": round(found.st_mtime, 3),
+            },
+        )
+
+
+def metadata_from_jsonl(path: Path) -> dict[str, dict[str, Any]]:
+    """Read ``{"image": "path/in/the/folder.png", ...}`` lines; return the other fields by picture.
+
+    Raises UserError with the line that is wrong.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a JSON Lines file") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = msgspec.json.decode(line, type=dict[str, Any])
+            name = fields.pop("image")
+            if not isinstance(name, str):
+                raise ValueError("'image' is no text")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, ValueError) as error:
+            raise UserError(
+                f'{path} line {number}: {error}; write {{"image": "a.png", "text": "..."}}'
+            ) from error
+        found[name] = fields
+    return found
+
+
+async def index_pictures(
+    writer: IndexWriter,
+    runner: Runner,
+    preprocessing: ImagePreprocessing,
+    folder: Path,
+    progress: Progress,
+    *,
+    prefix: str | None = None,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    skip_bad: bool = False,
+    prune: bool = False,
+    threads: int = 2,
+) -> PictureCounts:
+    """Bring an index up to date with a folder.
+
+    Pictures whose size and time of change are as before are left alone. Every batch is on disk before the
+    next begins, so a run that was killed goes on where it stopped.
+
+    Args:
+        writer: The index.
+        runner: Open, with the image tower.
+        preprocessing: Of the bundle.
+        folder: Pictures, at any depth.
+        progress: Gets a step a file.
+        prefix: First part of the ids, see ``picture_files``.
+        metadata: More fields by path within the folder.
+        skip_bad: Leave out and count what cannot be decoded, instead of stopping.
+        prune: Remove rows of this prefix whose file is gone.
+        threads: That decode.
+
+    Raises:
+        UserError: The first bad picture, unless they are skipped; a full disk; no pictures at all.
+    """
+    counts = PictureCounts()
+    listed, more = [], metadata or {}
+    for found in picture_files(folder, prefix=prefix):
+        if isinstance(found, PictureFile):
+            listed.append(found)
+        else:
+            _bad(counts, *found, skip=skip_bad)
+    if not listed and not prune:
+        raise UserError(
+            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder that does"
+        )
+    root = folder if folder.is_dir() else folder.parent
+    wanted = []
+    for picture in listed:
+        fields = dict(more.get(picture.path.relative_to(root).as_posix(), {}))
+        stamp = picture.stamp + (f"-{_hash(fields)}" if fields else "")
+        one = PictureFile(
+            id=picture.id, path=picture.path, stamp=stamp, metadata={**picture.metadata, **fields}
+        )
+        known = writer.stamp(one.id)
+        if known == stamp:
+            counts.unchanged += 1
+            continue
+        wanted.append(one)
+        counts.added, counts.replaced = counts.added + (known is None), counts.replaced + (known is not None)
+    with (
+        progress.task(f"index {folder.name}", len(wanted)) as task,
+        ThreadPoolExecutor(max(threads, 1), "edgeglm-decode") as pool,
+    ):
+        await _Stream(writer, runner, preprocessing, counts, task, pool, skip_bad).run(wanted)
+    if prune:
+        counts.removed = _pruned(writer, folder, prefix, {picture.id for picture in listed})
+    return counts
+
+
+class _Stream:
+    """Decodes, embeds and writes, with a bounded number of pictures in memory."""
+
+    def __init__(
+        self,
+        writer: IndexWriter,
+        runner: Runner,
+        preprocessing: ImagePreprocessing,
+        counts: PictureCounts,
+        task: Task,
+        pool: ThreadPoolExecutor,
+        skip_bad: bool,
+    ) -> None:
+        self._writer, self._runner, self._preprocessing = writer, runner, preprocessing
+        self._counts, self._task, self._pool, self._skip_bad = counts, task, pool, skip_bad
+
+    async def run(self, pictures: list[PictureFile]) -> None:
+        """Take all of them, in order."""
+        rows: list[NewRow] = []
+        vectors: list[npt.NDArray[np.float32]] = []
+        waiting: list[asyncio.Task[tuple[bytes, npt.NDArray[np.float32]]]] = []
+        todo = iter(pictures)
+        order: list[PictureFile] = []
+        try:
+            while True:
+                while len(waiting) < _WINDOW and (picture := next(todo, None)) is not None:
+                    waiting.append(asyncio.ensure_future(self._one(picture)))
+                    order.append(picture)
+                if not waiting:
+                    break
+                picture, task = order.pop(0), waiting.pop(0)
+                try:
+                    thumbnail, vector = await task
+                except UserError as error:
+                    known = self._writer.stamp(picture.id) is not None
+                    self._counts.added -= not known
+                    self._counts.replaced -= known
+                    _bad(self._counts, "not a readable picture", str(error), skip=self._skip_bad)
+                else:
+                    rows.append(
+                        NewRow(
+                            id=picture.id,
+                            metadata=picture.metadata,
+                            stamp=picture.stamp,
+                            picture=thumbnail,
+                        )
+                    )
+                    vectors.append(vector)
+                self._task.advance()
+                if len(rows) == _BATCH:
+                    await self._write(rows, vectors)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        await self._write(rows, vectors)
+
+    async def _write(self, rows: list[NewRow], vectors: list[npt.NDArray[np.float32]]) -> None:
+        if rows:
+            await asyncio.to_thread(self._writer.add, list(rows), np.stack(vectors))
+            rows.clear()
+            vectors.clear()
+
+    async def _one(self, picture: PictureFile) -> tuple[bytes, npt.NDArray[np.float32]]:
+        loop = asyncio.get_running_loop()
+        thumbnail, pixels = await loop.run_in_executor(
+            self._pool, prepared, picture.path, self._preprocessing, self._writer.header.thumbnail_side
+        )
+        outputs = await self._runner.infer("image", {"pixels": pixels})
+        return thumbnail, np.asarray(outputs["embedding"], np.float32)
+
+
+def prepared(
+    source: Path | bytes, preprocessing: ImagePreprocessing, side: int
+) -> tuple[bytes, npt.NDArray[np.float32]]:
+    """Decode a picture once; return its thumbnail (WebP, empty for ``side`` 0) and float32 [3, R, R].
+
+    Raises UserError for a file that is no whole picture.
+    """
+    image = decoded_image(source, background=preprocessing.background)
+    pixels = pixels_from_image(image, preprocessing.resolution, background=preprocessing.background)
+    sample = model_input_from_pixels(pixels[None], preprocessing.resolution)[0]
+    return (thumbnail_of(image, side) if side else b""), sample
+
+
+def thumbnail_of(image: Image, side: int) -> bytes:
+    """Return an RGB picture as WebP whose longer side is at most ``side`` pixels."""
+    small = image.copy() if max(image.size) <= side else image
+    if small is image:
+        from PIL import Image as Images
+
+        ratio = side / max(image.size)
+        size = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
+        small = image.resize(size, Images.Resampling.BICUBIC, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=82, method=1)
+    return buffer.getvalue()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    if folder.is_file():
+        yield folder
+        return
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(place) / name
+
+
+def _bad(counts: PictureCounts, reason: str, example: str, *, skip: bool) -> None:
+    if not skip:
+        raise UserError(f"{example.rstrip('.')}, or give --skip-bad to leave such files out and count them")
+    counts.skip(reason, example)
+
+
+def _pruned(writer: IndexWriter, folder: Path, prefix: str | None, present: set[str]) -> int:
+    before = prefix if prefix is not None else folder.resolve().name
+    start = f"{before}/" if before else ""
+    gone = [id for id in writer.contents.entries if id.startswith(start) and id not in present]
+    return writer.remove(gone)
+
+
+def _hash(fields: Mapping[str, Any]) -> str:
+    from edgeglm.core.digest import sha256_bytes
+
+    return sha256_bytes(msgspec.msgpack.encode(dict(fields), order="deterministic"))[:16]

@@ -1,0 +1,138 @@
+"""The nearest rows: a scan over small codes, then exact scores for the candidates.
+
+Q queries, N rows, D dimensions, C candidates. faiss scans: its kernels use what the processor has (AVX-512,
+AVX2, NEON). The scores are cosines with the rows as they are stored in float16.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.index.codes import ByteRows, FloatRows, binary_codes, unit_rows
+from edgeglm.index.generation import Codes
+
+Rows = npt.NDArray[np.int64]
+PRECISIONS = ("int8", "binary", "exact")
+_FEW = 4096  # rows that are compared exactly as soon as they are scanned
+_BLOCK = 16384  # rows widened to float32 at a time
+
+
+class Scanner:
+    """Searches rows that hold still. May be called from several threads; faiss releases the interpreter."""
+
+    def __init__(self, codes: Codes) -> None:
+        self._codes = codes
+        self._lock = Lock()
+
+    def nearest(
+        self, queries_QD: FloatRows, count: int, *, precision: str, chosen: Rows | None = None
+    ) -> tuple[Rows, FloatRows]:
+        """Return the rows and their cosines, int64 and float32 [Q, min(count, rows)], the best first.
+
+        Equal scores keep the rows' order.
+
+        Args:
+            queries_QD: float32 [Q, D].
+            count: How many, 1 or more.
+            precision: "int8" scans bytes, "binary" bits, "exact" everything.
+            chosen: The rows to look at, ascending; all for None.
+
+        Raises:
+            UserError: A count below 1, an unknown precision, a query of zeros or NaN.
+        """
+        if count < 1:
+            raise UserError(f"{count} results were asked for; ask for at least 1")
+        if precision not in PRECISIONS:
+            raise unknown_name("precision", precision, PRECISIONS)
+        try:
+            queries = unit_rows(queries_QD)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        total = len(self._codes) if chosen is None else len(chosen)
+        count = min(count, total)
+        rows = np.zeros((len(queries), count), np.int64)
+        scores = np.zeros((len(queries), count), np.float32)
+        if count == 0:
+            return rows, scores
+        if precision == "exact" or total <= _FEW:
+            candidates: list[Rows | None] = [chosen] * len(queries)
+        elif precision == "int8":
+            candidates = list(self._by_bytes(queries, min(max(4 * count, count + 32), total), chosen))
+        else:
+            candidates = list(self._by_bits(queries, min(max(40 * count, 1024), total), count, chosen))
+        for number, (query, among) in enumerate(zip(queries, candidates, strict=True)):
+            rows[number], scores[number] = self._best(query, among, count)
+        return rows, scores
+
+    def _best(
+        self, query_D: npt.NDArray[np.float32], among: Rows | None, count: int
+    ) -> tuple[Rows, FloatRows]:
+        exact = self._codes.exact
+        rows = np.arange(len(exact)) if among is None else np.sort(among)
+        scores = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _BLOCK):
+            part = exact[start : start + _BLOCK] if among is None else exact[rows[start : start + _BLOCK]]
+            np.matmul(part.astype(np.float32), query_D, out=scores[start : start + len(part)])
+        order = _highest(scores, count)
+        return rows[order], scores[order]
+
+    def _by_bytes(self, queries_QD: FloatRows, count: int, chosen: Rows | None) -> Rows:
+        with self._lock:
+            index = self._bytes
+        faiss = _faiss()
+        # Its kernels round a query to bytes as well; the scale of a query changes no order.
+        queries_QD = queries_QD * (127.0 / np.abs(queries_QD).max(axis=1, keepdims=True))
+        if chosen is None:
+            return np.asarray(index.search(queries_QD, count)[1], np.int64)
+        bits = np.zeros(len(self._codes), np.bool_)
+        bits[chosen] = True
+        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+        found = index.search(queries_QD, count, params=faiss.SearchParameters(sel=selector))[1]
+        return np.asarray(found, np.int64)
+
+    def _by_bits(self, queries_QD: FloatRows, candidates: int, count: int, chosen: Rows | None) -> list[Rows]:
+        """Scan bits, then rank the candidates by their bytes, so that few exact rows are read."""
+        codes: ByteRows = self._codes.binary if chosen is None else self._codes.binary[chosen]
+        _, found = _faiss().knn_hamming(binary_codes(queries_QD), codes, candidates, variant="mc")
+        kept = min(max(4 * count, 64), candidates)
+        result = []
+        for query, near in zip(queries_QD, found, strict=True):
+            rows = near.astype(np.int64) if chosen is None else chosen[near]
+            rows.sort()
+            close = self._codes.int8[rows].astype(np.float32) @ query
+            result.append(rows[np.argpartition(close, -kept)[-kept:]])
+        return result
+
+    @cached_property
+    def _bytes(self) -> Any:
+        """The int8 codes in faiss's memory: it cannot scan ours."""
+        faiss = _faiss()
+        codes = self._codes.int8
+        kind = faiss.ScalarQuantizer.QT_8bit_direct_signed
+        index = faiss.IndexScalarQuantizer(codes.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        index.is_trained = True
+        faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
+        index.ntotal = len(codes)
+        return index
+
+
+def _highest(scores_N: FloatRows, count: int) -> Rows:
+    """Return the places of the ``count`` highest, the best first, equal ones in their order."""
+    edge = np.partition(scores_N, len(scores_N) - count)[len(scores_N) - count]
+    above, level = np.flatnonzero(scores_N > edge), np.flatnonzero(scores_N == edge)
+    chosen = np.concatenate([above, level[: count - len(above)]])
+    return chosen[np.lexsort((chosen, -scores_N[chosen]))].astype(np.int64)
+
+
+def _faiss() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on newer Pythons
+        import faiss
+    return faiss
