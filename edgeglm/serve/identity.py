@@ -37,6 +37,11 @@ class Identity:
         """The headers of every answer over HTTP; over gRPC the same are trailing metadata."""
         return [(name.encode(), _header(value).encode()) for name, value in self.pairs]
 
+    @cached_property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The same as gRPC takes it."""
+        return tuple((name, _header(value)) for name, value in self.pairs)
+
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Header names and values as text."""

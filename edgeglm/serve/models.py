@@ -57,7 +57,7 @@ def models_of(contracts: Mapping[str, TowerContract]) -> dict[str, Model]:
             name = f"embed_{tower}"
             raw = TensorSpec(name=feed, dtype="object", shape=("batch",))
             models[name] = Model(name=name, tower=tower, feed=feed, inputs=(raw,), outputs=contract.outputs)
-    return models
+    return dict(sorted(models.items()))
 
 
 def model_metadata(model: Model, version: str) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""The gRPC face: who may call, limits, ids, logs and counts around the protocol's methods."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from edgeglm.core.errors import UserError
+from edgeglm.serve.config import ServeConfig
+from edgeglm.serve.grpc_messages import message, service_descriptor
+from edgeglm.serve.grpc_methods import Methods
+from edgeglm.serve.logs import Log
+from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.refusals import UnauthorizedError, refusal_of, words_of
+from edgeglm.serve.service import Service
+
+_OPEN = frozenset({"ServerLive", "ServerReady"})
+
+
+@asynccontextmanager
+async def grpc_face(service: Service, log: Log, counts: HttpCounts) -> AsyncIterator[str]:
+    """Serve gRPC; gives the address. At the end, calls that began are answered within ``drain_timeout``.
+
+    Raises UserError for a port in use, or a certificate that cannot be read.
+    """
+    import grpc
+
+    config = service.config
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # else a port in use is shared, and nobody told
+            ("grpc.max_receive_message_length", config.max_body),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+        maximum_concurrent_rpcs=config.max_requests,
+    )
+    handlers = _handlers(_Calls(service, log, counts), Methods(service))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),)
+    )
+    address = _bound(server, config)
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(config.drain_timeout)
+
+
+def _bound(server: Any, config: ServeConfig) -> str:
+    import grpc
+
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    try:
+        if config.certificate is None or config.key is None:
+            port = server.add_insecure_port(f"{host}:{config.grpc_port}")
+        else:
+            pair = (config.key.read_bytes(), config.certificate.read_bytes())
+            port = server.add_secure_port(f"{host}:{config.grpc_port}", grpc.ssl_server_credentials([pair]))
+    except (RuntimeError, OSError):
+        port = 0
+    if not port:
+        raise UserError(
+            f"cannot listen on {host}:{config.grpc_port} for gRPC: another program listens there, or it is "
+            "not allowed; give --grpc-port another port"
+        )
+    return f"{host}:{port}"
+
+
+def _handlers(calls: _Calls, methods: Methods) -> dict[str, Any]:
+    import grpc
+
+    handlers = {}
+    for method in service_descriptor().methods:
+        reads = message(method.input_type.name).FromString
+        writes = message(method.output_type.name).SerializeToString
+        if method.name == "ModelStreamInfer":
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(
+                calls.streamed(method.name, methods.stream_infer), reads, writes
+            )
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                calls.single(method.name, methods.named(method.name)), reads, writes
+            )
+    return handlers
+
+
+class _Calls:
+    """Wraps methods."""
+
+    def __init__(self, service: Service, log: Log, counts: HttpCounts) -> None:
+        import grpc
+
+        self._service, self._log, self._counts = service, log, counts
+        self._access_log = service.config.access_log
+        token = service.config.token
+        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._codes = {code.name: code for code in grpc.StatusCode}
+        self._ids = itertools.count(1)
+        self._prefix = os.urandom(4).hex()
+
+    def single(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Any]:
+        """Wrap a method that takes one message and gives one."""
+
+        async def call(request: Any, context: Any) -> Any:
+            began = time.perf_counter()
+            id_, error, code = "", None, "OK"
+            try:
+                id_ = self._admit(name, context)
+                return await method(request, context)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as caught:
+                error, code = caught, refusal_of(caught).grpc
+                await self._refuse(caught, context, id_)
+            finally:
+                self._end(name, id_, code, began, context, error)
+
+        return call
+
+    def streamed(
+        self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]
+    ) -> Callable[[Any, Any], Any]:
+        """Wrap a method of two streams."""
+
+        async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+            began = time.perf_counter()
+            id_, error, code = "", None, "OK"
+            try:
+                id_ = self._admit(name, context)
+                async for answer in method(requests, context):
+                    yield answer
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
+            except Exception as caught:
+                error, code = caught, refusal_of(caught).grpc
+                await self._refuse(caught, context, id_)
+            finally:
+                self._end(name, id_, code, began, context, error)
+
+        return call
+
+    def _admit(self, name: str, context: Any) -> str:
+        """Check the token, and note the call's id and the bundle's identity for its end."""
+        given, token = "", b""
+        for key, value in context.invocation_metadata() or ():
+            if key == "x-request-id":
+                given = value
+            elif key == "authorization":
+                token = value.encode()
+        if not (0 < len(given) <= 128 and given.isascii() and given.isprintable() and " " not in given):
+            given = f"{self._prefix}-{next(self._ids)}"
+        context.set_trailing_metadata((("x-request-id", given), *self._service.identity.metadata))
+        if self._token is not None and name not in _OPEN and not hmac.compare_digest(token, self._token):
+            raise UnauthorizedError("the token is missing or wrong; send 'authorization: Bearer TOKEN'")
+        return given
+
+    async def _refuse(self, error: Exception, context: Any, id_: str) -> None:
+        refusal = refusal_of(error)
+        trailing = [("x-request-id", id_), *self._service.identity.metadata]
+        if refusal.retry_after is not None:
+            trailing += [("retry-after", str(refusal.retry_after))]
+            trailing += [("grpc-retry-pushback-ms", str(refusal.retry_after * 1000))]
+        await context.abort(self._codes[refusal.grpc], words_of(error), tuple(trailing))
+
+    def _end(
+        self, name: str, id_: str, code: str, began: float, context: Any, error: Exception | None
+    ) -> None:
+        seconds = time.perf_counter() - began
+        self._counts.observe_call(name, code, seconds)
+        if self._access_log or error is not None:
+            self._log.call(name, id_, code, seconds, context.peer(), error)
