@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeglm import __version__
 from edgeglm.build.evaluations import metrics_of, read_preprocessing
+from edgeglm.build.lane_a import takes_lane_a, with_lane_a
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.quantize_stage import gallery_rows
 from edgeglm.build.report_data import report_of
@@ -102,9 +103,11 @@ class PackStage(Stage[PackStageConfig]):
         "edgeglm.build",
         "edgeglm.bundle",
         "edgeglm.report",
+        "edgeglm.compile.lane_record",
         "edgeglm.compile.shell",
+        "edgeglm.export",
     )
-    libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "pillow", "onnxruntime-gpu", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "onnx", "pillow", "onnxruntime-gpu", "numpy")
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Collect, embed the goldens, draw the report, write the bundle."""
@@ -114,9 +117,20 @@ class PackStage(Stage[PackStageConfig]):
             task.advance()
             sources.update(_gallery(pairs, inputs, self.config.recipe.pack.thumbnails))
             task.advance()
-            sources.update(_goldens(pairs, inputs, self.config.recipe.pack.goldens, context.threads))
+            images, texts, feeds = _golden_inputs(pairs, inputs, self.config.recipe.pack.goldens)
+            sources.update(golden_sources(images, texts, _golden_outputs(inputs, feeds, context.threads)))
             task.advance()
             manifest = _manifest(inputs, pairs, self.config)
+            if takes_lane_a(self.config.target):
+                with context.store.scratch() as scratch:
+                    sources, manifest = with_lane_a(
+                        sources,
+                        manifest,
+                        tried=_tried(inputs),
+                        feeds=feeds,
+                        scratch=scratch,
+                        threads=context.threads,
+                    )
             sources["NOTICE.md"] = notice(manifest).encode()
             licences = msgspec.to_builtins(manifest.licences)
             sources["licences.json"] = json.dumps(licences, indent=1).encode()
@@ -217,7 +231,10 @@ def _gallery(pairs: PairSet, inputs: Inputs, side: int) -> dict[str, Path | byte
     return found
 
 
-def _goldens(pairs: PairSet, inputs: Inputs, count: int, threads: int) -> dict[str, bytes]:
+def _golden_inputs(
+    pairs: PairSet, inputs: Inputs, count: int
+) -> tuple[list[bytes], list[str], dict[str, dict[str, Any]]]:
+    """Return raw pictures, texts, and both as model input."""
     from PIL import Image
 
     rng = np.random.default_rng(_GOLDEN_SEED)
@@ -234,10 +251,14 @@ def _goldens(pairs: PairSet, inputs: Inputs, count: int, threads: int) -> dict[s
     preprocessing = read_preprocessing(exported)
     tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
     ids, mask = tokenizer.encode(texts, max_length=preprocessing.text.max_length)
-    feeds: dict[str, Any] = {
+    feeds: dict[str, dict[str, Any]] = {
         "image": {"pixels": model_input_from_files(images, preprocessing.image)},
         "text": {"input_ids": ids, "attention_mask": mask},
     }
+    return images, texts, feeds
+
+
+def _golden_outputs(inputs: Inputs, feeds: Mapping[str, Mapping[str, Any]], threads: int) -> dict[str, Any]:
     outputs = {}
     for variant in variants_of(inputs["quantize"].files):
         for tower, given in feeds.items():
@@ -245,7 +266,12 @@ def _goldens(pairs: PairSet, inputs: Inputs, count: int, threads: int) -> dict[s
             with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
                 name = tower if variant == REFERENCE else f"{tower}-{variant}"
                 outputs[name] = np.asarray(engine.infer(given)["embedding"], np.float32)
-    return golden_sources(images, texts, outputs)
+    return outputs
+
+
+def _tried(inputs: Inputs) -> QuantizeReport:
+    written = (inputs["quantize"].path / "variants.json").read_bytes()
+    return msgspec.json.decode(written, type=QuantizeReport)
 
 
 def _metrics(inputs: Inputs, manifest: Manifest) -> dict[str, Any]:
@@ -260,7 +286,7 @@ def _metrics(inputs: Inputs, manifest: Manifest) -> dict[str, Any]:
 
 
 def _manifest(inputs: Inputs, pairs: PairSet, config: PackStageConfig) -> Manifest:
-    tried = msgspec.json.decode((inputs["quantize"].path / "variants.json").read_bytes(), type=QuantizeReport)
+    tried = _tried(inputs)
     latency = latencies_of(inputs["latency"])
     target = config.target.target
     licences = [

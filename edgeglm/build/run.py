@@ -244,7 +244,8 @@ def latency_rows(built: Built) -> list[tuple[str, ...]]:
     parameters = {"teacher": counts + heads["image_head"] + heads["text"]}
     student = sum(tower.parameters for tower in built.manifest.towers.values())
     rows = []
-    for model in ("teacher", *(variant.name for variant in built.manifest.variants)):
+    timed = [variant.name for variant in built.manifest.variants if variant.name in latency]
+    for model in ("teacher", *timed):
         cells = []
         for tower, batch in (("image", "1"), ("image", "8"), ("text", "1"), ("text", "8")):
             value = latency[model][tower][batch]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgeglm.bundle.goldens import OUTPUTS, TEXTS
 from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
 from edgeglm.bundle.opened import Bundle, Preprocessing
+from edgeglm.compile.lane_record import LaneRecord, record_name
 from edgeglm.compile.stage import precision_of, tower_profile
 from edgeglm.core.digest import sha256_bytes, sha256_listing
 from edgeglm.core.errors import UserError
@@ -55,7 +56,11 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         for tower, model in sorted(variant.files.items()):
             expected = f"{FOLDER}/{variant.name}-{tower}.txt"
             files[expected] = _expected(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
-            lines.append(_candidate(manifest, variant, tower, model, expected, feeds[tower], bundle))
+            pins = f"{FOLDER}/{variant.name}-{tower}.fp32"
+            if names := _fp32_nodes(bundle, variant, tower):
+                files[pins] = "\n".join([*names, ""]).encode()
+            pinned = pins if names else "-"
+            lines.append(_candidate(manifest, variant, tower, model, expected, pinned, feeds[tower], bundle))
             digests[model] = manifest.files[model].sha256
     digests.update({name: sha256_bytes(data) for name, data in files.items()})
     script = (importlib.resources.files("edgeglm.compile") / SCRIPT_NAME).read_text("utf-8")
@@ -110,12 +115,22 @@ def _expected(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> 
     return "\n".join([str(embedding.shape[1]), *numbers, ""]).encode()
 
 
+def _fp32_nodes(bundle: Bundle, variant: VariantRecord, tower: str) -> tuple[str, ...]:
+    """Return the nodes that trtexec is told to keep in FP32 where its builder may choose FP16."""
+    name = record_name(variant.name)
+    if variant.lane != "A" or name not in bundle.manifest.files:
+        return ()
+    record = bundle.parsed(name, LaneRecord)
+    return record.towers[tower].fp32_nodes if tower in record.towers else ()
+
+
 def _candidate(
     manifest: Manifest,
     variant: VariantRecord,
     tower: str,
     model: str,
     expected: str,
+    pinned: str,
     feeds: Mapping[str, npt.NDArray[Any]],
     bundle: Bundle,
 ) -> str:
@@ -133,7 +148,7 @@ def _candidate(
     return " ".join(
         [
             variant.name, tower, variant.lane, precision_of(variant.name), model,
-            str(manifest.files[model].size), expected, shapes["min"], shapes["opt"], shapes["max"],
+            str(manifest.files[model].size), expected, pinned, shapes["min"], shapes["opt"], shapes["max"],
             one, goldens, loaded,
         ]
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeglm.bundle.goldens import golden_check
@@ -228,6 +229,17 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
             assert len(retriever.search_text("a blue ring", 5).hits) == 5
             result = golden_check(opened, retriever.embed_images, retriever.embed_text)
         assert result.agrees(cosine=0.9999, top_k=0.99)
+        # The family holds a board with TensorRT 8.5, which parses nothing newer than opset 16.
+        old = {variant.name: variant for variant in manifest.variants if variant.lane == "A"}
+        assert set(old) == {"fp16-lane-a", "int8-lane-a"}
+        script = opened.file("finalize.sh").read_text()
+        for name, variant in old.items():
+            for tower in variant.files:
+                assert onnx.load(opened.model(name, tower)).opset_import[0].version == 16
+                assert f"{name} {tower} A {name[:4]} {variant.files[tower]} " in script
+            with Retriever(opened, variant=name, threads=1) as retriever:
+                result = golden_check(opened, retriever.embed_images, retriever.embed_text, variant=name)
+            assert result.agrees(cosine=0.9999, top_k=0.99)
     other = project.build("jetson-orin-nano", "--set", "quantize.calibration_samples=9")
     assert other.code == 0, other.err
     assert other.ran == ["compile", "pack"], "only the target changed"

@@ -16,6 +16,7 @@ import pytest
 
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.lane_record import LaneRecord, LaneTower
 from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import shell_sources, write_with_shell
 from edgeglm.core.errors import UserError
@@ -81,7 +82,9 @@ def board(folder: Path, facts: tuple[str, str, str], *, free_kb: int = 8_000_000
     return folder
 
 
-def with_shell(tmp_path: Path, *, lane: str = "B", target: str = "jetson-agx") -> Path:
+def with_shell(
+    tmp_path: Path, *, lane: str = "B", target: str = "jetson-agx", fp32_nodes: tuple[str, ...] = ()
+) -> Path:
     plain = described(tmp_path / "described", made(tmp_path / "plain", target))
     with open_bundle(plain) as bundle:
         variants = (
@@ -101,6 +104,18 @@ def with_shell(tmp_path: Path, *, lane: str = "B", target: str = "jetson-agx") -
             model = onnx.load_model_from_string(colour_tower(tower))
             model.doc_string = "FP16, as it were"
             sources[f"models/fp16/{tower}.onnx"] = model.SerializeToString()
+        if fp32_nodes:
+            tower = LaneTower(
+                source="models/fp32/text.onnx",
+                opset=16,
+                fp32_nodes=fp32_nodes,
+                rewritten={},
+                max_abs=0.0,
+                min_cosine=1.0,
+            )
+            sources["models/fp16/lane.json"] = msgspec.json.encode(
+                LaneRecord(of="fp16", towers={"text": tower})
+            )
         manifest = msgspec.structs.replace(bundle.manifest, variants=variants)
         write_bundle(tmp_path / "half", sources=sources, manifest=manifest)
     with open_bundle(tmp_path / "half") as bundle:
@@ -153,6 +168,18 @@ def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(shell: str, 
         line for line in (root / "calls").read_text().splitlines() if "--loadInputs=input_ids" in line
     ]
     assert "shell/input_ids.int32.bin" in text, "TensorRT 8.5 has no 64-bit inputs"
+
+
+def test_a_xavier_keeps_the_steps_of_a_normalization_in_fp32(tmp_path: Path):
+    nodes = ("norm/LayerNormalization/Pow", "norm/LayerNormalization/Div")
+    bundle, root = with_shell(tmp_path, lane="A", fp32_nodes=nodes), board(tmp_path / "root", XAVIER)
+    done = run(bundle, root)
+    assert done.returncode == 0, done.stderr + done.stdout
+    builds = [line for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
+    pairs = ",".join(f"{name}:fp32" for name in nodes)
+    told = f"--precisionConstraints=obey --layerPrecisions={pairs} --layerOutputTypes={pairs}"
+    assert [told in line for line in builds] == ["/models/fp16/text.onnx" in line for line in builds]
+    assert sum(told in line for line in builds) == 1
 
 
 def test_an_orin_builds_lane_b_strongly_typed(tmp_path: Path):

@@ -1,0 +1,152 @@
+"""The files of lane A that a bundle carries for boards with TensorRT 8.5.
+
+They are made from the gated variants when the bundle is packed, a second a tower, and hold the same
+weights: nothing is trained, calibrated or evaluated again. What they answer to the golden inputs is
+compared with what the gated variant answers, and kept for the board to compare with.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.bundle.goldens import OUTPUTS, golden_sources
+from edgeglm.bundle.manifest import LeftOutRecord, Manifest, VariantRecord
+from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.calibration.quantize import Variant as Kept
+from edgeglm.compile.lane_record import SUFFIX, LaneRecord, LaneTower, record_name
+from edgeglm.core.errors import UserError
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.export.costs import costs_sources
+from edgeglm.export.lanes import checked_lane
+from edgeglm.export.lowering import lane_a_from_onnx
+from edgeglm.targets.schema import ResolvedTarget
+
+Sources = Mapping[str, "Path | bytes"]
+Feeds = Mapping[str, Mapping[str, npt.NDArray[Any]]]
+
+#: INT8 activations that lie between two steps round either way in FP16 and in FP32.
+_LEAST_COSINE = 0.999
+
+
+def takes_lane_a(target: ResolvedTarget) -> bool:
+    """Say whether some board of the target has a TensorRT that parses lane A only."""
+    return any(member.lanes == ("A",) for member in target.members)
+
+
+def with_lane_a(
+    sources: Sources,
+    manifest: Manifest,
+    *,
+    tried: QuantizeReport,
+    feeds: Feeds,
+    scratch: Path,
+    threads: int,
+) -> tuple[dict[str, Path | bytes], Manifest]:
+    """Return the sources and the manifest of a bundle with lane A beside lane B.
+
+    Args:
+        sources: As they are, with models and goldens.
+        manifest: As it is.
+        tried: The quantize stage's report: the precision of each tower, and what AutoCast kept in FP32.
+        feeds: The golden inputs as model input.
+        scratch: An empty folder.
+        threads: Of ONNX Runtime.
+
+    A variant that cannot be written for lane A is left out, with the reason in the manifest.
+    """
+    whole, variants, left_out = dict(sources), [], []
+    outputs = _stored_outputs(sources[OUTPUTS])
+    for variant in manifest.variants:
+        if variant.gate != "passed":
+            continue
+        name = f"{variant.name}{SUFFIX}"
+        try:
+            made, answers = _made(
+                sources, variant, tried.variants[variant.name], outputs, feeds, scratch, threads
+            )
+        except UserError as error:
+            left_out.append(LeftOutRecord(name=name, reason=str(error)))
+            continue
+        whole.update(made)
+        outputs.update(answers)
+        whole[f"gallery/embeddings-{name}.npy"] = sources[f"gallery/embeddings-{variant.name}.npy"]
+        files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
+        variants.append(VariantRecord(name=name, files=files, gate="passed", lane="A"))
+    whole[OUTPUTS] = _with_outputs(outputs)
+    changed = msgspec.structs.replace(
+        manifest,
+        variants=(*manifest.variants, *variants),
+        left_out=(*manifest.left_out, *left_out),
+    )
+    return whole, changed
+
+
+def _made(
+    sources: Sources,
+    variant: VariantRecord,
+    kept: Kept,
+    outputs: Mapping[str, npt.NDArray[np.float32]],
+    feeds: Feeds,
+    scratch: Path,
+    threads: int,
+) -> tuple[dict[str, bytes], dict[str, npt.NDArray[np.float32]]]:
+    name = f"{variant.name}{SUFFIX}"
+    made: dict[str, bytes] = {}
+    answers, towers, paths = {}, {}, {}
+    for tower, file in variant.files.items():
+        # FP16 is chosen by the builder of TensorRT 8.5: it gets the weights in full precision.
+        origin = f"models/fp32/{tower}.onnx" if kept.precisions[tower] == "fp16" else file
+        conversion = kept.conversions.get(tower)
+        path = paths[tower] = scratch / name / f"{tower}.onnx"
+        source = _as_file(sources[origin], scratch / "of" / origin)
+        lowered = lane_a_from_onnx(source, path, keep_fp32=conversion.fp32_nodes if conversion else ())
+        checked_lane(path, "A")
+        with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+            answer = np.asarray(engine.infer(feeds[tower])["embedding"], np.float32)
+        expected = outputs[f"{tower}-{variant.name}"]
+        cosine = float(cosine_rows(answer, expected).min())
+        if not cosine >= _LEAST_COSINE:
+            raise UserError(
+                f"the {tower} tower answers otherwise on lane A: cosine {cosine:.5f} with {variant.name}, "
+                f"{_LEAST_COSINE} is asked; report it with the model"
+            )
+        answers[f"{tower}-{name}"] = answer
+        made[f"models/{name}/{tower}.onnx"] = path.read_bytes()
+        towers[tower] = LaneTower(
+            source=origin,
+            opset=lowered.opset,
+            fp32_nodes=lowered.fp32_nodes,
+            rewritten=lowered.rewritten,
+            max_abs=float(np.abs(answer - expected).max()),
+            min_cosine=cosine,
+        )
+    made.update(costs_sources({name: paths}))
+    record = LaneRecord(of=variant.name, towers=towers)
+    made[record_name(name)] = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    return made, answers
+
+
+def _as_file(source: Path | bytes, place: Path) -> Path:
+    if isinstance(source, Path):
+        return source
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(source)
+    return place
+
+
+def _stored_outputs(source: Path | bytes) -> dict[str, npt.NDArray[np.float32]]:
+    with np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False) as stored:
+        return {name: np.asarray(stored[name], np.float32) for name in stored.files}
+
+
+def _with_outputs(outputs: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
+    counts = [len(outputs[tower]) for tower in ("image", "text")]
+    return golden_sources([b""] * counts[0], [""] * counts[1], outputs)[OUTPUTS]

@@ -1,0 +1,103 @@
+"""The largest values that every tensor of a graph takes on real inputs, seen batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from edgeglm.core.errors import UserError
+from edgeglm.export.graph import Graph
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The least and the greatest finite value that was seen, and whether others were."""
+
+    low: float
+    high: float
+    finite: bool = True
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value; infinite when NaN or infinity was seen."""
+        return max(abs(self.low), abs(self.high)) if self.finite else float("inf")
+
+
+def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[str, Range]:
+    """Run a model on batches and return ``{tensor: range}`` of every float tensor, inputs included.
+
+    ONNX Runtime computes the graph as it stands, with no fusion, and one batch is held at a time.
+
+    Raises UserError when there is no batch, or the batches do not fit the model.
+    """
+    import onnxruntime
+
+    names = _float_tensors(model)
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    ends = {value.name for value in opened.graph.output}
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in ends)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found: dict[str, Range] = {}
+    wanted = [output.name for output in session.get_outputs() if output.name in names]
+    taken = {value.name for value in session.get_inputs()}
+    seen = False
+    for feeds in batches:
+        seen = True
+        try:
+            results = session.run(wanted, {name: feeds[name] for name in taken})
+        except Exception as error:  # ONNX Runtime's exceptions share no base; KeyError names the input
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"the samples do not fit the model: {reason}; give arrays named and shaped as its inputs"
+            ) from error
+        arrays = dict(zip(wanted, results, strict=True))
+        arrays.update((name, feeds[name]) for name in taken if feeds[name].dtype.kind == "f")
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray) and array.size and array.dtype.kind == "f":
+                found[name] = _wider(found.get(name), array)
+    if not seen:
+        raise UserError("there is no sample to measure ranges with; give one batch at least")
+    return found
+
+
+def _float_tensors(model: onnx.ModelProto) -> list[str]:
+    """Return the computed tensors that shape inference does not know to be of another type."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    others = {
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type not in (0, *_FLOATS)
+    }
+    graph = Graph(model)
+    return [
+        name
+        for node in graph.nodes
+        if node.op_type != "Constant"
+        for name in node.output
+        if name and name not in others
+    ]
+
+
+def _wider(before: Range | None, array: npt.NDArray[Any]) -> Range:
+    finite = bool(np.isfinite(array).all())
+    kept = array if finite else array[np.isfinite(array)]
+    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
+    if before is None:
+        return Range(low=low, high=high, finite=finite)
+    return Range(low=min(low, before.low), high=max(high, before.high), finite=finite and before.finite)

@@ -1,0 +1,228 @@
+"""If these fail, a board with TensorRT 8.5 gets a file that it cannot parse, or that answers otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.export.lanes import checked_lane, lane_problems, parsed_operators
+from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b
+from edgeglm.targets.schema import load_target
+from tests.calibration.towers import image_tower, text_tower, tower_tensors
+from tests.export.graphs import answers, graph_model, normal
+
+N = helper.make_node
+VECTOR = {"s": normal(8, seed=1), "b": normal(8, seed=2)}
+CHANNELS = {"s": normal(4, seed=1), "b": normal(4, seed=2)}
+ONE = np.array([1], np.int64)
+
+# name: (nodes, weights, opset)
+NEWER: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
+    "layernorm": ([N("LayerNormalization", ["x", "s", "b"], ["y"])], VECTOR, 20),
+    "layernorm over two axes": (
+        [N("LayerNormalization", ["x", "w"], ["y"], axis=1, epsilon=1e-3)], {"w": normal(4, 8)}, 17,
+    ),
+    "layernorm with its moments": (
+        [N("LayerNormalization", ["x", "s", "b"], ["y0", "m", "v"]), N("Add", ["m", "v"], ["y"])], VECTOR, 17,
+    ),
+    "rmsnorm": ([N("RMSNormalization", ["x", "s"], ["y"])], {"s": VECTOR["s"]}, 23),
+    "groupnorm": ([N("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)], CHANNELS, 21),
+    "gelu": ([N("Gelu", ["x"], ["y"])], {}, 20),
+    "gelu by tanh": ([N("Gelu", ["x"], ["y"], approximate="tanh")], {}, 20),
+    "swish": ([N("Swish", ["x"], ["y"], alpha=1.5)], {}, 24),
+    "mish": ([N("Mish", ["x"], ["y"])], {}, 18),
+    "mean over an axis": ([N("ReduceMean", ["x", "a"], ["y"], keepdims=0)], {"a": ONE}, 20),
+    "mean of all": ([N("ReduceMean", ["x"], ["y"])], {}, 20),
+    "mean of nothing": ([N("ReduceMean", ["x"], ["y"], noop_with_empty_axes=1)], {}, 20),
+    "norm": ([N("ReduceL2", ["x", "a"], ["y"])], {"a": ONE}, 18),
+    "unequal split": ([N("Split", ["x"], ["y", "z"], axis=1, num_outputs=2)], {}, 18),
+    "pad of one axis": (
+        [N("Pad", ["x", "p", "", "a"], ["y"])], {"p": np.array([1, 2], np.int64), "a": ONE}, 18,
+    ),
+    "equal": ([N("Equal", ["x", "x"], ["e"]), N("Cast", ["e"], ["y"], to=1)], {}, 19),
+    "cast like": ([N("CastLike", ["i", "x"], ["y"])], {"i": np.arange(8)}, 19),
+    "attention": (
+        [N("Attention", ["x", "x", "x"], ["y"], q_num_heads=2, kv_num_heads=2)], {}, 23,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_an_operator_newer_than_the_lane_is_written_with_older_ones(name: str):
+    nodes, weights, opset = NEWER[name]
+    model = graph_model(nodes, weights, opset=opset, shape=(2, 4, 8) if name == "attention" else ("B", 4, 8))
+    lowered = lane_a(model)
+    assert {e.domain: e.version for e in lowered.model.opset_import} == {"": 16}
+    assert lane_problems(lowered.model, "A") == ()
+    x = normal(2, 4, 8)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    (actual, *_) = answers(lowered.model, {"x": x})
+    np.testing.assert_allclose(actual, expected, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tower", "model"), [("image", image_tower()), ("text", text_tower())])
+def test_a_tower_answers_the_same_on_lane_a(tower: str, model: onnx.ModelProto, tmp_path: Path):
+    onnx.save(model, tmp_path / "b.onnx")
+    lane_a_from_onnx(tmp_path / "b.onnx", tmp_path / "a.onnx")
+    report = checked_lane(
+        tmp_path / "a.onnx",
+        "A",
+        target=load_target("jetson-agx-xavier"),
+        reference=tmp_path / "b.onnx",
+        batches=[tower_tensors(tower, count) for count in (1, 5)],
+    )
+    assert report.max_abs is not None
+    assert report.max_abs < 1e-5
+
+
+def test_every_step_of_a_normalization_is_named_to_stay_in_fp32():
+    model = graph_model([N("LayerNormalization", ["x", "s", "b"], ["y"], name="norm")], VECTOR)
+    lowered = lane_a(model)
+    assert [name.removeprefix("norm/") for name in lowered.fp32_nodes] == [
+        "ReduceMean", "Sub", "Pow", "ReduceMean_2", "Add", "Sqrt", "Div",
+    ]  # fmt: skip
+    names = {node.name for node in lowered.model.graph.node}
+    assert names >= set(lowered.fp32_nodes)
+
+
+def test_names_that_trtexec_would_cut_are_made_whole():
+    model = graph_model([N("LayerNormalization", ["x", "s", "b"], ["y"], name="a:0, b")], VECTOR)
+    assert lane_a(model).fp32_nodes[0] == "a_0__b/ReduceMean"
+
+
+def quantized(weight_type: Any = np.int8, *, zero: int = 0, narrow: bool = True) -> onnx.ModelProto:
+    kind = np.float16 if narrow else np.float32
+    nodes = [
+        N("Cast", ["x"], ["h"], to=TensorProto.FLOAT16 if narrow else TensorProto.FLOAT),
+        N("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+        N("QuantizeLinear", ["f", "sf", "z"], ["q"], name="quantize"),
+        N("DequantizeLinear", ["q", "s", "z"], ["d"], name="dequantize"),
+        N("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1, name="weight"),
+        N("MatMul", ["d", "wd"], ["m"], name="product"),
+        N("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {
+        "s": np.array(0.03, kind),
+        "sf": np.array(0.03, kind).astype(np.float32),
+        "z": np.array(zero, np.int8),
+        "w": np.random.default_rng(0).integers(-127, 128, (8, 6)).astype(weight_type),
+        "ws": np.abs(normal(6, scale=0.01)).astype(kind) + np.array(1e-3, kind),
+        "wz": np.zeros(6, weight_type),
+    }
+    return graph_model(nodes, weights)
+
+
+def test_int8_weights_become_floats_that_quantize_to_the_same_integers():
+    model = quantized()
+    lowered = lane_a(model)
+    assert (lowered.quantized, lane_problems(lowered.model, "A")) == (1, ())
+    x = normal(2, 4, 8).astype(np.float16).astype(np.float32)
+    before = answers(model, {"x": x})[0]
+    np.testing.assert_allclose(answers(lowered.model, {"x": x})[0], before, rtol=2e-3, atol=1e-3)
+    (pair,) = [node for node in lowered.model.graph.node if node.name == "weight/QuantizeLinear"]
+    opened = onnx.ModelProto()
+    opened.CopyFrom(lowered.model)
+    opened.graph.output.append(onnx.ValueInfoProto(name=pair.output[0]))
+    integers = answers(opened, {"x": normal(2, 4, 8)})[-1]
+    original = next(t for t in model.graph.initializer if t.name == "w")
+    np.testing.assert_array_equal(integers, onnx.numpy_helper.to_array(original))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (graph_model([N("Unique", ["x"], ["y"], name="odd")], {}, opset=16), "odd.*has no Unique"),
+        (
+            graph_model(
+                [N("Cast", ["x"], ["i"], to=TensorProto.INT32), N("BitwiseNot", ["i"], ["n"], name="bits"),
+                 N("Cast", ["n"], ["y"], to=1)], {}, opset=18,
+            ),
+            "'bits' .BitwiseNot. cannot be written for opset 16: it came with opset 18 and has no equivalent",
+        ),
+        (graph_model([N("Pad", ["x", "p"], ["y"], mode="wrap")], {"p": np.zeros(6, np.int64)}),
+         "no mode 'wrap'"),
+        (
+            graph_model([N("Split", ["x"], ["y", "z"], axis=0, num_outputs=2, name="halves")], {}),
+            "'halves'.*the dimension that it splits is unknown; export with that dimension fixed",
+        ),
+        (graph_model([N("Gelu", ["x"], ["y"], domain="com.microsoft")], {}), "operator of one runtime"),
+        (quantized(zero=3), "zero point that is not 0"),
+        (quantized(np.uint8), "quantizes to uint8, which TensorRT does not take"),
+    ],
+)  # fmt: skip
+def test_what_has_no_equivalent_is_refused_by_name(model: onnx.ModelProto, message: str, tmp_path: Path):
+    onnx.save(model, tmp_path / "x.onnx")
+
+    def lowered_and_checked() -> None:
+        lane_a_from_onnx(tmp_path / "x.onnx", tmp_path / "out.onnx")
+        checked_lane(tmp_path / "out.onnx", "A")
+
+    with pytest.raises(UserError, match=message):
+        lowered_and_checked()
+
+
+def test_weights_that_were_left_behind_are_missed_at_once(tmp_path: Path):
+    model = graph_model([N("MatMul", ["x", "w"], ["y"])], {"w": normal(8, 8)})
+    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.bin", size_threshold=0)
+    lane_a_from_onnx(tmp_path / "x.onnx", tmp_path / "whole.onnx")
+    assert not any(t.external_data for t in onnx.load(tmp_path / "whole.onnx").graph.initializer)
+    (tmp_path / "x.bin").unlink()
+    with pytest.raises(UserError, match=r"keeps weights in other files.*copy the files"):
+        lane_a_from_onnx(tmp_path / "x.onnx", tmp_path / "out.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    for name, said in (("broken", "no ONNX model"), ("absent", "no ONNX file")):
+        with pytest.raises(UserError, match=said):
+            lane_a_from_onnx(tmp_path / f"{name}.onnx", tmp_path / "out.onnx")
+
+
+def test_lane_b_raises_old_files_and_lowers_new_ones():
+    old = graph_model([N("ReduceMean", ["x"], ["m"], axes=[1]), N("Relu", ["m"], ["y"])], {}, opset=13)
+    new = graph_model([N("RMSNormalization", ["x", "s"], ["y"])], {"s": VECTOR["s"]}, opset=23)
+    for model, opset in ((old, 19), (new, 20)):
+        made = lane_b(model)
+        assert made.opset == opset
+        assert lane_problems(made.model, "B", load_target("jetson-orin-nano")) == ()
+        expected = ReferenceEvaluator(model).run(None, {"x": normal(2, 4, 8)})[0]
+        np.testing.assert_allclose(answers(made.model, {"x": normal(2, 4, 8)})[0], expected, atol=1e-5)
+
+
+def test_a_graph_that_mixes_types_is_no_lane_b():
+    model = graph_model(
+        [N("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), N("MatMul", ["h", "w"], ["y"], name="product")],
+        {"w": normal(8, 8).astype(np.float16)},
+        out_dtype=TensorProto.FLOAT16,
+    )
+    assert lane_problems(model, "B") == ()
+    next(t for t in model.graph.initializer if t.name == "w").CopyFrom(
+        onnx.numpy_helper.from_array(normal(8, 8), "w")
+    )
+    (problem,) = lane_problems(model, "B")
+    assert "onnx.checker refuses it" in problem
+
+
+def test_a_lane_is_refused_with_every_reason(tmp_path: Path):
+    onnx.save(text_tower(), tmp_path / "b.onnx")
+    with pytest.raises(UserError, match=r"opset 20, and lane A takes 13 to 16; node .*LayerNormalization"):
+        checked_lane(tmp_path / "b.onnx", "A")
+    with pytest.raises(UserError, match="does not take lane B"):
+        checked_lane(tmp_path / "b.onnx", "B", target=load_target("jetson-agx-xavier"))
+    other = text_tower()
+    other.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(normal(600, 32, seed=9), other.graph.initializer[0].name)
+    )
+    onnx.save(other, tmp_path / "c.onnx")
+    with pytest.raises(EdgeglmError, match="answers otherwise"):
+        checked_lane(
+            tmp_path / "b.onnx", "B", reference=tmp_path / "c.onnx", batches=[tower_tensors("text", 2)]
+        )
+
+
+def test_the_operator_tables_say_what_tensorrt_8_lacks():
+    assert {"LayerNormalization", "Gelu", "CastLike", "Mish"} <= parsed_operators("B") - parsed_operators("A")
