@@ -1,0 +1,178 @@
+"""`edgeglm deploy`: a bundle onto devices, over SSH."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeglm.cli.console import App, human_bytes, json_option, trust_options
+
+if TYPE_CHECKING:
+    from edgeglm.deploy.fleet import Summary
+
+_STYLES = {"done": "green", "failed": "bold red", "skipped": "yellow", "waiting": "dim"}
+_PATH = click.Path(path_type=Path)
+
+
+def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--root``."""
+    text = "Where edgeglm lies on the device; by default what was used before, or the user's data folder."
+    return click.option("--root", help=text)(command)
+
+
+@click.command(name="deploy")
+@click.argument("bundle", type=_PATH, required=False)
+@click.argument("devices", nargs=-1)
+@click.option("--parallel", default=20, show_default=True, type=click.IntRange(min=1), help="At a time.")
+@click.option("--canary", default=1, show_default=True, type=click.IntRange(min=0), help="So many go first.")
+@click.option("--max-failures", default=1, show_default=True, type=click.IntRange(min=1), help="Then stop.")
+@click.option(
+    "--retries", default=1, show_default=True, type=click.IntRange(min=0), help="Of a lost connection."
+)
+@click.option("--reference", type=_PATH, help="Folder with pairs.jsonl: mAP@10 there must not fall.")
+@click.option("--tolerance", default=0.0, show_default=True, help="How much it may fall.")
+@click.option("--stage", is_flag=True, help="Finalize it in the spare slot, and do not serve it.")
+@click.option("--service", type=click.Choice(["auto", "system", "user", "process"]), default="auto")
+@click.option("--python", help="An interpreter on the device that has edgeglm; nothing is then installed.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on there.")
+@click.option("--port", default=8000, show_default=True, help="HTTP port; 0 for a free one.")
+@click.option("--serve-flag", "serve_flags", multiple=True, help="A further word for edgeglm serve.")
+@click.option("--ready-seconds", default=120.0, show_default=True, help="Until it must answer.")
+@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@click.option("--engine", type=click.Choice(["auto", "native", "onnxruntime"]), default="auto")
+@click.option("--any-board", is_flag=True, help="Go on although the board is outside the target.")
+@click.option("--any-clock", is_flag=True, help="Go on although the device's clock is off.")
+@click.option("--summary", "summary_path", type=_PATH, help="Write what became of each device here.")
+@click.option("--replay", type=_PATH, help="Do what such a summary left undone, as it was asked for.")
+@root_option
+@trust_options
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    bundle: Path | None,
+    devices: tuple[str, ...],
+    parallel: int,
+    canary: int,
+    max_failures: int,
+    retries: int,
+    reference: Path | None,
+    tolerance: float,
+    stage: bool,
+    service: str,
+    python: str | None,
+    host: str,
+    port: int,
+    serve_flags: tuple[str, ...],
+    ready_seconds: float,
+    lock_seconds: float,
+    engine: str,
+    any_board: bool,
+    any_clock: bool,
+    summary_path: Path | None,
+    replay: Path | None,
+    root: str | None,
+) -> None:
+    """Bring BUNDLE onto each of DEVICES (user@host), finalize it there, judge it, and serve it.
+
+    Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
+    after its golden outputs were right there, and is undone by itself when the server never gets ready.
+    """
+    from edgeglm.deploy.delivery import DeployOptions
+    from edgeglm.deploy.fleet import (
+        FleetPlan,
+        hosts_from_texts,
+        still_to_do,
+        summary_bytes,
+        summary_from_file,
+    )
+    from edgeglm.deploy.session import deployed
+
+    app = ctx.ensure_object(App)
+    if replay is not None:
+        if bundle is not None or devices:
+            raise click.UsageError("--replay takes bundle and devices from the summary; name neither")
+        former = summary_from_file(replay)
+        bundle, hosts, options, plan = Path(former.bundle), still_to_do(former), former.options, former.plan
+        reference = None if former.reference is None else Path(former.reference)
+    elif bundle is None:
+        raise click.UsageError("give a bundle and at least one device, or --replay SUMMARY")
+    else:
+        hosts = hosts_from_texts(devices)
+        plan = FleetPlan(parallel=parallel, canary=canary, max_failures=max_failures, retries=retries)
+        options = DeployOptions(
+            root=root,
+            service=service,
+            python=python,
+            host=host,
+            port=port,
+            serve_flags=serve_flags,
+            activate=not stage,
+            ready_seconds=ready_seconds,
+            lock_seconds=lock_seconds,
+            tolerance=tolerance,
+            any_board=any_board,
+            any_clock=any_clock,
+            allow_unsigned=app.allow_unsigned,
+            allow_downgrade=app.allow_downgrade,
+            engine=engine,
+        )
+    with live_table(app) as on_change:
+        summary = deployed(bundle, hosts, options, plan, app.store(), on_change, reference=reference)
+    if summary_path is not None:
+        summary_path.write_bytes(summary_bytes(summary))
+    print_summary(app, summary)
+    if summary.exit_code:
+        ctx.exit(summary.exit_code)
+
+
+def print_summary(app: App, summary: Summary) -> None:
+    """Print one row a device, and what failed in full; under --json the whole summary."""
+    rows = []
+    for one in summary.devices:
+        done = one.delivered
+        took = sum(done.seconds.values()) if done else 0.0
+        sent = human_bytes(done.sent_bytes) if done else "-"
+        where = (done.url or f"staged in {done.slot}") if done else one.reason
+        rows.append((one.device, one.outcome, f"{took:.1f} s" if done else "-", sent, where))
+    app.table(["device", "outcome", ">time", ">sent", "where, or why not"], rows)
+    count = sum(one.outcome == "done" for one in summary.devices)
+    app.print(f"{count} of {len(summary.devices)} devices done in {summary.seconds:.1f} s")
+    app.emit(summary)
+
+
+@contextmanager
+def live_table(app: App) -> Iterator[Callable[[str, str, str], None]]:
+    """Yield what keeps a live table of all devices; off a terminal, one line for each new state."""
+    rows: dict[str, tuple[str, str]] = {}
+    screen = app.console.err
+    if app.json or not screen.is_terminal:
+
+        def line(name: str, state: str, note: str) -> None:
+            if rows.get(name, ("", ""))[0] != state:
+                rows[name] = (state, note)
+                app.note(f"{name}: {state}{f': {note}' if note else ''}")
+
+        yield line
+        return
+    from rich import box
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def table() -> Table:
+        shown = Table("device", "state", "", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, (state, note) in rows.items():
+            shown.add_row(name, Text(state, style=_STYLES.get(state, "")), note)
+        return shown
+
+    with Live(console=screen, refresh_per_second=8, transient=True, get_renderable=table):
+
+        def row(name: str, state: str, note: str) -> None:
+            rows[name] = (state, note)
+
+        yield row

@@ -1,0 +1,62 @@
+"""`edgeglm devices`: what was deployed where."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from edgeglm.cli.console import App, human_bytes, json_option
+
+
+@click.command(name="devices")
+@click.argument("names", nargs=-1)
+@click.option("--refresh", is_flag=True, help="Ask them now; without it, as they were last seen.")
+@click.option("--forget", is_flag=True, help="Drop NAMES from the list; nothing is done to them.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: bool) -> None:
+    """List the devices that were deployed to from here, or those of NAMES."""
+    import asyncio
+
+    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.inventory import inventory_at
+    from edgeglm.deploy.remote import each, refreshed
+
+    app = ctx.ensure_object(App)
+    inventory = inventory_at(app.store().root)
+    if forget:
+        for name in names:
+            inventory.forget(name)
+        names = ()
+    code = 0
+    if refresh and (asked := names or tuple(one.name for one in inventory.devices())):
+        answers = asyncio.run(
+            each(hosts_from_texts(asked), lambda host: refreshed(host, inventory, root=None))
+        )
+        for one in answers:
+            if one.error:
+                app.print(f"{one.device}: {one.error}")
+                code = max(code, one.exit_code)
+    found = [one for one in inventory.devices() if not names or one.name in names]
+    rows = []
+    for device in found:
+        slot = device.slots.get(device.serving or "", {})
+        serving = (
+            f"{slot.get('bundle', '-')} {str(slot.get('content_digest', ''))[:12]}" if slot else "nothing"
+        )
+        rows.append(
+            (
+                device.name,
+                device.board,
+                device.jetpack or "-",
+                device.tensorrt or "-",
+                f"{serving} ({device.serving or '-'}{', ready' if device.ready else ''})",
+                device.receipt.get("chosen", "-"),
+                human_bytes(device.free_bytes),
+                f"{(time.time() - device.seen) / 3600:.1f} h ago",
+            )
+        )
+    app.table(["device", "board", "JetPack", "TensorRT", "serves", "variant", ">free", ">seen"], rows)
+    app.emit(found)
+    ctx.exit(code)

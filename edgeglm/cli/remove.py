@@ -1,0 +1,42 @@
+"""`edgeglm remove`: take edgeglm off a device, or what does not serve there."""
+
+from __future__ import annotations
+
+import click
+
+from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.deploy import root_option
+
+
+@click.command(name="remove")
+@click.argument("devices", nargs=-1, required=True)
+@click.option("--old", is_flag=True, help="Only the former bundle and what it alone needs.")
+@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@root_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, devices: tuple[str, ...], old: bool, lock_seconds: float, root: str | None
+) -> None:
+    """Stop the server on each of DEVICES and remove all that edgeglm put there.
+
+    With --old what serves goes on; there is then nothing to roll back to.
+    """
+    import asyncio
+
+    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.inventory import inventory_at
+    from edgeglm.deploy.remote import each, removed
+
+    app = ctx.ensure_object(App)
+    inventory = inventory_at(app.store().root)
+    answers = asyncio.run(
+        each(
+            hosts_from_texts(devices),
+            lambda host: removed(host, inventory, root=root, old=old, lock_seconds=lock_seconds),
+        )
+    )
+    for one in answers:
+        app.print(f"{one.device}: {one.error or human_bytes(one.answer['bytes']) + ' freed'}")
+    app.emit(answers)
+    ctx.exit(max((one.exit_code for one in answers), default=0))

@@ -1,0 +1,44 @@
+"""`edgeglm rollback`: serve again what was served before."""
+
+from __future__ import annotations
+
+import click
+
+from edgeglm.cli.console import App, json_option
+from edgeglm.cli.deploy import root_option
+
+
+@click.command(name="rollback")
+@click.argument("devices", nargs=-1, required=True)
+@click.option("--ready-seconds", default=60.0, show_default=True, help="Until it must answer.")
+@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@root_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, devices: tuple[str, ...], ready_seconds: float, lock_seconds: float, root: str | None
+) -> None:
+    """Switch each of DEVICES back to the bundle that it served before."""
+    import asyncio
+
+    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.inventory import inventory_at
+    from edgeglm.deploy.remote import each, rolled_back
+
+    app = ctx.ensure_object(App)
+    inventory = inventory_at(app.store().root)
+    answers = asyncio.run(
+        each(
+            hosts_from_texts(devices),
+            lambda host: rolled_back(
+                host, inventory, root=root, ready_seconds=ready_seconds, lock_seconds=lock_seconds
+            ),
+        )
+    )
+    for one in answers:
+        if one.error:
+            app.print(f"{one.device}: {one.error}")
+        else:
+            app.print(f"{one.device}: slot {one.answer['to']} serves again, after {one.answer['seconds']} s")
+    app.emit(answers)
+    ctx.exit(max((one.exit_code for one in answers), default=0))

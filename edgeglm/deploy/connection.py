@@ -1,0 +1,285 @@
+"""One SSH connection to a device, and the device's side of the talk, started through it.
+
+asyncssh reads the user's ``~/.ssh/config``, keys and agent. A host key that is not in ``known_hosts`` is
+refused, always. The device's side (``edgeglm.deploy.device``) travels as source, deflated, over the channel
+that it then speaks on: nothing has to be installed or written before it can say what is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.deploy.hosts import HostName
+
+if TYPE_CHECKING:
+    import asyncssh
+
+OLDEST_PYTHON = (3, 10)
+_CONNECT_SECONDS = 20
+_ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
+_PACKAGES = ("edgeglm", "edgeglm.deploy", "edgeglm.deploy.device")
+_MODULES = (
+    "wire", "layout", "objects", "facts", "unit", "supervise", "service", "switch", "environment", "agent",
+)  # fmt: skip
+
+# Finds an interpreter that is new enough, and says what it found when there is none. It becomes the agent.
+_START = """
+found=
+for p in python3 python3.13 python3.12 python3.11 python3.10; do
+  v=$(command -v $p 2>/dev/null) || continue
+  n=$("$v" -c "import sys; print(sys.version_info[0] * 100 + sys.version_info[1])" 2>/dev/null) || continue
+  found="$found $n"
+  if [ "$n" -ge 310 ]; then echo "python $n"; exec "$v" -I -c "$EDGEGLM_LOADER"; fi
+done
+echo "none$found"
+"""
+_LOADER = """
+import importlib.abc as a, importlib.util as u, json, sys, zlib
+i = sys.stdin.buffer
+s = json.loads(zlib.decompress(i.read(int(i.readline()))))
+class F(a.MetaPathFinder, a.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name in s:
+            return u.spec_from_loader(name, self, is_package=s[name] is None)
+    def exec_module(self, m):
+        exec(compile(s[m.__name__] or "", m.__name__, "exec"), m.__dict__)
+sys.meta_path.insert(0, F())
+from edgeglm.deploy.device.agent import main
+main()
+"""
+
+Say = Callable[[str], None]
+
+
+class ConnectionLostError(EdgeglmError):
+    """The connection ended in the middle. What came through is kept; the same command goes on."""
+
+
+class Device:
+    """The sender's end of the talk with one device."""
+
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes], host: HostName) -> None:
+        self._process = process
+        self._host = host
+        self.sent_bytes = 0
+        self.root = ""
+
+    async def ask(self, question: str, say: Say | None = None, **parts: Any) -> dict[str, Any]:
+        """Ask one question and return the answer; lines that come before it go to ``say``.
+
+        Raises UserError or GateError as the device refuses, ConnectionLostError.
+        """
+        await self.write(json.dumps({"ask": question, **parts}).encode() + b"\n")
+        return await self.answered(say)
+
+    async def answered(self, say: Say | None = None) -> dict[str, Any]:
+        """Return the next answer."""
+        while True:
+            message = await self._line()
+            if "answer" in message:
+                answer = message["answer"]
+                assert isinstance(answer, dict)
+                return answer
+            if "line" in message:
+                if say is not None:
+                    say(message["line"])
+            elif "refused" in message:
+                raise (GateError if message["code"] == 3 else UserError)(message["refused"])
+            else:
+                raise EdgeglmError(
+                    f"the device's side failed ({message.get('broken', message)}); "
+                    "this is a fault of edgeglm, report it with these words"
+                )
+
+    async def ask_for_files(self) -> None:
+        """Begin to send files: headers and their bytes follow."""
+        await self.write(b'{"ask": "receive"}\n')
+
+    async def files_sent(self) -> int:
+        """End it, and return how many the device has kept."""
+        await self.write(b'{"end": true}\n')
+        return int((await self.answered())["received"])
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes. Raises ConnectionLostError."""
+        try:
+            self._process.stdin.write(data)
+            self.sent_bytes += len(data)
+            await self._process.stdin.drain()
+        except (OSError, _ssh().Error) as error:
+            raise self._lost(error) from error
+
+    async def open(self, root: str | None) -> None:
+        """Send the device's side and hear where its root is. Raises UserError where there is no Python."""
+        hello = (await self._raw_line()).decode("utf-8", "replace").split()
+        if not hello or hello[0] != "python":
+            versions = ", ".join(f"{int(n) // 100}.{int(n) % 100}" for n in hello[1:] if n.isdigit())
+            oldest = ".".join(map(str, OLDEST_PYTHON))
+            if versions:
+                raise UserError(
+                    f"{self._host} has Python {versions}, and edgeglm needs {oldest} or newer; "
+                    "install one there (for JetPack 5 see 'Without Python' in docs/jetson.md)"
+                )
+            raise UserError(f"{self._host} has no Python; install python3 {oldest} or newer there")
+        source = agent_source()
+        await self.write(f"{len(source)}\n".encode() + source)
+        await self.write(json.dumps({"root": root}).encode() + b"\n")
+        self.root = (await self._line())["root"]
+
+    async def _line(self) -> dict[str, Any]:
+        line = await self._raw_line()
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            words = line.decode("utf-8", "replace").strip()[:200]
+            raise EdgeglmError(
+                f"{self._host} said {words!r} where edgeglm was to answer; "
+                "let its shell's start-up files print nothing"
+            ) from error
+        assert isinstance(found, dict)
+        return found
+
+    async def _raw_line(self) -> bytes:
+        try:
+            line = await self._process.stdout.readline()
+        except (OSError, _ssh().Error, asyncio.IncompleteReadError) as error:
+            raise self._lost(error) from error
+        if not line.endswith(b"\n"):
+            raise self._lost(await self._last_words())
+        return line
+
+    async def _last_words(self) -> str:
+        with contextlib.suppress(Exception):
+            data = await asyncio.wait_for(self._process.stderr.read(), 2)
+            return " ".join(data.decode("utf-8", "replace").split())[-300:]
+        return ""
+
+    def _lost(self, why: object) -> ConnectionLostError:
+        words = f" ({why})" if str(why) else ""
+        return ConnectionLostError(
+            f"the connection to {self._host} was lost{words}; "
+            "run the same command again, it goes on from there"
+        )
+
+
+@asynccontextmanager
+async def connected(
+    host: HostName, *, root: str | None = None, connect_timeout: float = _CONNECT_SECONDS
+) -> AsyncIterator[Device]:
+    """Open a connection and start the device's side. Raises UserError, ConnectionLostError."""
+    async with _connection(host, connect_timeout) as connection:
+        asyncssh = _ssh()
+        command = f"EDGEGLM_LOADER={_quoted(_LOADER)}; export EDGEGLM_LOADER; {_START}"
+        try:
+            process = await connection.create_process(f"exec sh -c {_quoted(command)}", encoding=None)
+        except (OSError, asyncssh.Error) as error:
+            raise ConnectionLostError(f"{host} started no command ({error}); look at its sshd") from error
+        device = Device(process, host)
+        try:
+            await device.open(root)
+            yield device
+        finally:
+            process.close()
+
+
+@asynccontextmanager
+async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    asyncssh = _ssh()
+    try:
+        options = asyncssh.SSHClientConnectionOptions(
+            host=host.host,
+            username=host.user or (),
+            port=host.port or (),
+            config=(),
+            password=None,
+            preferred_auth="publickey",
+            connect_timeout=seconds,
+            login_timeout=seconds,
+            keepalive_interval=_ALIVE_SECONDS,
+            keepalive_count_max=_ALIVE_COUNT,
+        )
+    except (asyncssh.ConfigParseError, ValueError, OSError) as error:
+        raise UserError(f"cannot read the SSH configuration for {host}: {error}; mend it") from error
+    if options.known_hosts is None:
+        raise UserError(
+            f"the SSH configuration turns the check of {host}'s key off; "
+            "remove 'UserKnownHostsFile none' there and put its key into ~/.ssh/known_hosts"
+        )
+    address = options.host or host.host
+    try:
+        connection = await asyncio.wait_for(asyncssh.connect(address, options=options), seconds + 5)
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise _host_key_error(host, address, options, error) from error
+    except asyncssh.PermissionDenied as error:
+        raise UserError(
+            f"{host} refused user {options.username!r}: {error.reason or 'no key of yours is accepted'}; "
+            "put your public key there (ssh-copy-id), or give user@host as it should be"
+        ) from error
+    except asyncssh.Error as error:
+        raise ConnectionLostError(f"cannot talk to {host}: {error.reason}; try 'ssh {host}' first") from error
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise ConnectionLostError(f"{host} did not answer within {seconds:g} s; is it on?") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise ConnectionLostError(f"cannot reach {host}: {why}; is it on, is the name right?") from error
+    async with connection:
+        yield connection
+
+
+def _host_key_error(host: HostName, address: str, options: Any, error: Exception) -> UserError:
+    asyncssh = _ssh()
+    known = options.known_hosts or str(_default_known_hosts())
+    port = options.port if options.port != 22 else None
+    trusted: Any = ()
+    with contextlib.suppress(OSError, ValueError):
+        trusted = asyncssh.match_known_hosts(known, address, "", port)[0]
+    name = f"[{address}]:{port}" if port else address
+    if trusted:
+        return UserError(
+            f"the host key of {host} has changed: it is another machine, was set up anew, or somebody "
+            f"listens; if you know why, run ssh-keygen -R '{name}' and connect once with ssh"
+        )
+    return UserError(
+        f"the host key of {host} is not known ({error}); "
+        f"compare its fingerprint and connect once with ssh, which adds {name} to known_hosts"
+    )
+
+
+def _default_known_hosts() -> Any:
+    from pathlib import Path
+
+    return Path("~", ".ssh", "known_hosts").expanduser()
+
+
+@cache
+def agent_source() -> bytes:
+    """Return the device's side: a deflated JSON object of its modules; None stands for a package."""
+    folder = resources.files("edgeglm.deploy.device")
+    sources: Mapping[str, str | None] = {
+        **dict.fromkeys(_PACKAGES),
+        **{f"{_PACKAGES[-1]}.{name}": (folder / f"{name}.py").read_text("utf-8") for name in _MODULES},
+    }
+    return zlib.compress(json.dumps(sources).encode(), 9)
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _ssh() -> Any:
+    try:
+        import asyncssh
+    except ImportError as error:
+        raise UserError("deploying needs asyncssh; pip install 'edgeglm[deploy]'") from error
+    return asyncssh

@@ -1,0 +1,295 @@
+"""The device's side of a deploy: one question a line, answered in order, under one lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeglm.deploy.device import environment, objects, switch
+from edgeglm.deploy.device.facts import facts, free_bytes
+from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, write_json
+from edgeglm.deploy.device.service import best_kind, service_for
+from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
+
+ROOT_VARIABLE = "EDGEGLM_ROOT"
+_SYSTEM_ROOT = Path("/var/lib/edgeglm")
+_POLL_SECONDS = 0.05
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Message = dict[str, Any]
+
+
+class Agent:
+    """Answers one sender."""
+
+    def __init__(self, wire: Wire, root: Path) -> None:
+        self.wire = wire
+        self.layout = Layout(root)
+        self.lock: Lock | None = None
+
+    def answer(self, question: Message) -> Message:
+        """Answer one question. Raises Refused, SenderGone, OSError."""
+        names: dict[str, Callable[[Message], Message]] = {
+            "facts": lambda _: {**facts(self.layout.root), "best_service": best_kind()},
+            "status": lambda _: self.status(),
+            "lock": self.take_lock,
+            "missing": self.missing,
+            "receive": lambda _: {"received": objects.receive(self.layout, self.wire)},
+            "environment": self.make_environment,
+            "assemble": self.assemble,
+            "run": self.run,
+            "read": self.read,
+            "mark": lambda q: self.layout.write_record(q["slot"], **q["fields"]),
+            "activate": self.activate,
+            "rollback": self.rollback,
+            "collect": lambda _: objects.collect(self.layout),
+            "logs": lambda q: {"lines": self._service().log(int(q["lines"]))},
+            "remove": self.remove,
+        }
+        return names[question["ask"]](question)
+
+    def status(self) -> Message:
+        """Say what lies in the slots and what serves."""
+        layout = self.layout
+        service = self._service().state()
+        return {
+            "current": layout.pointed("current"),
+            "previous": layout.pointed("previous"),
+            "slots": {slot: _brief(record) for slot in SLOTS if (record := layout.record(slot))},
+            "service": {**read_json(layout.root / "device.json"), "state": service},
+            "free_bytes": free_bytes(layout.root),
+            "switching": bool(read_json(layout.root / "switching.json")),
+        }
+
+    def take_lock(self, question: Message) -> Message:
+        """Be the one deployer, and end what a former one left unfinished."""
+        self.layout.make()
+        self.lock = Lock(self.layout.root)
+        self.lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
+        settings = {**read_json(self.layout.root / "device.json"), **question.get("settings", {})}
+        if question.get("settings"):
+            write_json(self.layout.root / "device.json", settings)
+        return {"recovered": switch.recover(self.layout, self._service()), **self.status()}
+
+    def missing(self, question: Message) -> Message:
+        """Say which objects must still come: those of the manifest, and others that are named."""
+        self._locked()
+        wanted = [(str(digest), int(size)) for digest, size in question.get("objects", ())]
+        if digest := question.get("manifest"):
+            manifest = read_json(objects.object_path(self.layout, digest))
+            wanted += objects.wanted_files(manifest).values()
+        name = question.get("environment")
+        complete = name is not None and environment.is_complete(self.layout, name)
+        if name is not None and not complete:
+            wanted += [(str(digest), int(size)) for digest, size in question["wheels"]]
+        lacking = objects.missing(self.layout, wanted)
+        sizes = dict(wanted)
+        needed = sum(sizes[one["sha256"]] - one["have"] for one in lacking)
+        return {"missing": lacking, "needed_bytes": needed, "environment_complete": complete}
+
+    def make_environment(self, question: Message) -> Message:
+        """Make the Python environment, if it is not there."""
+        self._locked()
+        python = environment.made(self.layout, question["name"], question["wheels"], self._say)
+        return {"python": python}
+
+    def assemble(self, question: Message) -> Message:
+        """Make a bundle of objects in the spare slot; the engines of the other slot come along."""
+        self._locked()
+        layout, slot = self.layout, self.layout.spare()
+        folder = layout.slots / slot
+        if layout.pointed("previous") == slot:  # from here on there is nothing to go back to
+            layout.point("previous", None)
+        objects.remove_tree(folder)
+        (folder / "bundle").mkdir(parents=True)
+        manifest_sha = str(question["manifest"])
+        parts = {"manifest.json": manifest_sha, **question.get("beside", {})}
+        files = objects.wanted_files(read_json(objects.object_path(layout, manifest_sha)))
+        parts.update({name: digest for name, (digest, _) in files.items()})
+        for name, digest in parts.items():
+            objects.linked(objects.object_path(layout, digest), folder / "bundle" / name)
+        for name, digest in question.get("reference", {}).items():
+            objects.linked(objects.object_path(layout, digest), folder / "reference" / name)
+        if question.get("borrow"):
+            environment.borrowed(folder, question["borrow"])
+        else:
+            (folder / "environment").symlink_to(Path("../../environments") / question["environment"])
+        self._bring_engines(folder)
+        used = sorted({*parts.values(), *question.get("reference", {}).values()})
+        record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
+        layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
+        return {"slot": slot}
+
+    def run(self, question: Message) -> Message:
+        """Run a program of the slot's environment there; what it writes to stderr is streamed back.
+
+        It ends when the sender goes: what it finished is found again by the next run.
+        """
+        self._locked()
+        folder = self.layout.slots / question["slot"]
+        command = [str(folder / "environment" / "bin" / "python"), *question["arguments"]]
+        quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**quiet, "PYTHONDONTWRITEBYTECODE": "1", "EDGEGLM_PROGRESS": "lines"},
+            start_new_session=True,
+        )
+        assert child.stdout is not None
+        assert child.stderr is not None
+        spoken: list[str] = []
+        output: list[bytes] = []
+        stderr, stdout = child.stderr, child.stdout
+
+        def follow() -> None:
+            for raw in stderr:
+                line = raw.decode("utf-8", "replace").rstrip()
+                spoken.append(line)
+                self.wire.send({"line": line})
+
+        readers = [
+            threading.Thread(target=follow, daemon=True),
+            threading.Thread(target=lambda: output.append(stdout.read()), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        while child.poll() is None:
+            if self.wire.gone():
+                os.killpg(child.pid, signal.SIGTERM)
+                child.wait()
+                raise SenderGone
+            time.sleep(_POLL_SECONDS)
+        for reader in readers:
+            reader.join()
+        words = [line for line in spoken if line and not line.startswith("{")]
+        return {
+            "code": child.returncode,
+            "stdout": b"".join(output).decode("utf-8", "replace"),
+            "words": words[-20:],
+        }
+
+    def read(self, question: Message) -> Message:
+        """Return small files below a slot, by pattern, in base64."""
+        import base64
+
+        folder = (self.layout.slots / question["slot"]).resolve()
+        found = {}
+        for pattern in question["patterns"]:
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file() and path.stat().st_size <= int(question["limit"]):
+                    found[path.relative_to(folder).as_posix()] = base64.b64encode(path.read_bytes()).decode()
+        return {"files": found}
+
+    def activate(self, question: Message) -> Message:
+        """Serve a slot. Once begun it is brought to its end, also when the sender goes."""
+        self._locked()
+        return switch.activate(self.layout, self._service(), question["slot"], float(question["seconds"]))
+
+    def rollback(self, question: Message) -> Message:
+        """Serve what was served before."""
+        self._locked()
+        slot = self.layout.pointed("previous")
+        if slot is None or self.layout.record(slot).get("state") != "ready":
+            raise Refused("there is no former bundle on this device to go back to; deploy one")
+        return switch.activate(self.layout, self._service(), slot, float(question["seconds"]))
+
+    def remove(self, question: Message) -> Message:
+        """Remove everything, or with ``old`` only what does not serve."""
+        self._locked()
+        layout = self.layout
+        if question.get("old"):
+            if (current := layout.pointed("current")) is not None:
+                layout.point("previous", None)
+                objects.remove_tree(layout.slots / next(slot for slot in SLOTS if slot != current))
+            return objects.collect(layout)
+        self._service().remove()
+        size = sum(p.lstat().st_size for p in layout.root.rglob("*") if p.is_file() and not p.is_symlink())
+        shutil.rmtree(layout.root)
+        return {"removed": 1, "bytes": size}
+
+    def _service(self) -> Any:
+        return service_for(self.layout, read_json(self.layout.root / "device.json"))
+
+    def _locked(self) -> None:
+        if self.lock is None:
+            raise Refused("the device was not locked first; use the same version of edgeglm on both sides")
+
+    def _say(self, text: str) -> None:
+        self.wire.send({"line": text})
+
+    def _bring_engines(self, folder: Path) -> None:
+        """Engines are found by what decides them, so those of the running slot are worth having here."""
+        current = self.layout.pointed("current")
+        if current is None:
+            return
+        engines = self.layout.slots / current / "bundle.finalized" / "engines"
+        for path in sorted(engines.rglob("*")):
+            if path.is_file() and not any(p.startswith(".") for p in path.relative_to(engines).parts):
+                place = folder / "bundle.finalized" / "engines" / path.relative_to(engines)
+                objects.linked(path, place)
+
+
+def _brief(record: Message) -> Message:
+    return {name: value for name, value in record.items() if name != "objects"}
+
+
+def _explained(error: OSError, root: Path) -> Refused:
+    place = error.filename or root
+    if error.errno in _FULL:
+        remedy = "free some space there ('edgeglm remove --old' drops the former bundle) or pass --root"
+    elif error.errno == errno.EROFS:
+        remedy = "mount it for writing or pass --root"
+    else:
+        remedy = "give that user the right to, or pass --root"
+    return Refused(f"cannot use {place} on the device: {error.strerror}; {remedy}")
+
+
+def default_root() -> Path:
+    """Return ``$EDGEGLM_ROOT``, the system's place for root under systemd, or a folder of the user."""
+    if named := os.environ.get(ROOT_VARIABLE):
+        return Path(named)
+    if os.getuid() == 0 and best_kind() == "system":
+        return _SYSTEM_ROOT
+    return Path.home() / ".local" / "share" / "edgeglm"
+
+
+def main() -> None:
+    """Answer until the sender goes. The first line names the root."""
+    os.umask(0o022)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
+    first = wire.receive()
+    if first is None:
+        return
+    root = Path(first["root"]).expanduser() if first.get("root") else default_root()
+    agent = Agent(wire, root)
+    wire.send({"root": str(root)})
+    while (question := wire.receive()) is not None:
+        try:
+            wire.send({"answer": agent.answer(question)})
+        except SenderGone:
+            return
+        except Refused as error:
+            wire.send({"refused": str(error), "code": error.code})
+        except OSError as error:
+            refused = _explained(error, root)
+            wire.send({"refused": str(refused), "code": refused.code})
+        except Exception as error:  # what only we can get wrong; the sender must hear of it all the same
+            wire.send({"broken": f"{type(error).__name__}: {error}"})
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A Python environment from wheels that came with the bundle: no network is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from edgeglm.deploy.device.layout import Layout, read_json, write_json
+from edgeglm.deploy.device.objects import linked, object_path, remove_tree
+from edgeglm.deploy.device.wire import Refused
+
+Say = Callable[[str], None]
+
+
+def is_complete(layout: Layout, name: str) -> bool:
+    """Say whether an environment was finished."""
+    return bool(read_json(layout.environments / name / "complete.json"))
+
+
+def made(layout: Layout, name: str, wheels: Mapping[str, str], say: Say) -> str:
+    """Make the environment ``name`` from ``{file name: sha256}`` and return its interpreter.
+
+    The wheel of pip itself is one of them and does the work, so that a device needs neither pip nor
+    ensurepip. Raises Refused with pip's words.
+    """
+    folder = layout.environments / name
+    python = folder / "bin" / "python"
+    if is_complete(layout, name):
+        return str(python)
+    remove_tree(folder)
+    say("making a Python environment")
+    # A Jetson's tensorrt is a system package: the environment must see it.
+    _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(folder)])
+    with tempfile.TemporaryDirectory(dir=layout.root, prefix=".wheels-") as place:
+        paths = []
+        for file, digest in wheels.items():
+            path = Path(place) / Path(file).name
+            linked(object_path(layout, digest), path)
+            paths.append(str(path))
+        pip = next(path for path in paths if Path(path).name.startswith("pip-"))
+        say(f"installing {len(paths)} wheels")
+        options = ["--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check", "-q"]
+        _run([str(python), f"{pip}/pip", "install", *options, "--ignore-installed", *paths])
+    write_json(folder / "complete.json", {"objects": sorted(wheels.values()), "wheels": sorted(wheels)})
+    return str(python)
+
+
+def borrowed(slot: Path, python: str) -> None:
+    """Let a slot use an environment that is there already. Raises Refused where edgeglm is not in it."""
+    # The name must stay as it was given: a venv finds its packages by the path it was called with.
+    if not os.access(python, os.X_OK):
+        raise Refused(f"there is no Python at {python} on the device; leave --python out to bring one along")
+    folder = slot / "environment" / "bin"
+    folder.mkdir(parents=True)
+    launcher = folder / "python"
+    launcher.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+    launcher.chmod(0o755)
+    done = subprocess.run(
+        [str(launcher), "-c", "import edgeglm.cli.main"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Refused(f"{python} on the device has no edgeglm; leave --python out to bring it along")
+
+
+def _run(command: Sequence[str]) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        words = "; ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise Refused(f"cannot make a Python environment ({words}); mend that, or pass --python")

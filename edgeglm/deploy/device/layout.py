@@ -1,0 +1,148 @@
+"""Where things lie on a device, and how they change: by one rename each.
+
+<root>/objects/<sha256>         every file that ever came, once, read-only
+<root>/incoming/<sha256>        what came of a file so far
+<root>/slots/a, slots/b         one bundle each: bundle/ (links to objects), bundle.finalized/,
+environment (a link), slot.json
+<root>/environments/<digest>    a Python environment, shared by the slots that need it
+<root>/current, previous        links to slots; a switch is the rename of one link
+<root>/switching.json           a switch that was begun and not yet judged
+<root>/device.json              how this device is served
+<root>/run/                     the plain supervisor's state and log
+<root>/lock                     one deployer at a time
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgeglm.deploy.device.wire import Refused
+
+SLOTS = ("a", "b")
+
+
+class Layout:
+    """The files of one device below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = root / "objects"
+        self.incoming = root / "incoming"
+        self.slots = root / "slots"
+        self.environments = root / "environments"
+        self.run = root / "run"
+
+    def make(self) -> None:
+        """Make the folders. Raises OSError where the root cannot be written."""
+        for folder in (self.objects, self.incoming, self.slots, self.environments, self.run):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = self.root / ".writable"
+        probe.write_bytes(b"x")
+        probe.unlink()
+
+    def pointed(self, link: str) -> str | None:
+        """Return the slot that ``current`` or ``previous`` points to; None where it points nowhere."""
+        try:
+            name = (self.root / link).readlink().name
+        except OSError:
+            return None
+        return name if (self.slots / name).is_dir() else None
+
+    def point(self, link: str, slot: str | None) -> None:
+        """Point a link to a slot, or nowhere, in one rename."""
+        place = self.root / link
+        if slot is None:
+            place.unlink(missing_ok=True)
+        else:
+            new = self.root / f".{link}.new"
+            new.unlink(missing_ok=True)
+            new.symlink_to(Path("slots") / slot)
+            new.replace(place)
+        sync_folder(self.root)
+
+    def spare(self) -> str:
+        """Return the slot that does not serve."""
+        return next(slot for slot in SLOTS if slot != self.pointed("current"))
+
+    def record(self, slot: str) -> dict[str, Any]:
+        """Return what ``slot.json`` says; nothing for an empty slot."""
+        return read_json(self.slots / slot / "slot.json")
+
+    def write_record(self, slot: str, **changed: Any) -> dict[str, Any]:
+        """Change some fields of ``slot.json`` in one step and return all of them."""
+        record = {**self.record(slot), **changed}
+        write_json(self.slots / slot / "slot.json", record)
+        return record
+
+
+class Lock:
+    """One deployer at a time. The lock ends with the process that holds it, however that ends."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "lock"
+        self._handle: int | None = None
+
+    def take(self, owner: str, seconds: float, gone: Callable[[], bool]) -> None:
+        """Take the lock, waiting a while. Raises Refused with owner and age of the one that holds it."""
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= end or gone():
+                    raise Refused(self._held()) from None
+                time.sleep(0.05)
+                continue
+            break
+        os.ftruncate(self._handle, 0)
+        words = {"owner": owner, "pid": os.getpid(), "since": time.time()}
+        os.pwrite(self._handle, json.dumps(words).encode(), 0)
+
+    def _held(self) -> str:
+        assert self._handle is not None
+        try:
+            found = json.loads(os.pread(self._handle, 4096, 0))
+            age = datetime.timedelta(seconds=int(time.time() - float(found["since"])))
+            owner = f"{found['owner']} (process {int(found['pid'])} there), since {age} h"
+        except (ValueError, KeyError, TypeError):
+            owner = "somebody"
+        return f"this device is being deployed to by {owner}; wait until that has ended, or end it"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step, durably."""
+    new = path.with_name(f".{path.name}.new")
+    with new.open("wb") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)

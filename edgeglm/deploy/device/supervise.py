@@ -1,0 +1,160 @@
+"""Keep a slot served: start it, ask whether it is ready, start it again when it is not.
+
+    python -m edgeglm.deploy.device.supervise --state FILE [--host H] [--port P]
+
+Runs in the folder of a slot, under systemd or alone. Readiness is ``GET /v2/health/ready``. Under systemd it
+says READY at the first yes and feeds the watchdog with each one after; alone it is the watchdog itself.
+A program that ends is started again after a pause that doubles, from half a second to half a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeglm.deploy.device.unit import serve_command
+
+READY_PATH = "/v2/health/ready"
+_FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
+_EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
+_UNREADY_SECONDS = 45.0
+_STOP_SECONDS = 20.0
+
+
+class Supervisor:
+    """One supervised program."""
+
+    def __init__(self, slot: Path, state: Path, *, host: str, port: int) -> None:
+        self._slot = slot
+        self._state = state
+        self._host = host
+        self._port = port
+        self._stop = threading.Event()
+        self._words: dict[str, Any] = {"pid": os.getpid(), "slot": slot.name, "restarts": 0, "ready": False}
+
+    def stop(self, *_: object) -> None:
+        """End the program and then this."""
+        self._stop.set()
+
+    def run(self) -> int:
+        """Keep it running until ``stop``."""
+        pause = _FIRST_PAUSE
+        while not self._stop.is_set():
+            started = time.monotonic()
+            code = self._once()
+            if self._stop.is_set():
+                break
+            pause = _FIRST_PAUSE if time.monotonic() - started > _CALM else min(2 * pause, _LONGEST_PAUSE)
+            self._say(ready=False, exit=code, restarts=self._words["restarts"] + 1)
+            self._stop.wait(pause)
+        self._say(ready=False, stopped=True)
+        return 0
+
+    def _once(self) -> int:
+        flags = _json(self._slot / "slot.json").get("serve_flags", [])
+        port = self._port or _free_port(self._host)
+        command = serve_command(sys.executable, host=self._host, port=port, flags=flags)
+        child = subprocess.Popen(command, cwd=self._slot, stdin=subprocess.DEVNULL)
+        self._say(child=child.pid, port=port, host=self._host, since=time.time(), ready=False)
+        last = time.monotonic()
+        try:
+            while child.poll() is None and not self._stop.is_set():
+                ready, now = is_ready(self._host, port), time.monotonic()
+                if ready:
+                    last = now
+                    notify("READY=1\nWATCHDOG=1")
+                if ready != self._words["ready"]:
+                    self._say(ready=ready)
+                if self._words.get("was_ready") and now - last > _UNREADY_SECONDS:
+                    break
+                if ready:
+                    self._words["was_ready"] = True
+                self._stop.wait(_QUIET_SECONDS if ready else _EAGER_SECONDS)
+        finally:
+            _ended(child)
+        return child.returncode
+
+    def _say(self, **changed: Any) -> None:
+        self._words.update(changed)
+        new = self._state.with_name(f".{self._state.name}.new")
+        new.write_text(json.dumps(self._words))
+        new.chmod(0o644)
+        new.replace(self._state)
+
+
+def is_ready(host: str, port: int) -> bool:
+    """Ask once whether the server takes requests."""
+    connection = http.client.HTTPConnection(
+        "127.0.0.1" if host in ("0.0.0.0", "::", "") else host, port, timeout=5
+    )
+    try:
+        connection.request("GET", READY_PATH)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def notify(text: str) -> None:
+    """Tell systemd, as sd_notify(3) does; nothing without systemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.sendall(text.encode())
+        except OSError:
+            return
+
+
+def _ended(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    child.wait()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+def main() -> None:
+    """Run one supervisor in this folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    given = parser.parse_args()
+    # The link may change while this runs: what was started stays with the slot it was started in.
+    supervisor = Supervisor(Path.cwd().resolve(), given.state, host=given.host, port=given.port)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    signal.signal(signal.SIGINT, supervisor.stop)
+    sys.exit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The systemd unit, as text: one place that says what is run and what it may do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+UNIT_NAME = "edgeglm.service"
+Scope = Literal["system", "user"]
+
+
+def serve_command(python: str, *, host: str, port: int, flags: Sequence[str] = ()) -> list[str]:
+    """Return what is supervised, to be started in the folder of a slot. The one place that says so."""
+    return [python, "-m", "edgeglm.cli.main", "serve", "bundle", "--host", host, "--port", str(port), *flags]
+
+
+def supervise_command(python: str, *, host: str, port: int, state: str) -> list[str]:
+    """Return what keeps it running: restarts with back-off, and tells systemd when it answers."""
+    module = "edgeglm.deploy.device.supervise"
+    return [python, "-m", module, "--host", host, "--port", str(port), "--state", state]
+
+
+def unit_text(
+    scope: Scope,
+    root: Path,
+    *,
+    host: str,
+    port: int,
+    state: str,
+    gpu: bool,
+    groups: Sequence[str] = (),
+    memory: str = "75%",
+    trust: str | None = None,
+) -> str:
+    """Return the unit.
+
+    Args:
+        scope: "system" runs as a user that exists only while it runs; "user" as whoever deployed.
+        root: Where the slots lie; the unit only reads there.
+        host: The address to listen on.
+        port: The port.
+        state: The file in which the supervisor says how it is.
+        gpu: Whether it needs devices; without one it sees none.
+        groups: Groups that may use the GPU and that exist there.
+        memory: The most it may take.
+        trust: The folder of trusted keys that the bundle was held against.
+    """
+    command = supervise_command(f"{root}/current/environment/bin/python", host=host, port=port, state=state)
+    lines = [
+        "# Written by edgeglm deploy; the next deploy writes it anew. Change it with systemctl edit.",
+        "[Unit]",
+        "Description=edgeglm, serving a bundle",
+        "After=network.target",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=notify",
+        "NotifyAccess=main",
+        f"WorkingDirectory={root}/current",
+        f"ExecStart={' '.join(command)}",
+        "Environment=PYTHONDONTWRITEBYTECODE=1",
+        "Environment=HOME=%t/edgeglm",
+        *([f"Environment=EDGEGLM_TRUST={trust}"] if trust else []),
+        "RuntimeDirectory=edgeglm",
+        "RuntimeDirectoryMode=0755",
+        "# READY comes with the first answer of /v2/health/ready, the watchdog is fed by each one after.",
+        "TimeoutStartSec=600",
+        "WatchdogSec=60",
+        "Restart=always",
+        "RestartSec=2",
+        "KillMode=mixed",
+        "TimeoutStopSec=30",
+        f"MemoryMax={memory}",
+        "TasksMax=512",
+        "OOMPolicy=stop",
+        "UMask=0077",
+        "NoNewPrivileges=yes",
+        "LockPersonality=yes",
+        "RestrictRealtime=yes",
+        "RestrictSUIDSGID=yes",
+        "RestrictNamespaces=yes",
+        "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=@system-service",
+        "SystemCallFilter=~@privileged @resources" if not gpu else "SystemCallFilter=~@privileged",
+    ]
+    if scope == "system":
+        lines += [
+            "DynamicUser=yes",
+            *([f"SupplementaryGroups={' '.join(groups)}"] if groups else []),
+            "ProtectSystem=strict",
+            "ProtectHome=yes",
+            "PrivateTmp=yes",
+            "ProtectKernelTunables=yes",
+            "ProtectKernelModules=yes",
+            "ProtectKernelLogs=yes",
+            "ProtectControlGroups=yes",
+            "ProtectClock=yes" if not gpu else "ProtectClock=no",  # it would close every device node
+            "ProtectHostname=yes",
+            "ProtectProc=invisible",
+            "ProcSubset=all",  # the board is read from /proc
+            "RemoveIPC=yes",
+            "CapabilityBoundingSet=",
+            "AmbientCapabilities=",
+            "PrivateDevices=no" if gpu else "PrivateDevices=yes",
+            "PrivateUsers=no" if gpu else "PrivateUsers=yes",
+        ]
+        if not gpu:
+            lines.append("DevicePolicy=closed")
+    wanted = "multi-user.target" if scope == "system" else "default.target"
+    return "\n".join([*lines, "", "[Install]", f"WantedBy={wanted}", ""])

@@ -1,0 +1,92 @@
+"""What may be asked of devices besides a deploy: to go back, to show, to tell, to forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from edgeglm.core.errors import EdgeglmError
+from edgeglm.deploy.connection import Device, connected
+from edgeglm.deploy.delivery import owner_here
+from edgeglm.deploy.fleet import bounded
+from edgeglm.deploy.hosts import HostName
+from edgeglm.deploy.inventory import DeviceRecord, Inventory
+from edgeglm.deploy.preflight import board_from_facts
+
+
+class RemoteAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What one device answered, or why it did not."""
+
+    device: str
+    error: str = ""
+    exit_code: int = 0
+    answer: dict[str, Any] = {}
+
+
+async def rolled_back(
+    host: HostName, inventory: Inventory, *, root: str | None, ready_seconds: float, lock_seconds: float
+) -> dict[str, Any]:
+    """Serve what was served before, and return ``from``, ``to`` and the seconds that took there.
+
+    Raises UserError where there is nothing to go back to, GateError when that does not get ready either.
+    """
+    async with connected(host, root=root or inventory.root_of(str(host))) as device:
+        await device.ask("lock", owner=owner_here(), seconds=lock_seconds)
+        answer = await device.ask("rollback", seconds=ready_seconds)
+        await _seen(host, device, inventory)
+        return answer
+
+
+async def refreshed(host: HostName, inventory: Inventory, *, root: str | None) -> DeviceRecord:
+    """Ask a device how it is and remember it."""
+    async with connected(host, root=root or inventory.root_of(str(host))) as device:
+        return await _seen(host, device, inventory)
+
+
+async def log_lines(host: HostName, inventory: Inventory, *, root: str | None, lines: int) -> list[str]:
+    """Return the last lines that the runner of a device wrote."""
+    async with connected(host, root=root or inventory.root_of(str(host))) as device:
+        answer = await device.ask("logs", lines=lines)
+        return [str(line) for line in answer["lines"]]
+
+
+async def removed(
+    host: HostName, inventory: Inventory, *, root: str | None, old: bool, lock_seconds: float
+) -> dict[str, Any]:
+    """Remove edgeglm from a device, or with ``old`` what does not serve; return files and bytes freed."""
+    async with connected(host, root=root or inventory.root_of(str(host))) as device:
+        await device.ask("lock", owner=owner_here(), seconds=lock_seconds)
+        answer = await device.ask("remove", old=old)
+        if old:
+            await _seen(host, device, inventory)
+    if not old and any(one.name == str(host) for one in inventory.devices()):
+        inventory.forget(str(host))
+    return answer
+
+
+async def each(
+    hosts: Sequence[HostName], work: Callable[[HostName], Any], parallel: int = 20
+) -> list[RemoteAnswer]:
+    """Do the same on all of them; an error of one is its row and stops no other."""
+    found: dict[str, RemoteAnswer] = {}
+
+    async def one(host: HostName) -> None:
+        try:
+            answer = await work(host)
+            plain = msgspec.to_builtins(answer)
+            found[str(host)] = RemoteAnswer(
+                device=str(host), answer=plain if isinstance(plain, dict) else {"lines": plain}
+            )
+        except EdgeglmError as error:
+            found[str(host)] = RemoteAnswer(device=str(host), error=str(error), exit_code=error.exit_code)
+
+    await bounded(hosts, one, parallel)
+    return [found[str(host)] for host in hosts]
+
+
+async def _seen(host: HostName, device: Device, inventory: Inventory) -> DeviceRecord:
+    facts = await device.ask("facts")
+    status = await device.ask("status")
+    return inventory.seen(str(host), status, facts, board_from_facts(facts), None, root=device.root)

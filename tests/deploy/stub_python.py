@@ -1,0 +1,90 @@
+"""A device's Python environment that costs nothing: it answers `-m edgeglm...` as the real one does.
+
+What the stand-in for the server does is written in the bundle's recipe.toml: "never ready", "dies", or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+REPOSITORY = Path("@REPOSITORY@")
+
+
+def finalize(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    for name, record in manifest["files"].items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == record["sha256"], name
+    behaviour = (bundle / "recipe.toml").read_text()
+    if "slow finalize" in behaviour:
+        time.sleep(0.6)
+    sys.stderr.write(json.dumps({"task": "finalize", "note": "fp32"}) + "\n")
+    if "wrong answers" in behaviour:
+        sys.stderr.write("error: no variant of colours answers here; build the bundle for this board anew\n")
+        sys.exit(3)
+    receipt = {
+        "bundle": manifest["name"],
+        "content_digest": manifest["content_digest"],
+        "created": "2026-11-24T00:00:00+00:00",
+        "board": {"model": "Stub", "machine": "x86_64", "sm": None, "gpu": None, "l4t": None},
+        "library": "onnxruntime",
+        "library_version": "1.24.4",
+        "chosen": "fp32",
+        "evidence": "ONNX Runtime",
+    }
+    folder = Path("bundle.finalized/engines") / ("e" * 64)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("engine.json", "layers.json", "timing.cache", "build.log"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(f"{name} of {manifest['content_digest']}")
+    (folder.parent.parent / "receipt.json").write_text(json.dumps(receipt))
+    sys.stdout.write(json.dumps({"receipt": "receipt.json", **receipt}))
+
+
+def serve(bundle: Path, arguments: list[str]) -> None:
+    behaviour = (bundle / "recipe.toml").read_text()
+    digest = json.loads((bundle / "manifest.json").read_bytes())["content_digest"]
+    if "dies" in behaviour:
+        sys.stderr.write("error: the engine of this bundle is broken; build it again\n")
+        sys.exit(2)
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            ready = "never ready" not in behaviour
+            self.send_response(200 if ready else 503)
+            self.end_headers()
+            self.wfile.write(digest.encode())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    port = int(arguments[arguments.index("--port") + 1])
+    server = http.server.ThreadingHTTPServer((arguments[arguments.index("--host") + 1], port), Answers)
+    server.serve_forever()
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[0] == "-c":
+        return
+    module, rest = arguments[1], arguments[2:]
+    if module == "edgeglm.deploy.device.supervise":
+        sys.path.insert(0, str(REPOSITORY))
+        sys.executable = str(HERE)
+        sys.argv = [module, *rest]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif module == "edgeglm.deploy.reference":
+        value = json.loads((Path(rest[0]) / "metrics.json").read_text() or "{}").get("map10", 0.5)
+        sys.stdout.write(json.dumps({"map10": value}))
+    elif rest[0] == "finalize":
+        finalize(Path(rest[1]))
+    else:
+        serve(Path(rest[1]), rest)
+
+
+main(sys.argv[1:])
