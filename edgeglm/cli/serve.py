@@ -12,6 +12,7 @@ from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 if TYPE_CHECKING:
     from edgeglm.serve.server import Serving
+    from edgeglm.serve.service import SearcherMaker
 
 _PATH = click.Path(path_type=Path)
 TOKEN_VARIABLE = "EDGEGLM_TOKEN"
@@ -29,6 +30,8 @@ TOKEN_VARIABLE = "EDGEGLM_TOKEN"
 @click.option("--tls-certificate", type=_PATH, help="Certificate chain in PEM.")
 @click.option("--tls-key", type=_PATH, help="Its private key in PEM.")
 @click.option("--host-name", multiple=True, help="Another name by which callers reach the server.")
+@click.option("--index", type=_PATH, help="An index to search, in place of the bundle's gallery.")
+@click.option("--no-page", is_flag=True, help="Serve no search page at /.")
 @click.option("--bundles", type=_PATH, help="Folder of bundles that may be loaded by name.")
 @click.option("--control", is_flag=True, help="Let callers load and unload models.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
@@ -61,6 +64,8 @@ def command(
     tls_certificate: Path | None,
     tls_key: Path | None,
     host_name: tuple[str, ...],
+    index: Path | None,
+    no_page: bool,
     bundles: Path | None,
     control: bool,
     variant: str | None,
@@ -84,6 +89,7 @@ def command(
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.runtime.batch_queue import BatchPolicy
     from edgeglm.runtime.config import RunnerConfig
+    from edgeglm.serve import page_routes
     from edgeglm.serve.config import ServeConfig, token_from
     from edgeglm.serve.server import serve
 
@@ -121,8 +127,17 @@ def command(
         bundle,
         config,
         opened=lambda path: open_bundle(path, trust=trust),
+        searcher=None if index is None else _index_searcher(index),
+        routes=() if no_page else (page_routes.routes,),
+        open_paths=() if no_page else page_routes.OPEN_PATHS,
         serving=lambda where: _say(app, where),
     )
+
+
+def _index_searcher(index: Path) -> SearcherMaker:
+    from edgeglm.serve.index_searcher import IndexSearcher
+
+    return lambda bundle, variant: IndexSearcher(index, bundle, variant)
 
 
 def _say(app: App, where: Serving) -> None:

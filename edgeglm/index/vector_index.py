@@ -119,7 +119,6 @@ class VectorIndex:
         self.header = header_of(path)
         self._lock = threading.Lock()
         self._contents = opened_contents(path, self.header.dimensions)
-        self._by_row: tuple[int, dict[int, Entry]] = (-1, {})
 
     def __enter__(self) -> VectorIndex:
         """Return the index."""
@@ -187,15 +186,11 @@ class VectorIndex:
             for one, values in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
-    def picture(self, row: int) -> bytes | None:
-        """Return the kept picture of a row by its number, None if there is none, or no such row."""
+    def picture(self, id: str) -> bytes | None:
+        """Return the kept picture of a row (WebP), None if there is none, or no such row."""
         with self._lock:
-            version, by_row = self._by_row
-            if version != self._contents.version:
-                by_row = {entry.sequence: entry for entry in self._contents.entries.values()}
-                self._by_row = (self._contents.version, by_row)
-            entry = by_row.get(row)
-            return (self._contents.picture(entry) or None) if entry is not None else None
+            entry = self._contents.entries.get(id)
+            return None if entry is None else self._contents.picture(entry) or None
 
     def ids(self) -> list[str]:
         """Return the names of all rows, in the order they were added."""

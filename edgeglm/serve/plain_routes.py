@@ -93,13 +93,16 @@ def routes(service: Service) -> list[Route]:
         )
 
     async def picture(request: Request) -> Response:
-        path = service.require_searcher().picture(request.path_params["id"])
+        found = service.require_searcher().picture(request.path_params["id"])
         # what a browser would run must never come from a folder of pictures
         headers = {
             "x-content-type-options": "nosniff",
             "content-security-policy": "default-src 'none'; sandbox",
         }
-        return FileResponse(path, headers=headers)
+        headers["cache-control"] = "private, max-age=60"
+        if isinstance(found, bytes):
+            return Response(found, media_type="image/webp", headers=headers)
+        return FileResponse(found, headers=headers)
 
     return [
         Route("/v1/embed", embed, methods=["POST"]),

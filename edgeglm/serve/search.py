@@ -43,8 +43,8 @@ class Searcher(Protocol):
     def search(self, query_D: FloatRow, count: int, where: Mapping[str, Any] | None) -> Sequence[Found]:
         """Return the best rows, the best first. Raises UserError for a filter it cannot apply."""
 
-    def picture(self, id: str) -> Path:
-        """Return the picture file of a row. Raises NotFoundError; ``id`` comes from outside."""
+    def picture(self, id: str) -> Path | bytes:
+        """Return the picture file of a row, or a WebP. Raises NotFoundError; ``id`` comes from outside."""
 
     def close(self) -> None:
         """Give the resources back."""
