@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,7 +144,11 @@ class App:
 
     @property
     def progress(self) -> Progress:
-        """Where long work reports: nowhere under ``--json``."""
+        """Where long work reports: nowhere under ``--json``, unless a program asked for lines."""
+        if os.environ.get("EDGEGLM_PROGRESS") == "lines":
+            from edgeglm.cli.progress_lines import LinesProgress
+
+            return LinesProgress()
         return QuietProgress() if self.json else self.console.progress
 
     def store(self, *, quota_bytes: int | None = None) -> Store:
