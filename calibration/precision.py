@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgeglm.calibration.feeds import batches_of, require_finite
 from edgeglm.calibration.modelopt_calls import fp16_model, int8_model
 from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
-from edgeglm.calibration.qdq import settle_quantizers
+from edgeglm.calibration.qdq import set_activation_ranges, settle_quantizers
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 
@@ -114,6 +116,8 @@ def int8_from_fp32(
     *,
     policy: Int8Policy,
     high_precision: HighPrecision = "fp16",
+    nodes: Sequence[str] | None = None,
+    ranges: Mapping[str, float] | None = None,
 ) -> ConversionReport:
     """Write the INT8 Q/DQ variant of ``onnx_in``; inputs and outputs keep their types.
 
@@ -127,6 +131,8 @@ def int8_from_fp32(
         batches: Calibration feeds, one mapping a batch.
         policy: Which nodes, and how their ranges are found.
         high_precision: What everything else computes in.
+        nodes: Exactly these nodes, instead of what the policy finds.
+        ranges: Activation -> largest value, for those whose range was found elsewhere.
 
     Raises:
         UserError: The feeds do not fit, the model is quantized already or has nothing to quantize.
@@ -136,7 +142,7 @@ def int8_from_fp32(
 
     started = time.perf_counter()
     samples = checked_feeds(onnx_in, batches)
-    wanted = nodes_of_policy(onnx.load(onnx_in), policy)
+    wanted = list(nodes) if nodes is not None else nodes_of_policy(onnx.load(onnx_in), policy)
     by_modelopt = policy.placement == "modelopt"
     try:
         model, said = int8_model(
@@ -149,6 +155,8 @@ def int8_from_fp32(
         )
     except Exception as error:  # ModelOpt raises whatever its parts raise
         raise _failed(onnx_in, "INT8", error) from error
+    if ranges:
+        set_activation_ranges(model, ranges)
     weights, activations = settle_quantizers(model, None if by_modelopt else wanted)
     quantized = _computing_from_int8(model)
     if not by_modelopt and not set(quantized) <= set(wanted):
@@ -193,11 +201,11 @@ def checked_feeds(onnx_path: Path, batches: Sequence[Feeds]) -> int:
         raise UserError("the calibration set is empty; draw at least 16 samples")
     with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
         for feeds in batches:
+            check_feeds(engine.inputs, feeds, onnx_path.name)
             for name, array in feeds.items():
-                if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                    raise UserError(f"calibration input {name!r} holds NaN or infinity; remove those samples")
+                require_finite(name, array)
         engine.infer(batches[0])
-    return sum(len(next(iter(feeds.values()))) for feeds in batches)
+    return batches_of(batches)
 
 
 def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:

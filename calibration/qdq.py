@@ -12,7 +12,7 @@ Three changes make the file mean the same everywhere, and TensorRT reads it as s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,26 @@ def settle_quantizers(model: onnx.ModelProto, readers: Collection[str] | None) -
     graph.node.extend(nodes)
     _drop_unused(graph)
     return weights, activations
+
+
+def set_activation_ranges(model: onnx.ModelProto, ranges: Mapping[str, float]) -> None:
+    """Give the quantizers of these activations a scale of ``largest / 127``, in place.
+
+    A quantizer is known by what it makes, ``<tensor>_QuantizeLinear_Output``: casts may stand before it.
+    """
+    from onnx import numpy_helper
+
+    scales = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        made = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+        largest = ranges.get(made.removesuffix("_QuantizeLinear_Output"))
+        if largest is None or node.input[1] not in scales:
+            continue
+        kind = numpy_helper.to_array(scales[node.input[1]]).dtype
+        value = np.array(max(largest, 1e-6) / _INT8_MAX, dtype=kind)
+        scales[node.input[1]].CopyFrom(numpy_helper.from_array(value, node.input[1]))
 
 
 def quantized_weight(weight: npt.NDArray[Any], scale: npt.NDArray[Any], axis: int) -> npt.NDArray[np.int8]:

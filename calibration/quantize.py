@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.policy import Int8Policy, policy_named
 from edgeglm.calibration.precision import (
     ConversionReport,
@@ -290,7 +291,7 @@ def _policy(work: _Work, tower: str) -> Int8Policy:
     return policy_named(work.config.policies[tower])
 
 
-def _split(work: _Work, tower: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split(work: _Work, tower: str) -> tuple[Batches, Batches]:
     """Return the batches that ranges are found on, and those that the cosine is measured on."""
     batches = work.calibration.batches(tower)
     held = max(1, min(len(batches) // 2, -(-work.config.held_out // work.calibration.record.batch_size)))

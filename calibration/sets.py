@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.core.digest import canonical_json, sha256_bytes, sha256_json
+from edgeglm.calibration.feeds import Batches, mapped_npz, write_npz
+from edgeglm.core.digest import canonical_json, sha256_bytes, sha256_file, sha256_json
 from edgeglm.core.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -23,7 +23,7 @@ Tensors = Mapping[str, Array]
 RECORD_NAME = "calibration.json"
 SCHEMA = 1
 MIN_SAMPLES = 2
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+ROWS_AT_ONCE = 32
 
 
 class CalibrationSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +48,20 @@ class Disjointness(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     overlap: int
 
 
+class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what the candidates vary in was drawn: one trait, such as "resolution" or "length".
+
+    Attributes:
+        drawn: Value -> samples of the set.
+        candidates: How many values the candidates have.
+        share: The share of all candidates whose value some drawn sample has.
+    """
+
+    drawn: dict[str, int]
+    candidates: int
+    share: float
+
+
 class TowerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The part of one tower: ``<tower>.npz``, its tensors and the samples in their order."""
 
@@ -57,6 +71,7 @@ class TowerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     samples: tuple[CalibrationSample, ...]
     strata: dict[str, int]
     disjointness: Disjointness
+    coverage: dict[str, Coverage] = {}
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +106,9 @@ class Candidates:
         digests: sha256 of each sample's raw content (pixels or caption), as in the evaluation's list.
         tensors: Makes the tower's inputs for chosen positions, in that order: name -> [n, ...].
         evaluation_digests: sha256 of every sample that any evaluation uses, made the same way.
+        traits: What else samples vary in, such as "length" or "resolution": name -> value of each.
+        rows_at_once: How many samples ``tensors`` is asked for at a time; all chunks must have the
+            same trailing shape.
     """
 
     ids: Sequence[str]
@@ -98,6 +116,8 @@ class Candidates:
     digests: Sequence[str]
     tensors: Callable[[Sequence[int]], Tensors]
     evaluation_digests: Iterable[str]
+    traits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rows_at_once: int = ROWS_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,24 +127,20 @@ class CalibrationSet:
     folder: Path
     record: CalibrationRecord
 
-    def batches(self, tower: str, limit: int | None = None) -> list[dict[str, Array]]:
-        """Return the feeds of a tower in batches of the recorded size, ``limit`` samples at most."""
+    def batches(self, tower: str, limit: int | None = None) -> Batches:
+        """Return the feeds of a tower in batches of the recorded size, ``limit`` samples at most.
+
+        They are read when they are asked for. Raises UserError when the file is not the recorded one.
+        """
         part = self.record.towers.get(tower)
         if part is None:
             raise UserError(f"the calibration set has no {tower!r}; it has {', '.join(self.record.towers)}")
-        data = (self.folder / part.file).read_bytes()
-        if sha256_bytes(data) != part.sha256:
-            raise UserError(f"{self.folder / part.file} was altered; draw the calibration set again")
-        with np.load(self.folder / part.file) as archive:
-            tensors = {name: archive[name] for name in part.tensors}
-        count = min(limit or len(part.samples), len(part.samples))
-        return [
-            {
-                name: array[start : min(start + self.record.batch_size, count)]
-                for name, array in tensors.items()
-            }
-            for start in range(0, count, self.record.batch_size)
-        ]
+        path = self.folder / part.file
+        if not path.is_file() or sha256_file(path) != part.sha256:
+            raise UserError(f"{path} was altered; draw the calibration set again")
+        mapped = mapped_npz(path)
+        arrays = {name: mapped[name] for name in part.tensors}
+        return Batches(arrays, self.record.batch_size, stop=limit)
 
 
 def calibration_set_from_arrays(
@@ -167,7 +183,10 @@ def calibration_set_from_arrays(
             for i in chosen
         )
         proof = _disjoint(tower, drawn, candidates.evaluation_digests)
-        records[tower] = _write_tower(folder, tower, candidates.tensors(chosen), drawn, proof)
+        covered = {name: _coverage(values, chosen) for name, values in sorted(_traits(candidates).items())}
+        step = max(1, candidates.rows_at_once)
+        chunks = (candidates.tensors(chosen[i : i + step]) for i in range(0, len(chosen), step))
+        records[tower] = _write_tower(folder, tower, chunks, drawn, proof, covered)
     return _write_record(
         folder,
         CalibrationRecord(
@@ -207,7 +226,7 @@ def random_calibration_set(
         drawn = tuple(
             CalibrationSample(id=f"random/{i}", stratum="random", sha256=digests[i]) for i in range(count)
         )
-        records[tower] = _write_tower(folder, tower, arrays, drawn, _disjoint(tower, drawn, ()))
+        records[tower] = _write_tower(folder, tower, [arrays], drawn, _disjoint(tower, drawn, ()), {})
     return _write_record(
         folder,
         CalibrationRecord(
@@ -265,37 +284,35 @@ def _disjoint(tower: str, drawn: Sequence[CalibrationSample], evaluation: Iterab
 
 
 def _write_tower(
-    folder: Path, tower: str, tensors: Tensors, drawn: tuple[CalibrationSample, ...], proof: Disjointness
+    folder: Path,
+    tower: str,
+    chunks: Iterable[Tensors],
+    drawn: tuple[CalibrationSample, ...],
+    proof: Disjointness,
+    coverage: dict[str, Coverage],
 ) -> TowerRecord:
-    for name, array in tensors.items():
-        if len(array) != len(drawn):
-            raise UserError(
-                f"{tower} tensor {name!r} has {len(array)} rows for {len(drawn)} samples; match them"
-            )
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise UserError(f"{tower} tensor {name!r} holds NaN or infinity; remove those samples")
     path = folder / f"{tower}.npz"
-    _write_npz(path, tensors)
-    counts: dict[str, int] = defaultdict(int)
-    for sample in drawn:
-        counts[sample.stratum] += 1
+    tensors = write_npz(path, chunks, len(drawn))
     return TowerRecord(
         file=path.name,
-        sha256=sha256_bytes(path.read_bytes()),
-        tensors={name: (array.dtype.name, tuple(array.shape)) for name, array in sorted(tensors.items())},
+        sha256=sha256_file(path),
+        tensors=tensors,
         samples=drawn,
-        strata=dict(sorted(counts.items())),
+        strata=dict(sorted(Counter(sample.stratum for sample in drawn).items())),
         disjointness=proof,
+        coverage=coverage,
     )
 
 
-def _write_npz(path: Path, tensors: Tensors) -> None:
-    """Like ``numpy.savez``, whose archives carry the time of day in each entry."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, array in sorted(tensors.items()):
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_EPOCH)
-            with archive.open(entry, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+def _traits(candidates: Candidates) -> dict[str, Sequence[str]]:
+    return {"category": candidates.strata, **candidates.traits}
+
+
+def _coverage(values: Sequence[str], chosen: Sequence[int]) -> Coverage:
+    drawn = Counter(values[i] for i in chosen)
+    every = Counter(values)
+    share = sum(every[value] for value in drawn) / max(len(values), 1)
+    return Coverage(drawn=dict(sorted(drawn.items())), candidates=len(every), share=round(share, 4))
 
 
 def _write_record(folder: Path, record: CalibrationRecord) -> CalibrationSet:

@@ -39,6 +39,8 @@ COMMANDS = {
     "keygen": "Make a key pair to sign bundles with.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
+    "calibrate": "Draw the samples that INT8 ranges are found on, with proofs.",
+    "quantize": "Find and apply the fastest INT8 plan of any ONNX file above a gate.",
     "export-repository": "Write a Triton model repository from a bundle.",
     "plan": "Say what a target takes, before anything is built.",
     "targets": "List the known targets, or show one.",

@@ -1,0 +1,159 @@
+"""One precision plan and one FP32 file to one INT8 file, without calibrating again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeglm.calibration.feeds import Feeds
+from edgeglm.calibration.groups import Group, quantizable_groups, with_glue
+from edgeglm.calibration.ort_calls import (
+    RangeCollector,
+    Ranges,
+    dynamic_model,
+    folded_model,
+    inferred_model,
+    static_model,
+)
+from edgeglm.calibration.plan import PrecisionPlan, require_fitting
+from edgeglm.calibration.schemes import Method, scheme_named
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.progress import Progress, QuietProgress, track
+from edgeglm.export.anonymous import save_deterministic, strip_traces
+
+if TYPE_CHECKING:
+    import onnx
+
+_FOLDABLE = ("BatchNormalization", "Constant", "Identity")
+_LEAST_OPSET = 13  # per-channel DequantizeLinear
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An FP32 model made ready once: every plan is applied to copies of it.
+
+    Attributes:
+        path: The user's file; never written.
+        sha256: Of it.
+        model: Named, with shapes; constants folded where the file needs that.
+        groups: What can be INT8.
+    """
+
+    path: Path
+    sha256: str
+    model: onnx.ModelProto
+    groups: tuple[Group, ...]
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether most of what can be INT8 are convolutions."""
+        names = {node for group in self.groups for node in group.nodes}
+        kinds = [node.op_type for node in self.model.graph.node if node.name in names]
+        return kinds.count("Conv") * 2 > len(kinds)
+
+
+def prepared_model(path: Path) -> Prepared:
+    """Read any FP32 ONNX file for quantizing.
+
+    Raises:
+        UserError: It cannot be read or run, is quantized already, has nothing to quantize, or is older
+            than opset 13.
+    """
+    model = inferred_model(path)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < _LEAST_OPSET:
+        raise UserError(
+            f"{path.name} has opset {opset}, and INT8 weights need {_LEAST_OPSET}; "
+            "convert it with onnx.version_converter, or export it anew"
+        )
+    if _wants_folding(model):
+        with tempfile.TemporaryDirectory(prefix="edgeglm-folded-") as folder:
+            folded_model(path, Path(folder) / "folded.onnx")
+            model = inferred_model(Path(folder) / "folded.onnx")
+    return Prepared(path=path, sha256=sha256_file(path), model=model, groups=tuple(quantizable_groups(model)))
+
+
+def _wants_folding(model: onnx.ModelProto) -> bool:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return any(
+        node.op_type in _FOLDABLE
+        or (node.op_type in ("Transpose", "Reshape", "Cast") and node.input[0] in constants)
+        for node in model.graph.node
+    )
+
+
+def activations_of(prepared: Prepared) -> list[str]:
+    """Return the activations whose ranges any plan may ask for: what products and glue read and make."""
+    constants = {tensor.name for tensor in prepared.model.graph.initializer}
+    nodes = set(with_glue(prepared.model, [n for group in prepared.groups for n in group.nodes]))
+    known = {value.name: value for value in prepared.model.graph.value_info}
+    known |= {v.name: v for v in (*prepared.model.graph.input, *prepared.model.graph.output)}
+    found: dict[str, None] = {}
+    for node in prepared.model.graph.node:
+        if node.name in nodes:
+            for name in (*node.input, *node.output):
+                value = known.get(name)
+                if (
+                    name
+                    and name not in constants
+                    and (value is None or value.type.tensor_type.elem_type == 1)
+                ):
+                    found[name] = None
+    return list(found)
+
+
+def ranges_from_batches(
+    prepared: Prepared,
+    batches: Sequence[Feeds],
+    methods: Sequence[Method],
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Ranges:
+    """Run the batches once and return the range of every activation by every method."""
+    with RangeCollector(prepared.model, activations_of(prepared), methods, threads=threads) as collector:
+        for feeds in track(progress or QuietProgress(), batches, "Finding ranges", len(batches)):
+            collector.see(feeds)
+        return collector.ranges()
+
+
+def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ranges) -> None:
+    """Write the INT8 file that ``plan`` says, by ONNX Runtime's quantizers. The source is not touched.
+
+    Raises:
+        UserError: The plan does not fit the model.
+        EdgeglmError: The file is no legal ONNX model.
+    """
+    require_fitting(plan, prepared.sha256, {node for group in prepared.groups for node in group.nodes})
+    model = quantized_model(prepared, plan, ranges)
+    strip_traces(model)
+    model.graph.ClearField("value_info")
+    domains = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in domains or not entry.domain]
+    del model.opset_import[:]
+    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+    save_deterministic(model, out)
+
+
+def quantized_model(prepared: Prepared, plan: PrecisionPlan, ranges: Ranges) -> onnx.ModelProto:
+    """Return the INT8 graph of a plan, in memory."""
+    scheme, methods = scheme_named(plan.scheme), plan.int8_nodes
+    model = prepared.model
+    order = [node.name for node in model.graph.node if node.name in methods]
+    try:
+        if scheme.activation == "dynamic":
+            return dynamic_model(model, order, reduced=scheme.reduced)
+        nodes = with_glue(model, order) if scheme.chains else order
+        return static_model(model, nodes, methods, ranges, scheme)
+    except EdgeglmError:
+        raise
+    except Exception as error:  # the quantizers raise whatever their parts raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EdgeglmError(
+            f"ONNX Runtime cannot quantize {prepared.path.name} by {plan.scheme}: {reason}; "
+            "choose another scheme, or exclude the node it names"
+        ) from error

@@ -1,0 +1,105 @@
+"""What INT8 keeps as the calibration set grows: so that users know when to stop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model
+from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.ort_calls import RangeCollector, Ranges
+from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
+from edgeglm.calibration.precision import fidelity
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import Progress, QuietProgress
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """INT8 calibrated on the first ``samples`` samples.
+
+    Attributes:
+        samples: How many.
+        mean_cosine, min_cosine: To FP32, on samples that no point's ranges were found on.
+        moved: Mean change of the ranges' widths since the point before; 1 at the first.
+    """
+
+    samples: int
+    mean_cosine: float
+    min_cosine: float
+    moved: float
+
+
+def sizes_from_text(text: str) -> list[int]:
+    """Parse ``16,32,64``. Raises UserError."""
+    try:
+        sizes = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"cannot read the sizes {text!r}; write them as 16,32,64") from None
+    if sizes[0] < 1:
+        raise UserError(f"a calibration set of {sizes[0]} samples finds nothing; give sizes of 1 and more")
+    return sizes
+
+
+def curve_of_sizes(
+    onnx_path: Path, batches: Batches, sizes: Sequence[int], *, progress: Progress | None = None
+) -> list[Point]:
+    """Measure the whole model in static INT8 for each size; ranges by the largest value, found once.
+
+    The last quarter of the samples only measures. Raises UserError when a size leaves none for it.
+    """
+    held = max(1, batches.samples // 4)
+    most = batches.samples - held
+    if sizes[-1] > most:
+        raise UserError(
+            f"{batches.samples} samples leave {most} to calibrate on and {held} to measure, and the curve "
+            f"asks for {sizes[-1]}; draw more samples, or give smaller sizes"
+        )
+    prepared = prepared_model(onnx_path)
+    scheme = "u8s8-chains" if prepared.has_convolutions else "u8s8"
+    groups = tuple(PlanGroup(name=g.name, nodes=g.nodes, precision="int8") for g in prepared.groups)
+    plan = PrecisionPlan(source_sha256=prepared.sha256, scheme=scheme, group=groups)
+    held_out = Batches(batches.arrays, batches.batch_size, start=batches.start + most, stop=batches.stop)
+    points: list[Point] = []
+    before: Ranges = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeglm-curve-") as folder,
+        RangeCollector(prepared.model, activations_of(prepared), ("max",)) as collector,
+        (progress or QuietProgress()).task("Calibration curve", total=len(sizes)) as task,
+    ):
+        seen = 0
+        for size in sizes:
+            rows = Batches(
+                batches.arrays, batches.batch_size, start=batches.start + seen, stop=batches.start + size
+            )
+            for feeds in rows:
+                collector.see(feeds)
+            seen = size
+            ranges = collector.ranges()
+            out = Path(folder) / "int8.onnx"
+            int8_by_plan(prepared, out, plan, ranges)
+            found = fidelity(out, onnx_path, held_out)
+            points.append(
+                Point(
+                    samples=size,
+                    mean_cosine=found.mean_cosine,
+                    min_cosine=found.min_cosine,
+                    moved=_moved(before, ranges),
+                )
+            )
+            before = ranges
+            task.advance()
+    return points
+
+
+def _moved(before: Ranges, after: Ranges) -> float:
+    if not before:
+        return 1.0
+    changes = []
+    for name, found in after.items():
+        width, old = (high - low for low, high in (found["max"], before[name]["max"]))
+        changes.append((width - old) / width if width else 0.0)
+    return float(np.mean(changes))

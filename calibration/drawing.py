@@ -1,0 +1,145 @@
+"""A calibration set for any model, from users' data; or an opened one that fits the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.calibration.feeds import Array, Batches
+from edgeglm.calibration.intake import Reading, candidates_from_data
+from edgeglm.calibration.sets import (
+    RECORD_NAME,
+    CalibrationSet,
+    calibration_set_from_arrays,
+    open_calibration_set,
+    random_calibration_set,
+)
+from edgeglm.core.errors import UserError
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.protocol import TensorSpec, check_feeds
+
+TOWER = "model"
+_SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(x\d+)*)")
+
+
+class Drawing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a set is drawn."""
+
+    samples: int = 128
+    batch_size: int = 8
+    seed: int = 0
+    reading: Reading = Reading()
+
+
+def model_inputs(onnx_path: Path) -> tuple[TensorSpec, ...]:
+    """Return what a model takes. Raises UserError when ONNX Runtime cannot load it."""
+    with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
+        return engine.inputs
+
+
+def calibration_set_for_model(
+    data: Path,
+    onnx_path: Path,
+    out: Path,
+    *,
+    drawing: Drawing,
+    tokenizer: Path | None = None,
+    evaluation: Path | None = None,
+) -> CalibrationSet:
+    """Draw samples for a model and write the set to ``out``, which is replaced as a whole.
+
+    The other arguments are those of ``intake.candidates_from_data``.
+
+    Raises:
+        UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``.
+    """
+    inputs = model_inputs(onnx_path)
+    candidates = candidates_from_data(
+        data, inputs, reading=drawing.reading, tokenizer=tokenizer, evaluation=evaluation
+    )
+    with disk_errors(out), staging_folder(out) as staged:
+        new = staged / "new"
+        made = calibration_set_from_arrays(
+            new,
+            {TOWER: candidates},
+            preprocessing=msgspec.to_builtins(drawing.reading),
+            samples=drawing.samples,
+            batch_size=drawing.batch_size,
+            seed=drawing.seed,
+        )
+        check_feeds(inputs, made.batches(TOWER)[0], onnx_path.name)
+        put_in_place(new, out)
+    return open_calibration_set(out)
+
+
+def random_set_for_model(
+    onnx_path: Path, out: Path, *, drawing: Drawing, shapes: Sequence[str], allow_random: bool
+) -> CalibrationSet:
+    """Write noise for a model, which the record then says. Needs ``allow_random``, and every dimension.
+
+    ``shapes`` are ``name:1x3x224x224`` for inputs whose dimensions the model leaves open; the first of
+    each is replaced by the number of samples.
+    """
+    given = _parsed(shapes)
+    tensors = {spec.name: _noise(spec, given.get(spec.name), drawing) for spec in model_inputs(onnx_path)}
+    with disk_errors(out), staging_folder(out) as staged:
+        new = staged / "new"
+        random_calibration_set(
+            new,
+            {TOWER: tensors},
+            preprocessing={},
+            allow_random=allow_random,
+            batch_size=drawing.batch_size,
+            seed=drawing.seed,
+        )
+        put_in_place(new, out)
+    return open_calibration_set(out)
+
+
+def is_calibration_set(data: Path) -> bool:
+    """Whether a folder holds a drawn set."""
+    return (data / RECORD_NAME).is_file()
+
+
+def batches_for_model(found: CalibrationSet, onnx_path: Path) -> Batches:
+    """Return the samples of the set's part whose names are the model's inputs. Raises UserError."""
+    names = {spec.name for spec in model_inputs(onnx_path)}
+    for tower, part in found.record.towers.items():
+        if set(part.tensors) == names:
+            return found.batches(tower)
+    parts = "; ".join(f"{tower}: {', '.join(part.tensors)}" for tower, part in found.record.towers.items())
+    raise UserError(
+        f"{onnx_path.name} takes {', '.join(sorted(names))}, and the set holds {parts}; "
+        "draw one for this model with edgeglm calibrate"
+    )
+
+
+def _parsed(shapes: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+    found = {}
+    for text in shapes:
+        match = _SHAPE.fullmatch(text)
+        if match is None:
+            raise UserError(f"cannot read the shape {text!r}; write it as name:1x3x224x224")
+        found[match["name"]] = tuple(int(size) for size in match["dims"].split("x"))
+    return found
+
+
+def _noise(spec: TensorSpec, shape: tuple[int, ...] | None, drawing: Drawing) -> Array:
+    dims = shape if shape is not None else spec.shape
+    rest = []
+    for size in dims[1:]:
+        if not isinstance(size, int):
+            raise UserError(f"{spec} leaves a dimension open; give --shape {spec.name}:1x...")
+        rest.append(size)
+    random = np.random.default_rng(drawing.seed)
+    full = (drawing.samples, *rest)
+    if spec.dtype.startswith("float"):
+        return random.standard_normal(full, dtype=np.float32).astype(spec.dtype)
+    if spec.name.endswith("mask"):
+        return np.ones(full, spec.dtype)
+    return random.integers(0, 100, full).astype(spec.dtype)  # token ids that any vocabulary has

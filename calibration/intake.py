@@ -1,0 +1,294 @@
+"""Users' data for any model: an ``.npz``, a folder or a ``.jsonl`` to what a calibration set is drawn from.
+
+- ``.npz``: one array for each input, samples along the first axis; an array ``stratum`` may name groups.
+- folder of ``.npz`` files: the rows of all of them; a file's sub-folder is its stratum.
+- folder of images: the sub-folder is the stratum, as in a folder of classes.
+- ``.jsonl``: ``{"image": path, "text": words, "stratum": name}`` a line, paths relative to the file.
+
+Only what is drawn is decoded; digests are read from files a block at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.calibration.feeds import mapped_npz
+from edgeglm.calibration.sets import Candidates
+from edgeglm.core.digest import sha256_bytes, sha256_file
+from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.transforms import decoded_image, model_input_from_pixels, pixels_from_image
+from edgeglm.engines.protocol import TensorSpec
+
+Array = npt.NDArray[Any]
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_ALL_ROWS = 1 << 30
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How images and texts become a model's inputs. Its digest is in the calibration record.
+
+    Attributes:
+        resolution: Side of images; 0 takes the model's own, where it is fixed.
+        mean, std: Of the RGB channels, taken from values in [0, 1]; the model may do that itself.
+        max_length: Most tokens of a text.
+        lowercase: Whether texts are lowered first.
+    """
+
+    resolution: int = 0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    max_length: int = 32
+    lowercase: bool = False
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    image: str | None = None
+    text: str | None = None
+    stratum: str = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One line or file. ``name`` is for messages and the record."""
+
+    name: str
+    stratum: str
+    image: Path | None = None
+    text: str | None = None
+
+
+def candidates_from_data(
+    data: Path,
+    inputs: Sequence[TensorSpec],
+    *,
+    reading: Reading,
+    tokenizer: Path | None = None,
+    evaluation: Path | None = None,
+) -> Candidates:
+    """Return what a calibration set for a model with these inputs is drawn from.
+
+    Args:
+        data: An ``.npz``, a ``.jsonl`` or a folder.
+        inputs: What the model takes.
+        reading: How images and texts are read.
+        tokenizer: A ``tokenizer.json``, for texts.
+        evaluation: Data of the same kinds that no calibration sample may be in.
+
+    Raises:
+        UserError: No such data, or it does not fit the inputs.
+    """
+    excluded: list[str] = []
+    if evaluation is not None:
+        excluded = list(
+            candidates_from_data(evaluation, inputs, reading=reading, tokenizer=tokenizer).digests
+        )
+    if data.suffix == ".npz":
+        return _from_arrays([(data, "all")], inputs, excluded, root=data.parent)
+    if data.suffix == ".jsonl":
+        return _from_samples(_lines(data), inputs, reading, tokenizer, excluded)
+    if not data.is_dir():
+        raise UserError(f"no calibration data at {data}; give an .npz, a .jsonl or a folder")
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    archives = [path for path in files if path.suffix == ".npz"]
+    if archives:
+        return _from_arrays([(path, _stratum(path, data)) for path in archives], inputs, excluded, root=data)
+    if (data / "pairs.jsonl").is_file():
+        return _from_samples(_lines(data / "pairs.jsonl"), inputs, reading, tokenizer, excluded)
+    images = [path for path in files if path.suffix.lower() in _IMAGES]
+    if not images:
+        raise UserError(f"{data} holds no image and no .npz; give the folder of the samples")
+    samples = [
+        _Sample(name=path.relative_to(data).as_posix(), stratum=_stratum(path, data), image=path)
+        for path in images
+    ]
+    return _from_samples(samples, inputs, reading, tokenizer, excluded)
+
+
+def _stratum(path: Path, root: Path) -> str:
+    parent = path.parent.relative_to(root).as_posix()
+    return "all" if parent == "." else parent
+
+
+def _from_arrays(
+    files: Sequence[tuple[Path, str]], inputs: Sequence[TensorSpec], excluded: Iterable[str], *, root: Path
+) -> Candidates:
+    opened = []
+    rows: list[tuple[int, int]] = []
+    ids, strata, digests = [], [], []
+    for number, (path, group) in enumerate(files):
+        arrays = mapped_npz(path)
+        groups = arrays.pop("stratum", None)
+        chosen = _matched(path, arrays, inputs)
+        opened.append(chosen)
+        for row in range(len(next(iter(chosen.values())))):
+            rows.append((number, row))
+            ids.append(f"{path.relative_to(root).as_posix()}/{row}")
+            strata.append(str(groups[row]) if groups is not None and len(groups) > row else group)
+            parts = (np.ascontiguousarray(chosen[name][row]).tobytes() for name in sorted(chosen))
+            digests.append(sha256_bytes(b"".join(parts)))
+
+    def tensors(positions: Sequence[int]) -> dict[str, Array]:
+        picked = [rows[i] for i in positions]
+        return {name: np.stack([opened[number][name][row] for number, row in picked]) for name in opened[0]}
+
+    return Candidates(ids=ids, strata=strata, digests=digests, tensors=tensors, evaluation_digests=excluded)
+
+
+def _matched(path: Path, arrays: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return the arrays of the model's inputs in its order, checked for name, dtype and shape."""
+    for name in arrays:
+        if name not in {spec.name for spec in inputs}:
+            raise unknown_name(f"array in {path.name}", name, [spec.name for spec in inputs])
+    found: dict[str, Array] = {}
+    for spec in inputs:
+        if spec.name not in arrays:
+            raise UserError(
+                f"{path} has no array for the input {spec.name!r}, only "
+                f"{', '.join(sorted(arrays)) or 'none'}; add it under that name"
+            )
+        array = arrays[spec.name]
+        if array.dtype.name != spec.dtype:
+            raise UserError(
+                f"{path}: {spec.name} is {array.dtype.name}, and the model takes {spec}; "
+                f"convert it with .astype('{spec.dtype}')"
+            )
+        fixed = [(axis, size) for axis, size in enumerate(spec.shape) if axis and isinstance(size, int)]
+        if array.ndim != len(spec.shape) or any(array.shape[axis] != size for axis, size in fixed):
+            raise UserError(
+                f"{path}: {spec.name} has the shape {list(array.shape)}, "
+                f"and the model takes {spec}; reshape it"
+            )
+        found[spec.name] = array
+    counts = {name: len(array) for name, array in found.items()}
+    if not counts or min(counts.values()) == 0:
+        raise UserError(f"{path} holds no sample; give at least two")
+    if len(set(counts.values())) > 1:
+        raise UserError(f"{path}: the inputs have different numbers of rows ({counts}); match them")
+    return found
+
+
+def _lines(path: Path) -> list[_Sample]:
+    if not path.is_file():
+        raise UserError(f"no file at {path}; give a .jsonl")
+    decoder, samples = msgspec.json.Decoder(_Line), []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                parsed = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f'{path} line {number}: {error}; write {{"image": path, "text": words}}'
+                ) from error
+            image = None if parsed.image is None else path.parent / parsed.image
+            name = parsed.image or parsed.text or f"line {number}"
+            samples.append(_Sample(name=name, stratum=parsed.stratum, image=image, text=parsed.text))
+    if not samples:
+        raise UserError(f"{path} holds no sample; write one JSON object a line")
+    return samples
+
+
+def _from_samples(
+    samples: Sequence[_Sample],
+    inputs: Sequence[TensorSpec],
+    reading: Reading,
+    tokenizer: Path | None,
+    excluded: Iterable[str],
+) -> Candidates:
+    pictures = [spec for spec in inputs if spec.dtype.startswith("float") and len(spec.shape) == 4]
+    tokens = [spec for spec in inputs if spec.dtype.startswith("int")]
+    if len(pictures) == 1 and len(inputs) == 1:
+        return _images(samples, pictures[0], reading, excluded)
+    if tokens and len(tokens) == len(inputs):
+        return _texts(samples, tokens, reading, tokenizer, excluded)
+    listed = ", ".join(str(spec) for spec in inputs)
+    raise UserError(f"images and texts cannot fill the inputs {listed}; give an .npz with these arrays")
+
+
+def _images(
+    samples: Sequence[_Sample], spec: TensorSpec, reading: Reading, excluded: Iterable[str]
+) -> Candidates:
+    side = spec.shape[2] if isinstance(spec.shape[2], int) else reading.resolution
+    if not side:
+        raise UserError(f"{spec} has no fixed size; give --resolution")
+    if reading.resolution not in (0, side):
+        raise UserError(f"{spec} takes images of {side}, not {reading.resolution}; leave --resolution out")
+    paths = []
+    for sample in samples:
+        if sample.image is None or not sample.image.is_file():
+            raise UserError(f"{sample.name} has no image that exists; mend its path")
+        paths.append(sample.image)
+    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (reading.mean, reading.std))
+
+    def tensors(positions: Sequence[int]) -> dict[str, Array]:
+        pixels = np.stack([pixels_from_image(decoded_image(paths[i]), side) for i in positions])
+        return {spec.name: ((model_input_from_pixels(pixels, side) - mean) / std).astype(spec.dtype)}
+
+    return Candidates(
+        ids=[sample.name for sample in samples],
+        strata=[sample.stratum for sample in samples],
+        digests=[sha256_file(path) for path in paths],
+        tensors=tensors,
+        evaluation_digests=excluded,
+        traits={"resolution": [_size_of(path) for path in paths]},
+    )
+
+
+def _size_of(path: Path) -> str:
+    """Return ``640x480`` from an image's header, without decoding it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return f"{image.width}x{image.height}"
+    except OSError:
+        return "unreadable"  # decoding says why, if it is drawn
+
+
+def _texts(
+    samples: Sequence[_Sample],
+    specs: Sequence[TensorSpec],
+    reading: Reading,
+    tokenizer: Path | None,
+    excluded: Iterable[str],
+) -> Candidates:
+    if tokenizer is None:
+        raise UserError("texts need a tokenizer; give --tokenizer tokenizer.json")
+    backend = Tokenizer(tokenizer, lowercase=reading.lowercase)
+    texts = []
+    for sample in samples:
+        if not sample.text or not sample.text.strip():
+            raise UserError(f"{sample.name} has no text; write one, or leave the line out")
+        texts.append(sample.text)
+    makers: dict[str, Callable[[Array, Array], Array]] = {
+        "input_ids": lambda ids, _: ids,
+        "attention_mask": lambda _, mask: mask,
+        "token_type_ids": lambda ids, _: np.zeros_like(ids),
+        "position_ids": lambda ids, _: np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+    }
+    for spec in specs:
+        if spec.name not in makers:
+            raise unknown_name("token input", spec.name, makers, "give an .npz with these arrays")
+
+    def tensors(positions: Sequence[int]) -> dict[str, Array]:
+        ids, mask = backend.encode([texts[i] for i in positions], max_length=reading.max_length)
+        return {spec.name: makers[spec.name](ids, mask).astype(spec.dtype) for spec in specs}
+
+    return Candidates(
+        ids=[sample.name for sample in samples],
+        strata=[sample.stratum for sample in samples],
+        digests=[sha256_bytes(text.encode()) for text in texts],
+        tensors=tensors,
+        evaluation_digests=excluded,
+        traits={"words": [str(len(text.split())) for text in texts]},
+        rows_at_once=_ALL_ROWS,  # padded together, to one length; token ids are small
+    )

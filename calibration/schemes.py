@@ -1,0 +1,76 @@
+"""INT8 schemes as data: which integers, and whether values stay integers between nodes.
+
+Which one pays depends on the instructions of the machine, so that schemes are measured, never guessed:
+without VNNI, ``u8 x s8`` products saturate in 16 bits unless weights have 7 bits (``reduced``;
+ONNX Runtime, Quantize ONNX Models), and ``s8 x s8`` has fast kernels on ARM but not on x86.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+from edgeglm.core.errors import unknown_name
+
+Activation = Literal["uint8", "int8", "dynamic"]
+Method = Literal["max", "entropy", "percentile", "mse"]
+METHODS: tuple[Method, ...] = ("max", "entropy", "percentile", "mse")
+
+
+class Scheme(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to compute in INT8. Weights are signed, with one scale for each output channel.
+
+    Attributes:
+        name: What plans call it.
+        activation: "uint8" asymmetric or "int8" symmetric, with calibrated ranges; "dynamic": unsigned,
+            from each batch's own range, which needs no calibration and costs a pass over the values.
+        reduced: Weights of 7 bits.
+        chains: Activation functions, residual sums and pools between two INT8 nodes stay INT8 too,
+            which convolutions need to pay; else only the inputs of products are quantized.
+        maker: The library that writes the file.
+    """
+
+    name: str
+    activation: Activation
+    reduced: bool = False
+    chains: bool = False
+    maker: Literal["onnxruntime", "modelopt"] = "onnxruntime"
+
+
+_SHIPPED = (
+    Scheme(name="dynamic", activation="dynamic"),
+    Scheme(name="dynamic-reduced", activation="dynamic", reduced=True),
+    Scheme(name="u8s8", activation="uint8"),
+    Scheme(name="u8s8-reduced", activation="uint8", reduced=True),
+    Scheme(name="u8s8-chains", activation="uint8", chains=True),
+    Scheme(name="u8s8-chains-reduced", activation="uint8", chains=True, reduced=True),
+    Scheme(name="s8s8", activation="int8"),
+    Scheme(name="s8s8-chains", activation="int8", chains=True),
+    Scheme(name="tensorrt", activation="int8", maker="modelopt"),
+)
+SCHEMES = {scheme.name: scheme for scheme in _SHIPPED}
+_DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}
+_ARM = {"asimddp", "i8mm", "asimd"}
+
+
+def scheme_named(name: str) -> Scheme:
+    """Return a shipped scheme. Raises UserError that lists the known ones."""
+    if name not in SCHEMES:
+        raise unknown_name("INT8 scheme", name, SCHEMES)
+    return SCHEMES[name]
+
+
+def cpu_schemes(flags: Collection[str], *, convolutions: bool) -> tuple[Scheme, ...]:
+    """Return the schemes worth measuring on a CPU with these flags of ``/proc/cpuinfo``, the likeliest first.
+
+    Convolutions have no dynamic scheme: ``ConvInteger`` is several times slower than FP32.
+    """
+    if _ARM & set(flags):
+        names = ["s8s8-chains", "u8s8-chains"] if convolutions else ["dynamic", "s8s8", "u8s8"]
+    else:
+        names = ["u8s8-chains", "s8s8-chains"] if convolutions else ["dynamic", "u8s8", "s8s8"]
+        if not _DOT_PRODUCTS & set(flags):  # 16-bit sums: 8-bit weights would saturate without a word
+            names = [f"{name}-reduced" if f"{name}-reduced" in SCHEMES else name for name in names]
+    return tuple(SCHEMES[name] for name in names)

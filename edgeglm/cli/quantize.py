@@ -1,0 +1,171 @@
+"""`edgeglm quantize`: any FP32 ONNX file to the INT8 file that keeps its accuracy and pays."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeglm.cli.calibrate import drawing_options
+from edgeglm.cli.console import App, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from edgeglm.calibration.any_model import Outcome
+    from edgeglm.calibration.drawing import Drawing
+    from edgeglm.calibration.feeds import Batches
+    from edgeglm.calibration.search import SearchReport
+
+_METHODS = ("max", "percentile", "entropy", "mse")
+_SHOWN = 12  # rows of a ranking on the terminal; report.json has all
+
+
+@click.command(name="quantize")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="A calibration set, or samples.")
+@click.option("--target", "target_name", default="cpu", show_default=True, help="See edgeglm targets.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--metric", help="module:function, called with a file's path; higher is better.")
+@click.option("--gate", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Of FP32's score.")
+@click.option("--evaluations", type=click.IntRange(1), default=40, show_default=True, help="Most files.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS), help="Ranges; may repeat.")
+@click.option("--scheme", default="", help="One INT8 scheme instead of all that the target may like.")
+@click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
+@drawing_options
+@json_option
+@click.pass_obj
+def command(
+    app: App,
+    model: Path,
+    data: Path,
+    target_name: str,
+    output: Path,
+    metric: str | None,
+    gate: float,
+    evaluations: int,
+    methods: tuple[str, ...],
+    scheme: str,
+    precision_plan: Path | None,
+    threads: int,
+    tokenizer: Path | None,
+    drawing: Drawing,
+) -> None:
+    """Quantize MODEL for a target and write model.onnx, plan.toml and report.json into a folder.
+
+    DATA is a set that edgeglm calibrate wrote, or samples as it takes them. Without --metric the gate
+    is on the mean cosine to FP32. Exits with 3, and writes nothing, when no plan passes the gate or
+    none is faster than FP32 on the CPU.
+    """
+    import msgspec
+
+    from edgeglm.calibration.any_model import Settings, metric_from_name, quantize_onnx
+    from edgeglm.calibration.plan import plan_from_file
+    from edgeglm.targets.schema import load_target
+
+    target = load_target(target_name)
+    settings = msgspec.convert(
+        {
+            "gate": gate,
+            "evaluations": evaluations,
+            "methods": methods or _METHODS,
+            "scheme": scheme,
+            "threads": threads,
+        },
+        Settings,
+    )
+    plan = None if precision_plan is None else plan_from_file(precision_plan)
+    function = None if metric is None else metric_from_name(metric)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeglm-samples-")))
+        outcome = quantize_onnx(
+            model,
+            _batches(model, data, scratch, drawing, tokenizer),
+            output,
+            target=target,
+            settings=settings,
+            metric=function,
+            metric_name=metric or "cosine",
+            plan=plan,
+            progress=app.progress,
+        )
+    _show(app, outcome, output)
+    app.emit(msgspec.to_builtins(outcome))
+    _require_passed(outcome, target.kind == "cpu")
+
+
+def _batches(model: Path, data: Path, scratch: Path, drawing: Drawing, tokenizer: Path | None) -> Batches:
+    from edgeglm.calibration.drawing import (
+        TOWER,
+        batches_for_model,
+        calibration_set_for_model,
+        is_calibration_set,
+    )
+    from edgeglm.calibration.sets import open_calibration_set
+
+    if is_calibration_set(data):
+        return batches_for_model(open_calibration_set(data), model)
+    drawn = calibration_set_for_model(data, model, scratch / "set", drawing=drawing, tokenizer=tokenizer)
+    return drawn.batches(TOWER)
+
+
+def _show(app: App, outcome: Outcome, output: Path) -> None:
+    report = outcome.search
+    _ranking(app, report)
+    _evaluations(app, report)
+    if outcome.passed:
+        speed = "" if outcome.speedup is None else f", {outcome.speedup:.2f} x FP32's speed here"
+        app.print(
+            f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}{speed}, "
+            f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
+        )
+        app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
+
+
+def _ranking(app: App, report: SearchReport) -> None:
+    if report.ranking:
+        app.table(
+            [f"alone in INT8, the {_SHOWN} most harmful", ">lost", ">cosine"],
+            [(r.group, f"{r.lost:+.4f}", f"{r.cosine:.5f}") for r in report.ranking[:_SHOWN]],
+        )
+
+
+def _evaluations(app: App, report: SearchReport) -> None:
+    rows = [
+        (
+            found.scheme,
+            found.method,
+            len(found.high),
+            f"{found.int8_share:.0%}",
+            f"{found.kept:.4f}",
+            f"{found.cosine:.5f}",
+            "-" if found.speedup is None else f"{found.speedup:.2f}",
+            ("passed" if found.passed else "below") + (", on the frontier" if i in report.frontier else ""),
+        )
+        for i, found in enumerate(report.evaluations)
+        if found.step != "alone"
+    ]
+    if rows:
+        headings = [
+            "scheme",
+            "ranges",
+            ">high",
+            ">INT8",
+            ">kept",
+            ">cosine",
+            ">x FP32",
+            f"gate {report.gate:g}",
+        ]
+        app.table(headings, rows)
+
+
+def _require_passed(outcome: Outcome, on_cpu: bool) -> None:
+    from edgeglm.core.errors import GateError
+
+    if not outcome.passed:
+        remedy = "lower --gate, give more samples or more --evaluations"
+        if on_cpu and "faster" in outcome.search.reason:
+            remedy = "use the FP32 model on this machine"
+        raise GateError(f"{outcome.search.reason}; nothing was written, {remedy}")

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("modelopt")
+
+import onnx
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from edgeglm.calibration.any_model import Settings, metric_from_name, quantize_onnx, split_batches
+from edgeglm.calibration.conversion import int8_by_plan, prepared_model, ranges_from_batches
+from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
+from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes
+from edgeglm.cli.main import exit_code
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import UserError
+from edgeglm.targets.schema import load_target
+from tests.calibration.towers import tower_tensors
+
+CPU, T4 = load_target("cpu"), load_target("t4")
+
+
+def _batches(tower: str, count: int = 32) -> Batches:
+    return Batches(tower_tensors(tower, count), 4)
+
+
+def _plan_of(path: Path, scheme: str, **changes: Any) -> PrecisionPlan:
+    prepared = prepared_model(path)
+    groups = tuple(PlanGroup(name=g.name, nodes=g.nodes, precision="int8") for g in prepared.groups)
+    return PrecisionPlan(source_sha256=prepared.sha256, scheme=scheme, group=groups, **changes)
+
+
+@pytest.fixture(autouse=True)
+def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small are not faster in INT8; who is faster is not what most of these tests ask."""
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_every_scheme_stays_close_to_fp32_and_writes_the_same_bytes_twice(
+    fp32_dir: Path, tmp_path: Path, tower: str, scheme: str
+) -> None:
+    source, batches = fp32_dir / f"{tower}.onnx", _batches(tower)
+    if tower == "image" and SCHEMES[scheme].activation == "dynamic":
+        pytest.skip("convolutions have no dynamic scheme")
+    before = sha256_file(source)
+    prepared = prepared_model(source)
+    plan = _plan_of(source, scheme)
+    ranges = ranges_from_batches(prepared, batches[:4], ("max",))
+    for name in ("one", "two"):
+        int8_by_plan(prepared, tmp_path / name, plan, ranges)
+    assert sha256_file(tmp_path / "one") == sha256_file(tmp_path / "two")
+    assert sha256_file(source) == before
+    assert fidelity(tmp_path / "one", source, batches[4:]).min_cosine > 0.99
+
+
+def test_every_method_gives_ranges_within_what_was_seen(fp32_dir: Path) -> None:
+    prepared = prepared_model(fp32_dir / "image.onnx")
+    for by_method in ranges_from_batches(prepared, _batches("image"), METHODS).values():
+        assert set(by_method) == set(METHODS)
+        least, most = by_method["max"]
+        assert all(least <= low < high <= most for low, high in by_method.values())
+
+
+def test_ranges_do_not_depend_on_how_samples_are_batched(fp32_dir: Path) -> None:
+    prepared = prepared_model(fp32_dir / "image.onnx")
+    tensors = tower_tensors("image", 32)
+    small = ranges_from_batches(prepared, Batches(tensors, 1), ("max",))
+    large = ranges_from_batches(prepared, Batches(tensors, 32), ("max",))
+    for name, found in small.items():
+        np.testing.assert_allclose(found["max"], large[name]["max"], rtol=1e-4, atol=1e-5)
+
+
+def test_quantize_writes_a_plan_that_gives_the_same_file_again(fp32_dir: Path, tmp_path: Path) -> None:
+    source = fp32_dir / "text.onnx"
+    first = quantize_onnx(source, _batches("text"), tmp_path / "a", target=CPU)
+    assert first.passed
+    plan = plan_from_toml((tmp_path / "a" / "plan.toml").read_text(), origin="plan.toml")
+    again = quantize_onnx(source, _batches("text"), tmp_path / "b", target=CPU, plan=plan)
+    assert again.sha256 == first.sha256 == sha256_file(tmp_path / "b" / "model.onnx")
+    written = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert written["source_sha256"] == sha256_file(source)
+
+
+def test_an_edited_plan_keeps_the_named_node_in_high_precision(fp32_dir: Path, tmp_path: Path) -> None:
+    plan = _plan_of(fp32_dir / "text.onnx", "u8s8").with_precisions({"down/MatMul"})
+    text = plan_to_toml(plan)
+    assert plan_from_toml(text, origin="x") == plan
+    out = tmp_path / "out"
+    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), out, target=CPU, plan=plan)
+    weights = {t.name: t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
+    assert weights["down.w"] == onnx.TensorProto.FLOAT
+    assert "up.w" not in weights
+
+
+def test_a_metric_that_int8_ruins_brings_the_harmful_node_back(fp32_dir: Path, tmp_path: Path) -> None:
+    def metric(path: Path) -> float:  # down alone is what hurts
+        names = {t.name for t in onnx.load(path).graph.initializer}
+        return 1.0 if "down.w" in names else 0.5
+
+    report = quantize_onnx(
+        fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=metric
+    )
+    assert report.passed
+    assert report.search.ranking[0].group == "down/MatMul"
+    assert report.search.ranking[0].lost == pytest.approx(0.5)
+    assert report.search.chosen is not None
+    assert list(report.search.chosen.int8_nodes) == ["up/MatMul"]
+
+
+def test_the_search_keeps_within_its_number_of_evaluations(fp32_dir: Path, tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def metric(path: Path) -> float:
+        calls.append(path)
+        return 1.0 if path.name == "image.onnx" else 0.1
+
+    outcome = quantize_onnx(
+        fp32_dir / "image.onnx",
+        _batches("image"),
+        tmp_path / "out",
+        target=CPU,
+        metric=metric,
+        settings=Settings(evaluations=7),
+    )
+    assert not outcome.passed
+    assert len(outcome.search.evaluations) <= 7
+    assert len(calls) <= 8  # FP32 once
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_faster_than_fp32_is_not_written(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 0.9)
+    outcome = quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
+    assert not outcome.passed
+    assert "faster than FP32" in outcome.search.reason
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensorrt_target_gets_fp16_with_symmetric_quantizers(fp32_dir: Path, tmp_path: Path) -> None:
+    outcome = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), tmp_path / "out", target=T4)
+    assert outcome.passed
+    assert outcome.search.chosen is not None
+    assert outcome.search.chosen.scheme == "tensorrt"
+    assert outcome.speedup is None
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
+    zeros = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
+    points = [numpy_helper.to_array(t) for t in graph.initializer if t.name in zeros]
+    assert points
+    assert all(p.dtype == np.int8 and not p.any() for p in points)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"up/MatMul"', '"upp/MatMul"', 2), "did you mean 'up/MatMul'"),
+        (lambda text: text.replace('"u8s8"', '"u8s9"'), "did you mean 'u8s8"),
+        (lambda text: text.replace('source_sha256 = "', 'source_sha256 = "0'), "was made for the model 0"),
+        (lambda text: text.replace('precision = "int8"', 'precision = "int7"'), "mend that line"),
+        (lambda text: text.replace('precision = "int8"', 'precision = "high"'), "no INT8 node"),
+        (lambda text: text + "nonsense", "mend that line"),
+    ],
+)
+def test_a_plan_that_does_not_fit_says_what_to_mend(
+    fp32_dir: Path, tmp_path: Path, change: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.toml").write_text(change(plan_to_toml(_plan_of(fp32_dir / "text.onnx", "u8s8"))))
+    np.savez(tmp_path / "data.npz", **tower_tensors("text", 16))
+    code = exit_code(
+        ["quantize", str(fp32_dir / "text.onnx"), "--data", str(tmp_path / "data.npz"), "--output",
+         str(tmp_path / "out"), "--precision-plan", str(tmp_path / "plan.toml")]
+    )  # fmt: skip
+    assert code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def _bad(name: str, model: onnx.ModelProto, folder: Path) -> Path:
+    """Write one kind of model that cannot be quantized."""
+    path = folder / "model.onnx"
+    if name == "no quantizable node":
+        del model.graph.node[:]
+        model.graph.node.append(
+            onnx.helper.make_node("ReduceMean", ["pixels", "axes"], ["embedding"], keepdims=0)
+        )
+    elif name == "unsupported op":
+        model.graph.node[0].op_type, model.graph.node[0].domain = "Frobnicate", "strange"
+        model.opset_import.append(onnx.helper.make_opsetid("strange", 1))
+    elif name == "external data missing":
+        onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        (folder / "weights.bin").unlink()
+        return path
+    elif name == "not a model":
+        path.write_bytes(b"\x08\x07 no protobuf")
+        return path
+    elif name == "old opset":
+        del model.opset_import[:]
+        model.opset_import.append(onnx.helper.make_opsetid("", 11))
+        model.ir_version = 6
+        pool = model.graph.node[-1]
+        del pool.input[1:]
+        pool.attribute.append(onnx.helper.make_attribute("axes", [2, 3]))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no quantizable node", "nothing can be INT8"),
+        ("unsupported op", "cannot load"),
+        ("external data missing", "weights.bin"),
+        ("not a model", "no ONNX model"),
+        ("old opset", "opset 11"),
+    ],
+)
+def test_a_model_that_cannot_be_quantized_is_a_users_error(
+    fp32_dir: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    path = _bad(name, onnx.load(fp32_dir / "image.onnx"), tmp_path)
+    with pytest.raises(UserError, match=message):
+        quantize_onnx(path, _batches("image"), tmp_path / "out", target=CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_model_and_one_sample_are_refused(fp32_dir: Path, tmp_path: Path) -> None:
+    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
+    static = _plan_of(fp32_dir / "text.onnx", "u8s8")
+    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, plan=static)
+    with pytest.raises(UserError, match="quantized already"):
+        quantize_onnx(tmp_path / "out" / "model.onnx", _batches("text"), tmp_path / "x", target=CPU)
+    with pytest.raises(UserError, match="at least 2"):
+        quantize_onnx(fp32_dir / "text.onnx", _batches("text", 1), tmp_path / "x", target=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nothing", "module:function"), ("no_such_module:f", "cannot import"), ("json:nope", "no function")],
+)
+def test_a_metric_that_is_not_there_is_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        metric_from_name(name)
+
+
+def test_a_metric_that_gives_nan_or_raises_is_a_users_error(fp32_dir: Path, tmp_path: Path) -> None:
+    for metric, message in ((lambda _: float("nan"), "finite"), (lambda _: 1 / 0, "ZeroDivisionError")):
+        with pytest.raises(UserError, match=message):
+            quantize_onnx(
+                fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=metric
+            )
+
+
+def test_a_gate_that_is_unmet_exits_with_3_prints_the_ranking_and_writes_nothing(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", **tower_tensors("image", 16))
+    arguments = ["quantize", str(fp32_dir / "image.onnx"), "--data", str(tmp_path / "data.npz")]
+    code = exit_code([*arguments, "--output", str(tmp_path / "out"), "--gate", "1.0", "--method", "max"])
+    said = capsys.readouterr()
+    assert code == 3
+    assert "depthwise/Conv" in said.out
+    assert "nothing was written" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_have_seven_bits_where_eight_would_saturate() -> None:
+    avx2 = cpu_schemes({"avx2"}, convolutions=False)
+    assert {s.name for s in avx2 if s.activation != "int8"} == {"dynamic-reduced", "u8s8-reduced"}
+    assert not any(s.reduced for s in cpu_schemes({"avx2", "avx512_vnni"}, convolutions=True))
+    assert cpu_schemes({"asimddp"}, convolutions=True)[0].name == "s8s8-chains"
+
+
+@given(st.integers(1, 60), st.integers(1, 16), st.data())
+def test_batches_hold_every_row_once_however_they_are_cut(count: int, size: int, data: st.DataObject) -> None:
+    batches = Batches({"x": np.arange(count)}, size)
+    assert np.concatenate([b["x"] for b in batches]).tolist() == list(range(count))
+    cut = data.draw(st.integers(0, len(batches)))
+    rows = [x for part in (batches[:cut], batches[cut:]) for b in part for x in b["x"].tolist()]
+    assert rows == list(range(count))
+    if count > 1:
+        seen, held = split_batches(batches)
+        assert [x for part in (seen, held) for b in part for x in b["x"].tolist()] == list(range(count))
