@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import operator
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeglm.core.errors import UserError
+from edgeglm.index.filters import Columns, where_from_words
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 1.0]), st.text("ab", max_size=2)
+)
+ROWS = st.lists(st.dictionaries(st.sampled_from("xyz"), VALUES), max_size=8)
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def columns(rows: list[dict]) -> Columns:
+    return Columns(msgspec.Raw(msgspec.msgpack.encode(row)) for row in rows)
+
+
+def number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@given(rows=ROWS, value=VALUES, sign=st.sampled_from(["=", "!=", *SIGNS]))
+def test_a_filter_takes_the_rows_that_it_says(rows, value, sign):
+    if not any("x" in row for row in rows):
+        return
+
+    def equal(cell: object) -> bool:
+        return isinstance(cell, bool) == isinstance(value, bool) and cell == value
+
+    def holds(row: dict) -> bool:
+        if sign == "=":
+            return "x" in row and equal(row["x"])
+        if sign == "!=":
+            return "x" not in row or not equal(row["x"])
+        cell = row.get("x")
+        same = (number(cell) and number(value)) or (isinstance(cell, str) and isinstance(value, str))
+        return same and SIGNS[sign](cell, value)
+
+    if sign in SIGNS and not (number(value) or isinstance(value, str)):
+        with pytest.raises(UserError, match="no order"):
+            columns(rows).mask({"x": {sign: value}})
+        return
+    assert columns(rows).mask({"x": {sign: value}}).tolist() == [holds(row) for row in rows]
+
+
+@given(st.lists(st.text(max_size=12), max_size=4))
+def test_any_words_are_a_filter_or_a_refusal(words):
+    try:
+        where_from_words(words)
+        said = ""
+    except UserError as error:
+        said = str(error)
+    assert not said or "write it like" in said or "give it once" in said
+
+
+def test_words_become_the_filter_they_say():
+    words = ["kind=png", "kind=jpg", "price>=3", "price<5.5", "sold!=true", "size=10", "name=a=b"]
+    assert where_from_words(words) == {
+        "kind": {"=": ["png", "jpg"]},
+        "price": {">=": 3, "<": 5.5},
+        "sold": {"!=": [True]},
+        "size": {"=": [10]},
+        "name": {"=": ["a=b"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ({"kin": "png"}, "unknown metadata field 'kin'.*did you mean 'kind'"),
+        ({"kind": {"~": "png"}}, "unknown operator"),
+        ({"kind": {"=": {"a": 1}}}, "give a text, number"),
+        ({"kind": [["png"]]}, "give a text, number"),
+        ({str(i): 1 for i in range(100)}, "at most 64"),
+    ],
+)
+def test_a_filter_from_outside_that_means_nothing_is_refused(where, why):
+    with pytest.raises(UserError, match=why):
+        columns([{"kind": "png", "list": [1]}]).mask(where)
+
+
+def test_metadata_that_is_no_plain_value_is_never_equal():
+    rows = columns([{"x": [1]}, {"x": {"a": 1}}, {"x": 1}])
+    assert rows.mask({"x": 1}).tolist() == [False, False, True]

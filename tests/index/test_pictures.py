@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import QuietProgress
+from edgeglm.index.opening import FolderSource, added_to_index, built_index
+from edgeglm.index.pictures import metadata_from_jsonl, thumbnail_of
+from edgeglm.index.vector_index import VectorIndex, header_of
+from tests.cli.test_bundle_commands import colour_tower
+from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
+
+QUIET = QuietProgress()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parts: dict[str, bytes] = {
+        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=1.0 if variant == "fp32" else 2.0)
+        for variant in ("fp32", "int8")
+        for kind in ("image", "text")
+    }
+    return colour_bundle(tmp_path_factory.mktemp("bundle") / "colours", **parts)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in COLOURS.items():
+        (tmp_path / "shop" / name).mkdir(parents=True)
+        (tmp_path / "shop" / name / f"{name}.png").write_bytes(picture(colour))
+    (tmp_path / "shop" / "notes.txt").write_text("no picture, and none by its name")
+    return tmp_path / "shop"
+
+
+def build(bundle: Path, folder: Path, output: Path, **given):
+    with open_bundle(bundle) as opened:
+        return built_index(opened, FolderSource(folder=folder, **given), output, QUIET)
+
+
+def add(bundle: Path, folder: Path, index: Path, **given):
+    with open_bundle(bundle) as opened:
+        return added_to_index(opened, FolderSource(folder=folder, **given), index, QUIET)
+
+
+def test_a_folder_is_found_by_colour_with_its_names_and_pictures(bundle: Path, folder: Path, tmp_path: Path):
+    extra = tmp_path / "more.jsonl"
+    extra.write_text(json.dumps({"image": "red/red.png", "text": "a red thing", "price": 3}) + "\n\n")
+    counts = build(bundle, folder, tmp_path / "index", metadata=metadata_from_jsonl(extra))
+    assert (counts.added, counts.skipped) == (3, {})
+    with VectorIndex(tmp_path / "index") as index:
+        (match,) = index.search([[1.0, 0.1, 0.1]], 1)[0]
+        assert match.id == "shop/red/red.png"
+        assert match.metadata["text"] == "a red thing"
+        assert match.metadata["folder"] == "shop/red"
+        assert match.metadata["price"] == 3
+        data = index.picture(match.id)
+        assert data is not None
+        with Image.open(io.BytesIO(data)) as kept:
+            assert (kept.format, kept.size) == ("WEBP", (9, 9))
+        assert index.header.bundle == "colours"
+
+
+def test_adding_again_embeds_only_what_has_changed_and_prunes_what_is_gone(
+    bundle: Path, folder: Path, tmp_path: Path
+):
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    again = add(bundle, folder, index)
+    assert (again.added, again.replaced, again.unchanged) == (0, 0, 3)
+    (folder / "red" / "red.png").write_bytes(picture((0, 0, 255)) + b" ")
+    (folder / "new.png").write_bytes(picture((250, 0, 0)))
+    (folder / "green" / "green.png").unlink()
+    changed = add(bundle, folder, index, prune=True)
+    assert (changed.added, changed.replaced, changed.unchanged, changed.removed) == (1, 1, 1, 1)
+    with VectorIndex(index) as found:
+        assert found.search([[1.0, 0.0, 0.0]], 1)[0][0].id == "shop/new.png"
+        assert sorted(found.ids()) == ["shop/blue/blue.png", "shop/new.png", "shop/red/red.png"]
+
+
+def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Path, tmp_path: Path):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(picture((1, 2, 3))[:40])
+    (folder / "page.jpg").write_bytes(b"<script>alert(1)</script>")
+    (folder / "link.png").symlink_to("/etc/hostname")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(picture((1, 2, 3)))
+    with pytest.raises(UserError, match="--skip-bad"):
+        build(bundle, folder, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    counts = build(bundle, folder, tmp_path / "index", skip_bad=True)
+    assert counts.added == 3
+    assert counts.skipped == {"link": 1, "name is not UTF-8": 1, "not a readable picture": 3}
+    assert len(counts.examples) == 5
+
+
+def test_pictures_of_every_kind_are_taken(bundle: Path, tmp_path: Path):
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(folder / "cmyk.jpg")
+    Image.new("I;16", (9, 9), 65535).save(folder / "deep.png")
+    Image.new("RGBA", (9, 9), (255, 0, 0, 0)).save(folder / "clear.webp")
+    frames = [Image.new("RGB", (9, 9), colour) for colour in COLOURS.values()]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    assert build(bundle, folder, tmp_path / "index").added == 4
+
+
+def test_another_embedding_space_is_refused_and_the_way_out_named(bundle: Path, folder: Path, tmp_path: Path):
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    with open_bundle(bundle) as opened, pytest.raises(UserError, match="use --variant fp32"):
+        added_to_index(opened, FolderSource(folder=folder), index, QUIET, variant="int8")
+    other = colour_bundle(
+        tmp_path / "other",
+        **{f"models/{v}/{t}.onnx": colour_tower(t, scale=3.0) + b"" for v in ("fp32",) for t in ("text",)},
+        **{"models/fp32/image.onnx": colour_tower("image"), "models/int8/image.onnx": colour_tower("image")},
+    )
+    with pytest.raises(UserError, match=r"index build .*other FOLDER --output NEW"):
+        add(other, folder, index)
+    assert header_of(index).variant == "fp32"
+
+
+def test_bad_input_leaves_no_index_behind(bundle: Path, folder: Path, tmp_path: Path):
+    (tmp_path / "bare").mkdir()
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: build(bundle, tmp_path / "nowhere", tmp_path / "i"), "there is no folder"),
+        (lambda: build(bundle, tmp_path / "bare", tmp_path / "i"), "holds no pictures"),
+        (lambda: add(bundle, folder, tmp_path / "i"), "there is no index"),
+    ]
+    for call, why in cases:
+        with pytest.raises(UserError, match=why):
+            call()
+        assert not (tmp_path / "i").exists()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"image": "a.png"}\n{"text": "no image"}\n')
+    with pytest.raises(UserError, match="line 2"):
+        metadata_from_jsonl(bad)
+
+
+def test_a_large_picture_is_kept_small():
+    small = Image.open(io.BytesIO(thumbnail_of(Image.new("RGB", (2000, 500), (9, 9, 9)), 192)))
+    assert small.size == (192, 48)
