@@ -73,10 +73,15 @@ class Device:
         return found
 
     def answers(self) -> str:
-        """What the server that runs now says it serves."""
-        state = json.loads((self.root / "run/state.json").read_bytes())
-        with urllib.request.urlopen(f"http://{state['host']}:{state['port']}/", timeout=5) as answer:
-            return str(answer.read().decode())
+        """What the server says it serves; a switch, in which one ends and another begins, is waited for."""
+        for _ in range(200):
+            try:
+                state = json.loads((self.root / "run/state.json").read_bytes())
+                with urllib.request.urlopen(f"http://{state['host']}:{state['port']}/", timeout=5) as answer:
+                    return str(answer.read().decode())
+            except (OSError, KeyError):
+                time.sleep(0.05)
+        raise AssertionError("nothing is served")
 
 
 @pytest.fixture(scope="session")
@@ -114,10 +119,10 @@ def _wait_for(port: int) -> None:
 
 @pytest.fixture
 def sender(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of whoever deploys: it knows the server's key, and no device yet."""
+    """The home of whoever deploys: it knows no device yet."""
     home = tmp_path / "sender"
     (home / ".ssh").mkdir(parents=True)
-    (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
+    (home / ".ssh/known_hosts").write_text("")
     (home / ".ssh/config").write_text("")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -143,6 +148,8 @@ def device(server: Server, sender: Path, tmp_path: Path) -> Iterator[Callable[..
                     f"Host {name}\n  HostName 127.0.0.1\n  Port {port or server.port}\n"
                     f"  IdentityFile {key}\n  IdentitiesOnly yes\n"
                 )
+            with (sender / ".ssh/known_hosts").open("a") as file:
+                file.write(f"[127.0.0.1]:{port or server.port} {server.host_key}\n")
             made.append(Device(name, home))
         return next(one for one in made if one.name == name)
 
@@ -178,8 +185,18 @@ def stub(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> str:
 def bundle(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes a bundle; ``recipe`` says how the stand-in for its server behaves."""
 
-    def make(name: str = "one", *, recipe: str = "", map10: float = 0.5, payload: bytes = b"") -> Path:
+    def make(
+        name: str = "one",
+        *,
+        recipe: str = "",
+        map10: float = 0.5,
+        payload: bytes = b"",
+        tower: bytes = b"onnx",
+        **more: bytes,
+    ) -> Path:
         parts: dict[str, Path | bytes] = {
+            **more,
+            "models/int8/text.onnx": tower,
             "recipe.toml": f"# {name} {recipe}\n".encode(),
             "metrics.json": json.dumps({"map10": map10}).encode(),
             "costs/payload.bin": payload or b"payload",
@@ -222,5 +239,20 @@ def deploy(options: DeployOptions) -> Callable[..., Summary]:
             on_change,
             **more,
         )
+
+    return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command, hold its exit code, and return what it printed."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        from edgeglm.cli.main import exit_code
+
+        actual = exit_code([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert actual == code, captured
+        return captured.out if code == 0 else captured.out + captured.err
 
     return run

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
+import msgspec
 import pytest
+
+from edgeglm.core.store import default_store_root
+from tests.cli.test_bundle_commands import colour_tower
+from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
+
+
+# The device's side itself, the questions, and the lines of the manifest that changed.
+OVERHEAD = 32_000
+
+
+def real_bundle(folder: Path, *, scale: float = 1.0) -> Path:
+    """Two towers that embed colours; with scale -1 the goldens are wrong there."""
+    parts: dict[str, Path | bytes] = {
+        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale)
+        for variant in ("fp32", "int8")
+        for kind in ("image", "text")
+    }
+    return colour_bundle(folder, **parts)
 
 
 def content(path) -> str:
@@ -24,3 +50,201 @@ def test_a_bundle_is_finalized_and_served(device, bundle, deploy, inventory):
     (seen,) = inventory.devices()
     assert (seen.name, seen.serving, seen.ready) == ("pear", "a", True)
     assert seen.url == one.delivered.url
+
+
+def test_a_redeploy_with_one_tower_changed_moves_that_tower_and_little_else(device, bundle, deploy):
+    pear = device("pear")
+    names = [f"gallery/thumbnails/{number}.png" for number in range(600)]
+    many = {name: os.urandom(40) for name in names}
+    deploy(bundle("one", payload=os.urandom(200_000), **many))
+    tower = os.urandom(1_500_000)
+    former = pear.home.parent.parent / "bundles/one/manifest.json"
+    lines = former.read_bytes()
+    same = {name: (former.parent / name).read_bytes() for name in names}
+    again = bundle("one", payload=(former.parent / "costs/payload.bin").read_bytes(), tower=tower, **same)
+    assert lines != (again / "manifest.json").read_bytes()
+    (one,) = deploy(again).devices
+    assert one.delivered.files_sent == 2, "the tower, and the bill of materials that names its digest"
+    assert one.delivered.sent_bytes < 1.01 * len(tower) + OVERHEAD
+    assert pear.answers() == content(again)
+
+
+def test_the_same_bundle_again_moves_no_file(device, bundle, deploy):
+    device("pear")
+    path = bundle(payload=os.urandom(100_000))
+    deploy(path)
+    (one,) = deploy(path).devices
+    assert (one.outcome, one.delivered.files_sent) == ("done", 0)
+    assert one.delivered.sent_bytes < OVERHEAD
+
+
+def test_rollback_serves_the_former_bundle_and_another_one_comes_back(device, bundle, deploy, inventory, cli):
+    pear = device("pear")
+    one, two = bundle("one"), bundle("two")
+    deploy(one)
+    deploy(two)
+    assert pear.answers() == content(two)
+    answer = json.loads(cli("rollback", "pear", "--json"))
+    assert answer[0]["answer"]["to"] == "a"
+    assert pear.answers() == content(one)
+    cli("rollback", "pear")
+    assert pear.answers() == content(two)
+
+
+def test_there_is_no_rollback_from_the_first_bundle(device, bundle, deploy, cli):
+    device("pear")
+    deploy(bundle())
+    assert "no former bundle" in cli("rollback", "pear", code=2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [("dies", "it ended with status 2"), ("never ready", "it did not answer within 2 s")],
+)
+def test_a_bundle_that_never_gets_ready_is_rolled_back_by_itself(
+    recipe, words, device, bundle, deploy, options
+):
+    pear = device("pear")
+    good = bundle("good")
+    deploy(good)
+    (one,) = deploy(
+        bundle("bad", recipe=recipe), options=msgspec.structs.replace(options, ready_seconds=2.0)
+    ).devices
+    assert (one.outcome, one.exit_code) == ("failed", 3)
+    assert words in one.reason
+    assert "the former one serves again" in one.reason
+    assert pear.answers() == content(good)
+    assert pear.record()["state"] == "ready"
+    better = bundle("better")
+    assert deploy(better).exit_code == 0
+    assert pear.answers() == content(better)
+
+
+def test_the_first_bundle_that_never_gets_ready_leaves_nothing_running(device, bundle, deploy):
+    pear = device("pear")
+    (one,) = deploy(bundle("bad", recipe="dies")).devices
+    assert "the engine of this bundle is broken" in one.reason, "the program's own error is told"
+    assert "nothing is now" in one.reason
+    assert not (pear.root / "current").is_symlink()
+    assert not (pear.root / "run/state.json").exists()
+
+
+def test_a_bundle_that_answers_otherwise_there_is_never_switched_to(device, bundle, deploy):
+    pear = device("pear")
+    good = bundle("good")
+    deploy(good)
+    (one,) = deploy(bundle("bad", recipe="wrong answers")).devices
+    assert (one.outcome, one.exit_code) == ("failed", 3)
+    assert "no variant of colours answers here" in one.reason
+    assert pear.answers() == content(good)
+
+
+def test_a_bundle_that_is_worse_on_the_reference_is_never_switched_to(device, bundle, deploy, options, tmp_path):
+    pear = device("pear")
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    (reference / "a.png").write_bytes(b"picture")
+    pairs = [json.dumps({"image": "a.png", "text": text}) for text in ("a", "b")]
+    (reference / "pairs.jsonl").write_text("\n".join(pairs))
+    good = bundle("good", map10=0.5)
+    deploy(good, reference=reference)
+    worse = bundle("worse", map10=0.4)
+    (one,) = deploy(worse, reference=reference).devices
+    assert "is 0.4000 and the running bundle's 0.5000" in one.reason
+    assert pear.answers() == content(good)
+    lenient = msgspec.structs.replace(options, tolerance=0.2)
+    assert deploy(worse, reference=reference, options=lenient).exit_code == 0
+    assert pear.answers() == content(worse)
+
+
+def test_a_staged_bundle_is_finalized_and_the_running_one_still_serves(device, bundle, deploy, options):
+    pear = device("pear")
+    good, staged = bundle("good"), bundle("staged")
+    deploy(good)
+    (one,) = deploy(staged, options=msgspec.structs.replace(options, activate=False)).devices
+    assert one.delivered.url is None
+    assert pear.answers() == content(good)
+    assert (pear.root / "slots" / one.delivered.slot / "bundle.finalized/receipt.json").exists()
+
+
+def test_evidence_of_the_device_comes_home_by_board_and_version(device, bundle, deploy):
+    device("pear")
+    deploy(bundle())
+    store = default_store_root()
+    (entry,) = [e for e in (store / "entries").iterdir() if b"device-build" in (e / "entry.json").read_bytes()]
+    kept = {path.name for path in (entry / "files").rglob("*") if path.is_file()}
+    assert kept == {"receipt.json", "engine.json", "layers.json", "timing.cache", "build.log", "place.json"}
+    place = json.loads((entry / "files/place.json").read_bytes())
+    assert place["board"]["model"] == "Stub"
+    assert place["library"] == ["onnxruntime", "1.24.4"]
+
+
+def test_old_objects_go_and_those_of_both_slots_stay(device, bundle, deploy, cli):
+    pear = device("pear")
+    paths = [bundle(name, payload=name.encode() * 50_000) for name in ("one", "two", "three")]
+    for path in paths:
+        deploy(path)
+    digests = [hashlib.sha256((path / "costs/payload.bin").read_bytes()).hexdigest() for path in paths]
+    assert [(pear.root / "objects" / digest).exists() for digest in digests] == [False, True, True]
+    cli("remove", "pear", "--old")
+    assert [(pear.root / "objects" / digest).exists() for digest in digests] == [False, False, True]
+    assert pear.answers() == content(paths[2])
+    cli("remove", "pear")
+    assert not pear.root.exists()
+    assert cli("devices", "--json") == "[]\n"
+
+
+def test_devices_and_logs_tell_what_is_there(device, bundle, deploy, cli):
+    device("pear")
+    deploy(bundle())
+    (row,) = json.loads(cli("devices", "--refresh", "--json"))
+    assert row["slots"]["a"]["bundle"] == "colours"
+    assert row["receipt"]["chosen"] == "fp32", "a refresh keeps the last receipt"
+    assert row["free_bytes"] > 0
+    assert "pear" in cli("devices")
+    cli("logs", "pear")
+
+
+def test_a_server_that_dies_is_started_again(device, bundle, deploy):
+    pear = device("pear")
+    path = bundle()
+    deploy(path)
+    state = json.loads((pear.root / "run/state.json").read_bytes())
+    os.kill(state["child"], signal.SIGKILL)
+    for _ in range(200):
+        state = json.loads((pear.root / "run/state.json").read_bytes())
+        if state["restarts"] == 1 and state["ready"]:
+            break
+        time.sleep(0.05)
+    assert pear.answers() == content(path)
+
+
+def test_real_towers_are_finalized_served_and_held_to_a_reference(
+    device, bundle, deploy, options, tmp_path, repository
+):
+    # The one test with the real commands at both ends: this very environment stands for the device's own.
+    pear = device("pear", PATH=os.environ["PATH"])
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    for colour, value in COLOURS.items():
+        (reference / f"{colour}.png").write_bytes(picture(value))
+    lines = [json.dumps({"image": f"{colour}.png", "text": colour}) for colour in COLOURS]
+    (reference / "pairs.jsonl").write_text("\n".join(lines))
+    mine = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
+    notes = []
+    summary = deploy(
+        real_bundle(tmp_path / "real"),
+        options=mine,
+        reference=reference,
+        on_change=lambda name, state, note: notes.append((state, note)),
+    )
+    assert summary.exit_code == 0, summary.devices
+    one = summary.devices[0].delivered
+    assert one.map10 == {"new": 1.0}
+    assert ("finalize", "finalize colours: timing") in notes
+    with urllib.request.urlopen(f"{one.url}/v2/health/ready", timeout=5) as answer:
+        assert answer.status == 200
+    assert pear.record()["state"] == "ready"
+    worse = deploy(real_bundle(tmp_path / "worse", scale=-1.0), options=mine, reference=reference)
+    assert worse.exit_code == 3
+    assert pear.record()["content_digest"] == one.content_digest

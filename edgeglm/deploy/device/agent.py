@@ -16,7 +16,7 @@ from typing import Any
 
 from edgeglm.deploy.device import environment, objects, switch
 from edgeglm.deploy.device.facts import facts, free_bytes
-from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, write_json
+from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, sync_all, write_json
 from edgeglm.deploy.device.service import best_kind, service_for
 from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
 
@@ -126,6 +126,7 @@ class Agent:
         self._bring_engines(folder)
         used = sorted({*parts.values(), *question.get("reference", {}).values()})
         record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
+        sync_all(layout.root)
         layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
         return {"slot": slot}
 

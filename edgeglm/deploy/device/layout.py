@@ -14,6 +14,7 @@ environment (a link), slot.json
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import fcntl
 import json
@@ -136,6 +137,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
     new.replace(path)
     sync_folder(path.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Make everything durable on the file system of a folder: once, and not file by file (syncfs(2))."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None).syncfs(handle) != 0:
+            os.sync()
+    except AttributeError:
+        os.sync()
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
