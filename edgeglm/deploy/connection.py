@@ -72,6 +72,7 @@ class Device:
         self._host = host
         self.sent_bytes = 0
         self.root = ""
+        self._early: asyncio.Future[dict[str, Any]] | None = None
 
     async def ask(self, question: str, say: Say | None = None, **parts: Any) -> dict[str, Any]:
         """Ask one question and return the answer; lines that come before it go to ``say``.
@@ -103,14 +104,19 @@ class Device:
     async def ask_for_files(self) -> None:
         """Begin to send files: headers and their bytes follow."""
         await self.write(b'{"ask": "receive"}\n')
+        self._early = asyncio.ensure_future(self.answered())  # a full disk is told before all was sent
 
     async def files_sent(self) -> int:
         """End it, and return how many the device has kept."""
         await self.write(b'{"end": true}\n')
-        return int((await self.answered())["received"])
+        assert self._early is not None
+        early, self._early = self._early, None
+        return int((await early)["received"])
 
     async def write(self, data: bytes) -> None:
-        """Send bytes. Raises ConnectionLostError."""
+        """Send bytes. Raises ConnectionLostError, or what the device refuses meanwhile."""
+        if self._early is not None and self._early.done():
+            self._early.result()
         try:
             self._process.stdin.write(data)
             self.sent_bytes += len(data)
@@ -134,6 +140,13 @@ class Device:
         await self.write(f"{len(source)}\n".encode() + source)
         await self.write(json.dumps({"root": root}).encode() + b"\n")
         self.root = (await self._line())["root"]
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        if self._early is not None:
+            self._early.cancel()
+            if self._early.done() and not self._early.cancelled():
+                self._early.exception()  # it was told in other words
 
     async def _line(self) -> dict[str, Any]:
         line = await self._raw_line()
@@ -188,6 +201,7 @@ async def connected(
             await device.open(root)
             yield device
         finally:
+            device.close()
             process.close()
 
 

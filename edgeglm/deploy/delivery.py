@@ -24,6 +24,7 @@ from edgeglm.deploy.wheels import Wheels
 
 REFERENCE_MODULE = "edgeglm.deploy.reference"
 LEAST_READY_SECONDS = 1.0
+clock = time.time
 
 
 class DeployOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,13 +89,11 @@ class Tools:
         inventory: What is remembered of devices, and the manifests that they have.
         wheels: Returns what an interpreter (version, machine, glibc) needs.
         keep: Takes the evidence that a device sent home.
-        now: The time, in seconds since 1970.
     """
 
     inventory: Inventory
     wheels: Callable[[tuple[int, int], str, str], Wheels]
     keep: Callable[[Evidence], None]
-    now: Callable[[], float] = time.time
 
 
 @dataclass(kw_only=True)
@@ -134,7 +133,7 @@ async def deliver(
         facts = await device.ask("facts")
         board = board_from_facts(facts)
         if not options.any_clock:
-            check_clock(facts, now=tools.now())
+            check_clock(facts, now=clock())
         check_board(board, parcel, any_board=options.any_board)
         report.enter("lock")
         settings = {

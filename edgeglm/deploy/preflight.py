@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,9 +54,9 @@ def check_board(board: Board, parcel: Parcel, *, any_board: bool) -> None:
         )
 
 
-def check_clock(facts: Mapping[str, Any], *, now: float | None = None) -> None:
+def check_clock(facts: Mapping[str, Any], *, now: float) -> None:
     """Raise UserError when the device's clock is far from this one's: receipts and signatures carry dates."""
-    off = float(facts["time"]) - (time.time() if now is None else now)
+    off = float(facts["time"]) - now
     if abs(off) > CLOCK_SECONDS:
         size = f"{abs(off) / 86400:.1f} days" if abs(off) > 86400 / 2 else f"{abs(off) / 60:.0f} minutes"
         raise UserError(

@@ -192,6 +192,7 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
         map10: float = 0.5,
         payload: bytes = b"",
         tower: bytes = b"onnx",
+        created: str = "2026-11-23",
         **more: bytes,
     ) -> Path:
         parts: dict[str, Path | bytes] = {
@@ -203,7 +204,7 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
         }
         folder = tmp_path / "bundles" / name
         shutil.rmtree(folder, ignore_errors=True)
-        return colour_bundle(folder, **parts)
+        return colour_bundle(folder, created=created, **parts)
 
     return make
 

@@ -71,7 +71,7 @@ def colour_engine(path: Path, threads: int) -> FakeEngine:
     )
 
 
-def colour_bundle(folder: Path, **changed: Path | bytes) -> Path:
+def colour_bundle(folder: Path, *, created: str = "2026-11-23", **changed: Path | bytes) -> Path:
     vocabulary = {word: number for number, word in enumerate([*COLOURS, "[UNK]"])}
     tokenizer = Backend(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -99,7 +99,7 @@ def colour_bundle(folder: Path, **changed: Path | bytes) -> Path:
     tower = TowerRecord(inputs=(), outputs=(tensor,), embedding_dim=3, parameters=0)
     manifest = Manifest(
         name="colours",
-        created="2026-11-23",
+        created=created,
         edgeglm="0.1.0",
         target=TargetRecord(name="cpu"),
         default_variant="fp32",

@@ -284,11 +284,16 @@ def main() -> None:
             return
         except Refused as error:
             wire.send({"refused": str(error), "code": error.code})
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError):  # what only we can get wrong; it must be heard all the same
+                wire.send({"broken": f"{type(error).__name__}: {error}"})
+                return
             refused = _explained(error, root)
             wire.send({"refused": str(refused), "code": refused.code})
-        except Exception as error:  # what only we can get wrong; the sender must hear of it all the same
-            wire.send({"broken": f"{type(error).__name__}: {error}"})
+        else:
+            continue
+        if question["ask"] == "receive":  # what follows are bytes of files, and no questions
+            wire.drain()
             return
 
 

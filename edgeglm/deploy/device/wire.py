@@ -61,6 +61,12 @@ class Wire:
             size -= len(parts[-1])
         return b"".join(parts)
 
+    def drain(self) -> None:
+        """Take what still comes and drop it: a sender that writes must get to read."""
+        with suppress(OSError, SenderGone):
+            while True:
+                self.chunk(_CHUNK_BYTES)
+
     def gone(self) -> bool:
         """Say whether the sender has gone, without waiting. To be asked between a question and its answer."""
         ready, _, _ = select.select([self._source], [], [], 0)

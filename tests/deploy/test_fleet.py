@@ -1,0 +1,89 @@
+"""Two devices and twenty, all behind one real server: canaries, limits, summaries that can be replayed."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from edgeglm.core.errors import UserError
+from edgeglm.deploy.fleet import FleetPlan, still_to_do, summary_bytes, summary_from_file
+from tests.deploy.test_deploy import content
+
+
+def outcomes(summary) -> dict[str, str]:
+    return {one.device: one.outcome for one in summary.devices}
+
+
+def test_two_devices_are_served_the_same_bundle(device, bundle, deploy, inventory):
+    pear, plum = device("pear"), device("plum")
+    path = bundle()
+    assert deploy(path, "pear", "plum", plan=FleetPlan()).exit_code == 0
+    assert pear.answers() == plum.answers() == content(path)
+    assert [one.name for one in inventory.devices()] == ["pear", "plum"]
+
+
+def test_twenty_devices_are_served_and_never_more_at_once_than_allowed(device, bundle, deploy):
+    names = [f"tree-{number:02}" for number in range(20)]
+    trees = [device(name) for name in names]
+    path = bundle()
+    busy: set[str] = set()
+    most = 0
+
+    def watch(name: str, state: str, note: str) -> None:
+        nonlocal most
+        (busy.discard if state in ("waiting", "done", "failed") else busy.add)(name)
+        most = max(most, len(busy))
+
+    summary = deploy(path, *names, plan=FleetPlan(parallel=8), on_change=watch)
+    assert summary.exit_code == 0, outcomes(summary)
+    assert {tree.answers() for tree in trees} == {content(path)}
+    assert 1 < most <= 8
+
+
+def test_a_canary_that_fails_spares_all_the_others(device, bundle, deploy):
+    names = ["pear", "plum", "fig"]
+    trees = [device(name) for name in names]
+    good = bundle("good")
+    assert deploy(good, *names).exit_code == 0
+    summary = deploy(bundle("bad", recipe="dies"), *names, plan=FleetPlan(canary=1, max_failures=3))
+    assert outcomes(summary) == {"pear": "failed", "plum": "skipped", "fig": "skipped"}
+    assert "the canary failed" in summary.devices[1].reason
+    assert summary.exit_code == 3
+    assert {tree.answers() for tree in trees} == {content(good)}
+
+
+def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bundle, deploy):
+    device("pear")
+    names = ["off-1", "pear", "off-2", "off-3", "off-4"]
+    with (sender / ".ssh/config").open("a") as file:
+        file.writelines(f"Host {name}\n  HostName 127.0.0.1\n  Port 1\n" for name in names if "off" in name)
+    summary = deploy(bundle(), *names, plan=FleetPlan(parallel=1, canary=0, max_failures=2, retries=0))
+    assert [one.outcome for one in summary.devices] == ["failed", "done", "failed", "skipped", "skipped"]
+
+
+def test_a_summary_is_replayed_for_those_that_were_not_done(device, bundle, cli, stub, tmp_path, sender):
+    pear = device("pear")
+    path = bundle()
+    given = ["--service", "process", "--python", stub, "--port", "0", "--retries", "0", "--canary", "0"]
+    words = cli("deploy", path, "pear", "plum", *given, "--summary", tmp_path / "s.json", code=1)
+    assert "1 of 2 devices done" in words
+    assert pear.answers() == content(path)
+    plum = device("plum")
+    again = json.loads(cli("deploy", "--replay", tmp_path / "s.json", "--json"))
+    assert [(one["device"], one["outcome"]) for one in again["devices"]] == [("plum", "done")]
+    assert plum.answers() == content(path)
+
+
+def test_a_summary_says_when_nothing_is_left(device, bundle, deploy, tmp_path):
+    device("pear")
+    summary = deploy(bundle())
+    (tmp_path / "s.json").write_bytes(summary_bytes(summary))
+    read = summary_from_file(tmp_path / "s.json")
+    assert msgspec.to_builtins(read) == msgspec.to_builtins(summary)
+    with pytest.raises(UserError, match="nothing is left to replay"):
+        still_to_do(read)
+    (tmp_path / "s.json").write_text("{}")
+    with pytest.raises(UserError, match="give what --summary wrote"):
+        summary_from_file(tmp_path / "s.json")

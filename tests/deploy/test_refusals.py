@@ -1,0 +1,283 @@
+"""What is refused, in what words, and that nothing has changed on the device after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgeglm.bundle.sign import sign_bundle
+from edgeglm.bundle.signing import make_key
+from edgeglm.core.errors import UserError
+from edgeglm.deploy.delivery import DeployOptions
+from edgeglm.deploy.fleet import hosts_from_texts
+from edgeglm.deploy.hosts import host_from_text
+from edgeglm.deploy.preflight import check_clock, check_space
+from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
+from tests.deploy.test_deploy import content, real_bundle
+
+
+def reason(summary) -> str:
+    (one,) = summary.devices
+    assert one.outcome == "failed", one
+    return str(one.reason)
+
+
+def test_an_unknown_host_key_is_refused(sender, device, bundle, deploy):
+    device("pear")
+    (sender / ".ssh/known_hosts").write_text("")
+    words = reason(deploy(bundle()))
+    assert "the host key of pear is not known" in words
+    assert words.endswith("to known_hosts")
+
+
+def test_a_changed_host_key_is_refused_and_told_from_an_unknown_one(sender, device, bundle, deploy):
+    device("pear")
+    known = sender / ".ssh/known_hosts"
+    other = (sender / ".ssh/pear.pub").read_text().rpartition(" ")[0]
+    known.write_text(f"{known.read_text().split()[0]} {other}\n")
+    assert "the host key of pear has changed" in reason(deploy(bundle()))
+
+
+def test_a_configuration_that_checks_no_host_key_is_refused(sender, device, bundle, deploy):
+    device("pear")
+    with (sender / ".ssh/config").open("a") as file:
+        file.write("  UserKnownHostsFile none\n")
+    assert "turns the check of pear's key off" in reason(deploy(bundle()))
+
+
+def test_a_user_whose_key_is_not_accepted_is_told_so(server, sender, device, bundle, deploy):
+    device("pear")
+    (server.folder / "authorized_keys").write_text("")
+    words = reason(deploy(bundle()))
+    assert "pear refused user" in words
+    assert "ssh-copy-id" in words
+
+
+def test_a_user_that_is_not_there_is_told_so(device, bundle, deploy):
+    device("pear")
+    summary = deploy(bundle(), "nobody-here@pear")
+    assert "refused user 'nobody-here'" in reason(summary)
+
+
+def test_a_device_that_is_off_is_told_so(sender, bundle, deploy):
+    with (sender / ".ssh/config").open("a") as file:
+        file.write("Host pear\n  HostName 127.0.0.1\n  Port 1\n")
+    assert "cannot reach pear" in reason(deploy(bundle()))
+
+
+@pytest.mark.parametrize(("version", "words"), [(None, "has no Python"), (308, "has Python 3.8, and edgeglm")])
+def test_a_device_without_python_or_with_an_old_one_is_told_so(version, words, device, bundle, deploy, tmp_path):
+    path = tmp_path / "bin"
+    path.mkdir()
+    if version is not None:
+        (path / "python3").write_text(f"#!/bin/sh\necho {version}\n")
+        (path / "python3").chmod(0o755)
+    for program in ("sh", "echo"):
+        (path / program).symlink_to(shutil.which(program) or program)
+    device("pear", PATH=str(path))
+    assert words in reason(deploy(bundle()))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, which a person without the right to mount cannot have."""
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("NOT ALLOWED HERE: to mount a small disk needs root; nothing was tested")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(tmp_path / "disk")], capture_output=True, check=False)
+
+
+def test_a_full_disk_is_told_before_anything_is_sent(device, bundle, deploy, options, small_disk):
+    device("pear")
+    root = small_disk("size=2m")
+    mine = msgspec.structs.replace(options, root=str(root / "edgeglm"))
+    words = reason(deploy(bundle(payload=os.urandom(6_000_000)), options=mine))
+    assert "MB are free" in words
+    assert words.endswith("or pass --root on another disk")
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told_and_leaves_the_former_bundle(
+    device, bundle, deploy, options, small_disk, monkeypatch
+):
+    device("pear")
+    monkeypatch.setattr("edgeglm.deploy.delivery.check_space", lambda *_, **__: None)
+    root = small_disk("size=2m")
+    mine = msgspec.structs.replace(options, root=str(root / "edgeglm"))
+    assert deploy(bundle("good"), options=mine).exit_code == 0
+    words = reason(deploy(bundle("large", payload=os.urandom(6_000_000)), options=mine))
+    assert "No space left on device" in words
+    state = json.loads((root / "edgeglm/run/state.json").read_bytes())
+    assert state["ready"]
+    os.killpg(state["pid"], 9)
+
+
+def test_a_disk_that_cannot_be_written_is_told(device, bundle, deploy, options, small_disk):
+    device("pear")
+    mine = msgspec.structs.replace(options, root=str(small_disk("ro,size=1m") / "edgeglm"))
+    words = reason(deploy(bundle(), options=mine))
+    assert "Read-only file system; mount it for writing" in words
+
+
+def test_a_folder_that_is_not_ours_is_told(device, bundle, deploy, options):
+    pear = device("pear")
+    (pear.home / "file").touch()
+    mine = msgspec.structs.replace(options, root=str(pear.home / "file" / "edgeglm"))
+    assert "Not a directory; give that user the right to" in reason(deploy(bundle(), options=mine))
+
+
+def test_a_clock_that_is_off_by_a_day_is_told(device, bundle, deploy, options, monkeypatch):
+    pear = device("pear")
+    monkeypatch.setattr("edgeglm.deploy.delivery.clock", lambda: time.time() + 86_400)
+    words = reason(deploy(bundle()))
+    assert "the device's clock is 1.0 days behind this one's; set it" in words
+    assert not pear.root.exists()
+    anyway = msgspec.structs.replace(options, any_clock=True)
+    assert deploy(bundle(), options=anyway).exit_code == 0
+    with pytest.raises(UserError, match="15 minutes ahead"):
+        check_clock({"time": 1000.0}, now=100.0)
+
+
+ORIN_NANO = {
+    "proc/device-tree/compatible": "nvidia,p3767-0003\0nvidia,tegra234\0",
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit",
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic",
+    "proc/meminfo": "MemTotal: 7620000 kB\nMemAvailable: 6000000 kB\n",
+}
+
+
+def test_a_board_outside_the_target_is_refused_with_what_was_found(device, bundle, deploy, options, tmp_path):
+    for name, text in ORIN_NANO.items():
+        place = tmp_path / "board" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    pear = device("pear", EDGEGLM_DEVICE_FILES=str(tmp_path / "board"))
+    thor = toml_from_resolved(resolve_target(load_target("jetson-agx-thor"))).encode()
+    path = bundle(**{"target.toml": thor})
+    words = reason(deploy(path))
+    assert "Orin Nano" in words
+    assert "SM 8.7" in words
+    assert "or pass --any-board" in words
+    assert not pear.root.exists(), "it is refused before a byte of the bundle has travelled"
+    anyway = msgspec.structs.replace(options, any_board=True)
+    assert deploy(path, options=anyway).exit_code == 0
+
+
+def test_a_device_that_is_being_deployed_to_names_the_owner_and_the_age(device, bundle, deploy, options):
+    pear = device("pear")
+    deploy(bundle("good"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(pear.root)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        now = msgspec.structs.replace(options, lock_seconds=0.0)
+        words = reason(deploy(bundle("other"), options=now))
+    finally:
+        holder.communicate()
+    assert "being deployed to by anna@desk (process" in words
+    assert "since 0:0" in words
+    assert deploy(bundle("other")).exit_code == 0, "the lock went with its process"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from edgeglm.deploy.device.layout import Lock
+lock = Lock(Path(sys.argv[1]))
+lock.take("anna@desk", 0.0, lambda: False)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, options, tmp_path):
+    pytest.importorskip("cryptography")
+    pear = device("pear", PATH=os.environ["PATH"])
+    private, _ = make_key(tmp_path / "keys", "maker")
+    (pear.home / "trust").mkdir()
+    shutil.copy(private.with_suffix(".pub"), pear.home / "trust")
+    real = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
+    path = real_bundle(tmp_path / "real")
+    words = reason(deploy(path, options=real))
+    assert "is not signed, and this machine takes bundles of maker only" in words
+    assert not (pear.root / "current").is_symlink()
+    sign_bundle(path, [private])
+    (one,) = deploy(path, options=real).devices
+    assert one.outcome == "done", one.reason
+
+
+def test_an_older_bundle_than_the_running_one_needs_a_flag(device, bundle, deploy, options):
+    pear = device("pear")
+    new = bundle("new")
+    deploy(new)
+    old = bundle("old", created="2026-01-01")
+    assert "it is older; pass --allow-downgrade" in reason(deploy(old))
+    assert pear.answers() == content(new)
+    meant = msgspec.structs.replace(options, allow_downgrade=True)
+    assert deploy(old, options=meant).exit_code == 0
+    assert pear.answers() == content(old)
+
+
+def test_a_device_whose_shell_talks_is_told_so(device, bundle, deploy, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sh").write_text("#!/bin/bash\necho Welcome\nexec /bin/sh \"$@\"\n")
+    (tmp_path / "bin/sh").chmod(0o755)
+    device("pear", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert "Python" in reason(deploy(bundle())) or "said" in reason(deploy(bundle()))
+
+
+@pytest.mark.parametrize("text", ["", "-oProxyCommand=x", "a b", "user@", "host:99999", "host:0", "a@b@c", "h;rm"])
+def test_a_malformed_device_is_bad_input(text):
+    with pytest.raises(UserError, match="is no device; write it as"):
+        host_from_text(text)
+
+
+def test_devices_are_named_once(cli):
+    with pytest.raises(UserError, match="named twice"):
+        hosts_from_texts(["pear", "pear"])
+    assert "give a bundle and at least one device" in cli("deploy", code=2)
+    assert "there is no bundle at nowhere" in cli("deploy", "nowhere", "pear", code=2)
+
+
+def test_a_broken_inventory_says_what_to_do(cli):
+    Path(os.environ["EDGEGLM_STORE"], "devices.sqlite").write_bytes(b"no database" * 200)
+    assert "remove it to begin anew" in cli("devices", code=2)
+
+
+def test_an_environment_of_700_mb_is_counted(options: DeployOptions):
+    check_space(1000, 2000, "/r", installs=False)
+    with pytest.raises(UserError, match="MB are needed"):
+        check_space(1000, 2000, "/r", installs=True)
+
+
+def test_nothing_secret_is_in_what_is_run_or_written(sender, device, bundle, deploy, cli, tmp_path):
+    pear = device("pear", EDGEGLM_TOKEN="s3cr3t-token")
+    deploy(bundle())
+    secrets = [b"s3cr3t-token", (sender / ".ssh/pear").read_bytes().splitlines()[1]]
+    state = json.loads((pear.root / "run/state.json").read_bytes())
+    for pid in (state["pid"], state["child"]):
+        for name in ("cmdline", "environ"):
+            data = Path(f"/proc/{pid}/{name}").read_bytes()
+            assert not any(secret in data for secret in secrets), name
+    places = [*pear.root.rglob("*"), *Path(os.environ["EDGEGLM_STORE"]).rglob("*")]
+    for path in places:
+        if path.is_file():
+            assert not any(secret in path.read_bytes() for secret in secrets), path

@@ -1,0 +1,123 @@
+"""The systemd unit, read by systemd's own tools, and the service that writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeglm.deploy.device.layout import Layout
+from edgeglm.deploy.device.service import SystemdService
+from edgeglm.deploy.device.unit import UNIT_NAME, serve_command, unit_text
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    def write(scope: str, **changed: object) -> Path:
+        python = tmp_path / "root/current/environment/bin/python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.unlink(missing_ok=True)
+        python.symlink_to(sys.executable)
+        values = {"host": "127.0.0.1", "port": 8000, "state": "/run/edgeglm/state.json", "gpu": False}
+        path = tmp_path / scope / UNIT_NAME
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(unit_text(scope, tmp_path / "root", **{**values, **changed}))  # type: ignore[arg-type]
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_systemd_finds_nothing_to_complain_of(scope, gpu, written, require_system):
+    program = require_system("systemd-analyze")
+    path = written(scope, gpu=gpu, groups=["video"] if gpu else [], trust="/etc/edgeglm/trust")
+    command = [program, *(["--user"] if scope == "user" else []), "verify", "--man=no", str(path)]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(path.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    about_us = [line for line in done.stderr.splitlines() if UNIT_NAME in line]
+    assert about_us == [], done.stderr
+
+
+def exposure(path: Path, program: str) -> float:
+    """The score of systemd-analyze security: 0 is shut, 10 is open; nothing hardened has 9.6."""
+    command = [program, "security", "--offline=true", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    assert found is not None, done.stderr
+    return float(found[1])
+
+
+def test_the_unit_is_hardened_by_systemds_own_measure(written, require_system):
+    program = require_system("systemd-analyze")
+    assert exposure(written("system"), program) <= 2.0
+    assert exposure(written("system", gpu=True), program) <= 3.5
+
+
+def test_the_watchdog_and_the_limits_are_there(written):
+    text = written("system").read_text()
+    for line in ("Type=notify", "WatchdogSec=60", "ProtectSystem=strict", "DynamicUser=yes", "MemoryMax=75%"):
+        assert line in text.splitlines()
+    assert "DynamicUser" not in written("user").read_text(), "only the system may make users"
+
+
+def test_what_is_served_is_said_in_one_place():
+    words = serve_command("python", host="h", port=1, flags=["--no-grpc"])
+    assert words[1:] == [
+        "-m", "edgeglm.cli.main", "serve", "bundle", "--host", "h", "--port", "1", "--no-grpc"
+    ]  # fmt: skip
+
+
+def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    for program in ("systemctl", "loginctl"):
+        (fake / program).write_text(f'#!/bin/sh\necho {program} "$@" >> {calls}\n')
+        (fake / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    service = SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000})
+    service.restart()
+    assert service.unit == tmp_path / "config/systemd/user" / UNIT_NAME
+    assert "WantedBy=default.target" in service.unit.read_text()
+    service.remove()
+    assert not service.unit.exists()
+    assert calls.read_text().splitlines() == [
+        "systemctl --user daemon-reload",
+        "loginctl enable-linger",
+        f"systemctl --user enable {UNIT_NAME}",
+        f"systemctl --user restart --no-block {UNIT_NAME}",
+        f"systemctl --user disable --now {UNIT_NAME}",
+        "systemctl --user daemon-reload",
+    ]
+
+
+def test_systemd_hears_ready_and_the_watchdog_from_the_supervisor(tmp_path, repository, stub, bundle):
+    import socket
+
+    slot = tmp_path / "slots/a"
+    slot.mkdir(parents=True)
+    (slot / "slot.json").write_text(json.dumps({"serve_flags": ["--no-grpc"]}))
+    (slot / "bundle").symlink_to(bundle())
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        listener.settimeout(20)
+        command = [stub, "-m", "edgeglm.deploy.device.supervise", "--port", "0", "--state", str(slot / "state")]
+        environment = {**os.environ, "NOTIFY_SOCKET": address}
+        process = subprocess.Popen(command, cwd=slot, env=environment)
+        try:
+            assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+            assert json.loads((slot / "state").read_bytes())["slot"] == "a"
+            assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+    assert json.loads((slot / "state").read_bytes())["stopped"]
