@@ -13,35 +13,24 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 
 from edgeglm.serve import operator_routes, plain_routes, v2_routes
-from edgeglm.serve.guard import App, Guard, Receive, Send
+from edgeglm.serve.guard import App, Gate, Guard, Receive, Send
 from edgeglm.serve.json_answers import json_answer
-from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
-from edgeglm.serve.service import Service
 from edgeglm.serve.v2_infer import InferRoute
 
 _WORDS = {404: "there is nothing at this path; see /openapi.json", 405: "this path takes another method"}
 
 
-def asgi_app(
-    service: Service,
-    log: Log,
-    *,
-    http: HttpCounts,
-    grpc: HttpCounts,
-    routes: Sequence[BaseRoute] = (),
-    open_paths: tuple[str, ...] = (),
-) -> App:
+def asgi_app(gate: Gate, *, http: HttpCounts, grpc: HttpCounts, routes: Sequence[BaseRoute] = ()) -> App:
     """Return the application.
 
     Args:
-        service: The bundle in service.
-        log: Where requests are logged.
-        http: Where they are counted.
-        grpc: The other face's counts, for ``/metrics``.
+        gate: Whom it lets in, and the service.
+        http: This face's counts, for ``/metrics``.
+        grpc: The other face's.
         routes: More routes, such as those of a page.
-        open_paths: What of them needs no token; a path that ends in ``/`` stands for all below it.
     """
+    service = gate.service
     infer = InferRoute(service)
     router = Router(
         routes=[
@@ -67,4 +56,4 @@ def asgi_app(
             answer.headers.update(error.headers or {})
             await answer(scope, receive, send)
 
-    return Guard(app, service, log, http, open_paths=open_paths)
+    return Guard(app, gate)

@@ -1,7 +1,4 @@
-"""The outermost layer of the HTTP face: who may ask, how much, for how long; ids, headers, logs and counts.
-
-A plain ASGI callable, since every request pays for it.
-"""
+"""The outermost layer of the HTTP face: who may ask, how much, how long; ids, headers, logs, counts."""
 
 from __future__ import annotations
 
@@ -10,14 +7,13 @@ import hmac
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from edgeglm.runtime.requests import OverloadedError
-from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
 from edgeglm.serve.refusals import (
@@ -42,11 +38,10 @@ _LARGE = 1 << 16  # bytes of an answer that may wait for its reader
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class Guard:
-    """Lets requests through to ``app``.
+class Gate:
+    """The rules and the books that all ways into the HTTP face share.
 
     Args:
-        app: What answers. What it raises is told to the caller, in the protocol's ``{"error": ...}``.
         service: The bundle in service.
         log: Where requests are logged.
         counts: Where they are counted.
@@ -54,56 +49,119 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: App,
-        service: Service,
-        log: Log,
-        counts: HttpCounts,
-        *,
-        open_paths: tuple[str, ...] = (),
+        self, service: Service, log: Log, counts: HttpCounts, *, open_paths: tuple[str, ...] = ()
     ) -> None:
-        self._app, self._service, self._log, self._counts = app, service, log, counts
-        self._config: ServeConfig = service.config
+        self.service, self.config = service, service.config
+        self._log, self._counts = log, counts
         self._open = OPEN_PATHS | {path for path in open_paths if not path.endswith("/") or path == "/"}
         self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
-        token = self._config.token
+        token = self.config.token
         self._token = f"Bearer {token}".encode() if token is not None else None
         self._hosts = self._known_hosts()
         self._ids = itertools.count(1)
-        self._prefix = os.urandom(4).hex()
+        self._prefix = os.urandom(4).hex().encode()
         self._active = 0
         self._buffered = 0
+
+    def enter(self) -> None:
+        """Count a request as worked on; ``leave`` ends it."""
+        self._active += 1
+
+    def leave(
+        self,
+        scope: Mapping[str, Any],
+        id_: bytes,
+        status: int,
+        seconds: float,
+        error: BaseException | None,
+        *,
+        reserved: int,
+    ) -> None:
+        """Book, count and log the end of a request."""
+        self._active -= 1
+        self._buffered -= reserved
+        self._counts.observe(scope["method"], scope["path"], status, seconds, error)
+        if self.config.access_log or error is not None:
+            self._log.request(scope, id_, status, seconds, error)
+
+    def reserve(self, size: int) -> None:
+        """Book bytes of a body. Raises OverloadedError if all bodies together have too many."""
+        if self._buffered + size > self.config.max_buffered:
+            raise OverloadedError("the server holds as many bytes of requests as it may; try later")
+        self._buffered += size
+
+    def check_size(self, size: int) -> None:
+        """Raise TooLargeError for a body over the limit."""
+        if size > self.config.max_body:
+            limit = self.config.max_body
+            raise TooLargeError(f"a body of {size} bytes or more is over the limit of {limit}; send less")
+
+    def admit(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raise what keeps a request out: a strange host or origin, a wrong token, too many at a time."""
+        host = headers.get(b"host", b"")
+        if self._hosts is not None and host not in self._hosts and _host_name(host) not in self._hosts:
+            raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise ForbiddenError("a page of another site may not ask this server; open the server's own page")
+        if (
+            self._token is not None
+            and not hmac.compare_digest(headers.get(b"authorization", b""), self._token)
+            and path not in self._open
+            and not (self._open_below and path.startswith(self._open_below))
+        ):
+            raise UnauthorizedError("the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+        if self._active > self.config.max_requests:
+            limit = self.config.max_requests
+            raise OverloadedError(f"the server works on {limit} requests already; try later")
+
+    def id_for(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """Take the caller's id if it may stand in a log, or make one."""
+        given = headers.get(b"x-request-id")
+        if given is not None and 0 < len(given) <= 128 and all(33 <= byte <= 126 for byte in given):
+            return given
+        return b"%s-%d" % (self._prefix, next(self._ids))
+
+    def _known_hosts(self) -> frozenset[bytes] | None:
+        """Return the names by which the server may be called; None for any, where a token protects it."""
+        if not self.config.loopback and not self.config.hosts:
+            return None
+        names = {*_LOOPBACK, self.config.host, *self.config.hosts}
+        return frozenset(name.lower().encode() for name in names)
+
+
+class Guard:
+    """Lets requests through to ``app``; what that raises is told in the protocol's ``{"error": ...}``."""
+
+    def __init__(self, app: App, gate: Gate) -> None:
+        self._app, self._gate = app, gate
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return  # the server is told not to offer anything else
         began = time.perf_counter()
-        headers = dict(scope["headers"])
-        id_ = self._id(headers)
-        scope["edgeglm_id"] = id_.decode()
+        gate, headers = self._gate, dict(scope["headers"])
+        id_ = gate.id_for(headers)
         status = 0
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", id_),
-                    *self._service.identity.headers,
-                ]
+                identity = gate.service.identity.headers
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id_), *identity]
                 await send(message)
             elif len(message.get("body", b"")) > _LARGE:
-                await asyncio.wait_for(send(message), self._config.send_timeout)
+                await asyncio.wait_for(send(message), gate.config.send_timeout)
             else:
                 await send(message)
 
-        body = _Body(self, receive, headers)
-        self._active += 1
+        body = _Body(gate, receive, headers)
         error: BaseException | None = None
+        gate.enter()
         try:
-            self._admit(scope, headers)
+            gate.admit(scope["path"], headers)
             body.reserve()
             await self._app(scope, body.receive, sending)
         except asyncio.CancelledError:
@@ -113,70 +171,18 @@ class Guard:
             error = caught
             if status:
                 raise  # the answer has begun: only the connection can be cut
-            await _refuse(caught, sending)
+            refused, text, given = refused_answer(caught)
+            await send_answer(sending, refused, text, given)
         finally:
             body.end()
-            self._active -= 1
-            self._buffered -= body.reserved
-            seconds = time.perf_counter() - began
-            self._counts.observe(scope["method"], scope["path"], status, seconds, error)
-            if self._config.access_log or error is not None:
-                self._log.request(scope, id_, status, seconds, error)
-
-    def reserve(self, size: int) -> None:
-        """Book bytes of a body. Raises OverloadedError if all bodies together have too many."""
-        if self._buffered + size > self._config.max_buffered:
-            raise OverloadedError("the server holds as many bytes of requests as it may; try later")
-        self._buffered += size
-
-    @property
-    def config(self) -> ServeConfig:
-        """The server's settings."""
-        return self._config
-
-    def _admit(self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]) -> None:
-        host = headers.get(b"host", b"")
-        if self._hosts is not None and _host_name(host) not in self._hosts:
-            raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
-        origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise ForbiddenError("a page of another site may not ask this server; open the server's own page")
-        if self._token is not None:
-            path = scope["path"]
-            given = headers.get(b"authorization", b"")
-            if (
-                not hmac.compare_digest(given, self._token)
-                and path not in self._open
-                and not (self._open_below and path.startswith(self._open_below))
-            ):
-                raise UnauthorizedError(
-                    "the bearer token is missing or wrong; send 'Authorization: Bearer TOKEN'"
-                )
-        if self._active > self._config.max_requests:
-            raise OverloadedError(
-                f"the server works on {self._config.max_requests} requests already; try later"
-            )
-
-    def _id(self, headers: dict[bytes, bytes]) -> bytes:
-        """Take the caller's id if it may stand in a log, or make one."""
-        given = headers.get(b"x-request-id")
-        if given is not None and 0 < len(given) <= 128 and all(33 <= byte <= 126 for byte in given):
-            return given
-        return b"%s-%d" % (self._prefix.encode(), next(self._ids))
-
-    def _known_hosts(self) -> frozenset[bytes] | None:
-        """Return the names by which the server may be called; None for any, where a token protects it."""
-        if not self._config.loopback and not self._config.hosts:
-            return None
-        names = {*_LOOPBACK, self._config.host, *self._config.hosts}
-        return frozenset(name.lower().encode() for name in names)
+            gate.leave(scope, id_, status, time.perf_counter() - began, error, reserved=body.reserved)
 
 
 class _Body:
     """Counts the bytes of one request's body as they come."""
 
-    def __init__(self, guard: Guard, receive: Receive, headers: dict[bytes, bytes]) -> None:
-        self._guard, self._receive = guard, receive
+    def __init__(self, gate: Gate, receive: Receive, headers: dict[bytes, bytes]) -> None:
+        self._gate, self._receive = gate, receive
         length = headers.get(b"content-length", b"")
         self._announced = int(length) if length.isdigit() else None
         self._seen = 0
@@ -188,7 +194,7 @@ class _Body:
     def reserve(self) -> None:
         """Refuse at once what says that it is too large."""
         if self._announced is not None:
-            self._check(self._announced)
+            self._gate.check_size(self._announced)
             self._book(self._announced)
 
     async def receive(self) -> Message:
@@ -198,7 +204,7 @@ class _Body:
         if self._timer is None:  # a timer of our own: wait_for would make a task for each request
             self._task = asyncio.current_task()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._guard.config.body_timeout, self._give_up)
+            self._timer = loop.call_later(self._gate.config.body_timeout, self._give_up)
         try:
             message = await self._receive()
         except asyncio.CancelledError:
@@ -207,7 +213,7 @@ class _Body:
             raise SlowCallerError("the body did not come in time; send it faster") from None
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
-            self._check(self._seen)
+            self._gate.check_size(self._seen)
             if self._seen > self.reserved:
                 self._book(self._seen - self.reserved)
         if not message.get("more_body"):
@@ -225,15 +231,8 @@ class _Body:
         if self._task is not None:
             self._task.cancel()
 
-    def _check(self, size: int) -> None:
-        limit = self._guard.config.max_body
-        if size > limit:
-            raise TooLargeError(
-                f"a body of {size} bytes or more is over the limit of {limit}; send less at a time"
-            )
-
     def _book(self, size: int) -> None:
-        self._guard.reserve(size)
+        self._gate.reserve(size)
         self.reserved += size
 
 
@@ -262,7 +261,8 @@ async def send_answer(send: Send, status: int, body: bytes, headers: list[tuple[
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse(error: Exception, send: Send) -> None:
+def refused_answer(error: BaseException) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Return the status, body and headers that tell an error."""
     refusal = refusal_of(error)
     headers = [_JSON]
     if refusal.retry_after is not None:
@@ -271,7 +271,7 @@ async def _refuse(error: Exception, send: Send) -> None:
         headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
     if isinstance(error, (TooLargeError, SlowCallerError, GoneError)):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
-    await send_answer(send, refusal.status, msgspec.json.encode({"error": words_of(error)}), headers)
+    return refusal.status, msgspec.json.encode({"error": words_of(error)}), headers
 
 
 def _host_name(host: bytes) -> bytes:
@@ -279,6 +279,3 @@ def _host_name(host: bytes) -> bytes:
     if name.startswith(b"["):
         return name[1:].partition(b"]")[0]
     return name.partition(b":")[0]
-
-
-__all__ = ["App", "Guard", "Message", "Receive", "Send", "send_answer", "whole_body"]

@@ -38,6 +38,11 @@ class Identity:
         return [(name.encode(), _header(value).encode()) for name, value in self.pairs]
 
     @cached_property
+    def lines(self) -> bytes:
+        """The headers as they travel."""
+        return b"".join(b"%s: %s\r\n" % pair for pair in self.headers)
+
+    @cached_property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The same as gRPC takes it."""
         return tuple((name, _header(value)) for name, value in self.pairs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import IO, Any
 
 import msgspec
@@ -48,7 +48,7 @@ class Log:
 
     def request(
         self,
-        scope: MutableMapping[str, Any],
+        scope: Mapping[str, Any],
         id_: bytes,
         status: int,
         seconds: float,

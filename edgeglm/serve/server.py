@@ -20,9 +20,10 @@ from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.serve.app import asgi_app
 from edgeglm.serve.config import ServeConfig
-from edgeglm.serve.guard import App
+from edgeglm.serve.guard import App, Gate
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.quick_lane import quick_lane
 from edgeglm.serve.service import SearcherMaker, Service
 from edgeglm.serve.sockets import address_of, listening
 
@@ -100,8 +101,8 @@ async def _serve(
 
             grpc_address = await stack.enter_async_context(grpc_face(service, log, grpc))
         extra = [route for make in routes for route in make(service)]
-        app = asgi_app(service, log, http=http, grpc=grpc, routes=extra, open_paths=open_paths)
-        server = _server(app, config)
+        gate = Gate(service, log, http, open_paths=open_paths)
+        server = _server(asgi_app(gate, http=http, grpc=grpc, routes=extra), gate)
         running = asyncio.ensure_future(server.serve(sockets=[bound]))
         stack.push_async_callback(_stopped, server, running)
         scheme = "https" if config.certificate else "http"
@@ -131,11 +132,12 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-def _server(app: App, config: ServeConfig) -> uvicorn.Server:
+def _server(app: App, gate: Gate) -> uvicorn.Server:
+    config = gate.config
     return _QuietServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=quick_lane(gate),
             ws="none",
             lifespan="off",
             interface="asgi3",

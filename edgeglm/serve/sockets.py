@@ -19,7 +19,7 @@ def listening(host: str, port: int, *, what: str, option: str) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot listen on {host}: {error}; give --host an address of this machine") from None
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle on
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from edgeglm.core.errors import UserError
@@ -28,37 +28,50 @@ class InferRoute:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request. Raises what the guard turns into an answer."""
-        service = self._service
-        name, version = model_in(scope["path"])
-        model = service.model(name, version)
+        self._service.model(*model_in(scope["path"]))  # before a long body is waited for
         body = await whole_body(receive)
-        length = accepted = None
-        for key, value in scope["headers"]:
-            if key == _HEADER:
-                length = _length(value)
-            elif key == b"content-encoding":
-                body = plain_body(body, value, service.config.max_body)
-            elif key == b"accept-encoding":
-                accepted = value
-        request, arrays = infer_request(body, length)
-        check_wanted(request, model)
-        model = service.model(name, version)  # another bundle may serve since the body came
-        answered_by = service.version
-        outputs = await answers(
-            service.runner,
-            model,
-            arrays,
-            max_rows=service.config.max_rows,
-            deadline=deadline_of(request.parameters),
-            priority=priority_of(request.parameters),
-        )
-        answer, json_length = infer_answer(request, model, answered_by, outputs)
-        headers = [_JSON if json_length is None else _BINARY]
-        if json_length is not None:
-            headers.append((_HEADER, b"%d" % json_length))
-        if accepted is not None and len(answer) > _WORTH_COMPRESSING:
-            answer = compressed(answer, accepted, headers)
+        answer, headers = await inferred(self._service, scope["path"], dict(scope["headers"]), body)
         await send_answer(send, 200, answer, headers)
+
+
+async def inferred(
+    service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes
+) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Answer a whole request.
+
+    Args:
+        service: The bundle in service.
+        path: What was asked for.
+        headers: The request's, names in lower case.
+        body: Its body, as it came.
+
+    Returns:
+        The answer's body and headers, apart from those that every answer has.
+
+    Raises:
+        EdgeglmError: Whatever is wrong with it, or happens to it.
+    """
+    model = service.model(*model_in(path))
+    if b"content-encoding" in headers:
+        body = plain_body(body, headers[b"content-encoding"], service.config.max_body)
+    length = headers.get(_HEADER)
+    request, arrays = infer_request(body, None if length is None else _length(length))
+    check_wanted(request, model)
+    answered_by = service.version
+    outputs = await answers(
+        service.runner,
+        model,
+        arrays,
+        max_rows=service.config.max_rows,
+        deadline=deadline_of(request.parameters),
+        priority=priority_of(request.parameters),
+    )
+    answer, json_length = infer_answer(request, model, answered_by, outputs)
+    given = [_JSON] if json_length is None else [_BINARY, (_HEADER, b"%d" % json_length)]
+    accepted = headers.get(b"accept-encoding")
+    if accepted is not None and len(answer) > _WORTH_COMPRESSING:
+        answer = compressed(answer, accepted, given)
+    return answer, given
 
 
 def model_in(path: str) -> tuple[str, str]:

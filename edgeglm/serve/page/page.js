@@ -156,10 +156,9 @@ function card(hit) {
   const score = made("span", "score"), meter = made("span", "meter"), bar = made("i");
   bar.style.width = Math.round(100 * Math.min(Math.max(hit.score, 0), 1)) + "%";
   meter.append(bar);
-  score.append(meter, made("span", "", hit.score.toFixed(3)));
+  score.append(meter, made("span", "hidden", "score "), made("span", "", hit.score.toFixed(3)));
   const label = made("span", "name", name);
-  button.setAttribute("aria-label", `${hit.rank}: ${name}, score ${hit.score.toFixed(3)}. Find pictures like it`);
-  button.append(tile, label, score);
+  button.append(tile, made("span", "hidden", hit.rank + ": "), label, score, made("span", "hidden", "find pictures like it"));
   item.append(button);
   return item;
 }
