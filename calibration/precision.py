@@ -6,6 +6,7 @@ AutoCast, INT8 by Q/DQ nodes from ModelOpt. Inputs and outputs keep the types of
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from edgeglm.calibration.feeds import batches_of, require_finite
 from edgeglm.calibration.modelopt_calls import fp16_model, int8_model
+from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
 from edgeglm.calibration.qdq import set_activation_ranges, settle_quantizers
 from edgeglm.core.digest import sha256_file
@@ -26,6 +28,7 @@ from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
+from edgeglm.export.fp16_lint import Fp16Report, fp16_ready
 
 if TYPE_CHECKING:
     import onnx
@@ -43,9 +46,11 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         source_sha256: Of the FP32 file.
         precision: "fp16" or "int8".
         high_precision: What the rest of an INT8 graph computes in.
-        policy: The INT8 policy, None for FP16.
+        policy: The INT8 policy, None for FP16 and where a plan says which nodes.
+        plan: The precision plan that made the file, if one did.
         quantized_nodes: Names of the nodes that compute from INT8 inputs.
         fp32_nodes: Conv, Gemm and MatMul nodes that stay in FP32 in an FP16 file.
+        lint: What would have overflowed in FP16, and what was done about it.
         weights, activations: How many tensors are quantized.
         samples, batches: How much calibration data was seen.
         size_bytes: Of the file.
@@ -58,8 +63,10 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     precision: Literal["fp16", "int8"]
     high_precision: HighPrecision
     policy: Int8Policy | None = None
+    plan: PrecisionPlan | None = None
     quantized_nodes: tuple[str, ...] = ()
     fp32_nodes: tuple[str, ...] = ()
+    lint: Fp16Report | None = None
     weights: int = 0
     activations: int = 0
     samples: int
@@ -74,8 +81,10 @@ def fp16_from_fp32(
 ) -> ConversionReport:
     """Write the FP16 variant of ``onnx_in``; inputs and outputs keep their types.
 
-    AutoCast runs the model on ``batches`` and keeps in FP32 each node whose values leave FP16's safe
-    range. Memory grows with the batches (every tensor of every batch is held), so give it a few.
+    First :mod:`edgeglm.export.fp16_lint` looks for what overflows: LayerNorms that are written out become
+    the operator, masks are clamped, and what must compute in FP32 is named to AutoCast, which runs the
+    model on ``batches`` and keeps in FP32 each node whose values leave FP16's safe range besides. Memory
+    grows with the batches (every tensor of every batch is held), so give it a few.
 
     Args:
         onnx_in: FP32 model; not changed.
@@ -89,10 +98,13 @@ def fp16_from_fp32(
     """
     started = time.perf_counter()
     samples = checked_feeds(onnx_in, batches)
-    try:
-        model, said = fp16_model(onnx_in, batches, keep_fp32=keep_fp32)
-    except Exception as error:  # AutoCast raises whatever its parts raise
-        raise _failed(onnx_in, "FP16", error) from error
+    with tempfile.TemporaryDirectory(prefix="edgeglm-fp16-") as folder:
+        lint = fp16_ready(onnx_in, Path(folder) / "ready.onnx", batches)
+        keep = tuple(dict.fromkeys((*keep_fp32, *lint.keep_fp32)))
+        try:
+            model, said = fp16_model(Path(lint.path), batches, keep_fp32=keep)
+        except Exception as error:  # AutoCast raises whatever its parts raise
+            raise _failed(onnx_in, "FP16", error) from error
     fp32_nodes = _computing_in_fp32(model)
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
@@ -101,6 +113,7 @@ def fp16_from_fp32(
         precision="fp16",
         high_precision="fp16",
         fp32_nodes=tuple(fp32_nodes),
+        lint=msgspec.structs.replace(lint, path=""),
         samples=samples,
         batches=len(batches),
         size_bytes=onnx_out.stat().st_size,

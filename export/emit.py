@@ -14,6 +14,9 @@ from onnx import helper, numpy_helper
 from edgeglm.core.errors import UserError
 from edgeglm.export.graph import Graph, name_of
 
+_SHAPE_BYTES = 4096
+"""Shapes and axes are smaller constants than this; what is larger is a weight."""
+
 
 @dataclass(kw_only=True)
 class Emitter:
@@ -89,9 +92,8 @@ class Emitter:
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Return ``{tensor: shape}`` by shape inference; None stands for a free dimension."""
-    inferred = onnx.shape_inference.infer_shapes(model)
     found: dict[str, tuple[int | None, ...]] = {}
-    graph = inferred.graph
+    graph = inferred(model).graph
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
@@ -104,8 +106,29 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """Return ``{tensor: ONNX element type}`` by shape inference."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    graph = inferred(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
     found = {value.name: value.type.tensor_type.elem_type for value in values}
-    found.update((tensor.name, tensor.data_type) for tensor in inferred.initializer)
+    found.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
     return found
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with inferred shapes and types, its large weights left empty: they cost seconds."""
+    bones = onnx.ModelProto()
+    bones.ir_version = model.ir_version
+    bones.opset_import.extend(model.opset_import)
+    bones.functions.extend(model.functions)
+    graph = bones.graph
+    graph.name = model.graph.name or "main"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= _SHAPE_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.append(
+                onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            )
+    return onnx.shape_inference.infer_shapes(bones)

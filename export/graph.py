@@ -24,7 +24,7 @@ def model_from_file(path: Path) -> onnx.ModelProto:
 
     Raises UserError when it is absent, no ONNX model, or weights beside it are missing or cut off.
     """
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     if not path.is_file():
         raise UserError(f"no ONNX file at {path}; give the path of a model")

@@ -18,7 +18,7 @@ from onnx import defs, helper, inliner
 
 from edgeglm.core.errors import UserError
 from edgeglm.export.anonymous import save_deterministic, strip_traces
-from edgeglm.export.emit import Emitter, shapes_of, types_of
+from edgeglm.export.emit import Emitter, inferred, shapes_of, types_of
 from edgeglm.export.equivalents import COMPOSED, EQUIVALENTS
 from edgeglm.export.graph import (
     Graph,
@@ -260,6 +260,14 @@ def _first(op: str) -> int:
     return min(versions, default=0)
 
 
+def _give_outputs_shapes(model: onnx.ModelProto) -> None:
+    """A model whose output says no shape is not valid, though every runtime takes it."""
+    model.graph.ClearField("value_info")
+    if any(not value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        for value, known in zip(model.graph.output, inferred(model).graph.output, strict=True):
+            value.CopyFrom(known)
+
+
 def _finished(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Check what was made: one operator set, types that fit, and no trace of who made it."""
     drop_unused(model.graph)
@@ -268,8 +276,7 @@ def _finished(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     model.opset_import.append(helper.make_opsetid("", opset))
     model.ir_version = min(model.ir_version, _IR_VERSION.get(opset, model.ir_version))
     assert opset_of(model) == opset
-    model = onnx.shape_inference.infer_shapes(model)  # an output without a shape is no valid one
-    model.graph.ClearField("value_info")
+    _give_outputs_shapes(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from edgeglm.core.errors import UserError
+from edgeglm.export.emit import inferred
 from edgeglm.export.graph import Graph
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -78,10 +79,10 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
 
 def _float_tensors(model: onnx.ModelProto) -> list[str]:
     """Return the computed tensors that shape inference does not know to be of another type."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = inferred(model).graph
     others = {
         value.name
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*known.value_info, *known.output)
         if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type not in (0, *_FLOATS)
     }
     graph = Graph(model)

@@ -1,0 +1,256 @@
+"""Graph passes that make patterns into what every runtime fuses: standard operators in, standard out.
+
+LayerNorm and GELU become their operators, BatchNorm goes into its Conv, three projections of one input
+become one product, and attention's scale goes before its first product, where TensorRT asks for it
+(NVIDIA TensorRT documentation, "Fused Attention"). A pass takes a whole pattern or leaves it; it never
+touches one with Q/DQ inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from edgeglm.export.attention import attentions
+from edgeglm.export.emit import shapes_of
+from edgeglm.export.graph import (
+    Graph,
+    attribute_of,
+    drop_unused,
+    name_of,
+    named,
+    opset_of,
+    replace_nodes,
+    sorted_nodes,
+)
+from edgeglm.export.patterns import Match, conv_batch_norms, gelus, norms
+
+_LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
+
+
+@dataclass(kw_only=True)
+class Rewritten:
+    """What the passes did: kind -> names of the nodes that a pattern became, and why others stayed."""
+
+    made: dict[str, list[str]] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def count(self, kind: str) -> int:
+        """How many patterns of a kind were rewritten."""
+        return len(self.made.get(kind, ()))
+
+
+Pass = Callable[[onnx.ModelProto, Rewritten], None]
+
+
+def rewrite(model: onnx.ModelProto, passes: tuple[Pass, ...] | None = None) -> Rewritten:
+    """Run passes on ``model`` in place, all of them in their order unless some are given."""
+    named(model)
+    done = Rewritten()
+    for one in passes or ALL:
+        one(model, done)
+        drop_unused(model.graph)
+        sorted_nodes(model.graph)
+    model.graph.ClearField("value_info")
+    return done
+
+
+def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
+    """Make decomposed LayerNorms the operator, which sums up in FP32 whatever its inputs are."""
+    graph = Graph(model)
+    shapes = shapes_of(model)
+    for match in norms(graph):
+        if match.kind != "layer-norm" or not match.decomposed:
+            continue
+        name = name_of(match.nodes[-1])
+        why = _why_no_layer_norm(model, match, shapes)
+        if why:
+            done.kept[name] = why
+            continue
+        shape = shapes[match.input]
+        dims = [int(d) for d in shape[-len(match.axes) :] if d is not None]
+        inputs = [match.input]
+        for role, value in (("scale", 1.0), ("bias", 0.0)):
+            constant = graph.constant(match.tensors[role]) if match.tensors[role] else None
+            whole = np.full(dims, value, np.float32) if constant is None else np.broadcast_to(constant, dims)
+            if role == "bias" and constant is None:
+                continue
+            inputs.append(f"{name}/{role}")
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(whole), inputs[-1]))
+        node = helper.make_node(
+            "LayerNormalization", inputs, [match.output], name=f"{name}/LayerNormalization",
+            axis=-len(match.axes), epsilon=match.epsilon,
+        )  # fmt: skip
+        _put(model, match, [node])
+        done.made.setdefault("layer-norm", []).append(node.name)
+
+
+def _why_no_layer_norm(
+    model: onnx.ModelProto, match: Match, shapes: dict[str, tuple[int | None, ...]]
+) -> str:
+    if opset_of(model) < _LAYER_NORM_OPSET:
+        return f"opset {opset_of(model)} has no LayerNormalization"
+    if match.quantizers:
+        return f"{name_of(match.quantizers[0])} quantizes inside"
+    shape = shapes.get(match.input)
+    if shape is None or not match.axes:
+        return "its axes or the shape of its input are unknown"
+    axes = sorted(axis - len(shape) if axis >= 0 else axis for axis in match.axes)
+    if axes != list(range(-len(axes), 0)):
+        return "it goes over other axes than the last ones"
+    if any(dim is None for dim in shape[-len(axes) :]):
+        return "the dimensions that it goes over are free"
+    return ""
+
+
+def fuse_gelus(model: onnx.ModelProto, done: Rewritten) -> None:
+    """Make GELUs that are written out the operator, from opset 20 on."""
+    for match in gelus(Graph(model)):
+        if not match.decomposed:
+            continue
+        name = name_of(match.nodes[-1])
+        if opset_of(model) < _GELU_OPSET or match.quantizers:
+            done.kept[name] = (
+                f"{name_of(match.quantizers[0])} quantizes inside"
+                if match.quantizers
+                else f"opset {opset_of(model)} has no Gelu"
+            )
+            continue
+        node = helper.make_node(
+            "Gelu",
+            [match.input],
+            [match.output],
+            name=f"{name}/Gelu",
+            approximate=match.tensors["approximate"],
+        )
+        _put(model, match, [node])
+        done.made.setdefault("gelu", []).append(node.name)
+
+
+def fold_batch_norms(model: onnx.ModelProto, done: Rewritten) -> None:
+    """Multiply each BatchNorm into the Conv before it."""
+    graph = Graph(model)
+    for match in conv_batch_norms(graph):
+        conv, norm = match.parts["conv"], match.parts["norm"]
+        values = [graph.constant(name) for name in (conv.input[1], *norm.input[1:5])]
+        bias = graph.constant(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else None
+        name = name_of(norm)
+        if match.quantizers or graph.quantizers_before(conv.input[1]):
+            done.kept[name] = "Q/DQ stand between the Conv, its weights and the norm"
+        elif any(value is None for value in values) or (
+            bias is None and len(conv.input) > 2 and conv.input[2]
+        ):
+            done.kept[name] = "its weights are computed"
+        elif len(graph.true_readers(conv.output[0])) != 1 or conv.output[0] in graph.outputs:
+            done.kept[name] = f"{name_of(conv)} is read elsewhere too"
+        elif any(norm.output[1:]):
+            done.kept[name] = "it is a norm in training"
+        else:
+            weight, scale, shift, mean, variance = (np.asarray(v, np.float64) for v in values)
+            factor = scale / np.sqrt(variance + attribute_of(norm, "epsilon", 1e-5))
+            offset = (0.0 if bias is None else np.asarray(bias, np.float64)) - mean
+            kind = values[0].dtype if values[0] is not None else np.float32
+            folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+            inputs = [conv.input[0]]
+            for role, value in (("weight", folded), ("bias", offset * factor + shift)):
+                inputs.append(f"{name}/{role}")
+                model.graph.initializer.append(numpy_helper.from_array(value.astype(kind), inputs[-1]))
+            node = onnx.NodeProto()
+            node.CopyFrom(conv)
+            node.input[:], node.output[:] = inputs, [match.output]
+            _put(model, match, [node])
+            done.made.setdefault("conv-batch-norm", []).append(node.name)
+
+
+def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
+    """Move attention's scale from behind the first product into the weights of the queries."""
+    names = [name_of(m.parts["scale"]) for m in attentions(Graph(model)) if "scale" in m.parts]
+    for name in names:
+        graph = Graph(model)  # made anew: the nodes are others after each change
+        match = next(m for m in attentions(graph) if name_of(m.parts.get("scale", m.nodes[0])) == name)
+        scale, query = match.parts["scale"], match.parts.get("query")
+        factor = _factor(graph, scale)
+        if factor is None:
+            done.kept[name] = "the scale is computed"
+            continue
+        weight = graph.initializers.get(query.input[1]) if query is not None else None
+        bias = None if query is None else _bias_behind(graph, query)
+        owned = query is not None and len(graph.true_readers(query.output[0])) == 1
+        if query is None or weight is None or bias is None or not owned:
+            _scale_before(model, match, factor, name)
+        else:
+            _scaled_constant(model, query, 1, factor)
+            _scaled_constant(model, bias[0], bias[1], factor)
+        kept = [node for node in model.graph.node if node.output[:1] != scale.output[:1]]
+        replace_nodes(model.graph, kept)
+        computed = next(side for side in scale.input if graph.scalar(side) is None)
+        for node in model.graph.node:
+            node.input[:] = [computed if side == scale.output[0] else side for side in node.input]
+        done.made.setdefault("attention-scale", []).append(name)
+
+
+def _factor(graph: Graph, scale: onnx.NodeProto) -> float | None:
+    if scale.op_type == "Mul":
+        found = [value for side in scale.input if (value := graph.scalar(side)) is not None]
+        return found[0] if found else None
+    value = graph.scalar(scale.input[1])
+    return 1.0 / value if value else None
+
+
+def _bias_behind(graph: Graph, query: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
+    """Return the node and the index of its input that is the bias of a projection, if it has one."""
+    if query.op_type != "MatMul":
+        return None
+    readers = graph.true_readers(query.output[0])
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        for index, side in enumerate(readers[0].input):
+            if side in graph.initializers:
+                return readers[0], index
+    return None
+
+
+def _scaled_constant(model: onnx.ModelProto, node: onnx.NodeProto, index: int, factor: float) -> None:
+    name = node.input[index]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    value: npt.NDArray[np.float64] = numpy_helper.to_array(tensor).astype(np.float64) * factor
+    scaled = f"{name}_scaled_{name_of(node)}"
+    kind = numpy_helper.to_array(tensor).dtype
+    model.graph.initializer.append(numpy_helper.from_array(value.astype(kind), scaled))
+    node.input[index] = scaled
+
+
+def _scale_before(model: onnx.ModelProto, match: Match, factor: float, name: str) -> None:
+    """Multiply the queries themselves, where their weights cannot take the factor."""
+    bmm1 = match.parts["bmm1"]
+    constant, scaled = f"{name}/factor", f"{name}/scaled_query"
+    kind = np.float32
+    for tensor in model.graph.initializer:
+        if tensor.name in match.parts["scale"].input:
+            kind = numpy_helper.to_array(tensor).dtype.type
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, kind), constant))
+    node = helper.make_node("Mul", [bmm1.input[0], constant], [scaled], name=f"{name}/before")
+    nodes = []
+    for old in model.graph.node:
+        if old.output[:1] == bmm1.output[:1]:
+            nodes.append(node)
+            old.input[0] = scaled
+        nodes.append(old)
+    replace_nodes(model.graph, nodes)
+
+
+def _put(model: onnx.ModelProto, match: Match, nodes: list[onnx.NodeProto]) -> None:
+    """Put ``nodes`` where the pattern's last node was; what only the pattern read falls out later."""
+    last = match.nodes[-1].output[0]
+    assert last == match.output
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        kept += nodes if node.output[:1] == [last] else [node]
+    replace_nodes(model.graph, kept)
+
+
+ALL: tuple[Pass, ...] = (fuse_layer_norms, fuse_gelus, fold_batch_norms, fold_scales)

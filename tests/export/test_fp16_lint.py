@@ -1,0 +1,89 @@
+"""If these fail, an FP16 model answers with NaN or noise on a device, and nobody was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from edgeglm.core.errors import UserError
+from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.export.fp16_lint import fp16_ready, lint_fp16
+from tests.calibration.towers import image_tower, text_tower, tower_tensors
+from tests.export.graphs import answers, graph_model, normal
+from tests.export.planted import WIDTH, cast_to_fp16, fp16_answers, planted
+
+PLANTED = planted()
+X = normal(3, 4, WIDTH, seed=7)
+
+
+def apart(actual: np.ndarray, expected: np.ndarray) -> float:
+    if not np.isfinite(actual).all():
+        return 2.0
+    cosine = float(cosine_rows(actual.reshape(3, -1), expected.reshape(3, -1)).min())
+    return 2.0 if np.isnan(cosine) else 1.0 - cosine  # all zeros: everything was divided by infinity
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_plain_cast_breaks_every_planted_graph(name: str):
+    model, _, _ = PLANTED[name]
+    assert apart(fp16_answers(cast_to_fp16(model), X), answers(model, {"x": X})[0]) > 0.01
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_every_planted_overflow_is_found_and_mended(name: str, tmp_path: Path):
+    model, kind, node = PLANTED[name]
+    onnx.save(model, tmp_path / "fp32.onnx")
+    report = fp16_ready(tmp_path / "fp32.onnx", tmp_path / "mended.onnx", [{"x": X}, {"x": -X}])
+    assert (kind, node) in {(finding.kind, finding.node) for finding in report.findings}
+    mended = onnx.load(report.path)
+    expected = answers(model, {"x": X})[0]
+    np.testing.assert_allclose(answers(mended, {"x": X})[0], expected, atol=1e-5, rtol=1e-4)
+    half = fp16_answers(cast_to_fp16(mended, report.keep_fp32), X)
+    assert apart(half, expected) < 1e-4
+
+
+def test_a_layer_norm_is_fused_where_it_can_be_and_kept_in_fp32_where_not(tmp_path: Path):
+    reports = {}
+    for name in ("layer norm, written out, an outlier channel", "layer norm over the channels"):
+        onnx.save(PLANTED[name][0], tmp_path / "x.onnx")
+        reports[name] = fp16_ready(tmp_path / "x.onnx", tmp_path / "y.onnx", [{"x": X}])
+    fused, kept = reports.values()
+    assert fused.fused == ("norm/Bias/LayerNormalization",)
+    assert not set(fused.keep_fp32) & {"norm/Square", "norm/Variance"}
+    assert kept.fused == ()
+    assert {"norm/Square", "norm/Variance", "norm/Div"} <= set(kept.keep_fp32)
+
+
+@pytest.mark.parametrize(("tower", "model"), [("image", image_tower()), ("text", text_tower())])
+def test_a_healthy_tower_is_left_as_it_is(tower: str, model: onnx.ModelProto, tmp_path: Path):
+    onnx.save(model, tmp_path / "x.onnx")
+    report = fp16_ready(tmp_path / "x.onnx", tmp_path / "y.onnx", [tower_tensors(tower, 4)])
+    assert (report.findings, report.keep_fp32, report.changed) == ((), (), False)
+    assert report.path == str(tmp_path / "x.onnx")
+    assert not (tmp_path / "y.onnx").exists()
+
+
+def test_patterns_and_constants_are_found_without_a_sample():
+    kinds = {name: {f.kind for f in lint_fp16(model)} for name, (model, _, _) in PLANTED.items()}
+    blind = {name for name, (_, kind, _) in PLANTED.items() if kind not in kinds[name]}
+    assert blind == {"residual stream with outliers", "an exponential", "the norm of long embeddings"}
+    assert not any(f.certain for f in lint_fp16(PLANTED["RMS norm, written out"][0]))
+
+
+def test_a_quantized_model_and_foreign_samples_are_refused(tmp_path: Path):
+    model = graph_model(
+        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantizer"),
+         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        {"s": np.float32(1), "z": np.int8(0)},
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "q.onnx")
+    with pytest.raises(UserError, match=r"quantized already: node 'quantizer'.*give the FP32 model"):
+        fp16_ready(tmp_path / "q.onnx", tmp_path / "y.onnx", [{"x": X}])
+    onnx.save(PLANTED["an exponential"][0], tmp_path / "x.onnx")
+    for samples, said in (([], "no sample"), ([{"z": X}], "do not fit"), ([{"x": X[0]}], "do not fit")):
+        with pytest.raises(UserError, match=said):
+            fp16_ready(tmp_path / "x.onnx", tmp_path / "y.onnx", samples)
