@@ -23,10 +23,9 @@ from edgeglm.build.evaluations import (
 from edgeglm.build.export_stage import ExportStage, ExportStageConfig
 from edgeglm.build.latency_stage import LatencyConfig, LatencyStage
 from edgeglm.build.pack_stage import PackStage, PackStageConfig
-from edgeglm.build.quantize_stage import QuantizeStage, QuantizeStageConfig
+from edgeglm.build.quantize_stage import QuantizeStage, quantize_config
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Stage
@@ -117,8 +116,6 @@ def _nodes(
     sources: Mapping[str, Artifact],
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
-    if not teacher.image:
-        raise UserError("teacher.image is empty; name at least one image backbone")
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     learning = StudentStageConfig(student=student, seed=seed, view_seed=seed)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
@@ -148,15 +145,7 @@ def _nodes(
     yield Node(stage=ExportStage(exporting), needs=towers)
     yield Node(stage=ExportEvaluation(evaluation), needs={"pairs": "pairs", "export": "export"})
     yield Node(
-        stage=QuantizeStage(
-            QuantizeStageConfig(
-                quantize=recipe.quantize,
-                candidates=candidates,
-                minimum_ratio=recipe.gates.quantized_ratio,
-                high_precision="fp32" if target.kind == "cpu" else "fp16",
-                seed=seed,
-            )
-        ),
+        stage=QuantizeStage(quantize_config(recipe, target, candidates)),
         needs={"pairs": "pairs", "export": "export", "targets": "targets"},
     )
     models = {"quantize": "quantize", "export": "export"}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeglm.build.run import Built, Row
     from edgeglm.core.recipe import Recipe
     from edgeglm.core.stage import StageResult
+    from edgeglm.deploy.fleet import Summary
     from edgeglm.targets.schema import Target
 
 RECIPE_HELP = "A shipped recipe (default, ensemble) or the path of your own .toml file."
@@ -32,6 +33,8 @@ _COLUMNS = (("step", -20), ("time", 9), ("names", 7), ("unseen", 7), ("keyw.", 7
 @click.option("--output", type=click.Path(path_type=Path), help="The bundle folder. Default: bundles/TARGET.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
+@click.option("--on", "devices", multiple=True, metavar="USER@HOST", help="Build its engines there too.")
+@click.option("--on-python", help="An interpreter on those devices that has edgeglm already.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the stages, and stop.")
 @json_option
 @click.pass_obj
@@ -45,7 +48,9 @@ def command(
     threads: int,
     skip_bad: bool,
     dry_run: bool,
-) -> None:
+    devices: tuple[str, ...],
+    on_python: str | None,
+) -> int | None:
     """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
     from edgeglm.bundle.pack import require_free
     from edgeglm.targets.schema import load_target
@@ -58,8 +63,9 @@ def command(
     require_free(destination, resolved.pack.archive)
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads)
-    _print_end(app, built, reused, time.perf_counter() - started)
-    return None
+    staged = _staged_on(app, built.bundle, devices, on_python) if devices else None
+    _print_end(app, built, reused, time.perf_counter() - started, staged)
+    return staged.exit_code if staged else None
 
 
 def resolved_recipe(
@@ -133,7 +139,27 @@ def _align(width: int) -> str:
     return f"<{-width}" if width < 0 else f">{width}"
 
 
-def _print_end(app: App, built: Built, reused: list[str], seconds: float) -> None:
+def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], python: str | None) -> Summary:
+    """Build the engines on devices: the bundle stays staged there, what the builder says comes home."""
+    from edgeglm.cli.deploy import live_table, print_rows
+    from edgeglm.deploy.delivery import DeployOptions
+    from edgeglm.deploy.fleet import FleetPlan, hosts_from_texts
+    from edgeglm.deploy.session import deployed
+
+    options = DeployOptions(activate=False, python=python)
+    with live_table(app) as on_change:
+        summary = deployed(
+            bundle, hosts_from_texts(devices), options, FleetPlan(canary=0), app.store(), on_change
+        )
+    print_rows(app, summary)
+    return summary
+
+
+def _print_end(
+    app: App, built: Built, reused: list[str], seconds: float, staged: Summary | None = None
+) -> None:
+    import msgspec
+
     from edgeglm.build.run import latency_rows
 
     app.table(
@@ -151,7 +177,8 @@ def _print_end(app: App, built: Built, reused: list[str], seconds: float) -> Non
     app.print(f"digest   {manifest.content_digest}")
     app.print(f"report   {built.bundle / 'report.html'}")
     app.print(f'try      edgeglm run {built.bundle} --query "a red apple"')
-    app.emit(_as_json(built, seconds))
+    devices = [] if staged is None else msgspec.to_builtins(staged.devices)
+    app.emit({**_as_json(built, seconds), "devices": devices})
 
 
 def _as_json(built: Built, seconds: float) -> dict[str, Any]:
@@ -161,6 +188,11 @@ def _as_json(built: Built, seconds: float) -> dict[str, Any]:
         "content_digest": built.manifest.content_digest,
         "default_variant": built.manifest.default_variant,
         "seconds": round(seconds, 3),
+        "skipped_pairs": next(
+            result.artifact.provenance["measured"].get("skipped", {})
+            for result in built.results
+            if result.stage == "pairs"
+        ),
         "stages": [
             {"stage": result.stage, "reused": result.reused, "seconds": round(result.seconds, 3)}
             for result in built.results

@@ -55,7 +55,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     frozen), and the heads again on what that gave (``epochs``).
     """
 
-    image: tuple[str, ...] = ("efficientnet-lite0",)
+    image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
     text: str = "minilm-l6"
     embedding_dim: Positive = 256
     resolution: Count = 128
@@ -118,12 +118,19 @@ class ExportConfig(Section, frozen=True, kw_only=True):
 
 
 class QuantizeConfig(Section, frozen=True, kw_only=True):
-    """Which candidates are made and on how many calibration samples."""
+    """Which candidates are made and on how many calibration samples.
+
+    ``search_evaluations`` lets the build search each tower's INT8 plan on the task's metric, measuring so
+    many files at most; ``image_plan`` and ``text_plan`` are paths of plans to apply instead.
+    """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
     calibration_samples: Positive = 128
     image_policy: str = "linear-and-conv"
     text_policy: str = "expanding"
+    search_evaluations: Count = 0
+    image_plan: str = ""
+    text_plan: str = ""
 
 
 class GateConfig(Section, frozen=True, kw_only=True):
@@ -180,10 +187,21 @@ def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}; give a readable UTF-8 TOML file") from error
     recipe = recipe_from_toml(text, origin=str(path), overrides=overrides)
-    if recipe.data.path is not None:
-        data = msgspec.structs.replace(recipe.data, path=str((path.parent / recipe.data.path).resolve()))
-        recipe = msgspec.structs.replace(recipe, data=data)
-    return recipe
+    data, teacher, folder = recipe.data, recipe.teacher, path.parent
+    if data.path is not None:
+        data = msgspec.structs.replace(data, path=str((folder / data.path).resolve()))
+    teacher = msgspec.structs.replace(
+        teacher,
+        image=tuple(_beside(name, folder) for name in teacher.image),
+        text=_beside(teacher.text, folder),
+    )
+    return msgspec.structs.replace(recipe, data=data, teacher=teacher)
+
+
+def _beside(name: str, folder: Path) -> str:
+    """Return the path of a model's folder, if the name is one that starts with a dot or has a slash in it."""
+    relative = name.startswith(".") or ("/" in name and ":" not in name)
+    return str((folder / name).resolve()) if relative else name
 
 
 def toml_tree(recipe: Recipe) -> dict[str, Any]:

@@ -99,7 +99,11 @@ def test_bad_arguments_exit_with_2_and_say_what_to_write(
     ("changed", "words", "last"),
     [
         ({"student.size": "edge-xl"}, "unknown student size 'edge-xl'", "did you mean"),
-        ({"teacher.image": "[]"}, "teacher.image is empty", "name at least one image backbone"),
+        (
+            {"teacher.image": "[]"},
+            "teacher.image: Expected `array` of length >= 1",
+            "give teacher.image a value",
+        ),
         ({"data.unseen_fraction": "0.0"}, "nothing could be evaluated", "raise data.unseen_fraction"),
         ({"teacher.text": "efficientnet-lite0"}, "efficientnet-lite0", ""),
         ({"teacher.image": '["/nowhere/vit"]'}, "/nowhere/vit", "give the path of one that exists"),

@@ -38,7 +38,10 @@ _recipes = st.builds(
         skip_bad=st.booleans(),
     ),
     teacher=st.builds(
-        TeacherConfig, image=st.lists(_words, max_size=3).map(tuple), epochs=_counts, learning_rate=_rates
+        TeacherConfig,
+        image=st.lists(_words, min_size=1, max_size=3).map(tuple),
+        epochs=_counts,
+        learning_rate=_rates,
     ),
     student=st.builds(StudentConfig, size=_words, text_epochs=_counts),
 )
@@ -130,6 +133,14 @@ def test_a_recipe_that_is_not_text_is_bad_input(tmp_path: Path):
 def test_paths_in_a_recipe_start_at_the_recipe(tmp_path: Path):
     (tmp_path / "r.toml").write_text('[data]\nsource = "folder"\npath = "pictures"\n')
     assert recipe_from_file(tmp_path / "r.toml").data.path == str(tmp_path / "pictures")
+
+
+def test_a_teacher_beside_the_recipe_is_found_from_any_folder(tmp_path: Path):
+    file = tmp_path / "own.toml"
+    file.write_text('[teacher]\nimage = ["./vit", "efficientnet-lite0", "hf:a/b"]\ntext = "towers/bert"\n')
+    teacher = recipe_from_file(file).teacher
+    assert teacher.image == (str(tmp_path / "vit"), "efficientnet-lite0", "hf:a/b")
+    assert teacher.text == str(tmp_path / "towers" / "bert")
 
 
 def test_renaming_a_recipe_rebuilds_nothing():
