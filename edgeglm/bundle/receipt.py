@@ -5,7 +5,8 @@ maker vouches for and the receipt is what one board says. It is written last, in
 its presence means that the work was finished.
 
     <bundle>.finalized/receipt.json
-    <bundle>.finalized/engines/<signature>/engine.plan, engine.json, build.log
+    <bundle>.finalized/engines/<signature>/engine.plan, engine.json, build.log, and where the builder
+        gives them timing.cache and layers.json
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ RECEIPT_SCHEMA = 1
 _MAX_RECEIPT_BYTES = 4 << 20
 
 ENGINE_PLAN, ENGINE_RECORD, BUILD_LOG = "engine.plan", "engine.json", "build.log"
+TIMING_CACHE, LAYER_TABLE = "timing.cache", "layers.json"
 
 Library = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Evidence = Literal["real device", "real GPU", "ONNX Runtime"]

@@ -59,7 +59,8 @@ def command(
     resolved = resolved_recipe(recipe, overrides, data, skip_bad)
     destination = output or Path("bundles") / wanted.name
     if dry_run:
-        return _print_plan(app, resolved, wanted, destination)
+        _print_plan(app, resolved, wanted, destination)
+        return None
     require_free(destination, resolved.pack.archive)
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads)

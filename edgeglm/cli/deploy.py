@@ -125,13 +125,14 @@ def command(
         summary = deployed(bundle, hosts, options, plan, app.store(), on_change, reference=reference)
     if summary_path is not None:
         summary_path.write_bytes(summary_bytes(summary))
-    print_summary(app, summary)
+    print_rows(app, summary)
+    app.emit(summary)
     if summary.exit_code:
         ctx.exit(summary.exit_code)
 
 
-def print_summary(app: App, summary: Summary) -> None:
-    """Print one row a device, and what failed in full; under --json the whole summary."""
+def print_rows(app: App, summary: Summary) -> None:
+    """Print one row a device, and what failed in full."""
     rows = []
     for one in summary.devices:
         done = one.delivered
@@ -142,7 +143,6 @@ def print_summary(app: App, summary: Summary) -> None:
     app.table(["device", "outcome", ">time", ">sent", "where, or why not"], rows)
     count = sum(one.outcome == "done" for one in summary.devices)
     app.print(f"{count} of {len(summary.devices)} devices done in {summary.seconds:.1f} s")
-    app.emit(summary)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeglm.compile.layers import layer_table
 from edgeglm.compile.shapes import tensor_records, whole_profiles
 from edgeglm.compile.trt_api import BuilderConfig, Library, Parser, TrtApi, load_trt
 from edgeglm.compile.trt_callbacks import BuildWatch, recorded_log
@@ -47,12 +48,13 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(frozen=True, kw_only=True)
 class EnginePlan:
-    """A finished build: the raw plan, its record, the builder's log (INFO and worse), the cache."""
+    """A finished build: the raw plan, its record, the builder's log (INFO and worse), cache and layers."""
 
     plan: bytes
     metadata: PlanMetadata
     log: tuple[str, ...]
     timing_cache: bytes | None = None
+    layers: str | None = None
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:
         """Write ``<name>.plan`` and ``<name>.json`` beside it; return both paths."""
@@ -143,7 +145,11 @@ def engine_from_onnx(
             seconds=round(time.perf_counter() - started, 3),
         )
         kept = bytes(cache.serialize()) if cache is not None else None
-        return EnginePlan(plan=data, metadata=metadata, log=tuple(log.lines), timing_cache=kept)
+        # TensorRT-RTX builds for GPUs that are not here; its plans are opened on the device only.
+        layers = layer_table(api.module, log.logger, data) if library == "tensorrt" else None
+        return EnginePlan(
+            plan=data, metadata=metadata, log=tuple(log.lines), timing_cache=kept, layers=layers
+        )
 
 
 def _checked_sms(api: TrtApi, targets: Sequence[Target]) -> tuple[int, ...]:

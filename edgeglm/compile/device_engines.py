@@ -13,7 +13,14 @@ import msgspec
 from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
-from edgeglm.bundle.receipt import BUILD_LOG, ENGINE_PLAN, ENGINE_RECORD, EngineUse
+from edgeglm.bundle.receipt import (
+    BUILD_LOG,
+    ENGINE_PLAN,
+    ENGINE_RECORD,
+    LAYER_TABLE,
+    TIMING_CACHE,
+    EngineUse,
+)
 from edgeglm.compile.builder import BuildOptions, EnginePlan
 from edgeglm.compile.route import Route
 from edgeglm.compile.stage import Range, precision_of, tower_profile
@@ -86,6 +93,7 @@ def device_engines(
             options=options or BuildOptions(),
             variant=variant.name,
             tower=tower,
+            timing_cache=_timing_cache(folder, route.version) if route.library == "tensorrt" else None,
         )
         onnx = bundle.manifest.files[name].sha256
         signature = build_signature(request, onnx_sha256=onnx, board=board, version=route.version)
@@ -166,6 +174,23 @@ def _write(staged: Path, built: EnginePlan) -> None:
     (staged / ENGINE_PLAN).write_bytes(built.plan)
     (staged / ENGINE_RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(built.metadata), indent=1))
     (staged / BUILD_LOG).write_text("\n".join(built.log) + "\n", "utf-8")
+    if built.timing_cache is not None:
+        (staged / TIMING_CACHE).write_bytes(built.timing_cache)
+    if built.layers is not None:
+        (staged / LAYER_TABLE).write_text(built.layers, "utf-8")
+
+
+def _timing_cache(folder: Path, version: str) -> str | None:
+    """Return the largest timing cache that a build by this very version left here: it saves time."""
+    found = []
+    for cache in folder.glob(f"*/{TIMING_CACHE}"):
+        try:
+            metadata = plan_metadata_from_file(cache.with_name(ENGINE_RECORD))
+        except UserError:
+            continue
+        if metadata.library_version == version:
+            found.append((cache.stat().st_size, str(cache)))
+    return max(found)[1] if found else None
 
 
 def _put(place: Path, fill: Callable[[Path], None]) -> None:

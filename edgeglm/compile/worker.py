@@ -6,6 +6,8 @@ name, and the memory comes back. The child answers with one JSON object a line:
 
     {"phase": "Building engine", "parent": null} | {"step": "Building engine"} | {"done": {...}}
     {"error": "...", "user": true}
+
+The plan, and where the builder gives them the timing cache and the layers, come as files.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     options: BuildOptions = BuildOptions()
     variant: str = ""
     tower: str = ""
+    timing_cache: str | None = None
+    """Path of what an earlier build by the same version of native TensorRT left."""
 
 
 def engine_built_apart(request: BuildRequest, progress: Progress) -> EnginePlan:
@@ -76,10 +80,22 @@ def engine_built_apart(request: BuildRequest, progress: Progress) -> EnginePlan:
         if "done" in answer:
             done = answer["done"]
             metadata = msgspec.convert(done["metadata"], PlanMetadata)
-            return EnginePlan(plan=plan.read_bytes(), metadata=metadata, log=(*done["log"], *spoken))
+            cache, layers = _beside(plan)
+            return EnginePlan(
+                plan=plan.read_bytes(),
+                metadata=metadata,
+                log=(*done["log"], *spoken),
+                timing_cache=cache.read_bytes() if cache.is_file() else None,
+                layers=layers.read_text("utf-8") if layers.is_file() else None,
+            )
         if "error" in answer:
             raise (UserError if answer["user"] else EdgeglmError)(answer["error"])
         raise _died(request, status, spoken)
+
+
+def _beside(plan: Path) -> tuple[Path, Path]:
+    """Return where the timing cache and the layers of a plan lie between the two processes."""
+    return plan.with_name("timing.cache"), plan.with_name("layers.json")
 
 
 @contextmanager
@@ -162,11 +178,17 @@ def _main(plan: Path) -> int:
             options=request.options,
             variant=request.variant,
             tower=request.tower,
+            timing_cache=Path(request.timing_cache).read_bytes() if request.timing_cache else None,
         )
     except EdgeglmError as error:
         send({"error": str(error), "user": isinstance(error, UserError)})
         return 1
     plan.write_bytes(engine.plan)
+    cache, layers = _beside(plan)
+    if engine.timing_cache is not None:
+        cache.write_bytes(engine.timing_cache)
+    if engine.layers is not None:
+        layers.write_text(engine.layers, "utf-8")
     send({"done": {"metadata": engine.metadata, "log": engine.log}})
     return 0
 

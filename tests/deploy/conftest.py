@@ -84,8 +84,16 @@ class Device:
         raise AssertionError("nothing is served")
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles are packed here by the dozen; the devices, in processes of their own, do sync."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture(scope="session")
-def server(require_system: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    require_system: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin"
     program = require_system("sshd")
     folder = tmp_path_factory.mktemp("sshd")
@@ -175,7 +183,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> str:
     body = path.with_suffix(".py")
     body.write_text(text)
     quoted = shlex.quote(str(body))
-    path.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {quoted} \"$@\"\n")
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {quoted} "$@"\n')
     path.chmod(0o755)
     body.write_text(text.replace("HERE = Path(__file__).resolve()", f"HERE = Path({str(path)!r})"))
     return str(path)
@@ -204,7 +212,7 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
         }
         folder = tmp_path / "bundles" / name
         shutil.rmtree(folder, ignore_errors=True)
-        return colour_bundle(folder, created=created, **parts)
+        return colour_bundle(folder, created, **parts)
 
     return make
 

@@ -1,6 +1,6 @@
 """A device's Python environment that costs nothing: it answers `-m edgeglm...` as the real one does.
 
-What the stand-in for the server does is written in the bundle's recipe.toml: "never ready", "dies", or nothing.
+What the stand-in for the server does is written in recipe.toml: "never ready", "dies", or nothing.
 """
 
 from __future__ import annotations

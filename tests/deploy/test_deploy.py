@@ -18,7 +18,6 @@ from edgeglm.core.store import default_store_root
 from tests.cli.test_bundle_commands import colour_tower
 from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
 
-
 # The device's side itself, the questions, and the lines of the manifest that changed.
 OVERHEAD = 32_000
 
@@ -34,14 +33,14 @@ def real_bundle(folder: Path, *, scale: float = 1.0) -> Path:
 
 
 def content(path) -> str:
-    return json.loads((path / "manifest.json").read_bytes())["content_digest"]
+    return str(json.loads((path / "manifest.json").read_bytes())["content_digest"])
 
 
 def test_a_bundle_is_finalized_and_served(device, bundle, deploy, inventory):
     pear = device("pear")
     path = bundle()
     states = []
-    summary = deploy(path, "pear", on_change=lambda name, state, note: states.append((state, note)))
+    summary = deploy(path, "pear", on_change=lambda *said: states.append(said[1:]))
     assert summary.exit_code == 0, summary.devices
     (one,) = summary.devices
     assert pear.answers() == content(path)
@@ -54,7 +53,7 @@ def test_a_bundle_is_finalized_and_served(device, bundle, deploy, inventory):
 
 def test_a_redeploy_with_one_tower_changed_moves_that_tower_and_little_else(device, bundle, deploy):
     pear = device("pear")
-    names = [f"gallery/thumbnails/{number}.png" for number in range(600)]
+    names = [f"gallery/thumbnails/{number}.png" for number in range(300)]
     many = {name: os.urandom(40) for name in names}
     deploy(bundle("one", payload=os.urandom(200_000), **many))
     tower = os.urandom(1_500_000)
@@ -139,7 +138,9 @@ def test_a_bundle_that_answers_otherwise_there_is_never_switched_to(device, bund
     assert pear.answers() == content(good)
 
 
-def test_a_bundle_that_is_worse_on_the_reference_is_never_switched_to(device, bundle, deploy, options, tmp_path):
+def test_a_bundle_that_is_worse_on_the_reference_is_never_switched_to(
+    device, bundle, deploy, options, tmp_path
+):
     pear = device("pear")
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -171,7 +172,9 @@ def test_evidence_of_the_device_comes_home_by_board_and_version(device, bundle, 
     device("pear")
     deploy(bundle())
     store = default_store_root()
-    (entry,) = [e for e in (store / "entries").iterdir() if b"device-build" in (e / "entry.json").read_bytes()]
+    (entry,) = [
+        e for e in (store / "entries").iterdir() if b"device-build" in (e / "entry.json").read_bytes()
+    ]
     kept = {path.name for path in (entry / "files").rglob("*") if path.is_file()}
     assert kept == {"receipt.json", "engine.json", "layers.json", "timing.cache", "build.log", "place.json"}
     place = json.loads((entry / "files/place.json").read_bytes())
@@ -236,7 +239,7 @@ def test_real_towers_are_finalized_served_and_held_to_a_reference(
         real_bundle(tmp_path / "real"),
         options=mine,
         reference=reference,
-        on_change=lambda name, state, note: notes.append((state, note)),
+        on_change=lambda *said: notes.append(said[1:]),
     )
     assert summary.exit_code == 0, summary.devices
     one = summary.devices[0].delivered
@@ -248,3 +251,22 @@ def test_real_towers_are_finalized_served_and_held_to_a_reference(
     worse = deploy(real_bundle(tmp_path / "worse", scale=-1.0), options=mine, reference=reference)
     assert worse.exit_code == 3
     assert pear.record()["content_digest"] == one.content_digest
+
+
+def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
+    device, bundle, cli, stub, tmp_path
+):
+    # The build itself is tested elsewhere: this is what follows it.
+    from edgeglm.cli.build import _staged_on
+    from edgeglm.cli.console import App
+
+    pear = device("pear")
+    summary = _staged_on(App(json=True), bundle(), ("pear",), stub)
+    assert summary.exit_code == 0, summary.devices
+    (one,) = summary.devices
+    assert one.delivered is not None
+    assert one.delivered.url is None
+    assert not (pear.root / "current").is_symlink()
+    entries = (default_store_root() / "entries").iterdir()
+    assert any(b"device-build" in (entry / "entry.json").read_bytes() for entry in entries)
+    assert "--on USER@HOST" in cli("build", "--help")

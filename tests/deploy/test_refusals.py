@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -73,8 +74,12 @@ def test_a_device_that_is_off_is_told_so(sender, bundle, deploy):
     assert "cannot reach pear" in reason(deploy(bundle()))
 
 
-@pytest.mark.parametrize(("version", "words"), [(None, "has no Python"), (308, "has Python 3.8, and edgeglm")])
-def test_a_device_without_python_or_with_an_old_one_is_told_so(version, words, device, bundle, deploy, tmp_path):
+@pytest.mark.parametrize(
+    ("version", "words"), [(None, "has no Python"), (308, "has Python 3.8, and edgeglm")]
+)
+def test_a_device_without_python_or_with_an_old_one_is_told_so(
+    version, words, device, bundle, deploy, tmp_path
+):
     path = tmp_path / "bin"
     path.mkdir()
     if version is not None:
@@ -87,7 +92,7 @@ def test_a_device_without_python_or_with_an_old_one_is_told_so(version, words, d
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A file system of its own, which a person without the right to mount cannot have."""
 
     def mount(options: str) -> Path:
@@ -238,13 +243,15 @@ def test_an_older_bundle_than_the_running_one_needs_a_flag(device, bundle, deplo
 
 def test_a_device_whose_shell_talks_is_told_so(device, bundle, deploy, tmp_path):
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/sh").write_text("#!/bin/bash\necho Welcome\nexec /bin/sh \"$@\"\n")
+    (tmp_path / "bin/sh").write_text('#!/bin/bash\necho Welcome\nexec /bin/sh "$@"\n')
     (tmp_path / "bin/sh").chmod(0o755)
     device("pear", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert "Python" in reason(deploy(bundle())) or "said" in reason(deploy(bundle()))
 
 
-@pytest.mark.parametrize("text", ["", "-oProxyCommand=x", "a b", "user@", "host:99999", "host:0", "a@b@c", "h;rm"])
+@pytest.mark.parametrize(
+    "text", ["", "-oProxyCommand=x", "a b", "user@", "host:99999", "host:0", "a@b@c", "h;rm"]
+)
 def test_a_malformed_device_is_bad_input(text):
     with pytest.raises(UserError, match="is no device; write it as"):
         host_from_text(text)

@@ -110,7 +110,15 @@ def test_systemd_hears_ready_and_the_watchdog_from_the_supervisor(tmp_path, repo
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address)
         listener.settimeout(20)
-        command = [stub, "-m", "edgeglm.deploy.device.supervise", "--port", "0", "--state", str(slot / "state")]
+        command = [
+            stub,
+            "-m",
+            "edgeglm.deploy.device.supervise",
+            "--port",
+            "0",
+            "--state",
+            str(slot / "state"),
+        ]
         environment = {**os.environ, "NOTIFY_SOCKET": address}
         process = subprocess.Popen(command, cwd=slot, env=environment)
         try:

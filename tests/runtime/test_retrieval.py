@@ -71,7 +71,7 @@ def colour_engine(path: Path, threads: int) -> FakeEngine:
     )
 
 
-def colour_bundle(folder: Path, *, created: str = "2026-11-23", **changed: Path | bytes) -> Path:
+def colour_bundle(folder: Path, created: str = "2026-11-23", /, **changed: Path | bytes) -> Path:
     vocabulary = {word: number for number, word in enumerate([*COLOURS, "[UNK]"])}
     tokenizer = Backend(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()

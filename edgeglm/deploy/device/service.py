@@ -177,7 +177,7 @@ class SystemdService:
             gpu=bool(self._settings.get("gpu")),
             groups=[name for name in _GPU_GROUPS if _group_exists(name)] if self._settings.get("gpu") else [],
             memory=self._settings.get("memory", "75%"),
-            trust=self._settings.get("trust"),
+            trust=self._trust(),
         )
         if not self.unit.exists() or self.unit.read_text() != text:
             self.unit.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +212,18 @@ class SystemdService:
         command = ["journalctl", *scope, "--no-pager", "-o", "short-iso", "-u", UNIT_NAME, "-n", str(lines)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         return done.stdout.splitlines()
+
+    def _trust(self) -> str | None:
+        """Return a folder with the deployer's trusted keys that the unit may read; None if there are none."""
+        named = os.environ.get("EDGEGLM_TRUST")
+        folder = Path(named) if named else Path.home() / ".config/edgeglm/trust"
+        place = self._layout.root / "trust"
+        shutil.rmtree(place, ignore_errors=True)
+        keys = sorted(folder.glob("*.pub"))
+        for key in keys:
+            place.mkdir(exist_ok=True)
+            shutil.copyfile(key, place / key.name)
+        return str(place) if keys else None
 
     def _systemctl(self, *arguments: str) -> None:
         scope = [] if self._system else ["--user"]
