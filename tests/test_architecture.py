@@ -17,7 +17,18 @@ import tomllib
 
 HOST_ONLY = ("torch", "transformers", "peft", "modelopt", "onnx", "onnxscript", "matplotlib", "resvg_py")
 DEVICE_LATE = ("onnxruntime", "tokenizers", "PIL", "faiss", "tensorrt", "tensorrt_rtx", "pycuda")
-DEVICE_ROOMS = ("core", "targets", "engines", "evaluate", "bundle", "compile", "runtime", "index", "bench", "cli")
+DEVICE_ROOMS = (
+    "core",
+    "targets",
+    "engines",
+    "evaluate",
+    "bundle",
+    "compile",
+    "runtime",
+    "index",
+    "bench",
+    "cli",
+)
 DEVICE_MODULES = ("edgeglm.data.transforms", "edgeglm.data.tokenization")
 
 _IMPORT_UNDER_A_BAN = """

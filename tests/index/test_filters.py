@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +16,15 @@ VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 1.0]), st.text("ab", max_size=2)
 )
 ROWS = st.lists(st.dictionaries(st.sampled_from("xyz"), VALUES), max_size=8)
-SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
-def columns(rows: list[dict]) -> Columns:
+def columns(rows: list[dict[str, Any]]) -> Columns:
     return Columns(msgspec.Raw(msgspec.msgpack.encode(row)) for row in rows)
 
 
@@ -33,7 +40,7 @@ def test_a_filter_takes_the_rows_that_it_says(rows, value, sign):
     def equal(cell: object) -> bool:
         return isinstance(cell, bool) == isinstance(value, bool) and cell == value
 
-    def holds(row: dict) -> bool:
+    def holds(row: dict[str, Any]) -> bool:
         if sign == "=":
             return "x" in row and equal(row["x"])
         if sign == "!=":

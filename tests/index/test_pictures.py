@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -56,7 +57,7 @@ def test_a_folder_is_found_by_colour_with_its_names_and_pictures(bundle: Path, f
     counts = build(bundle, folder, tmp_path / "index", metadata=metadata_from_jsonl(extra))
     assert (counts.added, counts.skipped) == (3, {})
     with VectorIndex(tmp_path / "index") as index:
-        (match,) = index.search([[1.0, 0.1, 0.1]], 1)[0]
+        (match,) = index.search(np.array([[1.0, 0.1, 0.1]], np.float32), 1)[0]
         assert match.id == "shop/red/red.png"
         assert match.metadata["text"] == "a red thing"
         assert match.metadata["folder"] == "shop/red"
@@ -81,7 +82,7 @@ def test_adding_again_embeds_only_what_has_changed_and_prunes_what_is_gone(
     changed = add(bundle, folder, index, prune=True)
     assert (changed.added, changed.replaced, changed.unchanged, changed.removed) == (1, 1, 1, 1)
     with VectorIndex(index) as found:
-        assert found.search([[1.0, 0.0, 0.0]], 1)[0][0].id == "shop/new.png"
+        assert found.search(np.array([[1.0, 0.0, 0.0]], np.float32), 1)[0][0].id == "shop/new.png"
         assert sorted(found.ids()) == ["shop/blue/blue.png", "shop/new.png", "shop/red/red.png"]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeglm.core.errors import UserError
+from edgeglm.index.codes import FloatRows
 from edgeglm.index.generation import codes_of
 from edgeglm.index.records import IndexHeader
 from edgeglm.index.search import Scanner
@@ -18,9 +20,10 @@ from edgeglm.index.writer import IndexWriter, NewRow
 D = 64
 
 
-def unit(count: int, seed: int = 0) -> np.ndarray:
-    rows = np.random.default_rng(seed).standard_normal((count, D)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def unit(count: int, seed: int = 0) -> FloatRows:
+    rows: FloatRows = np.random.default_rng(seed).standard_normal((count, D)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
-def filled(path: Path, count: int) -> np.ndarray:
+def filled(path: Path, count: int) -> FloatRows:
     vectors = unit(count)
     rows = [
         NewRow(id=f"r{i}", metadata={"n": i, "kind": "ab"[i % 2]}, picture=b"p%d" % i) for i in range(count)
@@ -44,7 +47,9 @@ def test_a_search_finds_what_the_exact_cosines_say(path: Path, precision: str):
     vectors = filled(path, 6000)
     with IndexWriter(path) as writer:
         writer.fold()
-    clustered = vectors[::500] + 0.4 * unit(12, seed=5)  # near something, as queries are
+    clustered: FloatRows = vectors[::500] + np.float32(0.4) * unit(
+        12, seed=5
+    )  # near something, as queries are
     with VectorIndex(path) as index:
         found = index.search(clustered, 10, precision=precision)
         for query, matches in zip(clustered, found, strict=True):
@@ -128,8 +133,8 @@ def test_a_batch_that_is_refused_leaves_nothing(path: Path):
             ([NewRow(id="a", metadata={"x": object()})], unit(1), "plain data"),
             ([NewRow(id="a", metadata={"x": "y" * 70_000})], unit(1), "at most 65536"),
             ([NewRow(id="a")], unit(1)[:, :5], r"give \[1, 64\]"),
-            ([NewRow(id="a")], unit(1) * np.nan, "NaN"),
-            ([NewRow(id="a")], unit(1) * 0, "zero"),
+            ([NewRow(id="a")], unit(1) * np.float32("nan"), "NaN"),
+            ([NewRow(id="a")], unit(1) * np.float32(0), "zero"),
         ):
             with pytest.raises(UserError, match=why):
                 writer.add(rows, vectors)
@@ -204,13 +209,14 @@ def test_altered_vectors_are_found_by_a_check(path: Path):
 def test_a_query_that_fits_nothing_is_refused(path: Path):
     filled(path, 3)
     with VectorIndex(path) as index:
-        for query, arguments, why in (
+        cases: list[tuple[FloatRows, dict[str, Any], str]] = [
             (np.ones(5, np.float32), {}, "5 dimensions"),
             (np.ones(D, np.float32), {"count": 0}, "at least 1"),
             (np.ones(D, np.float32), {"precision": "int4"}, "unknown precision 'int4'"),
             (np.ones(D, np.float32), {"where": {"colour": "red"}}, "unknown metadata field 'colour'"),
             (np.full(D, np.nan, np.float32), {}, "NaN"),
-        ):
+        ]
+        for query, arguments, why in cases:
             with pytest.raises(UserError, match=why):
                 index.search(query, **{"count": 1, **arguments})
     with pytest.raises(UserError, match="there is no index"):
