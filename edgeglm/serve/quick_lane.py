@@ -75,14 +75,8 @@ def whole_request(data: bytes) -> WholeRequest | None:
         return None
     if not found.complete or found.unusual or parser.get_http_version() != "1.1":
         return None
-    if (
-        not found.url.endswith(b"/infer")
-        or b"%" in found.url
-        or b"?" in found.url
-        or b"host" not in found.headers
-    ):
-        return None
-    return found
+    plain = found.url.endswith(b"/infer") and b"%" not in found.url and b"?" not in found.url
+    return found if plain and b"host" in found.headers else None
 
 
 def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
@@ -105,7 +99,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
                 self._between
                 and len(data) <= _MOST
                 and data.startswith(_BEGINS)
-                and (self.cycle is None or self.cycle.response_complete)
+                and self._idle()
                 and not self.pipeline
                 and (request := whole_request(data)) is not None
             ):
@@ -114,6 +108,11 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
                 self.tasks.add(self._task)
                 return
             super().data_received(data)
+
+        def _idle(self) -> bool:
+            """Say whether uvicorn's own way is free; it has no cycle before the first request."""
+            cycle: Any = self.cycle
+            return cycle is None or bool(cycle.response_complete)
 
         def on_message_begin(self) -> None:
             self._between = False
@@ -141,7 +140,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
             path = request.url.decode("ascii", "replace")
             headers, id_ = request.headers, gate.id_for(request.headers)
             error: BaseException | None = None
-            status, reserved, given = 200, 0, []
+            status, reserved = 200, 0
             gate.enter()
             try:
                 gate.admit(path, headers)
@@ -157,7 +156,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
                 status, answer, given = refused_answer(caught)
             finally:
                 task, self._task = self._task, None
-                self.tasks.discard(task)  # type: ignore[arg-type]
+                self.tasks.discard(task)
                 scope = {"method": "POST", "path": path, "client": self.client}
                 gate.leave(scope, id_, status, time.perf_counter() - began, error, reserved=reserved)
             self._write(status, answer, given, id_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -111,12 +112,20 @@ async def _serve(
         log.event("info", "serving", fields)
         if serving is not None:
             serving(where)
+        _spare_the_collector()
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         service.draining = True
         log.event("info", "draining", {"held": service.runner.stats().held})
     log.event("info", "stopped")
+
+
+def _spare_the_collector() -> None:
+    """Keep what was loaded out of garbage collection, which took a fifth of a small request's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 async def _stopped(server: uvicorn.Server, running: asyncio.Future[None]) -> None:
