@@ -28,7 +28,7 @@ def cut_at(points, server, device, bundle, deploy, *, seed: int) -> None:
         length = way.carried - before
         serving = whole
         for point in range(points):
-            fresh = bundle(f"cut-{point}", payload=os.urandom(400_000), recipe="slow finalize")
+            fresh = bundle(f"cut-{point}", payload=os.urandom(400_000), recipe="finalize takes 0.4 s")
             way.limit = way.carried + chance.randrange(1, length)
             (one,) = deploy(fresh).devices
             assert pear.answers() in (content(serving), content(fresh))
@@ -90,7 +90,7 @@ def test_a_cut_in_the_middle_of_a_step_is_mended_by_the_next_run(
         pear = device("pear", port=way.port)
         good = bundle("good")
         deploy(good)
-        fresh = bundle("fresh", recipe="slow finalize")
+        fresh = bundle("fresh", recipe="finalize takes 0.4 s")
 
         def pull(name: str, state: str, note: str) -> None:
             if state == step:

@@ -1,4 +1,4 @@
-"""What a device without internet is sent: edgeglm's wheel, its locked dependencies, and pip to install them."""
+"""What a device without internet is sent: edgeglm's wheel, its locked dependencies, pip to install them."""
 
 from __future__ import annotations
 
