@@ -18,6 +18,7 @@ from typing import Protocol
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
 from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Failure, Request, Results
+from edgeglm.runtime.times import StageTimes, Times, added
 
 _FOR_EVER = 1e9  # seconds
 _SUSPICIOUS = 3  # batches in a row of which no request was answered
@@ -131,6 +132,7 @@ class Crew:
         self.make_handler = make_handler
         self.size = workers
         self._batches: Counter[tuple[str, int]] = Counter()
+        self._times: StageTimes = {}
         self._deliver, self._opened, self._died, self._left = deliver, opened, died, left
         self._queue = BatchQueue(policies)
         self._lock = threading.Lock()  # taken by itself where nobody waits: a Condition's way to it is longer
@@ -154,6 +156,16 @@ class Crew:
         """Return how many calls there were, by tower and batch size."""
         with self._lock:
             return self._batches.copy()
+
+    def times(self) -> StageTimes:
+        """Return how long calls took, and how old the oldest request of each was as it began.
+
+        Keys are (stage, tower); stages are this crew's name, and the same with ``-wait``.
+        """
+        total: StageTimes = {}
+        with self._lock:
+            added(total, self._times)
+        return total
 
     def start(self) -> None:
         """Start as many workers as are missing."""
@@ -274,8 +286,19 @@ class Crew:
         with self._lock:
             if worker.given_up:
                 raise _GivenUpError
+            if worker.call is not None and worker.call.batch:
+                self._note(worker.call)
         self._deliver(results)
         worker.call = None  # only now: should delivery fail, the call's requests are known
+
+    def _note(self, call: Call) -> None:
+        tower = call.batch[0].tower
+        waited = call.since - min(request.started for request in call.batch)
+        for stage, seconds in ((self.name, time.monotonic() - call.since), (f"{self.name}-wait", waited)):
+            times = self._times.get((stage, tower))
+            if times is None:
+                times = self._times[stage, tower] = Times()
+            times.observe(seconds)
 
     def worker_opened(self, worker: Worker, error: BaseException | None) -> None:
         """Pass on that a worker is ready, or why it never will be."""

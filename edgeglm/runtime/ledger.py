@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from edgeglm.runtime.generation import Generation
+from edgeglm.runtime.times import StageTimes, added
 
 Event = Literal["accepted", "answered", "failed", "expired", "cancelled", "shed"]
 
@@ -57,6 +58,7 @@ class Ledger:
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._past_batches: Counter[tuple[str, int]] = Counter()
         self._past_replaced = 0
+        self._past_times: StageTimes = {}
 
     def count(self, event: Event) -> None:
         """Note one event."""
@@ -71,6 +73,16 @@ class Ledger:
         """Keep what a generation did, which is about to go."""
         self._past_batches.update(generation.inference.batch_counts())
         self._past_replaced += generation.replaced
+        for crew in generation.crews:
+            added(self._past_times, crew.times())
+
+    def times(self, generations: Sequence[Generation]) -> StageTimes:
+        """Sum up how long the stages took."""
+        total: StageTimes = {}
+        added(total, self._past_times)
+        for crew in (crew for generation in generations for crew in generation.crews):
+            added(total, crew.times())
+        return total
 
     def stats(self, generations: Sequence[Generation], held: int) -> RunnerStats:
         """Sum up."""

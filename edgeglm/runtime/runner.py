@@ -41,6 +41,7 @@ from edgeglm.runtime.requests import (
     RunnerClosedError,
     Sample,
 )
+from edgeglm.runtime.times import StageTimes
 
 FloatRow = npt.NDArray[np.float32]
 
@@ -211,6 +212,10 @@ class Runner:
     def stats(self) -> RunnerStats:
         """Say what was done so far."""
         return self._ledger.stats(self._generations, self._admission.held)
+
+    def times(self) -> StageTimes:
+        """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower)."""
+        return self._ledger.times(self._generations)
 
     async def _answer(
         self,

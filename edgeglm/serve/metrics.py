@@ -6,40 +6,16 @@ into metrics when somebody scrapes.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from edgeglm.engines.board import conditions
 from edgeglm.runtime.ledger import RunnerStats
+from edgeglm.runtime.times import SECONDS, StageTimes, Times
 from edgeglm.serve.service import Service
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-
-
-class Times:
-    """A histogram of seconds."""
-
-    __slots__ = ("counts", "sum")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(SECONDS) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(SECONDS, seconds)] += 1
-        self.sum += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return cumulative counts as Prometheus has them."""
-        found, total = [], 0
-        for bound, count in zip((*map(str, SECONDS), "+Inf"), self.counts, strict=True):
-            total += count
-            found.append((bound, float(total)))
-        return found
 
 
 class HttpCounts:
@@ -103,6 +79,7 @@ class Collector:
         yield ready
         yield from _faces({"http": self._http, "grpc": self._grpc})
         yield from _runner(service.runner.stats())
+        yield from _stages(service.runner.times())
         yield from _board()
 
 
@@ -113,6 +90,25 @@ def exposition(collector: Collector) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return bytes(generate_latest(registry))
+
+
+def buckets_of(times: Times) -> list[tuple[str, float]]:
+    """Return cumulative counts as Prometheus has them."""
+    found, total = [], 0
+    for bound, count in zip((*map(str, SECONDS), "+Inf"), times.counts, strict=True):
+        total += count
+        found.append((bound, float(total)))
+    return found
+
+
+def _stages(times: StageTimes) -> Iterator[Any]:
+    from prometheus_client.core import HistogramMetricFamily
+
+    text = "Calls of a stage; with -wait, from the oldest request of a call to its beginning."
+    family = HistogramMetricFamily("edgeglm_stage_seconds", text, labels=["stage", "tower"])
+    for (stage, tower), kept in sorted(times.items()):
+        family.add_metric([stage, tower], buckets=buckets_of(kept), sum_value=kept.sum)
+    yield family
 
 
 def _faces(faces: dict[str, HttpCounts]) -> Iterator[Any]:
@@ -128,7 +124,7 @@ def _faces(faces: dict[str, HttpCounts]) -> Iterator[Any]:
         for labels, count in tuple(counts.answers.items()):
             answers.add_metric(list(labels), count)
         for route, kept in tuple(counts.times.items()):
-            times.add_metric([face, route], buckets=kept.buckets(), sum_value=kept.sum)
+            times.add_metric([face, route], buckets=buckets_of(kept), sum_value=kept.sum)
     yield answers
     yield times
 

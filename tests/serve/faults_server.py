@@ -1,0 +1,60 @@
+"""A server whose engine takes its time, for tests of a full queue.
+
+Run it with: a bundle, the rows it holds, the seconds of a call, and the most bytes of a body.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.serve.config import ServeConfig
+from edgeglm.serve.server import Serving, serve
+from tests.runtime.test_retrieval import colour_engine
+
+
+def main(bundle: str, capacity: str, seconds: str, body: str) -> None:
+    def slow_engine(path: Path, threads: int) -> FakeEngine:
+        engine = colour_engine(path, threads)
+        quick = engine._run
+
+        def slow(feeds):
+            time.sleep(float(seconds))
+            return quick(feeds)
+
+        engine._run = slow  # type: ignore[method-assign]
+        return engine
+
+    def said(where: Serving) -> None:
+        sys.stdout.write(json.dumps({"http": where.http, "grpc": where.grpc}, indent=1) + "\n")
+        sys.stdout.flush()
+
+    config = ServeConfig(
+        port=0,
+        grpc_port=0,
+        max_body=int(body),
+        max_requests=64,
+        body_timeout=1.0,
+        send_timeout=1.0,
+        runner=RunnerConfig(
+            engine=slow_engine,
+            when_full="shed",
+            capacity=int(capacity),
+            warm_up=False,
+            batching=BatchPolicy(max_batch_size=1),
+        ),
+    )
+    serve(
+        Path(bundle),
+        config,
+        serving=said,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

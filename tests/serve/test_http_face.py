@@ -1,0 +1,494 @@
+"""What callers send that nobody should, and what the HTTP face answers."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.runtime.test_retrieval import COLOURS, picture
+from tests.runtime.test_runner_bundle import bomb
+from tests.serve.conftest import TOKEN, Server, running, serve_command
+
+TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["red"]}
+IDENTITY = ("edgeglm-version", "edgeglm-bundle", "edgeglm-digest", "edgeglm-target", "edgeglm-precision")
+
+
+def asked(
+    server: Server, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    host, _, port = server.address.rpartition(":")
+    with closing(http.client.HTTPConnection(host, int(port), timeout=20)) as connection:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+
+
+def asked_json(server: Server, method: str, path: str, value: object = None) -> Any:
+    status, _, body = asked(server, method, path, json.dumps(value).encode() if value is not None else None)
+    assert status == 200, body
+    return json.loads(body)
+
+
+def refused(server: Server, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    status, _, answer = asked(server, "POST", path, body, headers)
+    return status, json.loads(answer)["error"]
+
+
+def raw(server: Server, data: bytes, *, shut: bool = False) -> bytes:
+    """Send bytes, and return all that comes until the server closes or is silent for a while."""
+    host, _, port = server.address.rpartition(":")
+    with closing(socket.create_connection((host, int(port)), timeout=1.5)) as connection:
+        connection.sendall(data)
+        if shut:
+            connection.shutdown(socket.SHUT_WR)
+        found = b""
+        try:
+            while part := connection.recv(65536):
+                found += part
+                connection.settimeout(0.3)
+        except TimeoutError:
+            pass
+        return found
+
+
+def infer_bytes(server: Server, *, extra: bytes = b"", body: bytes | None = None) -> bytes:
+    body = body if body is not None else json.dumps({"inputs": [TEXT]}).encode()
+    head = f"POST /v2/models/embed_text/infer HTTP/1.1\r\nHost: {server.address}\r\n".encode()
+    return head + extra + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v1/info", "/metrics", "/nothing", "/v1/stats"])
+def test_every_answer_says_which_bundle_gave_it_and_carries_the_request_id(server: Server, path: str):
+    _, headers, _ = asked(server, "GET", path, headers={"X-Request-Id": "abc-1"})
+    assert all(headers[name] for name in IDENTITY)
+    assert len(headers["edgeglm-digest"]) == 64
+    assert headers["x-request-id"] == "abc-1"
+    status, headers, _ = asked(server, "POST", "/v2/models/nothing/infer", b"{}")
+    assert status == 404
+    assert all(headers[name] for name in IDENTITY)
+    event = server.logged(lambda event: event.get("id") == headers["x-request-id"])
+    assert (event["status"], event["level"]) == (404, "warning")
+    assert "unknown model" in event["error"]
+
+
+def test_an_id_that_would_forge_a_log_line_is_replaced(server: Server):
+    _, headers, _ = asked(server, "GET", "/v2", headers={"X-Request-Id": "a b"})
+    assert headers["x-request-id"] != "a b"
+    _, headers, _ = asked(server, "GET", "/v2", headers={"X-Request-Id": "x" * 129})
+    assert len(headers["x-request-id"]) < 40
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "no inference request"),
+        (b"\xff\xfe", "no inference request"),
+        (b'{"inputs": ', "no inference request"),
+        (b'{"inputs": 3}', r"\$.inputs"),
+        (b'{"inputs": [], "more": 1}', "unknown field `more`"),
+        (b'{"inputs": []}', "no rows"),
+        (b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}', "has no data"),
+        (json.dumps({"inputs": [TEXT, TEXT]}).encode(), "twice"),
+        (json.dumps({"inputs": [{**TEXT, "data": ["a", "b"]}]}).encode(), "must be 1 strings"),
+        (json.dumps({"inputs": [{**TEXT, "data": [1]}]}).encode(), "must be 1 strings"),
+        (json.dumps({"inputs": [{**TEXT, "shape": [-1]}]}).encode(), "shape"),
+        (json.dumps({"inputs": [{**TEXT, "shape": [2**39, 2**39]}]}).encode(), "strings"),
+        (json.dumps({"inputs": [{**TEXT, "datatype": "FP31"}]}).encode(), "did you mean"),
+        (json.dumps({"inputs": [{**TEXT, "data": ["  "]}]}).encode(), "a text is empty"),
+        (b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["\\ud800"]}]}', ""),
+        (b'{"inputs": ' + b"[" * 100_000, "no inference request"),
+    ],
+)
+def test_bodies_that_are_no_request_are_told_what_is_wrong(server: Server, body: bytes, words: str):
+    status, error = refused(server, "/v2/models/embed_text/infer", body)
+    assert status == 400
+    assert re.search(words, error), error
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "data", "words"),
+    [
+        ("9999", 16, b"\0" * 16, "Inference-Header-Content-Length"),
+        ("-1", 16, b"\0" * 16, "no number"),
+        ("x", 16, b"\0" * 16, "no number"),
+        (None, 16, b"\0" * 8, "should have 16 bytes and 8 are left"),
+        (None, 16, b"\0" * 24, "8 bytes follow the last tensor"),
+        (None, 12, b"\0" * 12, "takes 16"),
+    ],
+)
+def test_binary_tensors_that_are_cut_or_too_long_are_told(server: Server, length, size, data, words):
+    inputs = [
+        {"name": n, "shape": [1, 2], "datatype": "INT64", "parameters": {"binary_data_size": size}}
+        for n in ("input_ids",)
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    headers = {"Inference-Header-Content-Length": length or str(len(head))}
+    status, error = refused(server, "/v2/models/text/infer", head + data, headers)
+    assert status == 400
+    assert words in error
+
+
+def test_pictures_that_are_bombs_or_odd_are_refused_or_decoded(server: Server):
+    def embedded(data: bytes) -> list[float]:
+        body = {"image": base64.b64encode(data).decode()}
+        return [round(x, 2) for x in asked_json(server, "POST", "/v1/embed", body)["embeddings"][0]]
+
+    status, error = refused(server, "/v1/embed", bomb(), {"Content-Type": "image/png"})
+    assert (status, "more than 100000000" in error) == (400, True)
+    for bad in (b"", b"GIF89a", picture(COLOURS["red"])[:40]):
+        assert refused(server, "/v1/embed", bad, {"Content-Type": "image/png"})[0] == 400
+    assert refused(server, "/v1/embed", b'{"image": "no base64!"}')[0] == 400
+
+    def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    red = Image.new("RGB", (6, 6), (255, 0, 0))
+    green = Image.new("RGB", (6, 6), (0, 255, 0))
+    assert embedded(saved(red, "GIF", save_all=True, append_images=[green])) == [1, 0, 0]
+    assert embedded(saved(red.convert("CMYK"), "TIFF")) == [1, 0, 0]
+    grey = Image.frombytes("I;16", (6, 6), struct.pack("<36H", *[65535] * 36))
+    assert embedded(saved(grey, "PNG")) == [1, 1, 1]
+
+
+def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
+    found = asked_json(server, "GET", "/v1/search?q=red&k=2")
+    assert found["hits"][0]["id"] == "set/red"
+    assert found["hits"][0]["score"] == pytest.approx(1)
+    assert found["searched"] == {"name": "gallery", "rows": 3}
+    assert found["edgeglm"]["precision"] == "fp32"
+    status, headers, body = asked(server, "GET", found["hits"][0]["picture"])
+    assert (status, headers["content-type"]) == (200, "image/png")
+    assert body == picture(COLOURS["red"])
+    blue = picture(COLOURS["blue"])
+    for content, kind in (
+        (blue, "image/png"),
+        (json.dumps({"image": base64.b64encode(blue).decode(), "k": 1}).encode(), "application/json"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+            + blue
+            + b"\r\n--x--\r\n",
+            "multipart/form-data; boundary=x",
+        ),
+    ):
+        status, _, answer = asked(server, "POST", "/v1/search", content, {"Content-Type": kind})
+        assert status == 200, answer
+        assert json.loads(answer)["hits"][0]["id"] == "set/blue"
+    both = asked_json(
+        server, "POST", "/v1/embed", {"texts": ["red", "blue"], "image": base64.b64encode(blue).decode()}
+    )
+    assert [[round(x) for x in row] for row in both["embeddings"]] == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/search", 400),
+        ("/v1/search?q=red&k=0", 400),
+        ("/v1/search?q=red&k=many", 400),
+        ("/v1/search?q=red&where=3", 400),
+        ("/v1/search?q=red&where=%7B%22a%22%3A1%7D", 400),
+        ("/v1/search?q=", 400),
+        ("/v1/pictures/set/red", 200),
+        ("/v1/pictures/../../manifest.json", 404),
+        ("/v1/pictures/%2e%2e/%2e%2e/manifest.json", 404),
+        ("/v1/pictures//etc/passwd", 404),
+        ("/v2/models/..%2f..%2fetc", 404),
+        ("/v2/models/text/versions/..", 404),
+        ("/v2/models/%00", 404),
+        ("/v2/repository/index", 405),
+    ],
+)
+def test_paths_lead_nowhere_but_to_what_is_served(server: Server, path: str, status: int):
+    found, headers, body = asked(server, "GET", path)
+    assert found == status, body
+    if status == 200:
+        assert headers["x-content-type-options"] == "nosniff"
+    else:
+        assert json.loads(body)["error"]
+
+
+def test_pages_of_other_sites_may_not_ask(server: Server):
+    assert asked(server, "GET", "/v2", headers={"Host": "evil.example"})[0] == 403
+    assert asked(server, "GET", "/v2", headers={"Origin": "http://evil.example"})[0] == 403
+    assert asked(server, "GET", "/v2", headers={"Origin": server.http})[0] == 200
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    host = {"Host": "evil.example"}
+    assert asked(server, "POST", "/v2/models/embed_text/infer", body, host)[0] == 403
+
+
+def test_a_missing_or_wrong_token_lets_nobody_in_but_health(bundles: Path, tmp_path: Path):
+    with running(tmp_path / "log", serve_command(bundles / "colours"), EDGEGLM_TOKEN=TOKEN) as server:
+        body = json.dumps({"inputs": [TEXT]}).encode()
+        for header in (None, "Bearer", "Bearer ", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}"):
+            headers = {"Authorization": header} if header else {}
+            for method, path, content in (
+                ("GET", "/v2", None),
+                ("GET", "/metrics", None),
+                ("GET", "/v2/health/../../metrics", None),
+                ("POST", "/v2/models/embed_text/infer", body),
+            ):
+                status, answer, _ = asked(server, method, path, content, headers)
+                assert (status, answer["www-authenticate"]) == (401, 'Bearer realm="edgeglm"')
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        good = {"Authorization": f"Bearer {TOKEN}"}
+        assert asked(server, "POST", "/v2/models/embed_text/infer", body, good)[0] == 200
+        assert TOKEN not in server.log.read_text()
+
+
+def test_metrics_count_batches_answers_and_refusals(server: Server):
+    asked(server, "POST", "/v2/models/embed_text/infer", json.dumps({"inputs": [TEXT]}).encode())
+    text = asked(server, "GET", "/metrics")[2].decode()
+    for line in (
+        r'edgeglm_bundle_info{.*digest="[0-9a-f]{64}".*} 1.0',
+        r'edgeglm_requests_total{method="POST",route="/v2/models/infer",status="200"} \d',
+        r'edgeglm_batch_size_bucket{le="1",tower="text"} \d',
+        r'edgeglm_request_seconds_count{face="http",route="/v2/models/infer"} \d',
+        r"edgeglm_queue_depth 0.0",
+        r"edgeglm_shed_total 0.0",
+        r"edgeglm_deadline_missed_total \d",
+        r'edgeglm_stage_seconds_count{stage="engine",tower="text"} \d',
+    ):
+        assert re.search(line, text), line
+
+
+def test_requests_in_pieces_in_a_row_and_in_chunks_are_all_answered(server: Server):
+    request = infer_bytes(server)
+    host, _, port = server.address.rpartition(":")
+    with closing(socket.create_connection((host, int(port)), timeout=5)) as connection:
+        for byte in range(0, len(request), 7):
+            connection.sendall(request[byte : byte + 7])
+            time.sleep(0.001)
+        found = b""
+        while b'"outputs"' not in found:
+            found += connection.recv(65536)
+        assert found.startswith(b"HTTP/1.1 200 OK")
+        connection.sendall(request * 3 + request[:50])
+        found = b""
+        while found.count(b'"outputs"') < 3:
+            found += connection.recv(65536)
+        connection.sendall(request[50:])
+        while found.count(b'"outputs"') < 4:
+            found += connection.recv(65536)
+        assert found.count(b"HTTP/1.1 200 OK") == 4
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    head = f"POST /v2/models/embed_text/infer HTTP/1.1\r\nHost: {server.address}\r\n"
+    answer = raw(server, head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    closes = raw(server, infer_bytes(server, extra=b"Connection: close\r\n"))
+    assert closes.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"POST /v2/models/text/infer HTTP/9.9\r\n\r\n",
+        b"POST /v2/models/text/infer HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+        b"POST /v2/models/text/infer HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v2/models/text/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000,
+    ],
+)
+def test_what_is_not_http_is_refused_and_the_server_lives(server: Server, data: bytes):
+    answer = raw(server, data)
+    assert answer == b"" or answer.split()[1] in (b"400", b"403", b"404", b"413", b"405", b"431"), answer[
+        :200
+    ]
+    assert asked(server, "GET", "/v2/health/ready")[0] == 200
+
+
+def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "0.0", "100000"]
+    with running(tmp_path / "log", command) as server:
+        status, error = refused(server, "/v2/models/embed_text/infer", b" " * 100_001)
+        assert (status, "over the limit of 100000" in error) == (413, True)
+        inflated = __import__("gzip").compress(b" " * 10_000_000)
+        status, error = refused(server, "/v2/models/embed_text/infer", inflated, {"Content-Encoding": "gzip"})
+        assert (status, "grows over the limit" in error) == (413, True)
+        status, _ = refused(
+            server, "/v2/models/embed_text/infer", inflated[:50], {"Content-Encoding": "gzip"}
+        )
+        assert status in (400, 413)
+        began = time.monotonic()
+        cut = infer_bytes(server)[:-5]
+        assert b" 408 " in raw(server, cut)[:30] or time.monotonic() - began < 5
+        raw(server, cut, shut=True)
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        assert asked_json(server, "GET", "/v1/stats")["runner"]["held"] == 0
+
+
+def test_a_full_queue_is_answered_429_with_a_time_and_the_accepted_are_served(bundles, tmp_path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "0.1", "100000"]
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    with running(tmp_path / "log", command) as server:
+        answers: list[tuple[int, dict[str, str]]] = []
+
+        def ask() -> None:
+            answers.append(asked(server, "POST", "/v2/models/embed_text/infer", body)[:2])
+
+        threads = [threading.Thread(target=ask) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = [status for status, _ in answers]
+        assert set(statuses) == {200, 429}
+        assert 4 <= statuses.count(200) < 16
+        assert all(headers["retry-after"] == "1" for status, headers in answers if status == 429)
+        text = asked(server, "GET", "/metrics")[2].decode()
+        assert f"edgeglm_shed_total {statuses.count(429)}.0" in text
+        late = json.dumps({"inputs": [TEXT], "parameters": {"timeout": 1000}}).encode()
+        status, error = refused(server, "/v2/models/embed_text/infer", late)
+        assert (status, "no answer within" in error) == (504, True)
+        # over gRPC the same, in a process of its own: the client warns in ways of its own
+        code = (
+            "import warnings; warnings.simplefilter('ignore')\n"
+            "import sys, queue, numpy as np, tritonclient.grpc as g\n"
+            "c = g.InferenceServerClient(sys.argv[1]); t = g.InferInput('text', [5], 'BYTES')\n"
+            "t.set_data_from_numpy(np.array([b'red'] * 5, dtype=object))\n"
+            "try: c.infer('embed_text', [t])\n"
+            "except Exception as e: print(e.status())\n"
+        )
+        found = subprocess.run([sys.executable, "-c", code, server.grpc], capture_output=True, text=True)
+        assert "RESOURCE_EXHAUSTED" in found.stdout, found.stderr
+
+
+def test_sigterm_answers_what_was_accepted_and_takes_no_more(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "8", "0.3", "100000"]
+    answers: list[int] = []
+    with running(tmp_path / "log", command) as server:
+        body = json.dumps({"inputs": [TEXT]}).encode()
+
+        def ask() -> None:
+            answers.append(asked(server, "POST", "/v2/models/embed_text/infer", body)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.25)
+        server.process.terminate()
+        for thread in threads:
+            thread.join()
+        assert server.process.wait(20) == 0
+        assert answers == [200, 200, 200]
+        assert [event["event"] for event in server.events()[-1:]] == ["stopped"]
+
+
+def test_a_caller_who_does_not_read_is_cut_off_and_holds_up_nobody(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "400", "0.0", "4000000"]
+    with running(tmp_path / "log", command) as server:
+        host, _, port = server.address.rpartition(":")
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.settimeout(0.2)
+        many = infer_bytes(server) * 20
+        try:
+            for _ in range(600):
+                connection.sendall(many)
+        except (TimeoutError, OSError):
+            pass
+        began = time.monotonic()
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        assert time.monotonic() - began < 5
+        connection.close()
+
+
+def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused_before_anything_loads(
+    server, bundles, tmp_path
+):
+    port = server.address.rpartition(":")[2]
+    grpc_port = server.grpc.rpartition(":")[2]
+    short = tmp_path / "token"
+    short.write_text("short")
+    for options, words in (
+        (["--port", port], "another program listens there; give --port another port"),
+        (["--port", "0", "--grpc-port", grpc_port], "give --grpc-port another port"),
+        (["--port", "70000"], "give 0 to 65535"),
+        (["--host", "203.0.113.7", "--port", "0"], "no such address"),
+        (["--token-file", str(short)], "make a longer one"),
+        (["--token-file", str(tmp_path / "none")], "cannot read a token"),
+        (["--tls-key", str(short)], "give both, or neither"),
+        (["--bundles", str(tmp_path / "none")], "no folder"),
+    ):
+        command = [sys.executable, "-m", "edgeglm.cli.main", "serve", str(bundles / "colours"), *options]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert found.returncode == 2, (options, found.stderr)
+        assert words in found.stderr.splitlines()[-1]
+
+
+def test_tls_serves_both_faces(bundles: Path, tmp_path: Path):
+    certificate, key = self_signed(tmp_path)
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with running(tmp_path / "log", serve_command(bundles / "colours", *options)) as server:
+        assert server.http.startswith("https://")
+        context = ssl.create_default_context(cafile=str(certificate))
+        host, _, port = server.address.rpartition(":")
+        body = json.dumps({"inputs": [TEXT]})
+        with closing(http.client.HTTPSConnection(host, int(port), timeout=20, context=context)) as connection:
+            for _ in range(2):
+                connection.request("POST", "/v2/models/embed_text/infer", body)
+                response = connection.getresponse()
+                assert response.status == 200
+                response.read()
+        code = (
+            "import warnings; warnings.simplefilter('ignore')\n"
+            "import sys, tritonclient.grpc as g\n"
+            "c = g.InferenceServerClient(sys.argv[1], ssl=True, root_certificates=sys.argv[2])\n"
+            "print(c.is_server_ready())\n"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, server.grpc, str(certificate)], capture_output=True, text=True
+        )
+        assert found.stdout == "True\n", found.stderr
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
+    return folder / "certificate.pem", folder / "key.pem"
