@@ -10,6 +10,7 @@ else is named, to be kept in FP32.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from edgeglm.core.errors import UserError
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.emit import shapes_of
 from edgeglm.export.graph import Graph, attribute_of, model_from_file, name_of, named, opset_of, unquantized
@@ -137,6 +139,33 @@ def fp16_ready(path: Path, out: Path, batches: Iterable[Mapping[str, npt.NDArray
         changed=changed,
         path=str(out if changed else path),
     )
+
+
+def lint_file(path: Path, *, data: Path | None = None, output: Path | None = None) -> Fp16Report:
+    """Lint an ONNX file, on the samples of an ``.npz`` if there is one, and mend it if ``output`` is given.
+
+    Raises UserError for a file or samples that cannot be used.
+    """
+    samples = [] if data is None else [_samples(data)]
+    if output is not None:
+        if data is None:
+            raise UserError("what to keep in FP32 is seen on samples only; give them with --data")
+        report = fp16_ready(path, output, samples)
+        if not report.changed:
+            save_deterministic(model_from_file(path), output)
+        return msgspec.structs.replace(report, path=str(output))
+    model = model_from_file(path)
+    named(model)
+    findings = lint_fp16(model, measured_ranges(model, samples) if samples else None)
+    return Fp16Report(findings=findings, path=str(path))
+
+
+def _samples(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read the samples {path}: {error}; write them with numpy.savez") from error
 
 
 def _mended(model: onnx.ModelProto, findings: Sequence[Finding]) -> tuple[list[str], list[str]]:

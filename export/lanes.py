@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from onnx import TensorProto
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.export.anonymous import save_deterministic
+from edgeglm.export.calibration_cache import implicit_from_qdq, write_cache
 from edgeglm.export.emit import types_of
 from edgeglm.export.graph import QUANTIZERS, Graph, all_nodes, model_from_file, name_of, opset_of
+from edgeglm.export.lowering import Lowered, lane_a, lane_b
 from edgeglm.targets.legality import check_lane, check_opset
 from edgeglm.targets.schema import Lane, Target
 
@@ -131,6 +134,38 @@ def checked_lane(
             "asked; report it with both files"
         )
     return LaneReport(lane=lane, problems=(), max_abs=max_abs, min_cosine=cosine)
+
+
+def lane_file(
+    path: Path, out: Path, lane: Lane, *, target: Target | None = None, cache: Path | None = None
+) -> Lowered:
+    """Write the file of a lane, checked; nothing is written when it breaks the lane's rules.
+
+    Args:
+        path: Any ONNX file; not changed.
+        out: Where the file goes.
+        lane: "A" or "B".
+        target: Who must take the lane.
+        cache: Where a calibration cache goes; the file is then without Q/DQ.
+
+    Raises:
+        UserError: A node has no equivalent, the target does not take the lane, or ``cache`` was asked of a
+            model that quantizes no activation.
+    """
+    model = model_from_file(path)
+    lowered = lane_a(model) if lane == "A" else lane_b(model)
+    ranges = None
+    if cache is not None:  # of the lowered graph: the cache names the tensors that the builder will see
+        plain, ranges = implicit_from_qdq(lowered.model)
+        lowered = replace(lowered, model=plain, quantized=0)
+    if problems := lane_problems(lowered.model, lane, target):
+        raise UserError(
+            f"{path.name} cannot be of lane {lane}: {'; '.join(problems)}; choose another lane or operator"
+        )
+    save_deterministic(lowered.model, out)
+    if cache is not None and ranges is not None:
+        write_cache(ranges, cache)
+    return lowered
 
 
 def outputs_apart(

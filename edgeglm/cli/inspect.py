@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
+from edgeglm.cli.console import App, bundle_argument, human_bytes, json_option, trust_options
 
 
 @click.command(name="inspect")
@@ -17,8 +17,12 @@ from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 def command(app: App, bundle: Path) -> None:
     """Show what a bundle holds: variants and their figures, target, stages, licences.
 
-    A bundle's folder is read without hashing its files; `edgeglm verify` does that.
+    A bundle's folder is read without hashing its files; `edgeglm verify` does that. Of an .onnx file it
+    shows inputs, outputs, operators and precision; `edgeglm fusions` says what runtimes fuse of it.
     """
+    if bundle.suffix == ".onnx":
+        _onnx(app, bundle)
+        return
     from edgeglm.bundle.inspect import inspect_rows
     from edgeglm.bundle.verify import open_bundle
 
@@ -29,3 +33,25 @@ def command(app: App, bundle: Path) -> None:
         for table in tables:
             app.table(table.columns, table.rows, title=table.title)
         app.emit(opened.manifest)
+
+
+def _onnx(app: App, path: Path) -> None:
+    from edgeglm.export.any_onnx import describe_onnx
+
+    found = describe_onnx(path)
+    app.pairs(
+        [
+            ("sha256", found.sha256),
+            ("size", human_bytes(found.size_bytes)),
+            ("producer", found.producer or "unknown"),
+            ("opsets", ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())),
+            ("precision", found.precision),
+            ("parameters", f"{found.parameters:,}"),
+            ("weights in other files", "yes" if found.external_data else "no"),
+            *(("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in found.inputs),
+            *(("output", f"{t.name} {t.dtype} {list(t.shape)}") for t in found.outputs),
+            ("operators", ", ".join(f"{count} {op}" for op, count in found.operators.items())),
+        ],
+        title=path.name,
+    )
+    app.emit(found)

@@ -15,7 +15,7 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 def graph_model(
     nodes: Sequence[onnx.NodeProto],
-    weights: Mapping[str, npt.ArrayLike],
+    weights: Mapping[str, Any],
     *,
     shape: Sequence[int | str | None] = ("B", 4, 8),
     outputs: Sequence[str] = ("y",),

@@ -41,7 +41,8 @@ def fp16_answers(model: onnx.ModelProto, x: npt.NDArray[np.float32]) -> npt.NDAr
     """Run node by node in the graph's own types: FP16 is FP16 here, on every node."""
     with np.errstate(all="ignore"):
         evaluator = ReferenceEvaluator(model, new_ops=[LayerNormalization])
-        return np.asarray(evaluator.run(None, {"x": x})[0], np.float32)
+        outputs: Any = evaluator.run(None, {"x": x})
+    return np.asarray(outputs[0], np.float32)
 
 
 def cast_to_fp16(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -111,7 +112,7 @@ def _layer_norm(x: str, y: str, prefix: str = "norm", *, multiplied: bool = Fals
     ]
 
 
-_NORM = {
+_NORM: dict[str, Any] = {
     "axis": _AXIS, "two": np.float32(2), "eps": np.float32(1e-5), "scale": normal(WIDTH, seed=4),
     "bias": normal(WIDTH, seed=5),
 }  # fmt: skip

@@ -1,0 +1,111 @@
+"""`edgeglm lint`, `fusions`, `lower` and `inspect` of an ONNX file, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+import numpy as np  # noqa: E402
+
+from edgeglm.cli.main import exit_code  # noqa: E402
+from edgeglm.export.calibration_cache import cache_from_file  # noqa: E402
+from tests.calibration.towers import text_tower  # noqa: E402
+from tests.export.planted import WIDTH, planted  # noqa: E402
+from tests.export.test_lowering import quantized  # noqa: E402
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    onnx.save(text_tower(), tmp_path / "text.onnx")
+    return tmp_path / "text.onnx"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
+    code = exit_code([*map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def test_a_model_is_lowered_or_refused_by_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, found, _ = said(
+        capsys, "lower", model, "--output", tmp_path / "a.onnx", "--target", "jetson-agx-xavier"
+    )
+    assert (code, found["opset"]) == (0, 16)
+    assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == 16
+    code, found, err = said(capsys, "lower", model, "--output", tmp_path / "b.onnx", "--target", "t4")
+    assert (code, found) == (2, None)
+    assert "does not take lane A" in err
+    assert not (tmp_path / "b.onnx").exists()
+    code, _, err = said(
+        capsys, "lower", model, "--output", tmp_path / "b.onnx", "--calibration-cache", tmp_path / "c"
+    )
+    assert code == 2
+    assert "quantizes no activation; quantize it first" in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_calibration_cache_names_tensors_of_the_file_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    onnx.save(quantized(), tmp_path / "q.onnx")
+    code, _, err = said(
+        capsys,
+        "lower",
+        tmp_path / "q.onnx",
+        "--output",
+        tmp_path / "a.onnx",
+        "--calibration-cache",
+        tmp_path / "c",
+    )
+    assert (code, err) == (0, "")
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert not any("Quantize" in node.op_type for node in graph.node)
+    names = {v.name for v in graph.input} | {name for node in graph.node for name in node.output}
+    assert set(cache_from_file(tmp_path / "c").scales) <= names
+
+
+def test_lint_names_what_overflows_and_mends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bad, kind, node = planted()["mask of (1 - m) * -1e9"]
+    onnx.save(bad, tmp_path / "bad.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 4, WIDTH), np.float32))
+    code, found, _ = said(
+        capsys,
+        "lint",
+        tmp_path / "bad.onnx",
+        "--data",
+        tmp_path / "x.npz",
+        "--output",
+        tmp_path / "good.onnx",
+    )
+    assert code == 0
+    assert (found["findings"][0]["kind"], found["findings"][0]["node"]) == (kind, node)
+    assert found["clamped"] == ["huge"]
+    code, found, _ = said(capsys, "lint", tmp_path / "good.onnx")
+    assert (code, found["findings"]) == (0, [])
+    (tmp_path / "broken.npz").write_bytes(b"none")
+    code, _, err = said(capsys, "lint", tmp_path / "bad.onnx", "--data", tmp_path / "broken.npz")
+    assert code == 2
+    assert "write them with numpy.savez" in err
+
+
+def test_fusions_are_listed_and_the_model_rewritten(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, found, _ = said(capsys, "fusions", model, "--write", tmp_path / "w.onnx")
+    assert code == 0
+    assert {row["pattern"] for row in found["report"]["rows"]} == {"layer-norm", "gelu"}
+    assert (tmp_path / "w.onnx").is_file()
+    assert exit_code(["fusions", str(model)]) == 0
+    assert "layer-norm" in capsys.readouterr().out
+
+
+def test_inspect_shows_an_onnx_file(model: Path, capsys: pytest.CaptureFixture[str]):
+    code, found, _ = said(capsys, "inspect", model)
+    assert (code, found["precision"], found["opsets"]) == (0, "fp32", {"ai.onnx": 20})

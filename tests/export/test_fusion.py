@@ -1,0 +1,294 @@
+"""If these fail, a user is told that a runtime fuses what it does not, or rewrites a model into another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgeglm.core.errors import UserError
+from edgeglm.export.engine_layers import EngineLayer, layers_from_file
+from edgeglm.export.fusion import FusionReport, Runtime, fusion_report, rewritten_file
+from edgeglm.export.graph import Graph
+from edgeglm.export.lowering import lane_a, lane_b
+from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
+from edgeglm.export.patterns import gelus, norms
+from edgeglm.export.rewrites import rewrite
+from tests.export.graphs import answers, graph_model, normal
+
+N = helper.make_node
+WIDTH, HEADS = 16, 2
+
+
+def block(*, int8: bool = False, bmm_int8: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """One transformer block as exporters write it: heads from computed shapes, the scale behind Q K^T."""
+    nodes = [
+        N("Shape", ["x"], ["rows"], name="rows", end=2),
+        N("Concat", ["rows", "rest", "head"], ["split"], name="split", axis=0),
+        N("Concat", ["rows", "rest"], ["merge"], name="merge", axis=0),
+        N("LayerNormalization", ["x", "scale", "bias"], ["n"], name="norm"),
+    ]
+    weights: dict[str, Any] = {
+        "rest": np.array([-1], np.int64), "head": np.array([WIDTH // HEADS], np.int64),
+        "scale": normal(WIDTH, seed=1), "bias": normal(WIDTH, seed=2), "factor": np.float32(0.25),
+        "mask": np.where(np.arange(6) < 4, 0.0, -1e4).astype(np.float32).reshape(1, 1, 1, 6),
+        "qs": np.float32(0.05), "qz": np.int8(0),
+    }  # fmt: skip
+    rows = "n"
+    if int8:
+        nodes += [
+            N("QuantizeLinear", ["n", "qs", "qz"], ["nq"], name="n/Quantize"),
+            N("DequantizeLinear", ["nq", "qs", "qz"], ["nd"], name="n/Dequantize"),
+        ]
+        rows = "nd"
+    for index, role in enumerate(("query", "key", "value", "out")):
+        weights |= {
+            f"{role}.w": normal(WIDTH, WIDTH, seed=3 + index, scale=0.3),
+            f"{role}.b": normal(WIDTH, seed=9),
+        }
+    for role, perm in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])):
+        nodes += [
+            N("MatMul", [rows, f"{role}.w"], [f"{role}m"], name=f"{role}/MatMul"),
+            N("Add", [f"{role}m", f"{role}.b"], [f"{role}a"], name=f"{role}/Add"),
+            N("Reshape", [f"{role}a", "split"], [f"{role}r"], name=f"{role}/Reshape"),
+            N("Transpose", [f"{role}r"], [f"{role}t"], name=f"{role}/Transpose", perm=perm),
+        ]
+        if role in bmm_int8:
+            nodes += [
+                N("QuantizeLinear", [f"{role}t", "qs", "qz"], [f"{role}q"], name=f"{role}/Quantize"),
+                N("DequantizeLinear", [f"{role}q", "qs", "qz"], [f"{role}d"], name=f"{role}/Dequantize"),
+            ]
+    side = {role: f"{role}d" if role in bmm_int8 else f"{role}t" for role in ("query", "key", "value")}
+    nodes += [
+        N("MatMul", [side["query"], side["key"]], ["l"], name="bmm1"),
+        N("Mul", ["l", "factor"], ["ls"], name="attention/Scale"),
+        N("Add", ["ls", "mask"], ["lm"], name="attention/Mask"),
+        N("Softmax", ["lm"], ["p"], name="attention/Softmax", axis=-1),
+        N("MatMul", ["p", side["value"]], ["o"], name="bmm2"),
+        N("Transpose", ["o"], ["ot"], name="merge/Transpose", perm=[0, 2, 1, 3]),
+        N("Reshape", ["ot", "merge"], ["om"], name="merge/Reshape"),
+        N("MatMul", ["om", "out.w"], ["h"], name="out/MatMul"),
+        N("Add", ["h", "out.b"], ["hb"], name="out/Add"),
+        N("Add", ["hb", "x"], ["r"], name="residual/Add"),
+        N("LayerNormalization", ["r", "scale", "bias"], ["r2"], name="norm2"),
+        N("Gelu", ["r2"], ["y"], name="gelu"),
+    ]
+    return graph_model(nodes, weights, shape=("B", "S", WIDTH))
+
+
+X = normal(3, 6, WIDTH, seed=5)
+
+
+def missed(report: FusionReport, runtime: Any) -> dict[str, tuple[str, str]]:
+    return {row.pattern: (row.blocker, row.why) for row in report.missed(runtime)}
+
+
+def test_each_pattern_is_listed_with_the_node_that_prevents_it():
+    report = fusion_report(block())
+    assert report.counts("tensorrt") == {
+        "layer-norm": (2, 2), "gelu": (1, 1), "attention": (0, 1), "qkv-projections": (1, 1),
+    }  # fmt: skip
+    blocker, why = missed(report, "tensorrt")["attention"]
+    assert blocker == "attention/Scale"
+    assert "asks for it before" in why
+    blocker, why = missed(report, "onnxruntime")["attention"]
+    assert blocker == "query/Reshape"
+    assert "number of heads" in why
+
+
+def test_a_rewritten_block_answers_the_same_and_misses_nothing(tmp_path: Path):
+    onnx.save(block(), tmp_path / "x.onnx")
+    runtimes: tuple[Runtime, ...] = ("tensorrt", "onnxruntime")
+    for runtime in runtimes:
+        rewritten_file(tmp_path / "x.onnx", tmp_path / "y.onnx", runtime)
+        made = onnx.load(tmp_path / "y.onnx")
+        np.testing.assert_allclose(answers(made, {"x": X})[0], answers(block(), {"x": X})[0], atol=2e-6)
+    report = fusion_report(onnx.load(tmp_path / "y.onnx"))
+    assert report.onnxruntime_ops["MultiHeadAttention"] == 1
+    rewritten_file(tmp_path / "x.onnx", tmp_path / "y.onnx", "tensorrt")
+    assert fusion_report(onnx.load(tmp_path / "y.onnx")).missed("tensorrt") == ()
+
+
+def test_a_block_that_was_written_out_is_put_together_again():
+    old = lane_a(block()).model
+    assert {node.op_type for node in old.graph.node} >= {"Erf", "Sqrt"}
+    new = lane_b(old).model
+    new.opset_import[0].version = 20
+    done = rewrite(new)
+    assert {kind: len(nodes) for kind, nodes in done.made.items()} == {
+        "layer-norm": 2, "gelu": 1, "attention-scale": 1,
+    }  # fmt: skip
+    np.testing.assert_allclose(answers(new, {"x": X})[0], answers(block(), {"x": X})[0], atol=2e-6)
+
+
+def test_half_quantized_attention_names_the_side_that_is_not():
+    model = block(int8=True, bmm_int8=("query", "key"))
+    next(node for node in model.graph.node if node.name == "attention/Mask").input[0] = "l"
+    report = fusion_report(model)
+    blocker, why = missed(report, "tensorrt")["attention"]
+    assert blocker == "bmm2"
+    assert "probabilities are not quantized" in why
+
+
+def test_a_residual_beside_an_int8_product_is_to_be_quantized_too():
+    nodes = [
+        N("Relu", ["x"], ["t"], name="trunk"),
+        N("QuantizeLinear", ["t", "s", "z"], ["q"], name="q"),
+        N("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        N("MatMul", ["d", "w"], ["m"], name="product"),
+        N("Add", ["m", "t"], ["y"], name="residual"),
+    ]
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": normal(8, 8)}
+    found = missed(fusion_report(graph_model(nodes, weights)), "tensorrt")["quantized-residual"]
+    assert found[0] == "trunk"
+    assert found[1].startswith("the other side of the residual is not quantized")
+    nodes[-1].input[1] = "d"
+    assert missed(fusion_report(graph_model(nodes, weights)), "tensorrt") == {}
+
+
+def test_projections_that_are_quantized_apart_cannot_be_one_product():
+    model = block(int8=True)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.07, np.float32), "other"))
+    at = [node.name for node in model.graph.node].index("key/MatMul")
+    for node in (
+        N("DequantizeLinear", ["nq2", "other", "qz"], ["nd2"], name="second/Dequantize"),
+        N("QuantizeLinear", ["n", "other", "qz"], ["nq2"], name="second/Quantize"),
+    ):
+        model.graph.node.insert(at, node)
+    next(node for node in model.graph.node if node.name == "key/MatMul").input[0] = "nd2"
+    assert missed(fusion_report(model), "tensorrt")["qkv-projections"][0] == "key/MatMul"
+
+
+def test_quantizers_in_the_wrong_place_are_pointed_out():
+    nodes = [
+        N("Conv", ["x", "w"], ["c"], name="conv"),
+        N("QuantizeLinear", ["c", "s", "z"], ["q"], name="wrong/Quantize"),
+        N("DequantizeLinear", ["q", "s", "z"], ["d"], name="wrong/Dequantize"),
+        N("BatchNormalization", ["d", "one", "zero", "zero", "one"], ["b"], name="norm"),
+        N("Relu", ["b"], ["r"], name="relu"),
+        N("QuantizeLinear", ["r", "s", "z"], ["q2"], name="first/Quantize"),
+        N("DequantizeLinear", ["q2", "s", "z"], ["d2"], name="first/Dequantize"),
+        N("QuantizeLinear", ["d2", "s", "z"], ["q3"], name="again/Quantize"),
+        N("DequantizeLinear", ["q3", "s", "z"], ["y"], name="again/Dequantize"),
+    ]
+    weights = {
+        "w": normal(4, 3, 1, 1), "s": np.float32(0.1), "z": np.int8(0),
+        "one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32),
+    }  # fmt: skip
+    report = fusion_report(graph_model(nodes, weights, shape=("B", 3, 5, 5)))
+    notes = {note.node: note.why for note in report.quantizers}
+    assert (
+        "inside the conv-batch-norm" in notes["wrong/Quantize"] or "between conv" in notes["wrong/Quantize"]
+    )
+    assert "quantizes again" in notes["again/Quantize"]
+    assert "first/Quantize" not in notes
+    assert missed(report, "tensorrt")["conv-batch-norm"][0].startswith("wrong/")
+
+
+def conv(*, shared: bool = False, grouped: bool = False) -> onnx.ModelProto:
+    nodes = [
+        N("Conv", ["x", "w", "b"], ["c"], name="conv", group=3 if grouped else 1),
+        N("BatchNormalization", ["c", "g", "h", "m", "v"], ["y"], name="norm", epsilon=1e-3),
+        *([N("Relu", ["c"], ["z"], name="other")] if shared else []),
+    ]
+    weights = {
+        "w": normal(6, 1 if grouped else 3, 2, 2), "b": normal(6), "g": normal(6, seed=1),
+        "h": normal(6, seed=2), "m": normal(6, seed=3), "v": np.abs(normal(6, seed=4)),
+    }  # fmt: skip
+    return graph_model(nodes, weights, shape=("B", 3, 5, 5), outputs=("y", "z") if shared else ("y",))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_batch_norm_goes_into_its_convolution(grouped: bool):
+    model = conv(grouped=grouped)
+    done = rewrite(model)
+    assert done.made == {"conv-batch-norm": ["conv"]}
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    x = normal(2, 3, 5, 5)
+    np.testing.assert_allclose(
+        answers(model, {"x": x})[0], answers(conv(grouped=grouped), {"x": x})[0], atol=1e-5
+    )
+
+
+def test_what_is_read_elsewhere_is_not_fused_and_says_so():
+    model = conv(shared=True)
+    row = missed(fusion_report(model), "tensorrt")["conv-batch-norm"]
+    assert row == ("conv", "other reads its result too; compute it apart there")
+    assert rewrite(model).kept == {"norm": "conv is read elsewhere too"}
+
+
+def test_gelu_is_known_in_the_forms_that_exporters_write():
+    half, root = np.float32(0.5), np.float32(2**0.5)
+    forms = {
+        "x first": [
+            N("Div", ["x", "root"], ["a"]), N("Erf", ["a"], ["e"]), N("Add", ["e", "one"], ["f"]),
+            N("Mul", ["x", "f"], ["g"]), N("Mul", ["g", "half"], ["y"]),
+        ],
+        "half first": [
+            N("Mul", ["x", "half"], ["h"]), N("Mul", ["x", "inverse"], ["a"]), N("Erf", ["a"], ["e"]),
+            N("Add", ["e", "one"], ["f"]), N("Mul", ["h", "f"], ["y"]),
+        ],
+    }  # fmt: skip
+    for nodes in forms.values():
+        weights = {"half": half, "root": root, "inverse": 1 / root, "one": np.float32(1)}
+        model = graph_model(nodes, weights)
+        x = normal(2, 4, 8)
+        before = answers(model, {"x": x})[0]
+        (match,) = gelus(Graph(model))
+        assert (match.input, match.output, len(match.nodes)) == ("x", "y", 5)
+        rewrite(model)
+        assert [node.op_type for node in model.graph.node] == ["Gelu"]
+        np.testing.assert_allclose(answers(model, {"x": x})[0], before, atol=1e-6)
+    other = graph_model([N("Tanh", ["x"], ["t"]), N("Add", ["t", "one"], ["y"])], {"one": np.float32(1)})
+    assert list(gelus(Graph(other))) == []
+
+
+def test_a_softmax_without_products_and_a_norm_of_something_else_are_left():
+    model = graph_model(
+        [N("Softmax", ["x"], ["s"]), N("Sqrt", ["s"], ["r"]), N("Div", ["x", "r"], ["y"])], {}
+    )
+    assert list(norms(Graph(model))) == []
+    assert fusion_report(model).rows == ()
+    assert rewrite_for_onnxruntime(model).made == {}
+
+
+def test_the_layers_of_an_engine_are_joined(tmp_path: Path):
+    model = lane_b(lane_a(block()).model).model
+    table = {
+        "Layers": [
+            {"Name": "myl0", "Metadata": "[ONNX Layer: norm/Pow]\x1e[ONNX Layer: norm/Sub]"},
+            {"Name": "myl1", "LayerType": "kgen", "Metadata": "[ONNX Layer: norm/Div]",
+             "Outputs": [{"Format/Datatype": "Half"}]},
+            "bmm1 + attention/Scale",
+        ]
+    }  # fmt: skip
+    (tmp_path / "layers.json").write_text(json.dumps(table))
+    layers = layers_from_file(tmp_path / "layers.json")
+    assert layers[1].precision == "Half"
+    assert layers[2] == EngineLayer(name="bmm1 + attention/Scale", nodes=("bmm1", "attention/Scale"))
+    rows = {row.at: row for row in fusion_report(model, layers=layers).rows if row.runtime == "tensorrt"}
+    assert set(rows["norm/Add_2"].layers) == {"myl0", "myl1"}
+    assert rows["attention/Softmax"].layers == ("bmm1 + attention/Scale",)
+    for text in ("{}", "no", '{"Layers": [1]}'):
+        (tmp_path / "layers.json").write_text(text)
+        with pytest.raises(UserError, match="write them with trtexec"):
+            layers_from_file(tmp_path / "layers.json")
+
+
+def test_an_fp16_graph_is_not_called_fused_for_the_casts_that_rename_it():
+    nodes = [
+        N("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        N("MatMul", ["h", "w"], ["k"], name="k"),
+        N("Transpose", ["k"], ["t"], name="t", perm=[0, 2, 1]),
+        N("MatMul", ["h", "t"], ["l"], name="bmm1"),
+        N("Softmax", ["l"], ["p"], name="softmax"),
+        N("MatMul", ["p", "k"], ["o"], name="bmm2"),
+        N("Cast", ["o"], ["y"], to=TensorProto.FLOAT),
+    ]
+    report = fusion_report(graph_model(nodes, {"w": normal(8, 8).astype(np.float16)}))
+    assert report.counts("onnxruntime") == {"attention": (0, 1)}
