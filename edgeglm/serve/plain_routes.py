@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from edgeglm.serve.search import Found, Searcher
 from edgeglm.serve.service import Service
 
 MOST_RESULTS = 1000
+MOST_INLINE = 100
 _ON_THE_LOOP = 20_000  # rows whose scores are quicker made than handed to a thread
 
 Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=3.6e6)]
@@ -42,12 +43,17 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to search with: a text, or a picture in base64, and a filter for an index with metadata."""
+    """What to search with: a text, or a picture in base64, and a filter for an index with metadata.
+
+    The first ``inline`` hits come with their picture as a ``data:`` URL: a page that shows 24 of them asks
+    once, and not 25 times.
+    """
 
     text: str | None = None
     image: str | None = None
     k: Annotated[int, msgspec.Meta(ge=1, le=MOST_RESULTS)] = 10
     where: dict[str, Any] | None = None
+    inline: Annotated[int, msgspec.Meta(ge=0, le=MOST_INLINE)] = 0
     timeout_ms: Milliseconds | None = None
 
 
@@ -72,6 +78,7 @@ def routes(service: Service) -> list[Route]:
         began = time.perf_counter()
         searcher = service.require_searcher()
         seconds = _seconds(asked.timeout_ms)
+        service.model("embed_text" if picture is None else "embed_image")
         if picture is not None:
             query_D = await service.runner.embed_image(picture, deadline=seconds)
         else:
@@ -79,13 +86,15 @@ def routes(service: Service) -> list[Route]:
             query_D = await service.runner.embed_text(asked.text, deadline=seconds)
         embedded = time.perf_counter()
         found = await _searched(searcher, query_D, asked.k, asked.where)
+        searched = time.perf_counter()
+        data = await asyncio.to_thread(_inline, searcher, found[: asked.inline]) if asked.inline else {}
         return json_answer(
             {
-                "hits": [_hit(rank, hit) for rank, hit in enumerate(found, start=1)],
+                "hits": [_hit(rank, hit, data.get(hit.id)) for rank, hit in enumerate(found, start=1)],
                 "searched": {"name": searcher.name, "rows": searcher.size},
                 "ms": {
                     "embed": round((embedded - began) * 1e3, 3),
-                    "search": _ms(embedded),
+                    "search": round((searched - embedded) * 1e3, 3),
                     "all": _ms(began),
                 },
                 "edgeglm": service.identity.facts,
@@ -117,6 +126,10 @@ async def _embed_request(request: Request) -> tuple[EmbedRequest, list[bytes]]:
         return EmbedRequest(), [await request.body()]
     if kind == "multipart/form-data":
         fields, pictures = await _form(request)
+        if unknown := set(fields) - {"text", "timeout_ms"}:
+            raise UserError(
+                f"form field {min(unknown)[:40]!r} is not known; send 'text', 'image', 'timeout_ms'"
+            )
         texts = fields.get("text", [])
         return EmbedRequest(texts=texts, timeout_ms=_timeout(fields)), pictures
     asked = parsed(await request.body(), EmbedRequest, "request for embeddings")
@@ -131,6 +144,9 @@ async def _embedded(service: Service, asked: EmbedRequest, pictures: list[bytes]
         raise UserError("there is nothing to embed; give a 'text' or an 'image'")
     if count > service.config.max_rows:
         raise TooLargeError(f"{count} inputs are over the limit of {service.config.max_rows}; send several")
+    for name, wanted in (("embed_text", texts), ("embed_image", pictures)):
+        if wanted:
+            service.model(name)
     deadline, runner = _seconds(asked.timeout_ms), service.runner
     return np.stack(
         await all_of(
@@ -171,7 +187,8 @@ async def _searched(
     return list(await asyncio.to_thread(searcher.search, query_D, count, where))
 
 
-def _hit(rank: int, hit: Found) -> dict[str, Any]:
+def _hit(rank: int, hit: Found, data: str | None) -> dict[str, Any]:
+    inline = {} if data is None else {"data": data}
     return {
         "rank": rank,
         "score": round(hit.score, 6),
@@ -179,7 +196,21 @@ def _hit(rank: int, hit: Found) -> dict[str, Any]:
         "text": hit.text,
         "picture": f"/v1/pictures/{quote(hit.id)}" if hit.picture else None,
         "metadata": dict(hit.metadata),
+        **inline,
     }
+
+
+def _inline(searcher: Searcher, found: list[Found]) -> dict[str, str]:
+    """Return the pictures of some hits as ``data:`` URLs, by id."""
+    urls = {}
+    for hit in found:
+        if not hit.picture:
+            continue
+        picture = searcher.picture(hit.id)
+        data = picture if isinstance(picture, bytes) else picture.read_bytes()
+        kind = "webp" if isinstance(picture, bytes) else picture.suffix.lstrip(".").lower()
+        urls[hit.id] = f"data:image/{'jpeg' if kind == 'jpg' else kind};base64,{b64encode(data).decode()}"
+    return urls
 
 
 def picture_from_base64(text: str) -> bytes:
@@ -198,6 +229,8 @@ async def _form(request: Request) -> tuple[dict[str, list[str]], list[bytes]]:
     pictures = []
     async with request.form(max_files=64, max_fields=64) as form:
         for name, value in form.multi_items():
+            if isinstance(value, UploadFile) != (name == "image"):
+                raise UserError(f"form field {name[:40]!r} is not known like that; send files as 'image'")
             if isinstance(value, UploadFile):
                 pictures.append(await value.read())
             else:

@@ -2,7 +2,7 @@
 // Everything that comes from the server is put into the page as text, never as markup.
 const $ = (id) => document.getElementById(id);
 const state = { token: "", picture: null, running: null, serial: 0, info: null, last: null, samples: [], before: null, urls: [] };
-const TYPING_MS = 220, POLL_MS = 1000, SAMPLES = 60;
+const INLINE = 24, TYPING_MS = 220, POLL_MS = 1000, SAMPLES = 60;
 const number = new Intl.NumberFormat("en");
 const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0)) + " ms";
 
@@ -74,16 +74,16 @@ async function search() {
   const began = performance.now();
   $("results").classList.add("stale");
   try {
-    const where = whereFrom($("filter").value), k = Number($("count").value);
+    const where = whereFrom($("filter").value), k = Number($("count").value), inline = Math.min(k, INLINE);
     const filtered = Object.keys(where).length > 0;
     let answer;
     if (state.picture) {
-      const query = new URLSearchParams({ k });
+      const query = new URLSearchParams({ k, inline });
       if (filtered) query.set("where", JSON.stringify(where));
       const kind = state.picture.type.startsWith("image/") ? state.picture.type : "image/unknown";
       answer = await ask("/v1/search?" + query, { method: "POST", body: state.picture, headers: { "content-type": kind }, signal: running.signal });
     } else {
-      const body = JSON.stringify(filtered ? { text: words, k, where } : { text: words, k });
+      const body = JSON.stringify(filtered ? { text: words, k, inline, where } : { text: words, k, inline });
       answer = await ask("/v1/search", { method: "POST", body, headers: { "content-type": "application/json" }, signal: running.signal });
     }
     const found = await answer.json();
@@ -145,7 +145,8 @@ function card(hit) {
     image.alt = "";
     image.decoding = "async";
     image.addEventListener("error", () => tile.replaceChildren("no picture"));
-    pictureUrl(hit.picture).then((url) => { image.src = url; }, () => tile.replaceChildren("no picture"));
+    if (typeof hit.data === "string" && hit.data.startsWith("data:image/")) image.src = hit.data;
+    else pictureUrl(hit.picture).then((url) => { image.src = url; }, () => tile.replaceChildren("no picture"));
     tile.append(image);
     button.addEventListener("click", () => like(hit.picture, name));
   } else {
