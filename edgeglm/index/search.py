@@ -7,7 +7,7 @@ AVX2, NEON). The scores are cosines with the rows as they are stored in float16.
 from __future__ import annotations
 
 import warnings
-from functools import cached_property
+from functools import cache, cached_property
 from threading import Lock
 from typing import Any
 
@@ -131,6 +131,7 @@ def _highest(scores_N: FloatRows, count: int) -> Rows:
     return chosen[np.lexsort((chosen, -scores_N[chosen]))].astype(np.int64)
 
 
+@cache
 def _faiss() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on newer Pythons

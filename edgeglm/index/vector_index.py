@@ -118,6 +118,7 @@ class VectorIndex:
         self.path = path
         self.header = header_of(path)
         self._lock = threading.Lock()
+        self._current = _identity(path / CURRENT_NAME)
         self._contents = opened_contents(path, self.header.dimensions)
 
     def __enter__(self) -> VectorIndex:
@@ -142,10 +143,10 @@ class VectorIndex:
         """Return the rows as they are now, writers' changes included, as something that holds still."""
         with self._lock:
             contents = self._contents
-            if current_generation(self.path) != contents.generation.folder.name:
+            if (current := _identity(self.path / CURRENT_NAME)) != self._current:
                 fresh = opened_contents(self.path, self.header.dimensions)
                 fresh.version = contents.version + 1
-                self._contents = fresh
+                self._contents, self._current = fresh, current
                 contents.close()
             elif contents.log_bytes > contents.end:
                 contents.catch_up()
@@ -210,3 +211,12 @@ class VectorIndex:
             metadata=metadata_of(entry.metadata),
             picture=entry.picture[1] > 0,
         )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what changes when the file is replaced: cheaper to ask than to read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
