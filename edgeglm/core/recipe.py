@@ -85,6 +85,9 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     none), of which the stem and the first ``frozen_blocks`` blocks stay as they are. ``resolution``
     is the side of its images in pixels, ``max_length`` the most tokens of a text. ``label_weight`` is
     the share of the labels in the image tower's loss; the rest of it comes from the teacher.
+    An image has ``views`` augmented copies; ``image_target = "mean"`` asks for the mean of what the
+    teacher says to its own copies of the image, ``"each"`` for what it says to the very same copy, which
+    then must be one of the teacher's.
     ``corpus`` counts the phrases of ordinary words that the teacher embeds besides the captions, of
     which ``anchors`` join the concepts' names as what similarities are compared on. A caption comes
     ``caption_repeats`` times an epoch.
@@ -96,6 +99,8 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     resolution: Positive = 64
     max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
     temperature: Rate = 0.05
+    views: Count = 4
+    image_target: Literal["mean", "each"] = "mean"
     image_epochs: Positive = 14
     image_batch_size: Positive = 64
     image_learning_rate: Rate = 2e-3

@@ -103,7 +103,7 @@ class ImageStudentStage(Stage[StudentStageConfig]):
         """Train on the cached embeddings."""
         import torch
 
-        from edgeglm.distill.image_student import fit_image_student, image_student
+        from edgeglm.distill.image_student import fit_image_student, image_student, image_targets
         from edgeglm.models.published import lite0_state
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
@@ -120,7 +120,7 @@ class ImageStudentStage(Stage[StudentStageConfig]):
             curve = fit_image_student(
                 tower,
                 pairs,
-                teacher_VND,
+                image_targets(teacher_VND, config),
                 anchor_KD,
                 concept_N,
                 config,

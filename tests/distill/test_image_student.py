@@ -11,11 +11,17 @@ torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 import msgspec  # noqa: E402
 
+from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import StudentConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.distill import image_student as room  # noqa: E402
-from edgeglm.distill.image_student import fit_image_student, front_activations, image_student  # noqa: E402
+from edgeglm.distill.image_student import (  # noqa: E402
+    fit_image_student,
+    front_activations,
+    image_student,
+    image_targets,
+)
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 
@@ -118,3 +124,18 @@ def test_frozen_blocks_stay_as_they_were(pairs: PairSet, monkeypatch: pytest.Mon
     frozen = ("trunk.stem.", "trunk.blocks.0.", "trunk.blocks.1.", "trunk.blocks.2.")
     assert not [name for name in changed if name.startswith(frozen)]
     assert any(name.startswith("trunk.blocks.3.") for name in changed)
+
+
+def test_the_mean_of_the_teachers_views_is_asked_for_in_any_number_of_views() -> None:
+    said_VND = torch.nn.functional.normalize(torch.randn(3, 5, 8), dim=-1)
+    targets = image_targets(said_VND, msgspec.structs.replace(CONFIG, views=6))
+    assert targets.shape == (7, 5, 8)
+    torch.testing.assert_close(targets.norm(dim=-1), torch.ones(7, 5))
+    torch.testing.assert_close(targets[4], torch.nn.functional.normalize(said_VND.sum(0), dim=-1))
+    same = image_targets(said_VND, msgspec.structs.replace(CONFIG, views=2, image_target="each"))
+    assert torch.equal(same, said_VND)
+
+
+def test_a_copy_that_the_teacher_never_saw_has_no_target_of_its_own() -> None:
+    with pytest.raises(UserError, match=r"at most 2, or teacher\.views higher"):
+        image_targets(torch.zeros(3, 5, 8), msgspec.structs.replace(CONFIG, views=3, image_target="each"))
