@@ -73,7 +73,11 @@ def _decided(member: Target, lane: Lane, host: Host) -> MemberPlan:
     library: Library = member.builder
     fitting = check_lane(member, lane)
     if not fitting.ok:
-        reason = f"the bundle carries lane {lane} only: {fitting.reason}"
+        reason = (
+            f"{fitting.reason}; run 'sh finalize.sh' on the device"
+            if member.lanes == ("A",)
+            else f"no engine of lane {lane} is built for it: {fitting.reason}"
+        )
         return MemberPlan(member=member, status="deferred", reason=reason, library=library)
     if library == "tensorrt-rtx":
         return _by_rtx(member, host)
