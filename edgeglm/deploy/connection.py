@@ -121,6 +121,7 @@ class Device:
             self._process.stdin.write(data)
             self.sent_bytes += len(data)
             await self._process.stdin.drain()
+            await asyncio.sleep(0)  # drain() alone never lets others run, nor a lost connection be noticed
         except (OSError, _ssh().Error) as error:
             raise self._lost(error) from error
 
