@@ -9,7 +9,7 @@ import onnx
 from edgeglm.export.graph import Graph
 from edgeglm.export.patterns import Match
 
-_LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand")
+_LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand")
 _BEFORE_SOFTMAX = ("Add", "Mul", "Div", "Where", "Clip", "Max", "Sub")
 _AFTER_SOFTMAX = ("Dropout", "Where", "Mul")
 

@@ -20,9 +20,12 @@ def shared_projections(graph: Graph, matches: Sequence[Match]) -> Iterator[Found
     """Say of each attention whether its projections can be one product: of one input, quantized alike."""
     for match in matches:
         projections = [match.parts[role] for role in ("query", "key", "value") if role in match.parts]
-        if len(projections) < 3 or len({name_of(node) for node in projections}) == 1:
+        if len(projections) < 3:
             continue
         at = name_of(projections[0])
+        if len({name_of(node) for node in projections}) == 1:
+            yield at, "", ""  # it is one product already
+            continue
         sources = [graph.source(node.input[0]) for node in projections]
         odd = next((n for n, s in zip(projections, sources, strict=True) if s != sources[0]), None)
         scales = [_scale(graph, node) for node in projections]

@@ -28,6 +28,7 @@ from edgeglm.export.graph import (
     replace_nodes,
     sorted_nodes,
 )
+from edgeglm.export.merged import merged_projection
 from edgeglm.export.patterns import Match, conv_batch_norms, gelus, norms
 
 _LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
@@ -180,7 +181,7 @@ def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
             continue
         weight = graph.initializers.get(query.input[1]) if query is not None else None
         bias = None if query is None else _bias_behind(graph, query)
-        owned = query is not None and len(graph.true_readers(query.output[0])) == 1
+        owned = query is not None and _alone(graph, match.tensors["query"], query)
         if query is None or weight is None or bias is None or not owned:
             _scale_before(model, match, factor, name)
         else:
@@ -192,6 +193,20 @@ def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
         for node in model.graph.node:
             node.input[:] = [computed if side == scale.output[0] else side for side in node.input]
         done.made.setdefault("attention-scale", []).append(name)
+
+
+def _alone(graph: Graph, name: str, projection: onnx.NodeProto) -> bool:
+    """Say whether a projection makes nothing but ``name``: one product may make queries, keys and values."""
+    for _ in range(12):
+        node = graph.made_by.get(name)
+        if node is None or len(graph.readers.get(name, ())) != 1 or name in graph.outputs:
+            return False
+        if node.op_type in ("Slice", "Split", "Gather"):
+            return False
+        if node.output[0] == projection.output[0]:
+            return True
+        name = next((side for side in node.input if not graph.is_constant(side)), "")
+    return False
 
 
 def _factor(graph: Graph, scale: onnx.NodeProto) -> float | None:
@@ -253,4 +268,25 @@ def _put(model: onnx.ModelProto, match: Match, nodes: list[onnx.NodeProto]) -> N
     replace_nodes(model.graph, kept)
 
 
-ALL: tuple[Pass, ...] = (fuse_layer_norms, fuse_gelus, fold_batch_norms, fold_scales)
+def merge_projections(model: onnx.ModelProto, done: Rewritten) -> None:
+    """Make the queries', keys' and values' products of one input one product, split afterwards."""
+    for anchor in [name_of(m.parts["softmax"]) for m in attentions(Graph(model)) if "softmax" in m.parts]:
+        graph = Graph(model)
+        match = next(m for m in attentions(graph) if name_of(m.parts.get("softmax", m.nodes[0])) == anchor)
+        merged = merged_projection(graph, match)
+        if isinstance(merged, str):
+            done.kept[anchor] = merged
+            continue
+        nodes, tensors, gone = merged
+        model.graph.initializer.extend(tensors)
+        kept: list[onnx.NodeProto] = []
+        for node in model.graph.node:
+            if node.output[0] == gone[0]:
+                kept += nodes
+            elif node.output[0] not in gone:
+                kept.append(node)
+        replace_nodes(model.graph, kept)
+        done.made.setdefault("qkv-projections", []).append(nodes[0].name)
+
+
+ALL: tuple[Pass, ...] = (fuse_layer_norms, fuse_gelus, fold_batch_norms, fold_scales, merge_projections)

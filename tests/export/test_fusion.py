@@ -18,7 +18,7 @@ from edgeglm.export.graph import Graph
 from edgeglm.export.lowering import lane_a, lane_b
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
 from edgeglm.export.patterns import gelus, norms
-from edgeglm.export.rewrites import rewrite
+from edgeglm.export.rewrites import fold_scales, merge_projections, rewrite
 from tests.export.graphs import answers, graph_model, normal
 
 N = helper.make_node
@@ -121,9 +121,20 @@ def test_a_block_that_was_written_out_is_put_together_again():
     new.opset_import[0].version = 20
     done = rewrite(new)
     assert {kind: len(nodes) for kind, nodes in done.made.items()} == {
-        "layer-norm": 2, "gelu": 1, "attention-scale": 1,
+        "layer-norm": 2, "gelu": 1, "attention-scale": 1, "qkv-projections": 1,
     }  # fmt: skip
+    assert sum(node.op_type == "MatMul" for node in new.graph.node) == 4
     np.testing.assert_allclose(answers(new, {"x": X})[0], answers(block(), {"x": X})[0], atol=2e-6)
+
+
+def test_a_scale_is_not_folded_into_a_product_that_makes_keys_and_values_too():
+    model = block()
+    assert rewrite(model, (merge_projections,)).count("qkv-projections") == 1
+    assert rewrite(model, (fold_scales,)).count("attention-scale") == 1
+    np.testing.assert_allclose(answers(model, {"x": X})[0], answers(block(), {"x": X})[0], atol=2e-6)
+    report = fusion_report(model)
+    assert report.missed("tensorrt") == ()
+    assert report.counts("tensorrt")["qkv-projections"] == (1, 1)
 
 
 def test_half_quantized_attention_names_the_side_that_is_not():
