@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -109,7 +110,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
         array = feeds[spec.name]
         if not isinstance(array, np.ndarray):
             raise UserError(f"{engine}: {spec.name} is a {type(array).__name__}; feed a numpy array")
-        if array.dtype.name != spec.dtype:
+        if not _is_named(array.dtype, spec.dtype):
             raise UserError(
                 f"{engine}: {spec.name} is {array.dtype.name}, expected {spec}; "
                 f"convert it with .astype('{spec.dtype}')"
@@ -120,6 +121,12 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
                 f"give it {len(spec.shape)} dimensions"
             )
         _check_dimensions(spec, array.shape, sizes, engine)
+
+
+@cache
+def _is_named(dtype: np.dtype[Any], name: str) -> bool:
+    """Compare a dtype by name, once for each pair: numpy makes up the name anew each time, in Python."""
+    return dtype.name == name
 
 
 def _check_dimensions(

@@ -21,7 +21,7 @@ from edgeglm.serve.tensors import (
     array_from_bytes,
     array_from_json,
     bytes_from_array,
-    datatype_of,
+    datatype_of_array,
 )
 
 _FIELDS = {
@@ -123,7 +123,7 @@ def infer_response(
     answer = message("ModelInferResponse")(model_name=model.name, model_version=version, id=request.id)
     for name in wanted:
         array = outputs[name]
-        answer.outputs.add(name=name, datatype=datatype_of(array.dtype.name), shape=array.shape)
+        answer.outputs.add(name=name, datatype=datatype_of_array(array.dtype), shape=array.shape)
         answer.raw_output_contents.append(bytes_from_array(array))
     return answer
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,12 @@ _LENGTH = struct.Struct("<I")
 def datatype_of(dtype: str) -> str:
     """Return the protocol's name of a numpy dtype, such as FP32 for float32."""
     return _NAMES[dtype]
+
+
+@cache
+def datatype_of_array(dtype: np.dtype[Any]) -> str:
+    """Return the same for a dtype itself; numpy makes up its name anew each time, in Python."""
+    return _NAMES[dtype.name]
 
 
 def array_from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
@@ -100,7 +108,9 @@ def bytes_from_array(array: Array) -> bytes:
         for element in array.ravel():
             parts += [_LENGTH.pack(len(element)), element]
         return b"".join(parts)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    if sys.byteorder == "big":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ import msgspec
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.requests import Array
 from edgeglm.serve.models import Model
-from edgeglm.serve.tensors import array_from_bytes, array_from_json, bytes_from_array, datatype_of
+from edgeglm.serve.tensors import array_from_bytes, array_from_json, bytes_from_array, datatype_of_array
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Parameter = str | bool | int | float | None
@@ -153,7 +153,7 @@ def infer_answer(
         array = outputs[output.name]
         entry: dict[str, Any] = {
             "name": output.name,
-            "datatype": datatype_of(array.dtype.name),
+            "datatype": datatype_of_array(array.dtype),
             "shape": array.shape,
         }
         binary = output.parameters.binary_data
