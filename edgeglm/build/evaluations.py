@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeglm.data.tokenization import teacher_tokenizer
 from edgeglm.build.export_stage import load_students
 from edgeglm.bundle.opened import Preprocessing
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.evaluate.retrieval import FloatArray, TrackMetrics, evaluate_tracks
 from edgeglm.evaluate.towers import TextSettings, gallery_images, text_embeddings, towers_on_tracks

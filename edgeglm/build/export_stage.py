@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from edgeglm.data.tokenization import teacher_tokenizer
 from edgeglm.bundle.opened import Preprocessing
 from edgeglm.core.recipe import ExportConfig
 from edgeglm.core.stage import Context, Inputs, Stage
-from edgeglm.data.tokenization import TextPreprocessing
+from edgeglm.data.tokenization import TextPreprocessing, teacher_tokenizer
 from edgeglm.data.transforms import ImagePreprocessing
 
 if TYPE_CHECKING:

@@ -14,10 +14,12 @@ import numpy as np
 
 from edgeglm import __version__
 from edgeglm.build.evaluations import metrics_of, read_preprocessing
+from edgeglm.build.fit import FIT_NAME, fits_of
 from edgeglm.build.lane_a import takes_lane_a, with_lane_a
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.quantize_stage import gallery_rows
 from edgeglm.build.report_data import report_of
+from edgeglm.build.space import measured_space
 from edgeglm.bundle.goldens import golden_sources
 from edgeglm.bundle.manifest import (
     FileRecord,
@@ -104,6 +106,8 @@ class PackStage(Stage[PackStageConfig]):
         "edgeglm.bundle",
         "edgeglm.report",
         "edgeglm.compile.lane_record",
+        "edgeglm.compile.preflight",
+        "edgeglm.targets",
         "edgeglm.compile.shell",
         "edgeglm.export",
     )
@@ -121,6 +125,9 @@ class PackStage(Stage[PackStageConfig]):
             sources.update(golden_sources(images, texts, _golden_outputs(inputs, feeds, context.threads)))
             task.advance()
             manifest = _manifest(inputs, pairs, self.config)
+            names = [variant.name for variant in manifest.variants]
+            space = measured_space(pairs, inputs, names, reference=REFERENCE, threads=context.threads)
+            manifest = msgspec.structs.replace(manifest, space=space)
             if takes_lane_a(self.config.target):
                 with context.store.scratch() as scratch:
                     sources, manifest = with_lane_a(
@@ -131,6 +138,8 @@ class PackStage(Stage[PackStageConfig]):
                         scratch=scratch,
                         threads=context.threads,
                     )
+            fits = fits_of(manifest, sources, self.config.target)
+            sources[FIT_NAME] = msgspec.json.format(msgspec.json.encode(fits), indent=1)
             sources["NOTICE.md"] = notice(manifest).encode()
             licences = msgspec.to_builtins(manifest.licences)
             sources["licences.json"] = json.dumps(licences, indent=1).encode()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +234,60 @@ def test_a_dry_run_fetches_and_writes_nothing(tmp_path: Path, monkeypatch: pytes
     assert recipe["gates"]["teacher_map10"] == 0.0, "the floor is that of the shipped data"
     assert not (tmp_path / "store").exists()
     assert json.loads(json.dumps(said.json)) == said.json
+
+
+def test_a_target_that_takes_no_variant_stops_before_anything_is_delivered(
+    project: Project, cold: Said, tmp_path: Path
+) -> None:
+    board = (files("edgeglm.targets") / "profiles" / "jetson-orin-nano.toml").read_text()
+    board = re.sub(r"(?m)^name = .*$", 'name = "thimble"', board, count=1)
+    board = re.sub(
+        r"(?m)^memory_gb = .*$", 'memory_gb = { value = 0.0001, source = "made up" }', board, count=1
+    )
+    (tmp_path / "thimble.toml").write_text(board)
+    more = ("--set", "quantize.calibration_samples=9")
+    said = project.build(str(tmp_path / "thimble.toml"), *more, output=tmp_path / "bundle")
+    assert said.code == 2, said.err
+    assert "thimble takes none of fp16, fp32, int8" in said.err
+    assert remedy(said)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_parquet_file_of_the_same_pairs_builds_the_same_bundle(
+    project: Project, cold: Said, bundle: Path, tmp_path: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data = project.root / "data"
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["image"] = (data / row["image"]).read_bytes()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
+    said = project.build("cpu", "--data", str(tmp_path / "own.parquet"), output=tmp_path / "bundle")
+    assert said.code == 0, said.err
+    own, other = (json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "bundle", bundle))
+    assert own["teacher"].keys() == other["teacher"].keys()
+
+
+def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_goes_on(
+    project: Project, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "none", str(disk), "-o"]
+    if subprocess.run([*mount, "size=200k"], capture_output=True, check=False).returncode:
+        pytest.skip("NOT ALLOWED HERE: to mount a small disk needs root; nothing was tested")
+    try:
+        small = Project(project.root, disk / "store")
+        gate = ("--set", "gates.teacher_map10=1.0", "--set", "teacher.lora_epochs=0")  # which ends it early
+        said = small.build("cpu", *gate, output=tmp_path / "bundle")
+        assert said.code == 2, said.err
+        assert "No space left on device" in said.err
+        assert remedy(said)
+        kept = small.stored()
+        subprocess.run([*mount[:-1], "-o", "remount,size=200m"], check=True)
+        again = small.build("cpu", *gate, output=tmp_path / "bundle")
+        assert again.code == 3, again.err
+        assert kept < small.stored()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

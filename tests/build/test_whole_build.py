@@ -100,6 +100,18 @@ def test_the_figures_of_a_variant_were_measured_on_the_files_that_it_names(
     assert [item.id for item in gallery.items] == [pairs.rows[i].id for i in shown]
 
 
+def test_an_index_made_with_one_variant_is_known_to_fit_another(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        space = opened.manifest.space
+    assert set(space.agreement) == {"fp16", "int8"}
+    for variant, agreement in space.agreement.items():
+        shared = space.fingerprints[variant] == space.fingerprints["fp32"]
+        assert shared == (agreement >= space.gate), (
+            "an index of the other variant finds what it should, or is refused"
+        )
+        assert agreement > 0.6, "chance gives 0.5 for ten of 19 pictures"
+
+
 def test_run_names_the_variant_whose_file_answered(bundle: Path, project: Project) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     for asked in (None, "fp16", "int8", "fp32"):
@@ -229,6 +241,12 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
             assert len(retriever.search_text("a blue ring", 5).hits) == 5
             result = golden_check(opened, retriever.embed_images, retriever.embed_text)
         assert result.agrees(cosine=0.9999, top_k=0.99)
+        fits = json.loads(opened.file("preflight.json").read_text())
+        for member in members:
+            mine = [fit for fit in fits if fit["member"] == member["name"]]
+            assert {fit["variant"] for fit in mine} == {variant.name for variant in manifest.variants}
+            assert any(fit["fits"] and fit["floor_ms"] > 0 for fit in mine)
+            assert all(fit["fits"] or fit["refusals"] for fit in mine)
         # The family holds a board with TensorRT 8.5, which parses nothing newer than opset 16.
         old = {variant.name: variant for variant in manifest.variants if variant.lane == "A"}
         assert set(old) == {"fp16-lane-a", "int8-lane-a"}
