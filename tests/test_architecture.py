@@ -27,6 +27,7 @@ DEVICE_ROOMS = (
     "runtime",
     "index",
     "bench",
+    "deploy",
     "cli",
 )
 DEVICE_MODULES = ("edgeglm.data.transforms", "edgeglm.data.tokenization")

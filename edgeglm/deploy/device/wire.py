@@ -49,7 +49,7 @@ class Wire:
     def chunk(self, size: int) -> bytes:
         """Return up to ``size`` bytes of what follows a line. Raises SenderGone at the end."""
         # What is there and no more: a full buffer would be lost with a connection that ends before it is.
-        data = self._source.read1(min(size, _CHUNK_BYTES))  # type: ignore[attr-defined]
+        data: bytes = self._source.read1(min(size, _CHUNK_BYTES))  # type: ignore[attr-defined]
         if not data:
             raise SenderGone
         return data
