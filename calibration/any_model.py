@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -22,15 +23,15 @@ import numpy.typing as npt
 from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.calibration.conversion import (
     Prepared,
+    file_by_plan,
     int8_by_plan,
     prepared_model,
     ranges_from_batches,
 )
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.ort_calls import Ranges
-from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
-from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import checked_feeds, int8_from_fp32
+from edgeglm.calibration.plan import Embeddings, PrecisionPlan, plan_to_toml, require_fitting
+from edgeglm.calibration.precision import checked_feeds
 from edgeglm.calibration.schemes import (
     SCHEMES,
     Method,
@@ -39,6 +40,7 @@ from edgeglm.calibration.schemes import (
     scheme_named,
 )
 from edgeglm.calibration.search import SearchReport, search_plan
+from edgeglm.calibration.smooth import smoothed
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
@@ -64,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         methods: How ranges may be found.
         scheme: One scheme's name, or "" for all that the target may like.
         threads: Threads inside an operator, for timing too.
+        smooth: SmoothQuant's alpha for what MatMuls read; 0 for none.
+        embeddings: Weight-only precision of embedding tables.
     """
 
     gate: float = 0.99
@@ -71,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     methods: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
     scheme: str = ""
     threads: int = 1
+    smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    embeddings: Embeddings = "high"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +170,8 @@ def quantize_onnx(
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})
         seen, held_out = split_batches(batches)
+        if alpha := settings.smooth if plan is None else plan.smooth:
+            prepared = smoothed(prepared, seen, alpha)
         reference = _outputs(source, held_out, settings.threads)
 
         def measure(path: Path) -> tuple[float, Parity]:
@@ -193,8 +201,12 @@ def quantize_onnx(
         if report.chosen is None:
             return outcome
         made = Path(folder) / "model.onnx"
-        _final_file(task, report.chosen, ranges, made, Path(folder))
-        return _written(task, outcome, made, out)
+        for plan in (report.chosen, *report.others):
+            file_by_plan(prepared, made, plan, ranges, task.seen)
+            done = _written(task, outcome, plan, made, out)
+            if done.passed:
+                break
+        return done
 
 
 def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
@@ -295,6 +307,8 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         methods=methods,
         evaluations=settings.evaluations,
         high_precision="fp32" if task.on_cpu else "fp16",
+        smooth=settings.smooth,
+        embeddings=settings.embeddings,
         progress=task.progress,
     )
     return ranges, report
@@ -319,37 +333,8 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
     )
 
 
-def _final_file(task: _Task, plan: PrecisionPlan, ranges: Ranges, out: Path, scratch: Path) -> None:
-    if scheme_named(plan.scheme).maker == "onnxruntime":
-        int8_by_plan(task.prepared, out, plan, ranges)
-        return
-    import onnx
-
-    from edgeglm.export.anonymous import save_deterministic
-
-    source = scratch / "fp32.onnx"  # with the names that the plan knows
-    clean = onnx.ModelProto()
-    clean.CopyFrom(task.prepared.model)
-    clean.graph.ClearField("value_info")
-    save_deterministic(clean, source)
-    methods = plan.int8_nodes
-    largest = {}
-    for node in clean.graph.node:
-        if node.name in methods and node.input[0] in ranges:
-            low, high = ranges[node.input[0]][methods[node.name]]
-            largest[node.input[0]] = max(abs(low), abs(high))
-    int8_from_fp32(
-        source,
-        out,
-        list(task.seen[:2]),  # ModelOpt wants samples, but the ranges are known
-        policy=Int8Policy(name="plan"),
-        high_precision=plan.high_precision,
-        nodes=[node.name for node in clean.graph.node if node.name in methods],
-        ranges=largest,
-    )
-
-
-def _written(task: _Task, outcome: Outcome, made: Path, out: Path) -> Outcome:
+def _written(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path, out: Path) -> Outcome:
+    """Measure the very file and write it, unless it is below the gate after all."""
     score, found = task.measure(made)
     kept = score / task.baseline
     if kept < task.settings.gate:
@@ -363,6 +348,7 @@ def _written(task: _Task, outcome: Outcome, made: Path, out: Path) -> Outcome:
         speedup = round(timed(made), 3)
     done = msgspec.structs.replace(
         outcome,
+        search=msgspec.structs.replace(outcome.search, chosen=plan),
         sha256=sha256_file(made),
         size_bytes=made.stat().st_size,
         score=score,
@@ -370,12 +356,11 @@ def _written(task: _Task, outcome: Outcome, made: Path, out: Path) -> Outcome:
         cosine=found.mean_cosine,
         speedup=speedup,
     )
-    assert done.search.chosen is not None
     with disk_errors(out), staging_folder(out) as staged:
         new = staged / "new"
         new.mkdir()
         shutil.copyfile(made, new / "model.onnx")
-        (new / "plan.toml").write_text(plan_to_toml(done.search.chosen), "utf-8")
+        (new / "plan.toml").write_text(plan_to_toml(plan), "utf-8")
         (new / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         put_in_place(new, out)
     return done

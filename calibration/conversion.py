@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from edgeglm.calibration.feeds import Feeds
+import msgspec
+
+from edgeglm.calibration.embeddings import quantize_tables
+from edgeglm.calibration.feeds import Feeds, batches_of
 from edgeglm.calibration.groups import Group, quantizable_groups, with_glue
 from edgeglm.calibration.ort_calls import (
     RangeCollector,
@@ -18,7 +22,9 @@ from edgeglm.calibration.ort_calls import (
     inferred_model,
     static_model,
 )
-from edgeglm.calibration.plan import PrecisionPlan, require_fitting
+from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
+from edgeglm.calibration.policy import Int8Policy
+from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
 from edgeglm.calibration.schemes import Method, scheme_named
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
@@ -86,6 +92,19 @@ def _wants_folding(model: onnx.ModelProto) -> bool:
     )
 
 
+def whole_plan(
+    prepared: Prepared, scheme: str, method: Method = "max", high_precision: Literal["fp32", "fp16"] = "fp32"
+) -> PrecisionPlan:
+    """Return the plan that puts every group in INT8."""
+    groups = tuple(
+        PlanGroup(name=group.name, nodes=group.nodes, precision="int8", method=method)
+        for group in prepared.groups
+    )
+    return PrecisionPlan(
+        source_sha256=prepared.sha256, scheme=scheme, high_precision=high_precision, group=groups
+    )
+
+
 def activations_of(prepared: Prepared) -> list[str]:
     """Return the activations whose ranges any plan may ask for: what products and glue read and make."""
     constants = {tensor.name for tensor in prepared.model.graph.initializer}
@@ -121,6 +140,72 @@ def ranges_from_batches(
         return collector.ranges()
 
 
+def file_by_plan(
+    prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ranges, seen: Sequence[Feeds]
+) -> ConversionReport:
+    """Write the file that travels: by ONNX Runtime, or by ModelOpt where the plan's scheme is TensorRT's.
+
+    ModelOpt's file has the same scales as ONNX Runtime's but computes the rest in the plan's high precision.
+
+    Raises:
+        UserError: The plan does not fit the model.
+        EdgeglmError: A quantizer failed.
+    """
+    started = time.perf_counter()
+    methods = plan.int8_nodes
+    order = [node.name for node in prepared.model.graph.node if node.name in methods]
+    if scheme_named(plan.scheme).maker == "modelopt":
+        with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
+            source = Path(folder) / "fp32.onnx"  # with the names that the plan knows
+            source_model = _without_shapes(prepared.model)
+            quantize_tables(source_model, plan.embeddings)
+            save_deterministic(source_model, source)
+            made = int8_from_fp32(
+                source,
+                out,
+                seen[:2],  # ModelOpt wants samples, though the ranges are known
+                policy=Int8Policy(name="plan"),
+                high_precision=plan.high_precision,
+                nodes=order,
+                ranges=_largest(prepared, methods, ranges),
+            )
+        return msgspec.structs.replace(
+            made, policy=None, plan=plan, source_sha256=prepared.sha256, samples=batches_of(seen)
+        )
+    int8_by_plan(prepared, out, plan, ranges)
+    return ConversionReport(
+        sha256=sha256_file(out),
+        source_sha256=prepared.sha256,
+        precision="int8",
+        high_precision="fp32",
+        plan=plan,
+        quantized_nodes=tuple(order),
+        weights=len(order),
+        samples=batches_of(seen),
+        batches=len(seen),
+        size_bytes=out.stat().st_size,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.ClearField("value_info")
+    return copy
+
+
+def _largest(prepared: Prepared, methods: Mapping[str, Method], ranges: Ranges) -> dict[str, float]:
+    found = {}
+    for node in prepared.model.graph.node:
+        if node.name in methods and node.input[0] in ranges:
+            low, high = ranges[node.input[0]][methods[node.name]]
+            found[node.input[0]] = max(abs(low), abs(high))
+    return found
+
+
 def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ranges) -> None:
     """Write the INT8 file that ``plan`` says, by ONNX Runtime's quantizers. The source is not touched.
 
@@ -130,6 +215,7 @@ def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ran
     """
     require_fitting(plan, prepared.sha256, {node for group in prepared.groups for node in group.nodes})
     model = quantized_model(prepared, plan, ranges)
+    quantize_tables(model, plan.embeddings)
     strip_traces(model)
     model.graph.ClearField("value_info")
     domains = {node.domain for node in model.graph.node}

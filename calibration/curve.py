@@ -9,10 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model
+from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model, whole_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import RangeCollector, Ranges
-from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
 from edgeglm.calibration.precision import fidelity
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
@@ -60,8 +59,7 @@ def curve_of_sizes(
         )
     prepared = prepared_model(onnx_path)
     scheme = "u8s8-chains" if prepared.has_convolutions else "u8s8"
-    groups = tuple(PlanGroup(name=g.name, nodes=g.nodes, precision="int8") for g in prepared.groups)
-    plan = PrecisionPlan(source_sha256=prepared.sha256, scheme=scheme, group=groups)
+    plan = whole_plan(prepared, scheme)
     held_out = Batches(batches.arrays, batches.batch_size, start=batches.start + most, stop=batches.stop)
     points: list[Point] = []
     before: Ranges = {}

@@ -90,7 +90,7 @@ def int8_model(
     """Insert Q/DQ by ModelOpt, at ``nodes`` or where its own rules say. Returns it and the warnings."""
     import onnx
 
-    with _scratch_copy(path) as copy, said_by_modelopt() as said:
+    with _scratch_copy(path) as copy, said_by_modelopt() as said, _onnxruntime_restored():
         from modelopt.onnx.quantization import quantize
 
         out = copy.with_name("quantized.onnx")
@@ -165,6 +165,29 @@ class _Capture(logging.Handler):
         text = record.getMessage()
         if text not in self.said:
             self.said.append(text)
+
+
+@contextmanager
+def _onnxruntime_restored() -> Iterator[None]:
+    """Put back what ModelOpt replaces in onnxruntime.quantization: it is never undone otherwise.
+
+    Without this, what ONNX Runtime's quantizers make would depend on whether ModelOpt ran before.
+    """
+    from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer, quantize
+
+    owners: list[Any] = [base_quantizer, calibrate, qdq_quantizer, quantize]
+    owners += [thing for owner in owners for thing in vars(owner).values() if isinstance(thing, type)]
+    owners = [
+        o for o in owners if getattr(o, "__module__", o.__name__).startswith("onnxruntime.quantization")
+    ]
+    before = [(owner, dict(vars(owner))) for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, kept in before:
+            for name, value in kept.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
 
 
 @contextmanager

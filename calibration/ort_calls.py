@@ -64,7 +64,7 @@ class RangeCollector:
         self.tensors = sorted(set(tensors) - self.inputs)
         self._folder = tempfile.TemporaryDirectory(prefix="edgeglm-ranges-")
         path = Path(self._folder.name) / "augmented.onnx"
-        _with_outputs(model, self.tensors, path)
+        with_outputs(model, self.tensors, path)
         self._session = fp32_session(str(path), threads=threads)
         self._extremes: dict[str, Range] = {}
         self._histograms = {
@@ -291,7 +291,8 @@ def _seven_bits(model: onnx.ModelProto, nodes: Collection[str]) -> dict[str, Any
     return overrides
 
 
-def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:
+def with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:
+    """Write a copy of ``model`` that gives these tensors besides its outputs."""
     import onnx
 
     copy = onnx.ModelProto()

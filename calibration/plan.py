@@ -23,6 +23,7 @@ else:
     import tomli as tomllib
 
 Precision = Literal["int8", "high"]
+Embeddings = Literal["high", "int8", "int4"]
 
 
 class PlanGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +53,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         scheme: Name of the INT8 scheme; see ``edgeglm.calibration.schemes``.
         high_precision: What everything else computes in.
         smooth: SmoothQuant's alpha, 0 for none: how far outliers move from activations into weights.
-        embeddings: Weight-only precision of embedding tables.
+        embeddings: Weight-only precision of embedding tables; "int4" is ONNX Runtime's alone.
         summary: What it reached when it was measured; free text.
         group: All groups; nodes in none stay in high precision.
     """
@@ -62,7 +63,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     scheme: str
     high_precision: Literal["fp32", "fp16"] = "fp32"
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
-    embeddings: Literal["high", "int8"] = "high"
+    embeddings: Embeddings = "high"
     summary: str = ""
     group: tuple[PlanGroup, ...]
 

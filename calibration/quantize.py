@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgeglm.calibration.conversion import (
+    Prepared,
+    file_by_plan,
+    prepared_model,
+    ranges_from_batches,
+    whole_plan,
+)
 from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.ort_calls import Ranges
+from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import Int8Policy, policy_named
 from edgeglm.calibration.precision import (
     ConversionReport,
@@ -20,6 +29,8 @@ from edgeglm.calibration.precision import (
     fp16_from_fp32,
     int8_from_fp32,
 )
+from edgeglm.calibration.schemes import Method, scheme_named
+from edgeglm.calibration.search import search_plan
 from edgeglm.calibration.sensitivity import worst_nodes
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.core.digest import sha256_file
@@ -41,7 +52,13 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         candidates: Variants besides FP32, in the order in which they are tried.
-        policies: Tower -> name of its shipped INT8 policy.
+        schemes: Tower -> name of an INT8 scheme that makes its file instead of its policy: on a CPU
+            the ones of ONNX Runtime, whose INT8 kernels a Q/DQ file of ModelOpt does not reach.
+        methods: How ranges are found under a scheme: tried in turn until the gate passes.
+        plans: Tower -> a plan that somebody wrote or a search found; taken as it is.
+        search_evaluations: The most files that the search for one tower's plan measures; 0 for none.
+        minimum_score: The score that the search must keep.
+        policies: Tower -> name of its shipped INT8 policy, where there is no scheme.
         high_precision: What INT8 graphs compute in elsewhere: "fp16" for TensorRT (on every SM),
             "fp32" for ONNX Runtime on a CPU, where FP16 is slow.
         fp16_samples: Samples that AutoCast looks at; it holds every tensor of all of them.
@@ -52,6 +69,11 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
+    schemes: dict[str, str] = {}
+    methods: tuple[Method, ...] = ("max",)
+    plans: dict[str, PrecisionPlan] = {}
+    search_evaluations: int = 0
+    minimum_score: float = 0.99
     policies: dict[str, str] = msgspec.field(
         default_factory=lambda: {"image": "linear-and-conv", "text": "expanding"}
     )
@@ -123,7 +145,9 @@ class _Work:
     judge: Judge
     config: QuantizeConfig
     baseline: Metrics
+    progress: Progress
     trials: dict[str, list[Trial]] = field(default_factory=dict)
+    ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
 
 
 _Found = tuple[dict[str, _Converted], Trial]
@@ -184,6 +208,7 @@ def make_candidates(
                 judge=judge,
                 config=config,
                 baseline=baseline,
+                progress=progress,
             )
             variants = {"fp32": _keep(work, "fp32", fp32, baseline)}
             left_out: dict[str, str] = {}
@@ -210,18 +235,25 @@ def _fp16(work: _Work) -> _Found | None:
 
 
 def _int8(work: _Work) -> _Found | None:
-    """Both towers in INT8, else both after mending, else the better of the two mixes with FP16."""
-    int8 = {tower: _int8_tower(work, tower, _policy(work, tower)) for tower in TOWERS}
-    trial = _try(work, "int8", int8)
-    if trial.verdict.passed:
-        return int8, trial
+    """Both towers in INT8, else both after mending, else the better mix with high precision.
+
+    High precision is FP16 where the target computes in it, and FP32 on a CPU, where FP16 is slow.
+    """
+    tried = []
+    for method in work.config.methods if any(_is_open(work, tower) for tower in TOWERS) else ("max",):
+        int8 = {tower: _tower_by_method(work, tower, method) for tower in TOWERS}
+        trial = _try(work, "int8", int8)
+        if trial.verdict.passed:
+            return int8, trial
+        tried.append((trial.verdict.score, int8))
+    int8 = max(tried, key=lambda found: found[0])[1]
     if work.config.sensitivity_evaluations:
         int8 = {tower: _mended_tower(work, tower) for tower in TOWERS}
         trial = _try(work, "int8", int8)
         if trial.verdict.passed:
             return int8, trial
-    fp16 = {tower: _fp16_tower(work, tower) for tower in TOWERS}
-    mixes = [{**fp16, tower: int8[tower]} for tower in TOWERS]
+    high = {tower: _high_tower(work, tower) for tower in TOWERS}
+    mixes = [{**high, tower: int8[tower]} for tower in TOWERS]
     passing = [found for mix in mixes if (found := (mix, _try(work, "int8", mix)))[1].verdict.passed]
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
 
@@ -258,6 +290,76 @@ def _fp16_tower(work: _Work, tower: str) -> _Converted:
         report = fp16_from_fp32(work.fp32_dir / f"{tower}.onnx", out, few)
         record.write_bytes(msgspec.json.encode(report))
     return _measured(work, tower, out, "fp16", report)
+
+
+def _high_tower(work: _Work, tower: str) -> _Converted:
+    if work.config.high_precision == "fp16":
+        return _fp16_tower(work, tower)
+    return _fp32_tower(tower, work.fp32_dir, work.calibration)
+
+
+def _is_open(work: _Work, tower: str) -> bool:
+    """Whether another method may give another file."""
+    scheme = work.config.schemes.get(tower, "")
+    return bool(scheme) and tower not in work.config.plans and scheme_named(scheme).activation != "dynamic"
+
+
+def _tower_by_method(work: _Work, tower: str, method: Method) -> _Converted:
+    """Return a tower in INT8: by its plan, by a searched one, by its scheme, else by its policy."""
+    config = work.config
+    scheme = config.schemes.get(tower, "")
+    if tower not in config.plans and not scheme and not config.search_evaluations:
+        return _int8_tower(work, tower, _policy(work, tower))
+    seen, _ = _split(work, tower)
+    if tower not in work.ready:
+        prepared = prepared_model(work.fp32_dir / f"{tower}.onnx")
+        methods = tuple(dict.fromkeys((*config.methods, *_methods(config.plans.get(tower)))))
+        work.ready[tower] = prepared, ranges_from_batches(prepared, seen, methods)
+    prepared, ranges = work.ready[tower]
+    plan = config.plans.get(tower)
+    if plan is None and config.search_evaluations:
+        plan = _searched(work, tower, scheme or "tensorrt", prepared, ranges)
+    if plan is None:
+        plan = whole_plan(prepared, scheme or "tensorrt", method, config.high_precision)
+    out = work.scratch / f"{tower}-{plan.scheme}-{method}.onnx"
+    report = file_by_plan(prepared, out, plan, ranges, seen)
+    return _measured(work, tower, out, "int8", report)
+
+
+def _methods(plan: PrecisionPlan | None) -> tuple[Method, ...]:
+    return () if plan is None else tuple(plan.int8_nodes.values())
+
+
+def _searched(
+    work: _Work, tower: str, scheme: str, prepared: Prepared, ranges: Ranges
+) -> PrecisionPlan | None:
+    """Search a plan on the task's metric, the other tower in FP32; None if none is found."""
+    config = work.config
+    _, held_out = _split(work, tower)
+    fp32 = {name: work.fp32_dir / f"{name}.onnx" for name in TOWERS}
+    if (done := work.scratch / f"{tower}-plan.json").is_file():
+        return msgspec.json.decode(done.read_bytes(), type=PrecisionPlan)
+
+    def measure(path: Path) -> tuple[float, Parity]:
+        metrics = work.evaluate("int8", {**fp32, tower: path})
+        return work.judge(metrics, work.baseline).score, fidelity(path, fp32[tower], held_out)
+
+    report = search_plan(
+        prepared,
+        ranges,
+        (scheme_named(scheme),),
+        measure=measure,
+        baseline=1.0,
+        gate=config.minimum_score,
+        scratch=work.scratch,
+        methods=config.methods,
+        evaluations=config.search_evaluations,
+        high_precision=config.high_precision,
+        progress=work.progress,
+    )
+    if report.chosen is not None:
+        done.write_bytes(msgspec.json.encode(report.chosen))
+    return report.chosen
 
 
 def _int8_tower(work: _Work, tower: str, policy: Int8Policy, label: str = "int8") -> _Converted:

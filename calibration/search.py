@@ -23,7 +23,7 @@ import msgspec
 from edgeglm.calibration.conversion import Prepared, int8_by_plan
 from edgeglm.calibration.groups import Group, joined_groups
 from edgeglm.calibration.ort_calls import Ranges
-from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
+from edgeglm.calibration.plan import Embeddings, PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.progress import Progress, QuietProgress, Task
 from edgeglm.evaluate.parity import Parity
@@ -34,6 +34,8 @@ Measure = Callable[[Path], tuple[float, Parity]]
 #: Given a file, how many times faster than FP32 it is; None where that cannot be measured.
 Speedup = Callable[[Path], float]
 _MIN_GAIN = 1.0
+_SPARES = 3
+_CLEARLY = 1.1  # two timings of one file differ by several percent
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +84,8 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ranking: The most harmful group first; empty if no ranking was needed.
         frontier: Places in ``evaluations`` of those that no other beats in both speed and score.
         chosen: The plan, or None when nothing passes the gate.
+        others: The next best that pass, for the case that the chosen one's final file does not: on a
+            TensorRT target that one computes in FP16 besides, and what was measured in FP32.
         reason: Why that, or why nothing.
     """
 
@@ -92,6 +96,7 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     frontier: tuple[int, ...]
     chosen: PrecisionPlan | None
     reason: str
+    others: tuple[PrecisionPlan, ...] = ()
 
 
 @dataclass
@@ -106,6 +111,8 @@ class _Search:
     scratch: Path
     task: Task
     high_precision: Literal["fp32", "fp16"]
+    smooth: float
+    embeddings: Embeddings
     groups: tuple[Group, ...]
     done: list[Evaluated] = field(default_factory=list)
     plans: list[PrecisionPlan] = field(default_factory=list)
@@ -129,6 +136,8 @@ class _Search:
             source_sha256=self.prepared.sha256,
             scheme=scheme,
             high_precision=self.high_precision,
+            smooth=self.smooth,
+            embeddings=self.embeddings,
             group=groups,
         )
 
@@ -182,6 +191,8 @@ def search_plan(
     methods: Sequence[Method] = ("max",),
     evaluations: int = 40,
     high_precision: Literal["fp32", "fp16"] = "fp32",
+    smooth: float = 0.0,
+    embeddings: Embeddings = "high",
     progress: Progress | None = None,
 ) -> SearchReport:
     """Find the fastest plan that keeps ``gate`` of the baseline.
@@ -198,6 +209,8 @@ def search_plan(
         methods: How ranges may be found.
         evaluations: The most files to measure on the metric; timing one is none.
         high_precision: What plans say about the rest of the graph.
+        smooth: SmoothQuant's alpha, with which ``prepared`` was made.
+        embeddings: What plans say about embedding tables.
         progress: Told of each evaluation.
     """
     with (progress or QuietProgress()).task("Searching a precision plan", total=evaluations) as task:
@@ -213,6 +226,8 @@ def search_plan(
             scratch=scratch,
             task=task,
             high_precision=high_precision,
+            smooth=smooth,
+            embeddings=embeddings,
             groups=tuple(groups),
         )
         paying = _paying(search, schemes)
@@ -236,7 +251,7 @@ def _pace(found: Evaluated) -> float:
 def _worth(found: Evaluated, starts: Sequence[Evaluated]) -> bool:
     """Whether a failing start may still beat the fastest that passes: only then is it mended."""
     passing = [_pace(e) for e in starts if e.passed]
-    return not passing or _pace(found) > max(passing)
+    return not passing or _pace(found) > _CLEARLY * max(passing)
 
 
 def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
@@ -317,19 +332,22 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         for evaluated, plan in zip(search.done, search.plans, strict=True)
         if evaluated.step != "alone" and evaluated.passed
     ]
+    candidates.sort(key=lambda found: (_pace(found[0]), found[0].kept), reverse=True)
     chosen: PrecisionPlan | None = None
+    others: tuple[PrecisionPlan, ...] = ()
     if timed and not any_paid:
         reason = "no INT8 scheme is faster than FP32 on this machine"
     elif not candidates:
         reason = f"nothing keeps {search.gate:g} of FP32"
     else:
-        best, plan = max(candidates, key=lambda found: (_pace(found[0]), found[0].kept))
+        best, plan = candidates[0]
         if timed and _pace(best) <= _MIN_GAIN:
             reason = "what passes the gate is not faster than FP32 on this machine"
         else:
             speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""
             reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
             chosen = _explained(plan, best, ranking, reason)
+            others = tuple(_explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
     return SearchReport(
         gate=search.gate,
         baseline=search.baseline,
@@ -338,6 +356,7 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         frontier=tuple(_frontier(search.done)),
         chosen=chosen,
         reason=reason,
+        others=others,
     )
 
 

@@ -13,29 +13,40 @@ import numpy as np
 
 from edgeglm.build.evaluations import exported_on_tracks, read_preprocessing
 from edgeglm.build.pools import gate_pools, pool_gates
+from edgeglm.calibration.plan import PrecisionPlan, plan_from_file
 from edgeglm.calibration.quantize import QuantizeConfig as CandidatesConfig
 from edgeglm.calibration.quantize import Verdict, make_candidates
+from edgeglm.calibration.schemes import Method, cpu_schemes
 from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
 from edgeglm.core.digest import sha256_bytes
-from edgeglm.core.recipe import QuantizeConfig
+from edgeglm.core.recipe import QuantizeConfig, Recipe
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.engines.environment import cpu_flags
 from edgeglm.evaluate.gates import Verdict as GateVerdict
 from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
+from edgeglm.targets.schema import Target
 
+#: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
+_METHODS: tuple[Method, ...] = ("percentile", "max")
 _PHRASES = 2000  # candidates for the text calibration set
 
 
 class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The recipe's table, the gate, and what INT8 graphs compute in besides."""
+    """The recipe's table, the gate, what INT8 graphs compute in besides, and what makes them.
+
+    ``schemes`` depends on the instructions of the machine that builds for a CPU, so they are in the key.
+    """
 
     quantize: QuantizeConfig
     candidates: tuple[Literal["fp16", "int8"], ...]
     minimum_ratio: float
     high_precision: Literal["fp16", "fp32"]
     seed: int
+    schemes: dict[str, str] = {}
+    plans: dict[str, PrecisionPlan] = {}
 
 
 class QuantizeStage(Stage[QuantizeStageConfig]):
@@ -51,6 +62,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
         "edgeglm.build.pools",
         "edgeglm.calibration",
         "edgeglm.evaluate",
+        "edgeglm.export",
         "edgeglm.data.transforms",
         "edgeglm.data.tokenization",
     )
@@ -83,7 +95,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
         with context.store.scratch() as scratch:
             calibration = calibration_set_from_arrays(
                 scratch / "calibration",
-                _candidates(pairs, inputs["targets"].path, exported),
+                calibration_candidates(pairs, inputs["targets"].path, exported),
                 preprocessing=json.loads((exported / "preprocessing.json").read_text()),
                 samples=self.config.quantize.calibration_samples,
                 seed=self.config.seed,
@@ -104,6 +116,11 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                         "text": self.config.quantize.text_policy,
                     },
                     high_precision=self.config.high_precision,
+                    schemes=self.config.schemes,
+                    methods=_METHODS,
+                    plans=self.config.plans,
+                    search_evaluations=self.config.quantize.search_evaluations,
+                    minimum_score=self.config.minimum_ratio,
                 ),
                 progress=context.progress,
             )
@@ -120,12 +137,34 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
         return {"variants": sorted(report.variants), "left_out": report.left_out}
 
 
+def quantize_config(
+    recipe: Recipe, target: Target, candidates: tuple[Literal["fp16", "int8"], ...]
+) -> QuantizeStageConfig:
+    """Return the stage's config for a target; plans are read here, so that their content is in the key."""
+    on_cpu = target.kind == "cpu"
+    flags = cpu_flags()
+    schemes = {
+        tower: cpu_schemes(flags, convolutions=tower == "image")[0 if tower == "image" else 1].name
+        for tower in ("image", "text")
+    }
+    paths = {"image": recipe.quantize.image_plan, "text": recipe.quantize.text_plan}
+    return QuantizeStageConfig(
+        quantize=recipe.quantize,
+        candidates=candidates,
+        minimum_ratio=recipe.gates.quantized_ratio,
+        high_precision="fp32" if on_cpu else "fp16",
+        seed=recipe.seed,
+        schemes=schemes if on_cpu else {},
+        plans={tower: plan_from_file(Path(path)) for tower, path in paths.items() if path},
+    )
+
+
 def gallery_rows(pairs: PairSet) -> list[int]:
     """Return the images of all galleries, ascending: the rows of a bundle's gallery."""
     return sorted({image for track in pairs.tracks for image in track.gallery})
 
 
-def _candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Candidates]:
+def calibration_candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Candidates]:
     """Return what may be drawn: labelled images that no gallery shows, texts that no track asks for."""
     preprocessing = read_preprocessing(exported)
     digests = pairs.image_sha256
@@ -157,6 +196,8 @@ def _candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Cand
             digests=[sha256_bytes(text.encode()) for text in texts],
             tensors=tokens,
             evaluation_digests=[sha256_bytes(text.encode()) for text in asked],
+            traits={"words": [str(len(text.split())) for text in texts]},
+            rows_at_once=len(texts),  # padded together, to one length
         ),
     }
 

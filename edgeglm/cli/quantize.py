@@ -32,6 +32,10 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 @click.option("--evaluations", type=click.IntRange(1), default=40, show_default=True, help="Most files.")
 @click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS), help="Ranges; may repeat.")
 @click.option("--scheme", default="", help="One INT8 scheme instead of all that the target may like.")
+@click.option(
+    "--smooth", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="SmoothQuant's alpha."
+)
+@click.option("--embeddings", type=click.Choice(("high", "int8", "int4")), default="high", help="Tables.")
 @click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
 @drawing_options
@@ -48,6 +52,8 @@ def command(
     evaluations: int,
     methods: tuple[str, ...],
     scheme: str,
+    smooth: float,
+    embeddings: str,
     precision_plan: Path | None,
     threads: int,
     tokenizer: Path | None,
@@ -73,6 +79,8 @@ def command(
             "methods": methods or _METHODS,
             "scheme": scheme,
             "threads": threads,
+            "smooth": smooth,
+            "embeddings": embeddings,
         },
         Settings,
     )

@@ -21,6 +21,7 @@ from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes
+from edgeglm.calibration.smooth import smoothed
 from edgeglm.cli.main import exit_code
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
@@ -294,3 +295,38 @@ def test_batches_hold_every_row_once_however_they_are_cut(count: int, size: int,
     if count > 1:
         seen, held = split_batches(batches)
         assert [x for part in (seen, held) for b in part for x in b["x"].tolist()] == list(range(count))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_embedding_tables_shrink_and_keep_their_meaning(
+    fp32_dir: Path, tmp_path: Path, precision: Any
+) -> None:
+    source, out = fp32_dir / "text.onnx", tmp_path / "out"
+    settings = Settings(embeddings=precision, methods=("max",), gate=0.98)
+    outcome = quantize_onnx(source, _batches("text"), out, target=CPU, settings=settings)
+    assert outcome.passed
+    assert outcome.size_bytes < source.stat().st_size / 2
+    plan = plan_from_toml((out / "plan.toml").read_text(), origin="plan.toml")
+    assert plan.embeddings == precision
+
+
+def test_smoothing_changes_nothing_in_fp32_and_moves_outliers_into_weights(
+    fp32_dir: Path, tmp_path: Path
+) -> None:
+    prepared, batches = prepared_model(fp32_dir / "text.onnx"), _batches("text")
+    made = smoothed(prepared, batches[:4], 0.5)
+    onnx.save(made.model, tmp_path / "smooth.onnx")
+    assert fidelity(tmp_path / "smooth.onnx", fp32_dir / "text.onnx", batches).max_abs < 1e-4
+    plan = _plan_of(fp32_dir / "text.onnx", "u8s8", smooth=0.5)
+    outcome = quantize_onnx(fp32_dir / "text.onnx", batches, tmp_path / "out", target=CPU, plan=plan)
+    assert outcome.passed
+
+
+def test_what_onnxruntime_makes_does_not_depend_on_modelopt_having_run(
+    fp32_dir: Path, tmp_path: Path
+) -> None:
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    before = HistogramCollector.collect_value
+    quantize_onnx(fp32_dir / "image.onnx", _batches("image"), tmp_path / "out", target=T4)
+    assert HistogramCollector.collect_value is before

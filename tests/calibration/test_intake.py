@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("modelopt")
+
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgeglm.calibration.drawing import Drawing, batches_for_model, calibration_set_for_model
+from edgeglm.calibration.feeds import mapped_npz, write_npz
+from edgeglm.calibration.sets import open_calibration_set
+from edgeglm.cli.main import exit_code
+from edgeglm.core.errors import UserError
+from tests.calibration.towers import tower_tensors
+
+
+def _pictures(folder: Path, classes: int = 3, each: int = 6) -> Path:
+    random = np.random.default_rng(0)
+    for number in range(classes):
+        (folder / f"class{number}").mkdir(parents=True)
+        for i in range(each):
+            pixels = random.integers(0, 255, (20 + number, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{number}" / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_classes_is_drawn_evenly_and_its_coverage_is_told(fp32_dir: Path, tmp_path: Path) -> None:
+    made = calibration_set_for_model(
+        _pictures(tmp_path / "data"),
+        fp32_dir / "image.onnx",
+        tmp_path / "set",
+        drawing=Drawing(samples=9, batch_size=4),
+    )
+    part = made.record.towers["model"]
+    assert part.strata == {"class0": 3, "class1": 3, "class2": 3}
+    assert part.coverage["resolution"].candidates == 3
+    assert part.coverage["resolution"].share == 1.0
+    assert [len(b["pixels"]) for b in made.batches("model")] == [4, 4, 1]
+    assert made.batches("model")[0]["pixels"].shape == (4, 3, 16, 16)
+
+
+def test_a_line_of_text_becomes_what_the_model_takes(fp32_dir: Path, tmp_path: Path) -> None:
+    lines = [{"text": f"word {i} and more", "stratum": "ab"[i % 2]} for i in range(10)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = calibration_set_for_model(
+        tmp_path / "texts.jsonl",
+        fp32_dir / "text.onnx",
+        tmp_path / "set",
+        drawing=Drawing(samples=6),
+        tokenizer=_tokenizer(tmp_path),
+    )
+    feeds = made.batches("model")[0]
+    assert feeds["input_ids"].shape == feeds["attention_mask"].shape
+    assert made.record.towers["model"].strata == {"a": 3, "b": 3}
+
+
+def _tokenizer(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "word", "and", "more", *map(str, range(10))]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_a_sample_that_the_evaluation_holds_is_refused_by_its_content(fp32_dir: Path, tmp_path: Path) -> None:
+    data = _pictures(tmp_path / "data")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "renamed.png").write_bytes((data / "class1" / "2.png").read_bytes())
+    with pytest.raises(UserError, match=r"evaluation samples too \(class1/2.png\)"):
+        calibration_set_for_model(
+            data,
+            fp32_dir / "image.onnx",
+            tmp_path / "set",
+            drawing=Drawing(samples=18),
+            evaluation=tmp_path / "evaluation",
+        )
+    assert not (tmp_path / "set").exists()
+
+
+def _npz(path: Path, **changes: Any) -> Path:
+    arrays: dict[str, Any] = {**tower_tensors("image", 8), **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": np.zeros((8, 3, 8, 8), np.float32)}, "has the shape"),
+        ({"pixels": np.zeros((8, 3, 16, 16), np.float64)}, "convert it with"),
+        ({"pixels": np.full((8, 3, 16, 16), np.nan, np.float32)}, "NaN"),
+        ({"pixels": np.zeros((0, 3, 16, 16), np.float32)}, "no sample"),
+        ({"pixels": np.zeros((1, 3, 16, 16), np.float32)}, "at least 2"),
+        ({"pixels": None, "pixles": np.zeros((8, 3, 16, 16), np.float32)}, "did you mean 'pixels'"),
+        ({"pixels": None}, "no array for the input"),
+        ({"pixels": np.array([{}] * 8)}, "no .npz that can be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["calibrate", "quantize"])
+def test_samples_that_do_not_fit_exit_with_2_and_leave_nothing(
+    fp32_dir: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, model, out = (
+        str(_npz(tmp_path / "x.npz", **changes)),
+        str(fp32_dir / "image.onnx"),
+        tmp_path / "out",
+    )
+    if command == "calibrate":
+        code = exit_code(["calibrate", data, "--model", model, "--output", str(out)])
+    else:
+        code = exit_code(["quantize", model, "--data", data, "--output", str(out)])
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_no_data_never_means_random_data(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", "--model", str(fp32_dir / "text.onnx"), "--output", str(tmp_path / "set")]
+    assert exit_code(arguments) == 2
+    assert "--allow-random-calibration" in capsys.readouterr().err
+    random = [*arguments, "--allow-random-calibration"]
+    assert exit_code(random) == 2
+    assert "--shape input_ids:1x" in capsys.readouterr().err  # dynamic dimensions are nobody's guess
+    assert exit_code([*random, "--shape", "input_ids:1x6", "--shape", "attention_mask:1x6"]) == 0
+    assert open_calibration_set(tmp_path / "set").record.source == "random"
+
+
+def test_a_set_and_its_curve_are_told_as_json(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 40)["pixels"])
+    code = exit_code(
+        ["calibrate", str(data), "--model", str(fp32_dir / "image.onnx"), "--output", str(tmp_path / "set"),
+         "--samples", "40", "--curve", "4,8,30", "--json"]
+    )  # fmt: skip
+    assert code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [point["samples"] for point in said["curve"]] == [4, 8, 30]
+    assert all(point["mean_cosine"] > 0.99 for point in said["curve"])
+    assert json.loads((tmp_path / "set" / "curve.json").read_text()) == said["curve"]
+
+
+def test_a_set_for_another_model_is_refused(fp32_dir: Path, tmp_path: Path) -> None:
+    made = calibration_set_for_model(
+        _npz(tmp_path / "x.npz"), fp32_dir / "image.onnx", tmp_path / "set", drawing=Drawing(samples=4)
+    )
+    assert batches_for_model(made, fp32_dir / "image.onnx").samples == 4
+    with pytest.raises(UserError, match="draw one for this model"):
+        batches_for_model(made, fp32_dir / "text.onnx")
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 3))
+def test_what_is_written_in_chunks_reads_back_whole(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    rows = random.random((sum(sizes), 3), dtype=np.float32)
+    cuts = np.cumsum(sizes)[:-1]
+    path = tmp_path_factory.mktemp("npz") / "x.npz"
+    chunks = [{"x": part, "y": part.astype(np.int64)} for part in np.split(rows, cuts)]
+    write_npz(path, chunks, len(rows))
+    np.testing.assert_array_equal(mapped_npz(path)["x"], rows)
+    with np.load(path) as plain:  # anybody's numpy reads it
+        np.testing.assert_array_equal(plain["x"], rows)
+        np.testing.assert_array_equal(plain["y"], rows.astype(np.int64))
+
+
+@pytest.mark.parametrize("cut", [0, 10, 200, -40])
+def test_a_damaged_archive_is_a_users_error(tmp_path: Path, cut: int) -> None:
+    path = _npz(tmp_path / "x.npz")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"no .npz that can be read"):
+        mapped_npz(path)
+
+
+def test_compressed_archives_are_read_too(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", **tower_tensors("image", 4))
+    np.testing.assert_array_equal(
+        mapped_npz(tmp_path / "x.npz")["pixels"], tower_tensors("image", 4)["pixels"]
+    )
