@@ -134,6 +134,7 @@ def exit_code(arguments: Sequence[str]) -> int:
 def _missing_part(error: ModuleNotFoundError) -> str:
     part = (error.name or "").partition(".")[0]
     extra = "device" if part in _DEVICE_PARTS else "serve" if part in _SERVE_PARTS else "build"
+    extra = "traces" if part == "opentelemetry" else extra
     extra = "index" if part == "faiss" else extra
     return f"this command needs {part}, which is not installed; pip install 'edgeglm[{extra}]'"
 

@@ -19,12 +19,15 @@ from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
 from edgeglm.serve.refusals import UnauthorizedError, refusal_of, words_of
 from edgeglm.serve.service import Service
+from edgeglm.serve.traces import Traces
 
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 
 
 @asynccontextmanager
-async def grpc_face(service: Service, log: Log, counts: HttpCounts) -> AsyncIterator[str]:
+async def grpc_face(
+    service: Service, log: Log, counts: HttpCounts, traces: Traces | None = None
+) -> AsyncIterator[str]:
     """Serve gRPC; gives the address. At the end, calls that began are answered within ``drain_timeout``.
 
     Raises UserError for a port in use, or a certificate that cannot be read.
@@ -42,7 +45,7 @@ async def grpc_face(service: Service, log: Log, counts: HttpCounts) -> AsyncIter
         ],
         maximum_concurrent_rpcs=config.max_requests,
     )
-    handlers = _handlers(_Calls(service, log, counts), Methods(service))
+    handlers = _handlers(_Calls(service, log, counts, traces), Methods(service))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),)
     )
@@ -95,10 +98,11 @@ def _handlers(calls: _Calls, methods: Methods) -> dict[str, Any]:
 class _Calls:
     """Wraps methods."""
 
-    def __init__(self, service: Service, log: Log, counts: HttpCounts) -> None:
+    def __init__(self, service: Service, log: Log, counts: HttpCounts, traces: Traces | None) -> None:
         import grpc
 
         self._service, self._log, self._counts = service, log, counts
+        self._traces = traces
         self._access_log = service.config.access_log
         token = service.config.token
         self._token = f"Bearer {token}".encode() if token is not None else None
@@ -179,3 +183,6 @@ class _Calls:
         self._counts.observe_call(name, code, seconds)
         if self._access_log or error is not None:
             self._log.call(name, id_, code, seconds, context.peer(), error)
+        if self._traces is not None:
+            known = {"rpc.grpc.status": code, "edgeglm.request_id": id_}
+            self._traces.ended(name, context.invocation_metadata() or (), seconds, known, error)

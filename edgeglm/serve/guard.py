@@ -15,7 +15,7 @@ import msgspec
 
 from edgeglm.runtime.requests import OverloadedError
 from edgeglm.serve.logs import Log
-from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.metrics import HttpCounts, route_of
 from edgeglm.serve.refusals import (
     ForbiddenError,
     GoneError,
@@ -26,6 +26,7 @@ from edgeglm.serve.refusals import (
     words_of,
 )
 from edgeglm.serve.service import Service
+from edgeglm.serve.traces import Traces
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,11 +47,19 @@ class Gate:
         log: Where requests are logged.
         counts: Where they are counted.
         open_paths: Paths that need no token, besides health; one that ends in ``/`` stands for all below.
+        traces: Where spans go; None for nowhere.
     """
 
     def __init__(
-        self, service: Service, log: Log, counts: HttpCounts, *, open_paths: tuple[str, ...] = ()
+        self,
+        service: Service,
+        log: Log,
+        counts: HttpCounts,
+        *,
+        open_paths: tuple[str, ...] = (),
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self.service, self.config = service, service.config
         self._log, self._counts = log, counts
         self._open = OPEN_PATHS | {path for path in open_paths if not path.endswith("/") or path == "/"}
@@ -83,6 +92,11 @@ class Gate:
         self._counts.observe(scope["method"], scope["path"], status, seconds, error)
         if self.config.access_log or error is not None:
             self._log.request(scope, id_, status, seconds, error)
+        if self._traces is not None:
+            known: dict[str, str | int] = {"edgeglm.request_id": id_.decode()}
+            known["http.response.status_code"] = status
+            name = f"{scope['method']} {route_of(scope['path'])}"
+            self._traces.ended(name, scope["headers"], seconds, known, error)
 
     def reserve(self, size: int) -> None:
         """Book bytes of a body. Raises OverloadedError if all bodies together have too many."""

@@ -157,7 +157,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
             finally:
                 task, self._task = self._task, None
                 self.tasks.discard(task)
-                scope = {"method": "POST", "path": path, "client": self.client}
+                scope = {"method": "POST", "path": path, "client": self.client, "headers": headers.items()}
                 gate.leave(scope, id_, status, time.perf_counter() - began, error, reserved=reserved)
             self._write(status, answer, given, id_)
 

@@ -27,6 +27,7 @@ from edgeglm.serve.metrics import HttpCounts
 from edgeglm.serve.quick_lane import quick_lane
 from edgeglm.serve.service import SearcherMaker, Service
 from edgeglm.serve.sockets import address_of, listening
+from edgeglm.serve.traces import Traces
 
 RoutesMaker = Callable[[Service], Sequence[BaseRoute]]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -96,13 +97,16 @@ async def _serve(
     http, grpc = HttpCounts(), HttpCounts()
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(Service(bundle, config, opened=opened, searcher=searcher))
+        traces = Traces(service.identity.facts) if config.traces else None
+        if traces is not None:
+            stack.callback(traces.close)
         grpc_address = None
         if config.grpc_port is not None:
             from edgeglm.serve.grpc_face import grpc_face
 
-            grpc_address = await stack.enter_async_context(grpc_face(service, log, grpc))
+            grpc_address = await stack.enter_async_context(grpc_face(service, log, grpc, traces))
         extra = [route for make in routes for route in make(service)]
-        gate = Gate(service, log, http, open_paths=open_paths)
+        gate = Gate(service, log, http, open_paths=open_paths, traces=traces)
         server = _server(asgi_app(gate, http=http, grpc=grpc, routes=extra), gate)
         running = asyncio.ensure_future(server.serve(sockets=[bound]))
         stack.push_async_callback(_stopped, server, running)
