@@ -5,8 +5,10 @@ N rows, D dimensions. All rows are L2-normalised before they are coded.
 - int8: components times a scale, rounded and kept as bytes from 1 to 255 (zero is 128), compared by their
   inner product. The scale is one for all rows, or inner products could not be compared; it makes the
   largest component of a generation 127, and clips larger ones that come later.
-- binary: the signs (x > 0), packed, compared by the number of bits that differ. The share of differing signs
-  estimates the angle (Charikar, "Similarity Estimation Techniques from Rounding Algorithms", 2002).
+- binary: on which side of the rows' mean each component lies, packed, compared by the number of bits that
+  differ. The mean matters: towers put their rows into a cone, in which plain signs tell little. The share of
+  differing signs estimates the angle (Charikar, "Similarity Estimation Techniques from Rounding
+  Algorithms", 2002).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatRows = npt.NDArray[np.float32]
+FloatRow = npt.NDArray[np.float32]
 HalfRows = npt.NDArray[np.float16]
 ByteRows = npt.NDArray[np.uint8]
 
@@ -39,6 +42,13 @@ def int8_scale(rows_ND: HalfRows) -> float:
     return _LEVELS / largest
 
 
+def centre_of(rows_ND: HalfRows) -> FloatRow:
+    """Return the mean row, float32 [D]; zeros for no rows."""
+    if not len(rows_ND):
+        return np.zeros(rows_ND.shape[1], np.float32)
+    return np.asarray(rows_ND.mean(axis=0, dtype=np.float32))
+
+
 def int8_codes(rows_ND: FloatRows, scale: float) -> ByteRows:
     """Return uint8 [N, D], 128 for zero."""
     levels = np.rint(rows_ND * np.float32(scale))
@@ -46,6 +56,6 @@ def int8_codes(rows_ND: FloatRows, scale: float) -> ByteRows:
     return codes
 
 
-def binary_codes(rows_ND: FloatRows) -> ByteRows:
+def binary_codes(rows_ND: FloatRows, centre_D: FloatRow) -> ByteRows:
     """Return uint8 [N, ceil(D / 8)]."""
-    return np.packbits(rows_ND > 0, axis=1)
+    return np.packbits(rows_ND > centre_D, axis=1)

@@ -170,7 +170,9 @@ class Contents:
         if vector_bytes + sum(row.picture_bytes for row in added.rows) != len(blob):
             raise ValueError(f"{len(blob)} bytes for {count} rows of {self.dimensions} dimensions")
         exact: HalfRows = np.frombuffer(blob, "<f2", count * self.dimensions).reshape(count, -1)
-        self._tail.append(codes_of(exact.copy(), self.generation.manifest.scale))
+        self._tail.append(
+            codes_of(exact.copy(), self.generation.manifest.scale, self.generation.codes.centre)
+        )
         at = blob_at + vector_bytes
         for number, row in enumerate(added.rows):
             self.entries.pop(row.id, None)  # a replaced row goes to the end, as its vector does

@@ -3,6 +3,7 @@
 gen-000001/rows.msgpack     ids, metadata, where each picture is
 gen-000001/exact.npy        float16 [N, D], L2-normalised: what scores are made of
 gen-000001/int8.npy         uint8 [N, D]; binary.npy, uint8 [N, ceil(D / 8)]: what is scanned
+gen-000001/centre.npy       float32 [D]: the mean that bits are taken from
 gen-000001/thumbnails.bin   pictures, one after the other
 gen-000001/manifest.json    sha256 and size of each of these
 gen-000001/log              what was added and removed since
@@ -20,11 +21,19 @@ import numpy as np
 
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
-from edgeglm.index.codes import ByteRows, HalfRows, binary_codes, int8_codes, int8_scale
+from edgeglm.index.codes import (
+    ByteRows,
+    FloatRow,
+    HalfRows,
+    binary_codes,
+    centre_of,
+    int8_codes,
+    int8_scale,
+)
 from edgeglm.index.records import GenerationManifest, StoredRow
 
 LOG_NAME = "log"
-_ROWS, _THUMBNAILS, _MANIFEST = "rows.msgpack", "thumbnails.bin", "manifest.json"
+_ROWS, _THUMBNAILS, _MANIFEST, _CENTRE = "rows.msgpack", "thumbnails.bin", "manifest.json", "centre.npy"
 _ARRAYS = ("exact", "int8", "binary")
 _BLOCK = 4096  # rows coded at a time
 
@@ -36,13 +45,16 @@ class Codes:
     exact: HalfRows
     int8: ByteRows
     binary: ByteRows
+    centre: FloatRow
 
     def __len__(self) -> int:
         return len(self.exact)
 
     def taken(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Codes:
         """Return copies of some rows."""
-        return Codes(exact=self.exact[rows], int8=self.int8[rows], binary=self.binary[rows])
+        return Codes(
+            exact=self.exact[rows], int8=self.int8[rows], binary=self.binary[rows], centre=self.centre
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +72,10 @@ class Generation:
         os.close(self.pictures)
 
 
-def codes_of(exact: HalfRows, scale: float) -> Codes:
+def codes_of(exact: HalfRows, scale: float, centre: FloatRow) -> Codes:
     """Code rows as they are stored in float16, whether they come from the log or from a generation."""
     wide = exact.astype(np.float32)
-    return Codes(exact=exact, int8=int8_codes(wide, scale), binary=binary_codes(wide))
+    return Codes(exact=exact, int8=int8_codes(wide, scale), binary=binary_codes(wide, centre), centre=centre)
 
 
 def joined_codes(parts: Iterable[Codes]) -> Codes:
@@ -71,7 +83,8 @@ def joined_codes(parts: Iterable[Codes]) -> Codes:
     listed = list(parts)
     if len(listed) == 1:
         return listed[0]
-    return Codes(**{name: np.concatenate([getattr(part, name) for part in listed]) for name in _ARRAYS})
+    arrays = {name: np.concatenate([getattr(part, name) for part in listed]) for name in _ARRAYS}
+    return Codes(**arrays, centre=listed[0].centre)
 
 
 def write_generation(
@@ -111,14 +124,15 @@ def write_generation(
         )
         for name, (kind, width) in shapes.items()
     }
-    scale = int8_scale(exact)
+    scale, centre = int8_scale(exact), centre_of(exact)
+    np.save(folder / _CENTRE, centre)
     for start in range(0, len(exact), _BLOCK):
-        codes = codes_of(exact[start : start + _BLOCK], scale)
+        codes = codes_of(exact[start : start + _BLOCK], scale, centre)
         for name, array in arrays.items():
             array[start : start + len(codes)] = getattr(codes, name)
     for array in arrays.values():
         array.flush()
-    names = (_ROWS, _THUMBNAILS, *(f"{name}.npy" for name in _ARRAYS))
+    names = (_ROWS, _THUMBNAILS, _CENTRE, *(f"{name}.npy" for name in _ARRAYS))
     manifest = GenerationManifest(
         rows=len(exact),
         next_sequence=next_sequence,
@@ -146,6 +160,7 @@ def opened_generation(folder: Path) -> Generation:
         rows = msgspec.msgpack.decode((folder / _ROWS).read_bytes(), type=tuple[StoredRow, ...])
         # plain arrays over the files: numpy's memmap class takes 200 us to pick some rows
         arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS}
+        centre = np.load(folder / _CENTRE)
         if len(rows) != manifest.rows or any(len(a) != max(manifest.rows, 1) for a in arrays.values()):
             raise ValueError(f"{len(rows)} rows where {manifest.rows} were written")
     except FileNotFoundError:
@@ -154,7 +169,7 @@ def opened_generation(folder: Path) -> Generation:
         raise
     except (msgspec.MsgspecError, ValueError, OSError) as error:
         raise _damaged(folder, error) from error
-    codes = Codes(**{name: array[: manifest.rows] for name, array in arrays.items()})
+    codes = Codes(**{name: array[: manifest.rows] for name, array in arrays.items()}, centre=centre)
     pictures = os.open(folder / _THUMBNAILS, os.O_RDONLY | os.O_CLOEXEC)
     return Generation(folder=folder, manifest=manifest, rows=rows, codes=codes, pictures=pictures)
 

@@ -100,7 +100,9 @@ class Scanner:
     def _by_bits(self, queries_QD: FloatRows, candidates: int, count: int, chosen: Rows | None) -> list[Rows]:
         """Scan bits, then rank the candidates by their bytes, so that few exact rows are read."""
         codes: ByteRows = self._codes.binary if chosen is None else self._codes.binary[chosen]
-        _, found = _faiss().knn_hamming(binary_codes(queries_QD), codes, candidates, variant="mc")
+        _, found = _faiss().knn_hamming(
+            binary_codes(queries_QD, self._codes.centre), codes, candidates, variant="mc"
+        )
         kept = min(max(4 * count, 64), candidates)
         result = []
         for query, near in zip(queries_QD, found, strict=True):

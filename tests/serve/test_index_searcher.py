@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.progress import QuietProgress
+from edgeglm.index.opening import FolderSource, added_to_index, built_index
+from edgeglm.index.writer import IndexWriter
+from tests.runtime.test_retrieval import COLOURS, picture
+from tests.serve.conftest import Server, running, serve_command
+
+QUIET = QuietProgress()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("pictures") / "shop"
+    made.mkdir()
+    for name, colour in COLOURS.items():
+        (made / f"{name}?#%2e&.png").write_bytes(picture(colour))  # what a URL must not trip over
+    return made
+
+
+@pytest.fixture(scope="module")
+def index(bundles: Path, folder: Path) -> Path:
+    made = folder.parent / "shop.index"
+    with open_bundle(bundles / "colours") as opened:
+        built_index(opened, FolderSource(folder=folder), made, QUIET)
+    return made
+
+
+@pytest.fixture(scope="module")
+def site(bundles: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("site") / "log"
+    with running(log, serve_command(bundles / "colours", "--index", str(index), "--no-grpc")) as found:
+        yield found
+
+
+def got(site: Server, path: str) -> tuple[int, dict[str, str], bytes]:
+    """Ask for a path exactly as it is written."""
+    connection = http.client.HTTPConnection(site.address, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def searched(site: Server, **query: Any) -> dict[str, Any]:
+    status, _, body = got(site, "/v1/search?" + urlencode(query))
+    assert status == 200, body
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def test_a_search_names_its_pictures_and_serves_them(site: Server):
+    found = searched(site, q="red", k=3, inline=1)
+    first, second = found["hits"][:2]
+    assert first["id"] == "shop/red?#%2e&.png"
+    assert first["score"] == pytest.approx(1.0, abs=1e-3)
+    assert first["data"].startswith("data:image/webp;base64,")
+    assert "data" not in second
+    assert found["searched"] == {"name": "shop.index", "rows": 3}
+    status, headers, body = got(site, first["picture"])
+    assert (status, headers["content-type"], body[:4]) == (200, "image/webp", b"RIFF")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../etc/passwd",
+        "/etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "shop/../index.json",
+        "%00",
+        "shop",
+        "%ff",
+    ],
+)
+def test_no_path_from_outside_is_ever_opened(site: Server, name: str):
+    status, _, body = got(site, f"/v1/pictures/{name}")
+    assert status in (400, 404)
+    assert b"root:" not in body
+    assert b"schema" not in body
+
+
+def test_a_filter_is_taken_from_the_url_and_a_wrong_one_explained(site: Server):
+    assert searched(site, q="red", where='{"kind": "png", "bytes": {">": 1}}')["hits"]
+    assert not searched(site, q="red", where='{"bytes": {"<": 1}}')["hits"]
+    for where, why in (('{"knd": "png"}', "did you mean 'kind'"), ('{"kind": {"~": 1}}', "unknown operator")):
+        status, _, body = got(site, f"/v1/search?q=red&where={quote(where)}")
+        assert status == 400
+        assert why in json.loads(body)["error"]
+
+
+def test_what_a_writer_adds_and_removes_is_found_by_a_running_server(
+    site: Server, bundles: Path, index: Path, folder: Path
+):
+    (folder / "crimson.png").write_bytes(picture((255, 10, 10)))
+    with open_bundle(bundles / "colours") as opened:
+        added_to_index(opened, FolderSource(folder=folder), index, QUIET)
+    assert "shop/crimson.png" in {hit["id"] for hit in searched(site, q="red")["hits"]}
+    with IndexWriter(index) as writer:
+        writer.remove(["shop/crimson.png"])
+        writer.fold()
+    found = searched(site, q="red")
+    assert "shop/crimson.png" not in {hit["id"] for hit in found["hits"]}
+    assert found["searched"]["rows"] == 3
+    assert got(site, "/v1/pictures/shop/crimson.png")[0] == 404
+
+
+def test_a_server_refuses_an_index_of_another_space_and_names_the_way_out(bundles: Path, index: Path):
+    command = serve_command(bundles / "turned", "--index", str(index), "--no-grpc")
+    result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "they cannot be compared" in result.stderr
+    assert "edgeglm index build" in result.stderr
