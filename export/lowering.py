@@ -19,7 +19,7 @@ from onnx import defs, helper, inliner
 from edgeglm.core.errors import UserError
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.emit import Emitter, inferred, shapes_of, types_of
-from edgeglm.export.equivalents import COMPOSED, EQUIVALENTS
+from edgeglm.export.equivalents import COMPOSED, EQUIVALENTS, Equivalent
 from edgeglm.export.graph import (
     Graph,
     all_nodes,
@@ -39,6 +39,7 @@ LANE_B_OPSETS = (19, 20)
 _OLDEST_READABLE = 13
 _IR_VERSION = {16: 8, 19: 9, 20: 9}
 _STANDARD = ("", "ai.onnx")
+_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _SQUARES = ("InstanceNormalization", "LpNormalization", "ReduceL2", "ReduceSumSquare")
 """They add up squares inside, beyond FP16 for values above 255."""
 
@@ -198,7 +199,10 @@ def _lower_graph(
         if node.op_type == "CastLike":
             _cast_like(emit, known[1])
         elif equivalent is not None and since > opset and _since(node.op_type, before) >= since:
-            equivalent(emit)
+            if known[1].get(node.input[0]) in _NARROW:
+                emit = _in_fp32(emit, equivalent, known)
+            else:
+                equivalent(emit)
         else:
             _keep_or_refuse(emit, before)
             nodes.append(node)
@@ -209,6 +213,28 @@ def _lower_graph(
         sensitive += emit.sensitive
     replace_nodes(graph, nodes)
     graph.initializer.extend(tensors)
+
+
+def _in_fp32(
+    emit: Emitter, equivalent: Equivalent, known: tuple[dict[str, tuple[int | None, ...]], dict[str, int]]
+) -> Emitter:
+    """Compute the equivalent of an FP16 node in FP32: its steps overflow where the one operator did not."""
+    shapes, types = known
+    node, wide = emit.origin, onnx.NodeProto()
+    wide.CopyFrom(node)
+    inner = Emitter(origin=wide, graph=emit.graph, opset=emit.opset, shapes=shapes)
+    for index, name in enumerate(node.input):
+        if types.get(name) in _NARROW:
+            wide.input[index] = inner("Cast", [name], {"to": onnx.TensorProto.FLOAT})
+            if name in shapes:
+                shapes[wide.input[index]] = shapes[name]
+    kind = types[node.input[0]]
+    wide.output[:] = [f"{name}/fp32" if name else "" for name in node.output]
+    equivalent(inner)
+    for name, wider in zip(node.output, wide.output, strict=True):
+        if name:
+            inner("Cast", [wider], {"to": kind}, out=name)
+    return inner
 
 
 def _cast_like(emit: Emitter, types: dict[str, int]) -> None:

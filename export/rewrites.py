@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeglm.export.attention import attentions
-from edgeglm.export.emit import shapes_of
+from edgeglm.export.emit import shapes_of, types_of
 from edgeglm.export.graph import (
     Graph,
     attribute_of,
@@ -64,7 +64,7 @@ def rewrite(model: onnx.ModelProto, passes: tuple[Pass, ...] | None = None) -> R
 def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
     """Make decomposed LayerNorms the operator, which sums up in FP32 whatever its inputs are."""
     graph = Graph(model)
-    shapes = shapes_of(model)
+    shapes, types = shapes_of(model), types_of(model)
     for match in norms(graph):
         if match.kind != "layer-norm" or not match.decomposed:
             continue
@@ -78,7 +78,8 @@ def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
         inputs = [match.input]
         for role, value in (("scale", 1.0), ("bias", 0.0)):
             constant = graph.constant(match.tensors[role]) if match.tensors[role] else None
-            whole = np.full(dims, value, np.float32) if constant is None else np.broadcast_to(constant, dims)
+            kind = helper.tensor_dtype_to_np_dtype(types.get(match.input, onnx.TensorProto.FLOAT))
+            whole = np.full(dims, value, kind) if constant is None else np.broadcast_to(constant, dims)
             if role == "bias" and constant is None:
                 continue
             inputs.append(f"{name}/{role}")

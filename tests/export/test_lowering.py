@@ -17,6 +17,7 @@ from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import image_tower, text_tower, tower_tensors
 from tests.export.graphs import answers, graph_model, normal
+from tests.export.planted import fp16_answers
 
 N = helper.make_node
 VECTOR = {"s": normal(8, seed=1), "b": normal(8, seed=2)}
@@ -197,6 +198,20 @@ def test_lane_b_raises_old_files_and_lowers_new_ones():
         assert lane_problems(made.model, "B", load_target("jetson-orin-nano")) == ()
         expected = specified(model, normal(2, 4, 8))
         np.testing.assert_allclose(answers(made.model, {"x": normal(2, 4, 8)})[0], expected, atol=1e-5)
+
+
+def test_an_fp16_norm_that_is_written_out_computes_in_fp32():
+    nodes = [
+        N("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        N("RMSNormalization", ["h", "s"], ["n"], axis=2, name="norm"),
+        N("Cast", ["n"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = graph_model(nodes, {"s": VECTOR["s"].astype(np.float16)}, opset=23)
+    made = lane_b(model)
+    assert lane_problems(made.model, "B") == ()
+    x = normal(2, 4, 8, scale=500.0)
+    wide = graph_model([N("RMSNormalization", ["x", "s"], ["y"])], {"s": VECTOR["s"]}, opset=23)
+    np.testing.assert_allclose(fp16_answers(made.model, x), specified(wide, x), rtol=3e-3, atol=1e-3)
 
 
 def test_a_graph_that_mixes_types_is_no_lane_b():
