@@ -62,6 +62,7 @@ def report_of(
     rows = stage_rows(inputs, recipe)
     by_name = {row.name: row for row in rows}
     main = pairs.tracks[0].name
+    tracks = tuple(track_note(track) for track in pairs.tracks)
     teacher, student = by_name["teacher"], by_name["fp32"]
     members = [member.name for member in target.members]
     return ReportData(
@@ -69,11 +70,11 @@ def report_of(
         target=target.target.name if len(members) == 1 else f"{target.target.name} ({', '.join(members)})",
         digest=digest,
         default_variant=manifest.default_variant,
-        verdict=verdict_sentence(teacher, student, main),
+        verdict=verdict_sentence(teacher, student, main, tracks),
         main_track=main,
         teacher="teacher",
         student="fp32",
-        tracks=tuple(track_note(track) for track in pairs.tracks),
+        tracks=tracks,
         stages=rows,
         examples=examples_of(inputs, pairs, manifest.default_variant, recipe.seed),
         gates=gate_rows(inputs, pairs, recipe),
@@ -106,7 +107,7 @@ def track_note(track: Track) -> TrackNote:
     return TrackNote(
         name=track.name,
         title=title,
-        description=f"{track.title}. {len(track.queries):,} queries, {len(track.gallery):,} images.",
+        description=f"{track.title}.",
         one_relevant=all(len(query.relevant) == 1 for query in track.queries),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -211,8 +211,22 @@ def ratios(teacher: StageRow, student: StageRow, track: str) -> Ratios:
     )
 
 
-def verdict_sentence(teacher: StageRow, student: StageRow, track: str) -> str:
-    """Say the ratios in a sentence; figures that were not measured are left out of it."""
+def kept_least(
+    teacher: StageRow, student: StageRow, tracks: Sequence[TrackNote]
+) -> tuple[TrackNote, float] | None:
+    """Return the track on which the student keeps least of its teacher's mAP@10, and the share."""
+    found = [(ratios(teacher, student, track.name).kept, track) for track in tracks]
+    known = [(kept, track) for kept, track in found if kept is not None]
+    if not known:
+        return None
+    kept, track = min(known, key=lambda pair: pair[0])
+    return track, kept
+
+
+def verdict_sentence(
+    teacher: StageRow, student: StageRow, track: str, tracks: Sequence[TrackNote] = ()
+) -> str:
+    """Say the ratios in a sentence, the worst track's too; what was not measured is left out of it."""
     found = ratios(teacher, student, track)
     cost = []
     if found.fewer_parameters is not None:
@@ -221,8 +235,16 @@ def verdict_sentence(teacher: StageRow, student: StageRow, track: str) -> str:
         cost.append(f"{found.faster:.1f}\u00d7 the speed")
     if found.kept is None:
         return "The student was not measured against its teacher."
-    kept = f"The student keeps {found.kept:.1%} of the teacher's mAP@10".replace("%", " %")
-    return f"{kept} with {' and '.join(cost)}." if cost else f"{kept}."
+    said = f"The student keeps {_percent(found.kept)} of the teacher's mAP@10"
+    said += f" with {' and '.join(cost)}" if cost else ""
+    least = kept_least(teacher, student, tracks)
+    if least is None or least[0].name == track:
+        return f"{said}."
+    return f"{said}; where it keeps least, on \u201c{least[0].title}\u201d, {_percent(least[1])}."
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _quotient(above: float | None, below: float | None) -> float | None:

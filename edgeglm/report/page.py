@@ -7,7 +7,7 @@ from importlib import resources
 
 from edgeglm.evaluate.retrieval import CUTOFF, ONE_RELEVANT_NOTE
 from edgeglm.report import charts, figures, sections
-from edgeglm.report.data import Fact, ReportData, ratios
+from edgeglm.report.data import Fact, ReportData, kept_least, ratios
 
 # The browser itself refuses anything that is not in the file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -72,9 +72,12 @@ def _cards(data: ReportData) -> str:
     found = ratios(teacher, student, data.main_track)
     score = student.metrics[data.main_track].map10.value if data.main_track in student.metrics else None
     title = next((track.title for track in data.tracks if track.name == data.main_track), data.main_track)
+    least = kept_least(teacher, student, data.tracks) if len(data.tracks) > 1 else None
+    worst = (least[0].title, least[1]) if least else ("", None)
     cards = [
         (figures.rate(score), f"student mAP@10, {title}"),
-        (figures.percent(found.kept), "of the teacher kept"),
+        (figures.percent(found.kept), f"of the teacher kept, {title}"),
+        (figures.percent(worst[1]), f"kept at the least: {worst[0]}"),
         (figures.times(found.fewer_parameters), f"fewer parameters, {figures.count(student.parameters)}"),
         (figures.times(found.faster), f"faster, {figures.milliseconds(student.latency_ms_1)} ms a pair"),
         (figures.size(student.size_bytes), f"both towers, {student.title}"),

@@ -34,6 +34,7 @@ def stages(data: ReportData) -> str:
         '<th scope="col" class="n">Size</th><th scope="col" class="n">Parameters</th>',
         rows,
         "Stages",
+        dense=True,
     )
     tracks = f'<div class="card below"><h3>Tracks</h3><dl class="facts">{described}</dl></div>'
     return table + (tracks if described else "")
@@ -66,7 +67,7 @@ def _interval_cell(interval: Interval | None) -> str:
         f'<span class="meter" aria-hidden="true"><i style="left:{low:.1f}%;width:{high - low:.1f}%"></i>'
         f'<b style="left:{value:.1f}%"></b></span>'
     )
-    bounds = f"{figures.rate(interval.low)} to {figures.rate(interval.high)}"
+    bounds = f"{figures.rate(interval.low)}\u2013{figures.rate(interval.high)}"
     return f'<td class="n">{figures.rate(interval.value)}{meter}<small>{bounds}</small></td>'
 
 
@@ -226,8 +227,9 @@ def _link(text: str, url: str) -> str:
     return f'<a href="{escape(url)}" rel="noreferrer">{escape(text)}</a>'
 
 
-def _table(caption: str, head: str, rows: str, label: str) -> str:
+def _table(caption: str, head: str, rows: str, label: str, *, dense: bool = False) -> str:
+    kind = "scroll dense" if dense else "scroll"
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{label}, table"><table>'
+        f'<div class="{kind}" tabindex="0" role="group" aria-label="{label}, table"><table>'
         f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
