@@ -9,11 +9,10 @@ else is named, to be kept in FP32.
 
 from __future__ import annotations
 
-import math
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,52 +22,15 @@ from onnx import numpy_helper
 
 from edgeglm.core.errors import UserError
 from edgeglm.export.anonymous import save_deterministic
-from edgeglm.export.emit import shapes_of
-from edgeglm.export.graph import Graph, attribute_of, model_from_file, name_of, named, opset_of, unquantized
+from edgeglm.export.fp16_findings import FP16_MAX, Finding, float_constants, judged, reaches_softmax
+from edgeglm.export.graph import Graph, model_from_file, named, opset_of, unquantized
 from edgeglm.export.lowering import lane_b
-from edgeglm.export.patterns import Match, is_large_negative, norms
+from edgeglm.export.patterns import is_large_negative
 from edgeglm.export.ranges import Range, measured_ranges
 from edgeglm.export.rewrites import fuse_layer_norms, rewrite
 
-FP16_MAX = 65504.0
-#: Samples show not every value: a tensor that comes this near is taken for one that overflows.
-SAFE_MAX = FP16_MAX / 2
-FP16_LEAST = 2.0**-24
 #: BERT's own mask: exp(-1e4) is 0 in every precision.
 MASK = -1e4
-
-FindingKind = Literal[
-    "decomposed-layer-norm", "decomposed-rms-norm", "softmax-mask", "large-constant", "large-values",
-    "large-sum", "vanishing-epsilon",
-]  # fmt: skip
-Remedy = Literal["fuse", "clamp", "keep-fp32"]
-
-_CARRY = (
-    "Add", "Sub", "Mul", "Where", "Min", "Max", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Cast",
-    "Transpose", "Slice", "Concat", "Identity", "Gather", "Tile", "ScatterND", "Trilu",
-)  # fmt: skip
-_SQUARE_SUMS = ("ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization")
-_MEANS = ("ReduceMean", "GlobalAveragePool", "AveragePool")
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One place that FP16 breaks, or may break.
-
-    Attributes:
-        kind: Of what it is.
-        node: The node that computes or reads it.
-        why: One sentence with the number.
-        largest: The largest value seen or stored there; None where no sample was run.
-        remedy: What :func:`fp16_ready` does.
-        certain: Whether a number beyond FP16 was seen; else the pattern alone tells.
-    """
-
-    kind: FindingKind
-    node: str
-    why: str
-    largest: float | None
-    remedy: Remedy
-    certain: bool
 
 
 class Fp16Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +64,7 @@ def lint_fp16(model: onnx.ModelProto, ranges: Mapping[str, Range] | None = None)
     Raises UserError when the model is quantized already.
     """
     unquantized(model)
-    return tuple(finding for finding, _ in _judged(model, ranges))
+    return tuple(finding for finding, _ in judged(model, ranges))
 
 
 def fp16_ready(path: Path, out: Path, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Fp16Report:
@@ -121,12 +83,12 @@ def fp16_ready(path: Path, out: Path, batches: Iterable[Mapping[str, npt.NDArray
     unquantized(model)
     unnamed = any(not node.name for node in model.graph.node)
     named(model)
-    judged = _judged(model, measured_ranges(model, samples))
-    findings = tuple(finding for finding, _ in judged)
+    found = judged(model, measured_ranges(model, samples))
+    findings = tuple(finding for finding, _ in found)
     fused, clamped = _mended(model, findings)
     if fused or clamped:
-        judged = _judged(model, measured_ranges(model, samples))
-    asked = {name for finding, nodes in judged if finding.remedy != "clamp" for name in nodes}
+        found = judged(model, measured_ranges(model, samples))
+    asked = {name for finding, nodes in found if finding.remedy != "clamp" for name in nodes}
     keep = tuple(node.name for node in model.graph.node if node.name in asked)
     changed = bool(fused or clamped or (unnamed and keep))
     if changed:
@@ -178,189 +140,13 @@ def _mended(model: onnx.ModelProto, findings: Sequence[Finding]) -> tuple[list[s
     return fused, _clamp(model) if any(f.kind == "softmax-mask" for f in findings) else []
 
 
-def _judged(
-    model: onnx.ModelProto, ranges: Mapping[str, Range] | None
-) -> list[tuple[Finding, tuple[str, ...]]]:
-    """Return findings with the nodes that FP32 would save, in the order of the graph."""
-    graph = Graph(model)
-    found = [
-        *_norm_findings(graph, ranges),
-        *_constant_findings(graph),
-        *(_measured_findings(graph, shapes_of(model), ranges) if ranges else ()),
-    ]
-    order = {name_of(node): index for index, node in enumerate(graph.nodes)}
-    return sorted(found, key=lambda pair: order.get(pair[0].node, -1))
-
-
-def _norm_findings(
-    graph: Graph, ranges: Mapping[str, Range] | None
-) -> Iterator[tuple[Finding, tuple[str, ...]]]:
-    for match in norms(graph):
-        if not match.decomposed:
-            continue
-        square = match.parts["square"]
-        largest = _largest(ranges, square.output[0])
-        layer = match.kind == "layer-norm"
-        seen = "" if largest is None else f"; its largest square here is {largest:.4g}"
-        nodes = tuple(name_of(node) for node in match.nodes)
-        finding = Finding(
-            kind="decomposed-layer-norm" if layer else "decomposed-rms-norm",
-            node=name_of(square),
-            why=f"it squares before it takes a mean, and 256 squared is beyond FP16{seen}",
-            largest=largest,
-            remedy="fuse" if layer else "keep-fp32",
-            certain=largest is not None and largest > FP16_MAX,
-        )
-        yield finding, _steps(match) or nodes
-
-
-def _steps(match: Match) -> tuple[str, ...]:
-    """Return the nodes of a normalization up to its division: scale and bias are harmless."""
-    names = [name_of(node) for node in match.nodes]
-    tail = sum(1 for role in ("scale", "bias") if match.tensors.get(role))
-    return tuple(names[: len(names) - tail])
-
-
-def _constant_findings(graph: Graph) -> Iterator[tuple[Finding, tuple[str, ...]]]:
-    for name, value in _float_constants(graph):
-        finite = np.abs(value[np.isfinite(value)])
-        largest = float(finite.max(initial=0.0))
-        readers = graph.true_readers(name)
-        if largest > FP16_MAX and readers:
-            mask = is_large_negative(value, FP16_MAX) and _reaches_softmax(graph, name)
-            yield (
-                Finding(
-                    kind="softmax-mask" if mask else "large-constant",
-                    node=name_of(readers[0]),
-                    why=f"the constant {name} holds {largest:.4g}, and FP16 ends at {FP16_MAX:.0f}",
-                    largest=largest,
-                    remedy="clamp" if mask else "keep-fp32",
-                    certain=True,
-                ),
-                tuple(name_of(node) for node in readers),
-            )
-        elif value.size == 1 and 0 < largest < FP16_LEAST:
-            guarded = [node for node in readers if _guards(graph, node)]
-            if guarded:
-                yield (
-                    Finding(
-                        kind="vanishing-epsilon",
-                        node=name_of(guarded[0]),
-                        why=f"{name} is {largest:.2g}, which is 0 in FP16 and keeps no divisor from 0",
-                        largest=largest,
-                        remedy="keep-fp32",
-                        certain=True,
-                    ),
-                    tuple(name for node in guarded for name in _guarded_division(graph, node)),
-                )
-
-
-def _float_constants(graph: Graph) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    for name, tensor in graph.initializers.items():
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-            yield name, numpy_helper.to_array(tensor)
-    for node in graph.nodes:
-        if node.op_type == "Constant":
-            value = graph.constant(node.output[0])
-        elif node.op_type == "ConstantOfShape":
-            stored = attribute_of(node, "value")
-            value = None if stored is None else numpy_helper.to_array(stored)
-        else:
-            continue
-        if value is not None and value.dtype in (np.float32, np.float64):
-            yield node.output[0], value
-
-
-def _measured_findings(
-    graph: Graph, shapes: Mapping[str, tuple[int | None, ...]], ranges: Mapping[str, Range]
-) -> Iterator[tuple[Finding, tuple[str, ...]]]:
-    squares = {node.output[0] for match in norms(graph) if match.decomposed for node in match.nodes}
-    masked = _behind_masks(graph)
-    for name, seen in ranges.items():
-        maker = graph.made_by.get(name)
-        largest = max(abs(seen.low), abs(seen.high))
-        readers = [name_of(node) for node in graph.readers.get(name, ())]
-        if largest > SAFE_MAX and name not in squares and name not in masked:
-            at = name_of(maker) if maker is not None else readers[0] if readers else name
-            yield (
-                Finding(
-                    kind="large-values",
-                    node=at,
-                    why=f"{name} reaches {largest:.4g} on the samples, and FP16 ends at {FP16_MAX:.0f}",
-                    largest=largest,
-                    remedy="keep-fp32",
-                    certain=largest > FP16_MAX,
-                ),
-                (*((name_of(maker),) if maker is not None else ()), *readers),
-            )
-        elif maker is not None and name not in squares:
-            inner = _inner_sum(maker, largest, shapes, ranges)
-            if inner > SAFE_MAX:
-                yield (
-                    Finding(
-                        kind="large-sum",
-                        node=name_of(maker),
-                        why=f"{maker.op_type} adds up to {inner:.4g} inside before it gives {largest:.4g}",
-                        largest=inner,
-                        remedy="keep-fp32",
-                        certain=inner > FP16_MAX,
-                    ),
-                    (name_of(maker),),
-                )
-
-
-def _inner_sum(
-    node: onnx.NodeProto,
-    largest: float,
-    shapes: Mapping[str, tuple[int | None, ...]],
-    ranges: Mapping[str, Range],
-) -> float:
-    """Return the largest number inside a reduction: a sum before its root, or before it is divided."""
-    if node.op_type == "ReduceL2":
-        return largest**2
-    if node.op_type in _SQUARE_SUMS and node.op_type != "ReduceSumSquare":
-        return (_largest(ranges, node.input[0]) or 0.0) ** 2
-    if node.op_type in _MEANS:
-        before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-        if before and after and None not in before[1:] and None not in after[1:]:
-            whole, left = (math.prod(d for d in dims[1:] if d is not None) for dims in (before, after))
-            return largest * whole / max(1, left)
-    return 0.0
-
-
-def _reaches_softmax(graph: Graph, name: str) -> bool:
-    """Say whether a value flows into a softmax by sums and choices alone, as a mask does."""
-    return _flow(graph, name)[1]
-
-
-def _behind_masks(graph: Graph) -> set[str]:
-    """Return the tensors that are large because a mask constant is in them: clamping that mends them."""
-    found: set[str] = set()
-    for name, value in _float_constants(graph):
-        if is_large_negative(value, FP16_MAX):
-            tensors, softmax = _flow(graph, name)
-            found |= tensors if softmax else set()
-    return found
-
-
-def _flow(graph: Graph, name: str) -> tuple[set[str], bool]:
-    waiting, seen, softmax = [name], {name}, False
-    while waiting:
-        for node in graph.readers.get(waiting.pop(), ()):
-            softmax = softmax or node.op_type in ("Softmax", "LogSoftmax")
-            fresh = set(node.output) - seen if node.op_type in _CARRY else set()
-            seen |= fresh
-            waiting += fresh
-    return seen, softmax
-
-
 def _clamp(model: onnx.ModelProto) -> list[str]:
     """Clamp mask constants, in place, to -1e4. Returns their names."""
     graph = Graph(model)
     masks = [
         name
-        for name, value in _float_constants(graph)
-        if is_large_negative(value, FP16_MAX) and _reaches_softmax(graph, name)
+        for name, value in float_constants(graph)
+        if is_large_negative(value, FP16_MAX) and reaches_softmax(graph, name)
     ]
     for tensor in model.graph.initializer:
         if tensor.name in masks:
@@ -378,31 +164,3 @@ def _clamp(model: onnx.ModelProto) -> list[str]:
 def _clamped(tensor: onnx.TensorProto) -> onnx.TensorProto:
     value = numpy_helper.to_array(tensor)
     return numpy_helper.from_array(np.clip(value, MASK, -MASK).astype(value.dtype), tensor.name)
-
-
-def _guards(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Say whether a node keeps a divisor from 0."""
-    return node.op_type in ("Add", "Clip", "Max") and bool(_guarded_division(graph, node))
-
-
-def _guarded_division(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
-    """Return the nodes from a guard to the division by it, none when it guards no division."""
-    path = [node]
-    for _ in range(4):
-        for reader in graph.true_readers(path[-1].output[0]):
-            if reader.op_type in ("Div", "Reciprocal") and graph.source(reader.input[-1]) == graph.source(
-                path[-1].output[0]
-            ):
-                return tuple(name_of(step) for step in (*path, reader))
-        onward = [n for n in graph.true_readers(path[-1].output[0]) if n.op_type in ("Sqrt", "Expand", "Pow")]
-        if not onward:
-            return ()
-        path.append(onward[0])
-    return ()
-
-
-def _largest(ranges: Mapping[str, Range] | None, name: str) -> float | None:
-    if ranges is None or name not in ranges:
-        return None
-    seen = ranges[name]
-    return max(abs(seen.low), abs(seen.high))
