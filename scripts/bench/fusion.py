@@ -225,8 +225,8 @@ def page(data: dict[str, Any]) -> str:
         lines.append(f"| {name} | {made} | {' | '.join(cells)} | {row['max_abs']:.1e} |")
     lines += [
         "",
-        "Rows where nothing was rewritten hold the same graph twice: what they differ from 1 is noise. On a CPU "
-        "the session fuses most of it itself, so that little is left to win.",
+        "Rows where nothing was rewritten hold the same graph twice: what they differ from 1 is noise. On a "
+        "CPU the session fuses most of it itself, so that little is left to win.",
         "",
         "## Lanes",
         "",
