@@ -24,7 +24,6 @@ from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.calibration.conversion import (
     Prepared,
     file_by_plan,
-    int8_by_plan,
     prepared_model,
     ranges_from_batches,
 )
@@ -161,7 +160,8 @@ def quantize_onnx(
         EdgeglmError: A quantizer failed.
     """
     settings, progress = settings or Settings(), progress or QuietProgress()
-    require_precision(target, "int8")
+    float8 = (settings.scheme if plan is None else plan.scheme) == "fp8"
+    require_precision(target, "fp8" if float8 else "int8")
     if batches.samples < MIN_SAMPLES:
         raise UserError(f"{batches.samples} calibration samples; give at least {MIN_SAMPLES}, better 64")
     with tempfile.TemporaryDirectory(prefix="edgeglm-quantize-") as folder:
@@ -285,7 +285,7 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
     else:
         methods = settings.methods
         schemes = schemes_for(target, task.prepared, settings.scheme)
-    static = any(scheme.activation != "dynamic" for scheme in schemes)
+    static = any(scheme.activation in ("uint8", "int8") for scheme in schemes)
     ranges: Ranges = {}
     if static:
         ranges = ranges_from_batches(
@@ -309,15 +309,20 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         high_precision="fp32" if task.on_cpu else "fp16",
         smooth=settings.smooth,
         embeddings=settings.embeddings,
+        make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
         progress=task.progress,
     )
     return ranges, report
 
 
+def _fp8_maker(task: _Task, ranges: Ranges) -> Callable[[Path, PrecisionPlan], object]:
+    return lambda path, plan: file_by_plan(task.prepared, path, plan, ranges, task.seen)
+
+
 def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) -> SearchReport:
     """Measure a user's plan as it is; the gate holds for it too."""
     path = scratch / "candidate.onnx"
-    int8_by_plan(task.prepared, path, plan, ranges)
+    file_by_plan(task.prepared, path, plan, ranges, task.seen)
     score, _ = task.measure(path)
     kept = score / task.baseline
     passed = kept >= task.settings.gate

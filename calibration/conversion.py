@@ -14,6 +14,7 @@ import msgspec
 from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Feeds, batches_of
 from edgeglm.calibration.groups import Group, quantizable_groups, with_glue
+from edgeglm.calibration.modelopt_calls import fp8_model
 from edgeglm.calibration.ort_calls import (
     RangeCollector,
     Ranges,
@@ -154,7 +155,10 @@ def file_by_plan(
     started = time.perf_counter()
     methods = plan.int8_nodes
     order = [node.name for node in prepared.model.graph.node if node.name in methods]
-    if scheme_named(plan.scheme).maker == "modelopt":
+    scheme = scheme_named(plan.scheme)
+    if scheme.activation == "float8":
+        return _fp8_file(prepared, out, plan, order, seen)
+    if scheme.maker == "modelopt":
         with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
             source = Path(folder) / "fp32.onnx"  # with the names that the plan knows
             source_model = _without_shapes(prepared.model)
@@ -184,6 +188,42 @@ def file_by_plan(
         samples=batches_of(seen),
         batches=len(seen),
         size_bytes=out.stat().st_size,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _fp8_file(
+    prepared: Prepared, out: Path, plan: PrecisionPlan, order: list[str], seen: Sequence[Feeds]
+) -> ConversionReport:
+    """Write the FP8 file by ModelOpt, which finds the ranges itself, by the largest value."""
+    started = time.perf_counter()
+    require_fitting(plan, prepared.sha256, {node for group in prepared.groups for node in group.nodes})
+    with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
+        source = Path(folder) / "fp32.onnx"
+        save_deterministic(_without_shapes(prepared.model), source)
+        try:
+            model, said = fp8_model(source, seen, nodes=order)
+        except EdgeglmError:
+            raise
+        except Exception as error:  # ModelOpt raises whatever its parts raise
+            raise EdgeglmError(
+                f"ModelOpt cannot make the FP8 variant of {prepared.path.name}: {error}; use another scheme"
+            ) from error
+    strip_traces(model)
+    model.graph.ClearField("value_info")
+    save_deterministic(model, out)
+    return ConversionReport(
+        sha256=sha256_file(out),
+        source_sha256=prepared.sha256,
+        precision="fp8",
+        high_precision="fp16",
+        plan=plan,
+        quantized_nodes=tuple(order),
+        weights=len(order),
+        samples=batches_of(seen),
+        batches=len(seen),
+        size_bytes=out.stat().st_size,
+        said=tuple(said),
         seconds=round(time.perf_counter() - started, 3),
     )
 

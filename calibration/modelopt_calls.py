@@ -112,6 +112,36 @@ def int8_model(
     return model, said
 
 
+def fp8_model(
+    path: Path, batches: Sequence[Feeds], *, nodes: Sequence[str]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Insert FP8 (E4M3) Q/DQ by ModelOpt at ``nodes``; the rest is FP16. Returns it and the warnings.
+
+    FP32 besides is no choice here: ONNX Runtime 1.24 takes FP8 Q/DQ in FP32 graphs for INT8 ones and refuses.
+    """
+    import onnx
+
+    with _scratch_copy(path) as copy, said_by_modelopt() as said, _onnxruntime_restored():
+        from modelopt.onnx.quantization import quantize
+
+        out = copy.with_name("quantized.onnx")
+        quantize(
+            str(copy),
+            quantize_mode="fp8",
+            calibration_method="max",
+            calibration_data_reader=FeedReader(batches),
+            calibration_eps=[_CPU],
+            nodes_to_quantize=[f"{re.escape(name)}$" for name in nodes],
+            high_precision_dtype="fp16",
+            output_path=str(out),
+            log_level="WARNING",
+        )
+        if not out.is_file():
+            raise EdgeglmError("ModelOpt wrote no model; read what it said: " + " | ".join(said[-5:]))
+        model = onnx.load(str(out))
+    return model, said
+
+
 def _lookup_tables(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> list[str]:
     """Return the Gathers from tables in FP16's range: AutoCast takes token ids for large values."""
     from onnx import TensorProto, numpy_helper

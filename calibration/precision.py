@@ -44,7 +44,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes:
         sha256: Of the file written.
         source_sha256: Of the FP32 file.
-        precision: "fp16" or "int8".
+        precision: "fp16", "int8" or "fp8".
         high_precision: What the rest of an INT8 graph computes in.
         policy: The INT8 policy, None for FP16 and where a plan says which nodes.
         plan: The precision plan that made the file, if one did.
@@ -60,7 +60,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     sha256: str
     source_sha256: str
-    precision: Literal["fp16", "int8"]
+    precision: Literal["fp16", "int8", "fp8"]
     high_precision: HighPrecision
     policy: Int8Policy | None = None
     plan: PrecisionPlan | None = None

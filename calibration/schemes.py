@@ -1,4 +1,4 @@
-"""INT8 schemes as data: which integers, and whether values stay integers between nodes.
+"""INT8 schemes, and FP8, as data: which integers, and whether values stay integers between nodes.
 
 Which one pays depends on the instructions of the machine, so that schemes are measured, never guessed:
 without VNNI, ``u8 x s8`` products saturate in 16 bits unless weights have 7 bits (``reduced``;
@@ -14,7 +14,7 @@ import msgspec
 
 from edgeglm.core.errors import unknown_name
 
-Activation = Literal["uint8", "int8", "dynamic"]
+Activation = Literal["uint8", "int8", "dynamic", "float8"]
 Method = Literal["max", "entropy", "percentile", "mse"]
 METHODS: tuple[Method, ...] = ("max", "entropy", "percentile", "mse")
 
@@ -25,7 +25,8 @@ class Scheme(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: What plans call it.
         activation: "uint8" asymmetric or "int8" symmetric, with calibrated ranges; "dynamic": unsigned,
-            from each batch's own range, which needs no calibration and costs a pass over the values.
+            from each batch's own range, which needs no calibration and costs a pass over the values;
+            "float8": E4M3, for targets that have it.
         reduced: Weights of 7 bits.
         chains: Activation functions, residual sums and pools between two INT8 nodes stay INT8 too,
             which convolutions need to pay; else only the inputs of products are quantized.
@@ -49,6 +50,7 @@ _SHIPPED = (
     Scheme(name="s8s8", activation="int8"),
     Scheme(name="s8s8-chains", activation="int8", chains=True),
     Scheme(name="tensorrt", activation="int8", maker="modelopt"),
+    Scheme(name="fp8", activation="float8", maker="modelopt"),
 )
 SCHEMES = {scheme.name: scheme for scheme in _SHIPPED}
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}

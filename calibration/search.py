@@ -113,6 +113,7 @@ class _Search:
     high_precision: Literal["fp32", "fp16"]
     smooth: float
     embeddings: Embeddings
+    make: Callable[[Path, PrecisionPlan], object] | None
     groups: tuple[Group, ...]
     done: list[Evaluated] = field(default_factory=list)
     plans: list[PrecisionPlan] = field(default_factory=list)
@@ -143,7 +144,10 @@ class _Search:
 
     def file(self, plan: PrecisionPlan) -> Path:
         path = self.scratch / "candidate.onnx"
-        int8_by_plan(self.prepared, path, plan, self.ranges)
+        if self.make is not None:
+            self.make(path, plan)
+        else:
+            int8_by_plan(self.prepared, path, plan, self.ranges)
         return path
 
     def evaluated(self, step: Step, scheme: str, method: Method, high: Sequence[str]) -> Evaluated:
@@ -193,6 +197,7 @@ def search_plan(
     high_precision: Literal["fp32", "fp16"] = "fp32",
     smooth: float = 0.0,
     embeddings: Embeddings = "high",
+    make: Callable[[Path, PrecisionPlan], object] | None = None,
     progress: Progress | None = None,
 ) -> SearchReport:
     """Find the fastest plan that keeps ``gate`` of the baseline.
@@ -211,6 +216,7 @@ def search_plan(
         high_precision: What plans say about the rest of the graph.
         smooth: SmoothQuant's alpha, with which ``prepared`` was made.
         embeddings: What plans say about embedding tables.
+        make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
         progress: Told of each evaluation.
     """
     with (progress or QuietProgress()).task("Searching a precision plan", total=evaluations) as task:
@@ -228,6 +234,7 @@ def search_plan(
             high_precision=high_precision,
             smooth=smooth,
             embeddings=embeddings,
+            make=make,
             groups=tuple(groups),
         )
         paying = _paying(search, schemes)
@@ -272,7 +279,7 @@ def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method
     limit = max(1, search.budget // 4)
     for method in methods:
         for scheme in schemes:
-            if len(found) < limit and (scheme.activation != "dynamic" or method == methods[0]):
+            if len(found) < limit and (scheme.activation in ("uint8", "int8") or method == methods[0]):
                 found.append(search.evaluated("scheme", scheme.name, method, ()))
     best: dict[str, Evaluated] = {}  # the method that keeps most, of each scheme
     for one in found:
