@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -170,26 +171,29 @@ def page_measured(bundle: Path, index: Path) -> dict[str, Any]:
                 browser = playwright.chromium.launch(
                     executable_path="/usr/bin/chromium", args=["--no-sandbox"]
                 )
-                paints, queries = [], []
+                paints, queries, shares = [], [], []
                 for number in range(PAGE_QUERIES + 2):
                     page = browser.new_page(viewport={"width": 1280, "height": 800})
                     page.goto(url)
                     page.wait_for_timeout(300)
-                    paint, query = page.evaluate(_IN_PAGE, _WORDS[number % len(_WORDS)])
+                    paint, query, share = page.evaluate(_IN_PAGE, _WORDS[number % len(_WORDS)])
                     paints.append(paint)
                     queries.append(query)
+                    shares.append([float(part) for part in re.findall(r"[\d.]+(?= ms)", share)])
                     page.close()
                 browser.close()
         finally:
             server.terminate()
             server.wait()
-    paints, queries = paints[2:], queries[2:]  # the first two warm the browser up
+    paints, queries, shares = paints[2:], queries[2:], shares[2:]  # the first two warm the browser up
+    embed, scan, way = (round(statistics.median(column), 1) for column in zip(*shares, strict=True))
     return {
         "first_paint_ms": round(statistics.median(paints), 1),
         "first_paint_high_ms": round(max(paints), 1),
         "query_to_pictures_ms": round(statistics.median(queries), 1),
         "query_to_pictures_high_ms": round(max(queries), 1),
         "queries": len(queries),
+        "of_it_ms": {"embedding": embed, "search": scan, "pictures and way": way},
     }
 
 
@@ -210,7 +214,7 @@ _IN_PAGE = """async (words) => {
     const loaded = (one) => one.complete && one.naturalWidth;
     while (root.dataset.shown === before || !visible().every(loaded)) await tick();
     await Promise.all(visible().map((one) => one.decode()));
-    return [paint, performance.now() - began];
+    return [paint, performance.now() - began, document.getElementById("split").getAttribute("aria-label")];
 }"""
 
 
@@ -287,6 +291,11 @@ def table(found: dict[str, Any]) -> str:
                 f"| {row['recall']:.3f} | {row['ms']:.2f} |"
                 for row in found["search"]
             ),
+            "",
+            f"Of a query on the page, embedding takes {page['of_it_ms']['embedding']} ms, search "
+            f"{page['of_it_ms']['search']} ms, fetching the pictures and the way "
+            f"{page['of_it_ms']['pictures and way']} ms; decoding and drawing is the rest. Server and browser share "
+            "the two cores with each other and with the other work.",
             "",
             f"Written at {found['rows_per_second']:,.0f} rows a second, "
             "each batch of 4,096 synced before the next.",

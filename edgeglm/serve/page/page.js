@@ -127,10 +127,10 @@ function show(found, all, words) {
     ? `${hits.length} of ${number.format(rows)} pictures ${what} in ${ms(all)}`
     : `Nothing ${what} among ${number.format(rows)} pictures passes the filter.`;
   remember(state.picture ? "" : words);
-  const way = Math.max(all - found.ms.all, 0), parts = [found.ms.embed, found.ms.search, way];
+  const { embed, search: scan } = found.ms, parts = [embed, scan, Math.max(all - embed - scan, 0)];
   $("last").textContent = ms(all);
   [...$("split").children].forEach((part, i) => { part.style.width = (100 * parts[i]) / all + "%"; });
-  $("split").setAttribute("aria-label", `Embedding ${ms(parts[0])}, search ${ms(parts[1])}, way and back ${ms(parts[2])}`);
+  $("split").setAttribute("aria-label", `Embedding ${ms(parts[0])}, search ${ms(parts[1])}, pictures and way ${ms(parts[2])}`);
   document.documentElement.dataset.shown = ++state.serial;
   facts(found.edgeglm, found.searched);
 }
