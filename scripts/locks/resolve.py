@@ -40,7 +40,7 @@ LOCKS = {
         ("3.13", "x86_64"),
     ],
 }
-EXTRAS = {"host": ("build", "dev"), "device": ("device", "serve", "sign")}
+EXTRAS = {"host": ("build", "dev", "serve", "traces"), "device": ("device", "serve", "sign")}
 UNUSED = {
     "host": {
         "cppimport": "compiles ModelOpt's fast INT4 path; sdist only",
