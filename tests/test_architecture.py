@@ -26,6 +26,7 @@ DEVICE_ROOMS = (
     "compile",
     "runtime",
     "index",
+    "serve",
     "bench",
     "deploy",
     "cli",

@@ -126,7 +126,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
 @cache
 def _is_named(dtype: np.dtype[Any], name: str) -> bool:
     """Compare a dtype by name, once for each pair: numpy makes up the name anew each time, in Python."""
-    return dtype.name == name
+    return bool(dtype.name == name)
 
 
 def _check_dimensions(

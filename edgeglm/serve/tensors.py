@@ -36,7 +36,9 @@ DATATYPES = {
     "BYTES": "object",
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_DTYPES = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in DATATYPES.items()}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(dtype).newbyteorder("<") for name, dtype in DATATYPES.items()
+}
 _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # kind of the tensor: kinds of JSON that fit it
 _LENGTH = struct.Struct("<I")
 

@@ -253,6 +253,14 @@ def overload(bundle: Path, seconds: float) -> list[Row]:
 
 
 TRIED = {
+    "requests a second, gRPC / LitServe": (
+        "grpc.aio costs about twice what HTTP does here, in the server and in the caller, which is Python "
+        "too and shares the cores. Not tried yet: callers of another make; gRPC's synchronous server."
+    ),
+    "p50 added by HTTP, one caller": (
+        "On a machine whose cores others keep busy each of a request's four thread and process switches may "
+        "wait for a core; the lowest round tells what the work itself takes."
+    ),
     "processor time added by HTTP a request, 64 callers": (
         "About 200 us through ASGI; 120 with whole requests answered at the transport; 80 to 100 with what "
         "was loaded kept out of garbage collection and dtypes named once. Reading and writing messages "
@@ -299,11 +307,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--only", choices=("peers", "overhead", "overload"), help="Keep the other rows.")
     parser.add_argument("--overload-seconds", type=float, default=30.0)
     given = parser.parse_args()
-    rows = beside_peers(given.bundle, given.peers, given.rounds, given.seconds)
-    rows += overhead(given.rounds, given.seconds)
-    rows += overload(given.bundle, given.overload_seconds)
+    groups = {
+        "peers": lambda: beside_peers(given.bundle, given.peers, given.rounds, given.seconds),
+        "overhead": lambda: overhead(given.rounds, given.seconds),
+        "overload": lambda: overload(given.bundle, given.overload_seconds),
+    }
+    rows = [row for name, measured in groups.items() if given.only in (None, name) for row in measured()]
+    if given.only is not None:
+        fresh = {row["name"]: row for row in rows}
+        former = json.loads(given.output.with_suffix(".json").read_bytes())["rows"]
+        rows = [fresh.get(row["name"], row) for row in former]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
