@@ -124,17 +124,30 @@ def rollback(bench: Bench) -> dict[str, Any]:
     """Wall seconds of a rollback of the real bundle, from the connection to the answer of the former one."""
     inventory = inventory_at(bench.store.root)
     (host,) = hosts_from_texts(["wire-2"])
-    bench.device("wire-2")
+    pear = bench.device("wire-2")
     check(bench.deploy(bench.bundle, "wire-2", real=True))
     changed, _ = one_tower_changed(bench.bundle, bench.work / "changed-2")
     check(bench.deploy(changed, "wire-2", real=True))
-    walls, there = [], []
+    walls, there, work = [], [], []
     for _ in range(ROUNDS):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         answer = asyncio.run(rolled_back(host, inventory, root=None, ready_seconds=60, lock_seconds=5))
         walls.append(time.perf_counter() - started)
         there.append(answer["seconds"])
-    return {"wall_seconds": walls, "switch_seconds": there}
+        state = json.loads((pear.root / "run/state.json").read_bytes())
+        work.append(time.process_time() - used + sum(cpu_seconds(state[name]) for name in ("pid", "child")))
+    return {
+        "wall_seconds": walls,
+        "switch_seconds": there,
+        "cpu_seconds": work,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def cpu_seconds(process: int) -> float:
+    """Return what a process has had of a processor since it began."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def twenty(bench: Bench, seconds: float) -> dict[str, Any]:
@@ -156,7 +169,7 @@ def twenty(bench: Bench, seconds: float) -> dict[str, Any]:
 
 
 def cuts(bench: Bench, seed: int) -> dict[str, Any]:
-    """Cut the cable at random points of the bytes of a deploy; count what serves after it, and the next run."""
+    """Cut the cable at random points of the bytes of a deploy; count what serves and what is completed."""
     chance = random.Random(seed)
     served = completed = 0
     with cable(bench.server.port) as way:
@@ -216,22 +229,23 @@ def page(found: dict[str, Any]) -> str:
         rows.append(
             (
                 f"rollback, median of {len(back['wall_seconds'])}, connection and real server included",
-                f"{median(back['wall_seconds']):.2f} s, of which {median(back['switch_seconds']):.2f} s there",
+                f"{median(back['wall_seconds']):.2f} s at a load of {back['load_average']:.0f} on the cores, "
+                f"{median(back['cpu_seconds']):.2f} s of CPU",
                 "2 s",
             )
         )
     for row in found["twenty"] or ():
         rows.append(
             (
-                f"twenty devices over one, finalize {row['finalize_seconds']:g} s each, median of {ROUNDS}",
-                f"{median(row['ratios']):.2f}x ({median(row['twenty']):.1f} s over {median(row['one']):.1f} s)",
+                f"twenty devices over one, finalize {row['finalize_seconds']:g} s, median of {ROUNDS}",
+                f"{median(row['ratios']):.2f}x ({median(row['twenty']):.1f} s, {median(row['one']):.1f} s)",
                 "3x",
             )
         )
     if cut:
         rows.append(
             (
-                f"cut at {len(cut['points'])} random points: served after it, and completed by the next run",
+                f"cut at {len(cut['points'])} random points: served after it, completed by the next run",
                 f"{cut['served']} and {cut['completed']}",
                 f"{POINTS} and {POINTS}",
             )
@@ -242,8 +256,8 @@ def page(found: dict[str, Any]) -> str:
         f"Made by `{found['command']}`",
         f"at commit {found['commit']} on {found['machine']}, which other work shared.",
         "OpenSSH's server on loopback. Bytes are counted between client and server, both ways, SSH's own",
-        "included. Redeploy and rollback run the real commands at both ends; in the other rows finalize and the",
-        "server are stand-ins, since twenty boards would not share one processor.",
+        "included. Redeploy and rollback run the real commands at both ends; in the other rows finalize and",
+        "the server are stand-ins, since twenty boards would not share one processor.",
         "",
         "| what | measured | aim |",
         "| --- | ---: | ---: |",

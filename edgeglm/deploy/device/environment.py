@@ -43,7 +43,8 @@ def made(layout: Layout, name: str, wheels: Mapping[str, str], say: Say) -> str:
             paths.append(str(path))
         pip = next(path for path in paths if Path(path).name.startswith("pip-"))
         say(f"installing {len(paths)} wheels")
-        options = ["--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check", "-q"]
+        # pip compiles what it installs: the server may write nothing there, and would compile at each start.
+        options = ["--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
         _run([str(python), f"{pip}/pip", "install", *options, "--ignore-installed", *paths])
     write_json(folder / "complete.json", {"objects": sorted(wheels.values()), "wheels": sorted(wheels)})
     return str(python)
