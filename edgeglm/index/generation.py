@@ -158,7 +158,7 @@ def opened_generation(folder: Path) -> Generation:
             if (folder / name).stat().st_size != size:
                 raise ValueError(f"{name} has not the {size} bytes that were written")
         rows = msgspec.msgpack.decode((folder / _ROWS).read_bytes(), type=tuple[StoredRow, ...])
-        # plain arrays over the files: numpy's memmap class takes 200 us to pick some rows
+        # plain arrays over the files, so that what is picked from them is plain too
         arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS}
         centre = np.load(folder / _CENTRE)
         if len(rows) != manifest.rows or any(len(a) != max(manifest.rows, 1) for a in arrays.values()):
