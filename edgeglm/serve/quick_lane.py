@@ -89,6 +89,15 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
         _later = b""
         _between = True  # whether uvicorn's parser is between two messages
 
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            """Give a connection that says nothing the time of an idle one, which uvicorn does not."""
+            super().connection_made(transport)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
         def data_received(self, data: bytes) -> None:
             """Take the short way if it is open, else uvicorn's."""
             if self._task is not None:
@@ -116,7 +125,17 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             self._between = False
+            self._head_timer = self.loop.call_later(gate.config.body_timeout, self.transport.abort)
             super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._head_ended()
+            super().on_headers_complete()
+
+        def _head_ended(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
 
         def on_message_complete(self) -> None:
             self._between = True
@@ -125,6 +144,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             if self._task is not None:
                 self._task.cancel()  # nobody waits for this answer any more
+            self._head_ended()
             super().connection_lost(exc)
 
         def shutdown(self) -> None:

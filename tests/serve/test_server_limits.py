@@ -1,0 +1,200 @@
+"""Limits and ends of a server: too large, too slow, too many, SIGTERM, TLS, ports in use."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from tests.serve.conftest import running, serve_command
+from tests.serve.test_http_face import TEXT, asked, asked_json, infer_bytes, raw, refused
+
+
+def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "0.0", "100000"]
+    with running(tmp_path / "log", command) as server:
+        status, error = refused(server, "/v2/models/embed_text/infer", b" " * 100_001)
+        assert (status, "over the limit of 100000" in error) == (413, True)
+        inflated = __import__("gzip").compress(b" " * 10_000_000)
+        status, error = refused(server, "/v2/models/embed_text/infer", inflated, {"Content-Encoding": "gzip"})
+        assert (status, "grows over the limit" in error) == (413, True)
+        status, _ = refused(
+            server, "/v2/models/embed_text/infer", inflated[:50], {"Content-Encoding": "gzip"}
+        )
+        assert status in (400, 413)
+        began = time.monotonic()
+        cut = infer_bytes(server)[:-5]
+        assert b" 408 " in raw(server, cut)[:30] or time.monotonic() - began < 5
+        raw(server, cut, shut=True)
+        host, _, port = server.address.rpartition(":")
+        with closing(socket.create_connection((host, int(port)), timeout=10)) as slow:
+            slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")  # and never the end of the head
+            with suppress(ConnectionResetError):
+                assert slow.recv(100) == b""
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        assert asked_json(server, "GET", "/v1/stats")["runner"]["held"] == 0
+
+
+def test_a_full_queue_is_answered_429_with_a_time_and_the_accepted_are_served(bundles, tmp_path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "0.1", "100000"]
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    with running(tmp_path / "log", command) as server:
+        answers: list[tuple[int, dict[str, str]]] = []
+
+        def ask() -> None:
+            answers.append(asked(server, "POST", "/v2/models/embed_text/infer", body)[:2])
+
+        threads = [threading.Thread(target=ask) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = [status for status, _ in answers]
+        assert set(statuses) == {200, 429}
+        assert 4 <= statuses.count(200) < 16
+        assert all(headers["retry-after"] == "1" for status, headers in answers if status == 429)
+        text = asked(server, "GET", "/metrics")[2].decode()
+        assert f"edgeglm_shed_total {statuses.count(429)}.0" in text
+        late = json.dumps({"inputs": [TEXT], "parameters": {"timeout": 1000}}).encode()
+        status, error = refused(server, "/v2/models/embed_text/infer", late)
+        assert (status, "no answer within" in error) == (504, True)
+        # over gRPC the same, in a process of its own: the client warns in ways of its own
+        code = (
+            "import warnings; warnings.simplefilter('ignore')\n"
+            "import sys, queue, numpy as np, tritonclient.grpc as g\n"
+            "c = g.InferenceServerClient(sys.argv[1]); t = g.InferInput('text', [5], 'BYTES')\n"
+            "t.set_data_from_numpy(np.array([b'red'] * 5, dtype=object))\n"
+            "try: c.infer('embed_text', [t])\n"
+            "except Exception as e: print(e.status())\n"
+        )
+        found = subprocess.run([sys.executable, "-c", code, server.grpc], capture_output=True, text=True)
+        assert "RESOURCE_EXHAUSTED" in found.stdout, found.stderr
+
+
+def test_sigterm_answers_what_was_accepted_and_takes_no_more(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "8", "0.3", "100000"]
+    answers: list[int] = []
+    with running(tmp_path / "log", command) as server:
+        body = json.dumps({"inputs": [TEXT]}).encode()
+
+        def ask() -> None:
+            answers.append(asked(server, "POST", "/v2/models/embed_text/infer", body)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.25)
+        server.process.terminate()
+        for thread in threads:
+            thread.join()
+        assert server.process.wait(20) == 0
+        assert answers == [200, 200, 200]
+        assert [event["event"] for event in server.events()[-1:]] == ["stopped"]
+
+
+def test_a_caller_who_does_not_read_is_cut_off_and_holds_up_nobody(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "400", "0.0", "4000000"]
+    with running(tmp_path / "log", command) as server:
+        host, _, port = server.address.rpartition(":")
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.settimeout(0.2)
+        many = infer_bytes(server) * 20
+        try:
+            for _ in range(600):
+                connection.sendall(many)
+        except (TimeoutError, OSError):
+            pass
+        began = time.monotonic()
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        assert time.monotonic() - began < 5
+        connection.close()
+
+
+def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused_before_anything_loads(
+    server, bundles, tmp_path
+):
+    port = server.address.rpartition(":")[2]
+    grpc_port = server.grpc.rpartition(":")[2]
+    short = tmp_path / "token"
+    short.write_text("short")
+    for options, words in (
+        (["--port", port], "another program listens there; give --port another port"),
+        (["--port", "0", "--grpc-port", grpc_port], "give --grpc-port another port"),
+        (["--port", "70000"], "give 0 to 65535"),
+        (["--host", "203.0.113.7", "--port", "0"], "no such address"),
+        (["--token-file", str(short)], "make a longer one"),
+        (["--token-file", str(tmp_path / "none")], "cannot read a token"),
+        (["--tls-key", str(short)], "give both, or neither"),
+        (["--bundles", str(tmp_path / "none")], "no folder"),
+    ):
+        command = [sys.executable, "-m", "edgeglm.cli.main", "serve", str(bundles / "colours"), *options]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert found.returncode == 2, (options, found.stderr)
+        assert words in found.stderr.splitlines()[-1]
+
+
+def test_tls_serves_both_faces(bundles: Path, tmp_path: Path):
+    certificate, key = self_signed(tmp_path)
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with running(tmp_path / "log", serve_command(bundles / "colours", *options)) as server:
+        assert server.http.startswith("https://")
+        context = ssl.create_default_context(cafile=str(certificate))
+        host, _, port = server.address.rpartition(":")
+        body = json.dumps({"inputs": [TEXT]})
+        with closing(http.client.HTTPSConnection(host, int(port), timeout=20, context=context)) as connection:
+            for _ in range(2):
+                connection.request("POST", "/v2/models/embed_text/infer", body)
+                response = connection.getresponse()
+                assert response.status == 200
+                response.read()
+        code = (
+            "import warnings; warnings.simplefilter('ignore')\n"
+            "import sys, tritonclient.grpc as g\n"
+            "c = g.InferenceServerClient(sys.argv[1], ssl=True, root_certificates=sys.argv[2])\n"
+            "print(c.is_server_ready())\n"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code, server.grpc, str(certificate)], capture_output=True, text=True
+        )
+        assert found.stdout == "True\n", found.stderr
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
+    return folder / "certificate.pem", folder / "key.pem"
