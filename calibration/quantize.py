@@ -31,7 +31,6 @@ from edgeglm.calibration.precision import (
 )
 from edgeglm.calibration.schemes import Method, scheme_named
 from edgeglm.calibration.search import search_plan
-from edgeglm.calibration.sensitivity import worst_nodes
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
@@ -63,9 +62,6 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "fp32" for ONNX Runtime on a CPU, where FP16 is slow.
         fp16_samples: Samples that AutoCast looks at; it holds every tensor of all of them.
         held_out: Calibration samples kept out of the ranges, for the cosine of each file.
-        sensitivity_nodes: How many of a failing tower's most harmful nodes return to high precision,
-            half of them first; 0 leaves this out.
-        sensitivity_evaluations: The most files that the ranking of nodes of one tower may cost.
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
@@ -80,8 +76,6 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     high_precision: HighPrecision = "fp16"
     fp16_samples: int = 16
     held_out: int = 16
-    sensitivity_nodes: int = 4
-    sensitivity_evaluations: int = 0
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,10 +159,10 @@ def make_candidates(
 ) -> QuantizeReport:
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
-    When INT8 of both towers fails, the most harmful nodes of each return to high precision where the
-    configuration allows it; then each tower is tried in INT8 beside the other in FP16. The best that
-    passes becomes "int8", with the precision of each tower stated. What passes in no form is left
-    out, and the report says why.
+    Where the configuration lets it search, the most harmful groups of a tower return to high precision.
+    When INT8 of both towers fails, each tower is tried in INT8 beside the other in high precision. The
+    best that passes becomes "int8", with the precision of each tower stated. What passes in no form is
+    left out, and the report says why.
 
     Args:
         fp32_dir: Holds ``image.onnx`` and ``text.onnx``; not changed.
@@ -235,7 +229,7 @@ def _fp16(work: _Work) -> _Found | None:
 
 
 def _int8(work: _Work) -> _Found | None:
-    """Both towers in INT8, else both after mending, else the better mix with high precision.
+    """Both towers in INT8, else the better mix with high precision.
 
     High precision is FP16 where the target computes in it, and FP32 on a CPU, where FP16 is slow.
     """
@@ -247,11 +241,6 @@ def _int8(work: _Work) -> _Found | None:
             return int8, trial
         tried.append((trial.verdict.score, int8))
     int8 = max(tried, key=lambda found: found[0])[1]
-    if work.config.sensitivity_evaluations:
-        int8 = {tower: _mended_tower(work, tower) for tower in TOWERS}
-        trial = _try(work, "int8", int8)
-        if trial.verdict.passed:
-            return int8, trial
     high = {tower: _high_tower(work, tower) for tower in TOWERS}
     mixes = [{**high, tower: int8[tower]} for tower in TOWERS]
     passing = [found for mix in mixes if (found := (mix, _try(work, "int8", mix)))[1].verdict.passed]
@@ -301,7 +290,8 @@ def _high_tower(work: _Work, tower: str) -> _Converted:
 def _is_open(work: _Work, tower: str) -> bool:
     """Whether another method may give another file."""
     scheme = work.config.schemes.get(tower, "")
-    return bool(scheme) and tower not in work.config.plans and scheme_named(scheme).activation != "dynamic"
+    fixed = tower in work.config.plans or work.config.search_evaluations
+    return bool(scheme) and not fixed and scheme_named(scheme).activation != "dynamic"
 
 
 def _tower_by_method(work: _Work, tower: str, method: Method) -> _Converted:
@@ -362,8 +352,8 @@ def _searched(
     return report.chosen
 
 
-def _int8_tower(work: _Work, tower: str, policy: Int8Policy, label: str = "int8") -> _Converted:
-    out = work.scratch / f"{tower}-{label}.onnx"
+def _int8_tower(work: _Work, tower: str, policy: Int8Policy) -> _Converted:
+    out = work.scratch / f"{tower}-int8.onnx"
     seen, _ = _split(work, tower)
     report = int8_from_fp32(
         work.fp32_dir / f"{tower}.onnx",
@@ -373,20 +363,6 @@ def _int8_tower(work: _Work, tower: str, policy: Int8Policy, label: str = "int8"
         high_precision=work.config.high_precision,
     )
     return _measured(work, tower, out, "int8", report)
-
-
-def _mended_tower(work: _Work, tower: str) -> _Converted:
-    seen, held_out = _split(work, tower)
-    mended = worst_nodes(
-        work.fp32_dir / f"{tower}.onnx",
-        seen,
-        held_out,
-        policy=_policy(work, tower),
-        keep=work.config.sensitivity_nodes,
-        evaluations=work.config.sensitivity_evaluations,
-        scratch=work.scratch,
-    )
-    return _int8_tower(work, tower, mended.policy, label="mended")
 
 
 def _policy(work: _Work, tower: str) -> Int8Policy:

@@ -154,7 +154,7 @@ class _Search:
         """Make, measure and remember one file; one that is known costs nothing."""
         key = (scheme, method, tuple(sorted(high)))
         if key in self.known:
-            return self.known[key]
+            return self._for_use(key, step)
         plan = self.plan(scheme, method, high)
         path = self.file(plan)
         score, parity = self.measure(path)
@@ -179,6 +179,17 @@ class _Search:
         self.plans.append(plan)
         self.task.advance()
         self.task.note(f"{step}: kept {kept:.4f}")
+        return found
+
+    def _for_use(self, key: tuple[str, str, tuple[str, ...]], step: Step) -> Evaluated:
+        """Return what is known of a file. One that was made to rank a group may turn out to be of use."""
+        known = self.known[key]
+        if known.step != "alone" or step == "alone":
+            return known
+        place = self.done.index(known)
+        speedup = round(self.speedup(self.file(self.plans[place])), 3) if self.speedup else None
+        found = msgspec.structs.replace(known, step=step, speedup=speedup)
+        self.known[key] = self.done[place] = found
         return found
 
 

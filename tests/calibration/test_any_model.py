@@ -340,5 +340,5 @@ def test_fp8_is_made_for_targets_that_have_it_and_refused_elsewhere(fp32_dir: Pa
     kinds = {t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds
     for target in (CPU, T4):
-        with pytest.raises(UserError, match="(?i)fp8"):
+        with pytest.raises(UserError, match=r"(?i)fp8"):
             quantize_onnx(source, _batches("image"), tmp_path / "no", target=target, settings=settings)

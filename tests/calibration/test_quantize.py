@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
+from edgeglm.calibration.conversion import prepared_model, whole_plan
 from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
 from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
 from edgeglm.core.digest import sha256_bytes, sha256_file
@@ -88,28 +89,59 @@ def test_an_int8_that_fails_in_every_form_is_left_out_with_the_reasons(
     assert not (tmp_path / "int8").exists()
 
 
-def test_the_most_harmful_nodes_return_to_high_precision_within_the_budget(
-    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+@pytest.mark.parametrize("scheme", ["u8s8", ""])  # on a CPU, and by ModelOpt
+def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, scheme: str
 ) -> None:
-    scores = iter([1.0, 0.5, 1.0])
+    measured: list[Path] = []
+
+    def evaluate(_: str, files: Mapping[str, Path]) -> dict[str, Any]:
+        measured.append(files["text"])
+        harmful = not _reads_float(files["text"], "down")
+        return {"map10": 0.5 if harmful else 1.0}
+
     report = make_candidates(
         fp32_dir,
         tmp_path,
         calibration,
-        evaluate=lambda *_: {"map10": next(scores)},
+        evaluate=evaluate,
         judge=_judge,
         config=QuantizeConfig(
             candidates=("int8",),
-            policies={"image": "linear-and-conv", "text": "linear-and-conv"},
-            sensitivity_evaluations=2,
-            sensitivity_nodes=1,
+            schemes={"image": "u8s8-chains", "text": scheme} if scheme else {},
+            search_evaluations=6,
+            high_precision="fp32" if scheme else "fp16",
         ),
     )
-    conversions = report.variants["int8"].conversions
-    assert len(conversions["text"].quantized_nodes) == 1
-    policy = conversions["text"].policy
-    assert policy is not None
-    assert len(policy.exclude) == 1
+    conversion = report.variants["int8"].conversions["text"]
+    assert conversion.plan is not None
+    assert conversion.quantized_nodes == ("up/MatMul",)
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
+    assert len(measured) <= 2 * 6 + 2
+
+
+def _reads_float(path: Path, layer: str) -> bool:
+    import onnx
+
+    graph = onnx.load(path).graph
+    return any(t.name == f"{layer}.w" and t.data_type != onnx.TensorProto.INT8 for t in graph.initializer)
+
+
+def test_a_plan_that_somebody_wrote_is_applied_as_it_is(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    prepared = prepared_model(fp32_dir / "text.onnx")
+    plan = whole_plan(prepared, "u8s8", "mse").with_precisions({"down/MatMul"})
+    report = make_candidates(
+        fp32_dir,
+        tmp_path,
+        calibration,
+        evaluate=Measured({}),
+        judge=_judge,
+        config=QuantizeConfig(candidates=("int8",), plans={"text": plan}, schemes={"image": "u8s8-chains"}),
+    )
+    assert report.variants["int8"].conversions["text"].plan == plan
+    assert report.variants["int8"].conversions["text"].quantized_nodes == ("up/MatMul",)
 
 
 def test_absent_towers_and_policies_are_named(
