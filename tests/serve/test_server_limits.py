@@ -13,6 +13,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+from edgeglm.cli import main as cli
 from tests.serve.conftest import running, serve_command
 from tests.serve.test_http_face import TEXT, asked, asked_json, infer_bytes, raw, refused
 
@@ -119,9 +120,7 @@ def test_a_caller_who_does_not_read_is_cut_off_and_holds_up_nobody(bundles: Path
         connection.close()
 
 
-def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused_before_anything_loads(
-    server, bundles, tmp_path
-):
+def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused(server, bundles, tmp_path, capsys):
     port = server.address.rpartition(":")[2]
     grpc_port = server.grpc.rpartition(":")[2]
     short = tmp_path / "token"
@@ -129,6 +128,12 @@ def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused_before_anythi
     for options, words in (
         (["--port", port], "another program listens there; give --port another port"),
         (["--port", "0", "--grpc-port", grpc_port], "give --grpc-port another port"),
+    ):
+        command = [sys.executable, "-m", "edgeglm.cli.main", "serve", str(bundles / "colours"), *options]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert found.returncode == 2, (options, found.stderr)
+        assert words in found.stderr.splitlines()[-1]
+    for options, words in (
         (["--port", "70000"], "give 0 to 65535"),
         (["--host", "203.0.113.7", "--port", "0"], "no such address"),
         (["--token-file", str(short)], "make a longer one"),
@@ -136,10 +141,8 @@ def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused_before_anythi
         (["--tls-key", str(short)], "give both, or neither"),
         (["--bundles", str(tmp_path / "none")], "no folder"),
     ):
-        command = [sys.executable, "-m", "edgeglm.cli.main", "serve", str(bundles / "colours"), *options]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert found.returncode == 2, (options, found.stderr)
-        assert words in found.stderr.splitlines()[-1]
+        assert cli.exit_code(["serve", str(bundles / "colours"), *options]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_tls_serves_both_faces(bundles: Path, tmp_path: Path):

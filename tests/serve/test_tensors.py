@@ -57,7 +57,8 @@ def test_numbers_in_json_come_back_nested_or_flat(array: np.ndarray):
 @pytest.mark.parametrize(
     ("datatype", "data"),
     [("INT64", [1.5]), ("INT64", [True]), ("UINT8", [256]), ("INT8", [-129]), ("FP32", ["a"]),
-     ("FP32", [None]), ("INT64", [2**70]), ("BOOL", [1]), ("FP32", [[1], [2, 3]]), ("FP32", {"a": 1}), ("FP32", 3)],
+     ("FP32", [None]), ("INT64", [2**70]), ("BOOL", [1]), ("FP32", [[1], [2, 3]]), ("FP32", {"a": 1}),
+     ("FP32", 3)],
 )  # fmt: skip
 def test_json_that_does_not_fit_its_datatype_is_refused(datatype: str, data: object):
     with pytest.raises(UserError):
