@@ -42,8 +42,7 @@ def server(require_system: Callable[[str], str], tmp_path: Path, repository: Pat
     (tmp_path / "bin/python3").chmod(0o755)
     apart = tmp_path / "sshd-apart"
     apart.write_text(
-        "#!/bin/sh\nexec unshare --mount "
-        f'sh -c \'mount -t tmpfs none /sys && exec {program} "$@"\' sh "$@"\n'
+        f'#!/bin/sh\nexec unshare --mount sh -c \'mount -t tmpfs none /sys && exec {program} "$@"\' sh "$@"\n'
     )
     apart.chmod(0o755)
     (tmp_path / "sshd").mkdir()

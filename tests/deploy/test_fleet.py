@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 
 import msgspec
 import pytest
+import rich.console
 
+from edgeglm.cli.console import App, Console
+from edgeglm.cli.deploy import live_table
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.fleet import FleetPlan, still_to_do, summary_bytes, summary_from_file
 from tests.deploy.test_deploy import content
@@ -61,6 +66,26 @@ def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bund
         file.writelines(f"Host {name}\n  HostName 127.0.0.1\n  Port 1\n" for name in names if "off" in name)
     summary = deploy(bundle(), *names, plan=FleetPlan(parallel=1, canary=0, max_failures=2, retries=0))
     assert [one.outcome for one in summary.devices] == ["failed", "done", "failed", "skipped", "skipped"]
+
+
+def test_a_terminal_shows_all_devices_live_and_a_pipe_one_line_a_state():
+    screen = io.StringIO()
+    console = Console()
+    console.err = rich.console.Console(file=screen, force_terminal=True, width=80)
+    with live_table(App(console=console)) as on_change:
+        on_change("pear", "upload", "1.0 of 2.0 MB")
+        on_change("plum", "failed", "no space")
+        time.sleep(0.3)  # it is drawn eight times a second
+    assert "1.0 of 2.0 MB" in screen.getvalue()
+    assert "plum" in screen.getvalue()
+    pipe = io.StringIO()
+    console = Console()
+    console.err = rich.console.Console(file=pipe, width=80)
+    with live_table(App(console=console)) as on_change:
+        for note in ("1.0 of 2.0 MB", "2.0 of 2.0 MB"):
+            on_change("pear", "upload", note)
+        on_change("pear", "done", "")
+    assert pipe.getvalue().splitlines() == ["pear: upload: 1.0 of 2.0 MB", "pear: done"]
 
 
 def test_a_summary_is_replayed_for_those_that_were_not_done(device, bundle, cli, stub, tmp_path, sender):

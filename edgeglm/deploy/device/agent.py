@@ -270,6 +270,7 @@ def main() -> None:
     """Answer until the sender goes. The first line names the root."""
     os.umask(0o022)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.environ.pop("EDGEGLM_LOADER", None)  # it has done its work
     wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
     first = wire.receive()
     if first is None:
