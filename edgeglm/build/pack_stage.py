@@ -14,7 +14,6 @@ import numpy as np
 
 from edgeglm import __version__
 from edgeglm.build.evaluations import metrics_of, read_preprocessing
-from edgeglm.build.fit import FIT_NAME, fits_of
 from edgeglm.build.lane_a import takes_lane_a, with_lane_a
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.quantize_stage import gallery_rows
@@ -37,6 +36,8 @@ from edgeglm.bundle.opened import GalleryItem
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.compile.fit import VariantFit, fits_of, require_fit
+from edgeglm.compile.preflight import variant_subjects
 from edgeglm.compile.shell import write_with_shell
 from edgeglm.compile.stage import variants_of
 from edgeglm.core.artifact import Artifact
@@ -49,9 +50,11 @@ from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.export.costs import costs_sources
 from edgeglm.report import render_report
+from edgeglm.targets.costs import GraphCosts, costs_from_json
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target, toml_from_resolved
 
 BUNDLE_FOLDER = "bundle"
+FIT_NAME = "preflight.json"
 REFERENCE = "fp32"
 _GOLDEN_SEED = 0
 
@@ -106,6 +109,7 @@ class PackStage(Stage[PackStageConfig]):
         "edgeglm.bundle",
         "edgeglm.report",
         "edgeglm.compile.lane_record",
+        "edgeglm.compile.fit",
         "edgeglm.compile.preflight",
         "edgeglm.targets",
         "edgeglm.compile.shell",
@@ -138,7 +142,7 @@ class PackStage(Stage[PackStageConfig]):
                         scratch=scratch,
                         threads=context.threads,
                     )
-            fits = fits_of(manifest, sources, self.config.target)
+            fits = _fits(manifest, sources, self.config.target)
             sources[FIT_NAME] = msgspec.json.format(msgspec.json.encode(fits), indent=1)
             sources["NOTICE.md"] = notice(manifest).encode()
             licences = msgspec.to_builtins(manifest.licences)
@@ -156,6 +160,21 @@ class PackStage(Stage[PackStageConfig]):
                     write_bundle(folder, sources=whole, manifest=manifest, archive="none")
             task.advance()
         return {"bytes": sum(p.stat().st_size for p in (out / BUNDLE_FOLDER).rglob("*") if p.is_file())}
+
+
+def _fits(
+    manifest: Manifest, sources: Mapping[str, Path | bytes], target: ResolvedTarget
+) -> tuple[VariantFit, ...]:
+    """Ask every board whether it takes the bundle. Raises UserError for one that takes none of it."""
+
+    def costs_of(name: str) -> GraphCosts:
+        source = sources[name]
+        return costs_from_json(source if isinstance(source, bytes) else source.read_bytes(), name)
+
+    subjects = {variant.name: variant_subjects(variant, costs_of) for variant in manifest.variants}
+    fits = fits_of(subjects, target.members)
+    require_fit(fits)
+    return fits
 
 
 def _listed(sources: Mapping[str, Path | bytes]) -> dict[str, FileRecord]:

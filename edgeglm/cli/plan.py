@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 from edgeglm.cli.console import App, json_option, trust_options
 
 if TYPE_CHECKING:
+    from edgeglm.compile.fit import VariantFit
     from edgeglm.compile.preflight import Preflight, Subject
     from edgeglm.targets.schema import Lane, Target
 
@@ -42,12 +44,18 @@ def command(
     if subject is None:
         _precisions(app, targets, with_dla=with_dla)
         return
+    from edgeglm.compile.fit import by_variant, fits_of, require_fit
     from edgeglm.compile.preflight import preflight
+    from edgeglm.targets.schema import members_of
 
     subjects = _subjects(app, subject)
     results = [[preflight(one, target, batch=batch) for one in subjects] for target in targets]
+    members = members_of(targets[0]) if target_name else []
+    fits = fits_of(by_variant(subjects), members, batch=batch)
     if target_name is None:
         _matrix(app, targets, subjects, results)
+    elif len(members) > 1:
+        _boards(app, fits)
     else:
         _details(app, results[0])
     commands = _commands(targets, subjects) if with_commands else []
@@ -59,12 +67,12 @@ def command(
     app.emit(
         {
             "preflight": [one for row in results for one in row],
+            "boards": list(fits),
             "trtexec": [{"member": member, "command": line} for member, line in commands],
             "dla": dla,
         }
     )
-    if target_name is not None:
-        _refuse_unless_some(targets[0], results[0])
+    require_fit(fits)
 
 
 def _subjects(app: App, path: Path) -> tuple[Subject, ...]:
@@ -110,6 +118,25 @@ def _details(app: App, results: list[Preflight]) -> None:
         ],
         title=f"floor of one call, batch {results[0].floors[0].batch}: no promise, real engines take longer",
     )
+
+
+def _boards(app: App, fits: Sequence[VariantFit]) -> None:
+    """Print what each board of a family takes, and why it refuses the rest."""
+
+    def cell(fit: VariantFit) -> str:
+        if not fit.fits:
+            return "no"
+        return "ok" if fit.floor_ms is None else f"{fit.floor_ms:.4f}"
+
+    variants = list(dict.fromkeys(fit.variant for fit in fits))
+    rows = {fit.member: [cell(f) for f in fits if f.member == fit.member] for fit in fits}
+    app.table(
+        ["board", *(f">{name}" for name in variants)],
+        [(member, *cells) for member, cells in rows.items()],
+        title="floor in ms of one call of every graph, where it fits: no promise, real engines take longer",
+    )
+    for refusal in dict.fromkeys(refusal for fit in fits for refusal in fit.refusals):
+        app.print(refusal)
 
 
 def _matrix(
@@ -178,10 +205,3 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                     heading = f"{member.name}, TensorRT {runtime.version}"
                     lines[heading, command_line(arguments)] = None
     return list(lines)
-
-
-def _refuse_unless_some(target: Target, results: list[Preflight]) -> None:
-    from edgeglm.core.errors import UserError
-
-    if not any(one.ok for one in results):
-        raise UserError(f"{target.name} takes none of it: {results[0].refusals[0]}")

@@ -5,9 +5,10 @@ Everything is decided from recorded costs and profiles: no ``onnx``, no builder,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
 from edgeglm.compile.stage import Range, precision_of
 from edgeglm.core.errors import UserError
@@ -85,26 +86,31 @@ def subjects_of(bundle: Bundle) -> tuple[Subject, ...]:
 
     Raises UserError when the bundle carries no costs, or broken ones.
     """
-    subjects = []
-    for variant in bundle.manifest.variants:
-        for tower, file in sorted(variant.files.items()):
-            name = costs_name(variant.name, tower)
-            if name not in bundle.manifest.files:
-                raise UserError(
-                    f"the bundle {bundle.origin} carries no {name}; "
-                    "give the .onnx file itself on a host, or build the bundle again"
-                )
-            costs = costs_from_json(bundle.file(name).read_bytes(), f"{bundle.origin}: {name}")
-            subjects.append(
-                Subject(
-                    name=f"{variant.name} {tower}",
-                    precision=precision_of(variant.name),
-                    lane=variant.lane,
-                    costs=costs,
-                    file=file,
-                )
+
+    def costs_of(name: str) -> GraphCosts:
+        if name not in bundle.manifest.files:
+            raise UserError(
+                f"the bundle {bundle.origin} carries no {name}; "
+                "give the .onnx file itself on a host, or build the bundle again"
             )
-    return tuple(subjects)
+        return costs_from_json(bundle.file(name).read_bytes(), f"{bundle.origin}: {name}")
+
+    return tuple(s for variant in bundle.manifest.variants for s in variant_subjects(variant, costs_of))
+
+
+def variant_subjects(variant: VariantRecord, costs_of: Callable[[str], GraphCosts]) -> list[Subject]:
+    """Return the towers of one variant; ``costs_of`` reads the recorded costs by their file's name."""
+    subjects = []
+    for tower, file in sorted(variant.files.items()):
+        costs, precision = costs_of(costs_name(variant.name, tower)), precision_of(variant.name)
+        if precision == "int8" and not costs.quantized:
+            precision = precision_of_graph(costs)  # a tower that INT8 does not pay for stays as it was
+        subjects.append(
+            Subject(
+                name=f"{variant.name} {tower}", precision=precision, lane=variant.lane, costs=costs, file=file
+            )
+        )
+    return subjects
 
 
 def precision_of_graph(costs: GraphCosts) -> str:

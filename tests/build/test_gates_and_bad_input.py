@@ -245,10 +245,10 @@ def test_a_target_that_takes_no_variant_stops_before_anything_is_delivered(
         r"(?m)^memory_gb = .*$", 'memory_gb = { value = 0.0001, source = "made up" }', board, count=1
     )
     (tmp_path / "thimble.toml").write_text(board)
-    more = ("--set", "quantize.calibration_samples=9")
+    more = ("--set", "quantize.candidates=[]")
     said = project.build(str(tmp_path / "thimble.toml"), *more, output=tmp_path / "bundle")
     assert said.code == 2, said.err
-    assert "thimble takes none of fp16, fp32, int8" in said.err
+    assert "thimble takes none of fp32" in said.err
     assert remedy(said)
     assert not (tmp_path / "bundle").exists()
 

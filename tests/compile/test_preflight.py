@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli import main as cli
-from edgeglm.compile.preflight import Subject, preflight, shapes_of, subjects_of
+from edgeglm.compile.preflight import Subject, preflight, shapes_of, subjects_of, variant_subjects
 from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
@@ -172,7 +173,7 @@ def test_the_matrix_shows_each_target_once(bundle: Path, capsys):
 
 def test_plan_exits_with_2_when_nothing_fits_and_prints_whole_commands(bundle: Path, capsys):
     assert cli.exit_code(["plan", str(bundle), "--target", "jetson-agx-xavier"]) == 2
-    assert "takes none of it" in capsys.readouterr().err
+    assert "jetson-agx-xavier takes none of fp32, int8" in capsys.readouterr().err
     assert cli.exit_code(["plan", str(bundle), "--target", "jetson-orin-nano", "--trtexec"]) == 0
     commands = [line for line in capsys.readouterr().out.splitlines() if "bin/trtexec" in line]
     assert len(commands) == 2 * 4, "10.3 and 10.16, two variants, two towers"
@@ -187,3 +188,25 @@ def test_plan_alone_says_which_precisions_a_target_takes(capsys):
     assert "no FP8 tensor cores" in capsys.readouterr().out
     assert cli.exit_code(["plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["precisions"]["t4"]["fp32"]["ok"] is False
+
+
+def test_a_family_is_asked_board_by_board_and_refused_for_the_one_that_takes_nothing(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["plan", str(bundle), "--target", "jetson-agx", "--json"]) == 2
+    said = capsys.readouterr()
+    assert "jetson-agx-xavier takes none of" in said.err
+    boards = json.loads(said.out)["boards"]
+    fitting = {fit["member"] for fit in boards if fit["fits"]}
+    assert fitting == {"jetson-agx-orin-32gb", "jetson-agx-orin-64gb", "jetson-agx-thor"}
+    assert all(fit["refusals"] for fit in boards if not fit["fits"])
+
+
+def test_a_tower_that_stayed_fp16_in_an_int8_variant_is_judged_as_what_it_is() -> None:
+    nodes = (NodeCost(name="c", op="Conv", kind="matrix", precision="fp16", flops=10**8),)
+    plain = msgspec.structs.replace(COSTS, ops={"Conv": 3}, quantized=False, nodes=nodes)
+    variant = VariantRecord(name="int8", files={"image": "models/int8/image.onnx"}, gate="passed")
+    for costs, precision in ((plain, "fp16"), (COSTS, "int8")):
+        (one,) = variant_subjects(variant, lambda _, costs=costs: costs)
+        assert one.precision == precision
+        assert preflight(one, load_target("jetson-agx-orin-64gb")).ok
