@@ -155,6 +155,7 @@ def inferred_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} has no node; export it again")
+    _one_opset_each(model)
     model = _inferred(_named(model), path)
     add_infer_metadata(model)
     return model
@@ -315,6 +316,17 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = f"{node.op_type}_{index}"
         taken.add(node.name)
     return model
+
+
+def _one_opset_each(model: onnx.ModelProto) -> None:
+    """Name ONNX's own domain once, as "": files say "ai.onnx" too, or both, which quantizers refuse."""
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        versions[domain] = max(entry.version, versions.get(domain, 0))
+    del model.opset_import[:]
+    for domain, version in sorted(versions.items()):
+        model.opset_import.add(domain=domain, version=version)
 
 
 def _inferred(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

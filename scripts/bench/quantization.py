@@ -263,8 +263,8 @@ TRIED = (
     "Layer by layer it would cost a conversion for each and was not tried.",
     "SmoothQuant on MiniLM-L6, alpha 0.3: 0.9919 -> 0.9227 (dynamic), 0.9851 -> 0.9214 (u8s8); its "
     "activations have no outliers worth a trade. It stays an option.",
-    "In a default build for the CPU both towers in INT8 keep 0.988 of the worst pool of queries, below the gate "
-    "of 0.99 by less than its noise, so that the bundle has one tower in INT8; alone each passes.",
+    "In a default build for the CPU both towers in INT8 keep 0.988 of the worst pool of queries, below the "
+    "gate of 0.99 by less than its noise, so that the bundle has one tower in INT8; alone each passes.",
     "Weights of 7 bits (for CPUs without VNNI) cost the image tower 0.03 of cosine, a MiniLM 0.002.",
     "S8S8 on this x86 CPU is slower than FP32 at batch 1, so that it is timed and never chosen here.",
 )

@@ -342,3 +342,15 @@ def test_fp8_is_made_for_targets_that_have_it_and_refused_elsewhere(fp32_dir: Pa
     for target in (CPU, T4):
         with pytest.raises(UserError, match=r"(?i)fp8"):
             quantize_onnx(source, _batches("image"), tmp_path / "no", target=target, settings=settings)
+
+
+def test_a_file_that_names_the_standard_domain_twice_is_quantized_all_the_same(
+    fp32_dir: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(fp32_dir / "text.onnx")
+    model.opset_import.add(domain="ai.onnx", version=20)
+    onnx.save(model, tmp_path / "twice.onnx")
+    for scheme in ("dynamic", "u8s8"):
+        plan = _plan_of(tmp_path / "twice.onnx", scheme)
+        batches, out = _batches("text"), tmp_path / scheme
+        assert quantize_onnx(tmp_path / "twice.onnx", batches, out, target=CPU, plan=plan).passed
