@@ -6,6 +6,7 @@ which ``numpy.load`` does not use: it reads the whole array. ``mapped_npz`` maps
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import tempfile
 import zipfile
@@ -72,13 +73,23 @@ class Batches(Sequence[dict[str, Array]]):
             raise IndexError(index)
         begin = self.start + position * self.batch_size
         rows = slice(begin, min(begin + self.batch_size, self.stop))
-        return {name: np.array(array[rows]) for name, array in self.arrays.items()}
+        batch = {name: np.array(array[rows]) for name, array in self.arrays.items()}
+        for array in self.arrays.values():
+            _forget_pages(array)
+        return batch
 
     def first(self, samples: int) -> Batches:
         """Return the batches of the first ``samples`` samples."""
         return Batches(
             self.arrays, self.batch_size, start=self.start, stop=min(self.start + samples, self.stop)
         )
+
+
+def _forget_pages(array: Array) -> None:
+    """Give back the pages of a map that were read: they would count as this process's memory."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def batches_of(feeds: Sequence[Feeds]) -> int:
