@@ -1,7 +1,8 @@
 """Alignment of frozen image features with texts: heads, LoRA on the text tower, heads again.
 
 The order matters. Heads trained on frozen text features give LoRA a space to pull towards; LoRA
-moves the features; the heads then go on with what LoRA made, on cached features, in seconds.
+moves the features; the heads then go on with what LoRA made, on cached features, in seconds. Where the
+recipe asks for it, unlabelled images of the target take part (:mod:`edgeglm.adapt.domains`).
 
 Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensions.
 """
@@ -9,16 +10,17 @@ Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeglm.adapt.domains import Domains, DomainTerms, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.models.projection import ProjectionHead
+from edgeglm.models.projection import ProjectionHead, normalized
 from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import Group, fit, shuffled, steps_in
 from edgeglm.train.losses import concept_contrastive
@@ -26,6 +28,8 @@ from edgeglm.train.losses import concept_contrastive
 #: A small domain gets more epochs: fewer steps than this leave the heads untrained.
 MIN_STEPS = 200
 MIN_LORA_STEPS = 20
+#: A round of pseudo-labels goes on with trained heads, and needs fewer.
+MIN_PSEUDO_STEPS = 100
 #: Concepts contrasted at once; beyond it a step takes those of its batch and a random rest.
 MAX_CONCEPTS = 4096
 _LORA_CLIP = 1.0
@@ -36,9 +40,11 @@ _LORA_HEAD_RATE = 0.3  # of the heads' own rate, while LoRA moves the features u
 class Batch:
     """One step: images with the view of each, their concepts, and the caption drawn for each concept.
 
-    ``concept_B`` counts within ``chosen_C``, the concepts that take part.
+    ``concept_B`` counts within ``chosen_C``, the concepts that take part; ``place_B`` within the images that
+    train.
     """
 
+    place_B: Tensor
     image_B: Tensor
     view_B: Tensor
     concept_B: Tensor
@@ -58,6 +64,7 @@ class Alignment:
         *,
         seed: int,
         progress: Progress,
+        domains: Domains | None = None,
     ) -> None:
         self.features_VNF = features_VNF
         self.concepts = concepts
@@ -69,7 +76,14 @@ class Alignment:
         self.trainable = 0
         self.merge_difference = 0.0
         self.text_features = text.all_features(concepts.texts)
+        self.pseudo_labels: list[int] = []
         self._new_heads()
+        self.domains = domains
+        self.terms: DomainTerms | None = None
+        if domains is not None:
+            self.terms = DomainTerms(
+                config.domain, features_VNF, concepts, domains, embedding_dim=config.embedding_dim, seed=seed
+            )
 
     def run(self) -> None:
         """Go through all phases. The heads and the merged text tower are the result."""
@@ -79,6 +93,8 @@ class Alignment:
             self._fit_lora()
             self.text_features = self.text.all_features(self.concepts.texts)
             self._fit_heads("heads", config.epochs)
+        if self.domains is not None:
+            self._fit_pseudo_labels(self.domains)
         self.image_head.eval()
         self.text_head.eval()
 
@@ -108,7 +124,7 @@ class Alignment:
         self.text_head = head(self.text_features.shape[1], 0.0)
         self.text_head.standardise(self.text_features)
 
-    def _fit_heads(self, phase: str, epochs: int) -> None:
+    def _fit_heads(self, phase: str, epochs: int, *, least: int = 0) -> None:
         config = self.config
 
         def loss_of(batch: Batch) -> Tensor:
@@ -116,13 +132,19 @@ class Alignment:
             return self._contrast(batch, text_CD)
 
         steps = steps_in(len(self.concepts.image_N), config.batch_size)
+        epochs = max(epochs, -(-(least or MIN_STEPS) // steps))
+        groups = [self._heads(config.learning_rate)]
+        if self.terms is not None:
+            self.terms.begin(epochs * steps)
+            if others := self.terms.parameters():
+                groups.append(Group(parameters=others, learning_rate=config.learning_rate))
         self.image_head.train()
         self.text_head.train()
         self.curves[phase] = fit(
-            [self._heads(config.learning_rate)],
+            groups,
             lambda epoch: self._batches(phase, epoch, config.batch_size),
             loss_of,
-            epochs=max(epochs, -(-MIN_STEPS // steps)),
+            epochs=epochs,
             steps_per_epoch=steps,
             title=f"Teacher: {phase}",
             progress=self.progress,
@@ -168,9 +190,38 @@ class Alignment:
         )
         self.merge_difference = merge_lora(self.text, self.concepts.texts[:64])
 
+    def _fit_pseudo_labels(self, domains: Domains) -> None:
+        """Let heads choose pairs of unlabelled images and concepts, and train on them too, in rounds."""
+        original = self.concepts
+        for round_ in range(self.config.domain.pseudo_label_rounds):
+            chosen_P, concept_P = self._matched(original, domains)
+            self.pseudo_labels.append(len(chosen_P))
+            self.concepts = replace(
+                original,
+                image_N=torch.cat([original.image_N, domains.unlabelled_M[chosen_P]]),
+                concept_N=torch.cat([original.concept_N, concept_P]),
+            )
+            epochs = self.config.domain.pseudo_label_epochs
+            self._fit_heads(f"pseudo-labels {round_ + 1}", epochs, least=MIN_PSEUDO_STEPS)
+        self.concepts = original
+
+    def _matched(self, labelled: Concepts, domains: Domains) -> tuple[Tensor, Tensor]:
+        self.image_head.eval()
+        self.text_head.eval()
+        with torch.no_grad():
+            image_ND = normalized(torch.from_numpy(self.image_embeddings()).mean(0))
+            text_TD = self.text_head(self.text_features)
+            text_KD = normalized(torch.stack([text_TD[list(own)].mean(0) for own in labelled.captions]))
+        prototype_KD = concept_prototypes(image_ND[labelled.image_N], labelled.concept_N, len(labelled))
+        return mutual_neighbours(image_ND[domains.unlabelled_M], text_KD, prototype_KD)
+
     def _contrast(self, batch: Batch, text_CD: Tensor) -> Tensor:
-        image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
-        return concept_contrastive(image_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
+        features_BF = self.features_VNF[batch.view_B, batch.image_B].float()
+        if self.terms is not None:
+            features_BF = self.terms.labelled(features_BF, batch.place_B)
+        image_BD = self.image_head(features_BF)
+        loss = concept_contrastive(image_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
+        return loss if self.terms is None else loss + self.terms.loss(self.image_head, image_BD)
 
     def _heads(self, rate: float) -> Group:
         parameters = [*self.image_head.parameters(), *self.text_head.parameters()]
@@ -184,6 +235,7 @@ class Alignment:
             chosen_C = _taking_part(concept_B, len(concepts), rng)
             own = [concepts.captions[c] for c in chosen_C.tolist()]
             yield Batch(
+                place_B=chosen,
                 image_B=concepts.image_N[chosen],
                 view_B=torch.from_numpy(rng.integers(0, views, len(chosen))),
                 concept_B=torch.searchsorted(chosen_C, concept_B),

@@ -156,6 +156,7 @@ class TeacherStage(Stage[TeacherConfig]):
         import torch
 
         from edgeglm.adapt.alignment import Alignment
+        from edgeglm.adapt.domains import Domains
         from edgeglm.adapt.text_teacher import load_text_teacher
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
@@ -166,13 +167,16 @@ class TeacherStage(Stage[TeacherConfig]):
             text = load_text_teacher(
                 self.config.text, inputs["text"], scratch / "text", max_length=self.max_length
             )
+            concepts = Concepts.of(pairs)
+            unlabelled = self.config.domain.uses_unlabelled()
             alignment = Alignment(
                 torch.from_numpy(features),
-                Concepts.of(pairs),
+                concepts,
                 text,
                 self.config,
                 seed=self.seed,
                 progress=context.progress,
+                domains=Domains.of(pairs, concepts) if unlabelled else None,
             )
             alignment.run()
             np.save(out / "image_embeddings.npy", alignment.image_embeddings())
@@ -185,7 +189,9 @@ class TeacherStage(Stage[TeacherConfig]):
             "text": _parameters(text.tower) + _parameters(alignment.text_head),
             "lora": alignment.trainable,
         }
-        record = {"parameters": counts, "curves": alignment.curves, "parity": parity}
+        record: dict[str, Any] = {"parameters": counts, "curves": alignment.curves, "parity": parity}
+        if alignment.pseudo_labels:
+            record["pseudo_labels"] = alignment.pseudo_labels
         (out / "teacher.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
         return {**record, "lora_merge_difference": alignment.merge_difference}
 

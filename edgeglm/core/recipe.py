@@ -21,6 +21,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Rate = Annotated[float, msgspec.Meta(gt=0.0)]
+Weight = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +46,34 @@ class DataConfig(Section, frozen=True, kw_only=True):
     skip_bad: bool = False
 
 
+class DomainConfig(Section, frozen=True, kw_only=True):
+    """How the unlabelled images of the target style take part in the teacher; by default they do not.
+
+    Options add up. ``mmd_weight``, ``coral_weight`` and ``dann_weight`` pull the embeddings of labelled and
+    unlabelled images together while heads are trained: by kernel means (Long et al., DAN, 2015), by
+    covariances (Sun & Saenko, Deep CORAL, 2016), or against a discriminator behind a gradient reversal
+    (Ganin & Lempitsky, 2015). ``consistency_weight`` asks an unlabelled view for what the mean of all
+    views says (mean teacher without a second network; Tarvainen & Valpola, 2017). ``curriculum`` is
+    the share, risen to linearly, by which a labelled feature may be moved to the target's statistics: domains in
+    between (MixStyle, Zhou et al., 2021; AdaBN, Li et al., 2016). ``pseudo_label_rounds`` times, after all else,
+    images and concepts that choose each other become pairs, and the heads train
+    ``pseudo_label_epochs`` more on them too (pseudo-labels: Lee, 2013; mutual neighbours as the test).
+    """
+
+    mmd_weight: Weight = 0.0
+    coral_weight: Weight = 0.0
+    dann_weight: Weight = 0.0
+    consistency_weight: Weight = 0.0
+    curriculum: Fraction = 0.0
+    pseudo_label_rounds: Count = 0
+    pseudo_label_epochs: Positive = 10
+
+    def uses_unlabelled(self) -> bool:
+        """Return whether any option is on."""
+        weights = (self.mmd_weight, self.coral_weight, self.dann_weight, self.consistency_weight)
+        return any(weights) or self.curriculum > 0 or self.pseudo_label_rounds > 0
+
+
 class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
@@ -52,7 +81,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     pinned assets, ``hf:owner/name`` ids or local folders. ``views`` counts the augmented copies of each
     image, ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the
     heads on frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it
-    frozen), and the heads again on what that gave (``epochs``).
+    frozen), and the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images.
     """
 
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
@@ -76,6 +105,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     lora_alpha: Rate = 16.0
     lora_dropout: Fraction = 0.05
     lora_targets: tuple[str, ...] = ("query", "value")
+    domain: DomainConfig = DomainConfig()
 
 
 class StudentConfig(Section, frozen=True, kw_only=True):

@@ -1,0 +1,212 @@
+"""If these fail, unlabelled images do not help a teacher, or their names leak into it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the host half is not installed")
+pytest.importorskip("peft", reason="the host half is not installed")
+
+import msgspec  # noqa: E402
+
+from edgeglm.adapt import alignment as room  # noqa: E402
+from edgeglm.adapt.alignment import Alignment  # noqa: E402
+from edgeglm.adapt.domains import Domains, Statistics, concept_prototypes, mutual_neighbours  # noqa: E402
+from edgeglm.core.errors import UserError  # noqa: E402
+from edgeglm.core.progress import QuietProgress  # noqa: E402
+from edgeglm.core.recipe import DomainConfig, TeacherConfig, recipe_from_toml  # noqa: E402
+from edgeglm.data.pairs import Pair, PairSet, Role  # noqa: E402
+from edgeglm.train.concepts import Concepts  # noqa: E402
+from edgeglm.train.domain_losses import covariance_distance, kernel_mean_distance  # noqa: E402
+from edgeglm.train.loop import seeded  # noqa: E402
+
+CONFIG = TeacherConfig(
+    embedding_dim=16, hidden=32, epochs=4, batch_size=32, lora_epochs=0, input_dropout=0.0, dropout=0.0
+)
+CONCEPTS, WIDTH = 24, 32
+
+
+class Words:
+    """Stands for a frozen text tower: a random vector for each text."""
+
+    def all_features(self, texts):
+        rows = [np.random.default_rng(list(text.encode())).standard_normal(WIDTH) for text in texts]
+        return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+
+def styled(tmp_path: Path, *, gap: float = 1.0) -> tuple[PairSet, Any]:
+    """Two labelled styles and an unlabelled one: a concept's own vector, seen through each style."""
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((CONCEPTS, WIDTH))
+    rows, features = [], []
+    for domain in ("one", "two", "target"):
+        gain, shift = np.exp(rng.normal(0, 0.3 * gap, WIDTH)), rng.normal(0, gap, WIDTH)
+        for c in range(CONCEPTS):
+            role: Role = "labelled" if domain != "target" else "unlabelled"
+            name = f"thing {c}"
+            rows.append(
+                Pair(id=f"{domain}/{c}", text=name, captions=(name,), concept=name, domain=domain, role=role)
+            )
+            features.append(own[c] * gain + shift + rng.normal(0, 0.3, WIDTH))
+    images = np.arange(len(rows) * 48, dtype=np.uint32).astype(np.uint8).reshape(len(rows), 4, 4, 3)
+    images = images + np.arange(len(rows), dtype=np.uint8)[:, None, None, None]
+    pairs = PairSet(path=tmp_path, images=images, rows=tuple(rows), tracks=(), licences=(), summary={})
+    plain = torch.tensor(np.stack(features), dtype=torch.float32)
+    noisy = plain + 0.1 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
+    return pairs, torch.stack([plain, noisy]).half()
+
+
+def found_names(made: Alignment, pairs: PairSet) -> float:
+    """Return the share of the unlabelled images whose nearest name is theirs."""
+    image_MD = torch.from_numpy(made.image_embeddings()[0][pairs.by_role("unlabelled")])
+    names = [f"thing {c}" for c in range(CONCEPTS)]
+    with torch.no_grad():
+        text_KD = made.text_head(made.text.all_features(names))
+    return float(((image_MD @ text_KD.T).argmax(1) == torch.arange(CONCEPTS)).float().mean())
+
+
+def aligned(pairs: PairSet, features: Any, domain: DomainConfig | None) -> Alignment:
+    config = CONFIG if domain is None else msgspec.structs.replace(CONFIG, domain=domain)
+    concepts = Concepts.of(pairs)
+    with seeded(0, threads=1):
+        made = Alignment(
+            features,
+            concepts,
+            Words(),  # type: ignore[arg-type] # all that frozen text needs
+            config,
+            seed=0,
+            progress=QuietProgress(),
+            domains=None if domain is None else Domains.of(pairs, concepts),
+        )
+        made.run()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MIN_STEPS", 80)
+    monkeypatch.setattr(room, "MIN_PSEUDO_STEPS", 60)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        DomainConfig(pseudo_label_rounds=2),
+        DomainConfig(mmd_weight=4.0),
+        DomainConfig(curriculum=1.0),
+    ],
+    ids=["pseudo-labels", "mmd", "curriculum"],
+)
+def test_each_way_brings_an_unlabelled_style_nearer(domain: DomainConfig, tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    plain = found_names(aligned(pairs, features, None), pairs)
+    assert found_names(aligned(pairs, features, domain), pairs) > plain
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [DomainConfig(mmd_weight=4.0), DomainConfig(coral_weight=4.0), DomainConfig(dann_weight=4.0)],
+    ids=["mmd", "coral", "dann"],
+)
+def test_each_term_makes_the_styles_harder_to_tell_apart(domain: DomainConfig, tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+
+    def gap(made: Alignment) -> float:
+        rows = torch.from_numpy(made.image_embeddings()[0])
+        source, target = rows[made.concepts.image_N], rows[pairs.by_role("unlabelled")]
+        distance = covariance_distance if domain.coral_weight else kernel_mean_distance
+        return float(distance(source, target))
+
+    assert gap(aligned(pairs, features, domain)) < 0.9 * gap(aligned(pairs, features, None))
+
+
+def test_consistency_makes_views_of_an_unlabelled_image_agree(tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    chosen = pairs.by_role("unlabelled")
+
+    def agreement(made: Alignment) -> float:
+        one, other = made.image_embeddings()[:, chosen]
+        return float((one * other).sum(1).mean())
+
+    plain = agreement(aligned(pairs, features, None))
+    assert agreement(aligned(pairs, features, DomainConfig(consistency_weight=5.0))) > plain
+
+
+def test_a_recipe_without_these_options_trains_the_very_same_teacher(tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    one, other = aligned(pairs, features, None), aligned(pairs, features, DomainConfig())
+    assert np.array_equal(one.image_embeddings(), other.image_embeddings())
+    assert not DomainConfig().uses_unlabelled()
+    assert not recipe_from_toml("", origin="here").teacher.domain.uses_unlabelled()
+
+
+def test_the_names_of_unlabelled_images_change_nothing(tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    rows = tuple(
+        msgspec.structs.replace(row, text="x", captions=("x",), concept="x")
+        if row.domain == "target"
+        else row
+        for row in pairs.rows
+    )
+    blind = dataclasses.replace(pairs, rows=rows)
+    domain = DomainConfig(pseudo_label_rounds=1, mmd_weight=1.0, curriculum=0.5)
+    seen, unseen = (aligned(one, features, domain) for one in (pairs, blind))
+    assert np.array_equal(seen.image_embeddings(), unseen.image_embeddings())
+    assert seen.pseudo_labels == unseen.pseudo_labels != [0]
+
+
+def test_too_few_unlabelled_images_are_refused(tmp_path: Path) -> None:
+    pairs, _ = styled(tmp_path)
+    rows = tuple(
+        msgspec.structs.replace(row, role="held") if row.role == "unlabelled" else row for row in pairs.rows
+    )
+    blind = dataclasses.replace(pairs, rows=rows)
+    with pytest.raises(UserError, match=r"the pairs hold 0; give at least 8 .*or leave teacher\.domain out"):
+        Domains.of(blind, Concepts.of(blind))
+
+
+def test_a_copy_of_an_evaluation_image_among_those_that_train_is_refused(tmp_path: Path) -> None:
+    pairs, _ = styled(tmp_path)
+    images = np.array(pairs.images)
+    rows = list(pairs.rows)
+    rows[-1] = msgspec.structs.replace(rows[-1], role="held")
+    images[-2] = images[-1]
+    leaking = dataclasses.replace(pairs, images=images, rows=tuple(rows))
+    with pytest.raises(UserError, match=r"1 of the images .*\(target/22\).*take the copies out of the data"):
+        Domains.of(leaking, Concepts.of(leaking))
+
+
+def test_only_those_who_choose_each_other_are_paired() -> None:
+    text = torch.eye(3)
+    image = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.6, 0.0], [0.0, 0.2, 0.9]])
+    images, concepts = mutual_neighbours(image, text)
+    assert images.tolist() == [0, 2]
+    assert concepts.tolist() == [0, 2]
+    prototype = torch.eye(3)[[1, 0, 2]]  # pictures speak against texts, and louder
+    against = mutual_neighbours(torch.eye(3), 0.1 * text, prototype)
+    assert against[1].tolist() == [1, 0, 2]
+
+
+def test_prototypes_are_means_of_length_one() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    found = concept_prototypes(rows, torch.tensor([0, 0, 1]), 2)
+    torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))
+
+
+def test_the_curriculum_moves_a_style_to_the_statistics_of_the_target(tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    concepts = Concepts.of(pairs)
+    domains = Domains.of(pairs, concepts)
+    statistics = Statistics(features, concepts, domains)
+    source = features[0][concepts.image_N].float()
+    moved = statistics.moved(source, domains.domain_L, torch.ones(len(source)))
+    for domain in (0, 1):
+        own = moved[domains.domain_L == domain]
+        torch.testing.assert_close(own.mean(0), statistics.target_mean_F, atol=1e-2, rtol=0)
+        torch.testing.assert_close(own.std(0), statistics.target_std_F, atol=2e-2, rtol=0)
+    assert torch.equal(statistics.moved(source, domains.domain_L, torch.zeros(len(source))), source)
