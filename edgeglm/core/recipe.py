@@ -234,8 +234,8 @@ def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _beside(name: str, folder: Path) -> str:
-    """Return the path of a model's folder, if the name is one that starts with a dot or has a slash in it."""
-    relative = name.startswith(".") or ("/" in name and ":" not in name)
+    """Return the path of a model's folder where the name is a relative path: it has a slash and no colon."""
+    relative = "/" in name and ":" not in name and not name.startswith("~")
     return str((folder / name).resolve()) if relative else name
 
 

