@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeglm.adapt.domains import Domains, DomainTerms, concept_prototypes, mutual_neighbours
-from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora
+from edgeglm.adapt.frozen_prefix import kept_prefix
+from edgeglm.adapt.text_teacher import TextTeacher
+from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.models.projection import ProjectionHead, normalized
@@ -152,7 +154,8 @@ class Alignment:
 
     def _fit_lora(self) -> None:
         config = self.config
-        adapters: Sequence[nn.Parameter] = enable_lora(self.text, config)
+        adapters: Sequence[nn.Parameter] = enable_tuning(self.text, config)
+        whole = config.tuning in ("partial", "full")
         self.trainable = sum(parameter.numel() for parameter in adapters)
         first_caption = self.concepts.names()
         bank_KF = self.text_features[first_caption].clone()
@@ -174,21 +177,25 @@ class Alignment:
         steps = steps_in(len(self.concepts.image_N), config.lora_batch_size)
         for module in (self.image_head, self.text_head, self.text.tower):
             module.train()
-        self.curves["lora"] = fit(
-            [
-                Group(parameters=adapters, learning_rate=config.lora_learning_rate),
-                self._heads(config.learning_rate * _LORA_HEAD_RATE),
-            ],
-            lambda epoch: self._batches("lora", epoch, config.lora_batch_size),
-            loss_of,
-            epochs=max(config.lora_epochs, -(-MIN_LORA_STEPS // steps)),
-            steps_per_epoch=steps,
-            warmup=10,
-            clip=_LORA_CLIP,
-            title="Teacher: LoRA",
-            progress=self.progress,
-        )
-        self.merge_difference = merge_lora(self.text, self.concepts.texts[:64])
+        with kept_prefix(self.text, self.concepts.texts, config.tuned_blocks):
+            self.curves["lora"] = fit(
+                [
+                    Group(
+                        parameters=adapters,
+                        learning_rate=config.tuned_rate if whole else config.lora_learning_rate,
+                    ),
+                    self._heads(config.learning_rate * _LORA_HEAD_RATE),
+                ],
+                lambda epoch: self._batches("lora", epoch, config.lora_batch_size),
+                loss_of,
+                epochs=max(config.lora_epochs, -(-MIN_LORA_STEPS // steps)),
+                steps_per_epoch=steps,
+                warmup=10,
+                clip=_LORA_CLIP,
+                title="Teacher: LoRA" if config.tuning == "lora" else f"Teacher: {config.tuning}",
+                progress=self.progress,
+            )
+        self.merge_difference = merge_tuning(self.text, self.concepts.texts[:64])
 
     def _fit_pseudo_labels(self, domains: Domains) -> None:
         """Let heads choose pairs of unlabelled images and concepts, and train on them too, in rounds."""

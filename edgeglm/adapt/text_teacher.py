@@ -21,6 +21,7 @@ from edgeglm.data.tokenization import Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgeglm.adapt.frozen_prefix import KeptPrefix
     from edgeglm.models.hf_towers import HfTextTower
 
 _MERGE_ATOL = 1e-5
@@ -42,12 +43,15 @@ class TextTeacher:
     tokenizer: Tokenizer
     max_length: int
     lowercase: bool = False
+    prefix: KeptPrefix | None = None
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return features float32 [B, F], with gradients where the tower is tuned."""
         import torch
 
         ids, mask = self.tokenizer.encode(list(texts), max_length=self.max_length)
+        if self.prefix is not None:
+            self.prefix.choose(texts, ids.shape[1])
         found: Tensor = self.tower(torch.from_numpy(ids), torch.from_numpy(mask))
         return found
 

@@ -46,6 +46,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     skip_bad: bool = False
 
 
+Tuning = Literal["lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "partial", "full"]
+
+
 class DomainConfig(Section, frozen=True, kw_only=True):
     """How the unlabelled images of the target style take part in the teacher; by default they do not.
 
@@ -54,9 +57,9 @@ class DomainConfig(Section, frozen=True, kw_only=True):
     covariances (Sun & Saenko, Deep CORAL, 2016), or against a discriminator behind a gradient reversal
     (Ganin & Lempitsky, 2015). ``consistency_weight`` asks an unlabelled view for what the mean of all
     views says (mean teacher without a second network; Tarvainen & Valpola, 2017). ``curriculum`` is
-    the share, risen to linearly, by which a labelled feature may be moved to the target's statistics: domains in
-    between (MixStyle, Zhou et al., 2021; AdaBN, Li et al., 2016). ``pseudo_label_rounds`` times, after all else,
-    images and concepts that choose each other become pairs, and the heads train
+    the share, risen to linearly, by which a labelled feature may be moved to the target's statistics:
+    domains in between (MixStyle, Zhou et al., 2021; AdaBN, Li et al., 2016). ``pseudo_label_rounds`` times,
+    after all else, images and concepts that choose each other become pairs, and the heads train
     ``pseudo_label_epochs`` more on them too (pseudo-labels: Lee, 2013; mutual neighbours as the test).
     """
 
@@ -82,6 +85,13 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     image, ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the
     heads on frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it
     frozen), and the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images.
+
+    ``tuning`` says how the text tower is tuned in the second phase: ``lora`` (Hu et al., 2022), ``rslora``
+    (Kalajdzievski, 2023), ``dora`` (Liu et al., 2024), ``ia3`` (Liu et al., 2022), ``bottleneck`` adapters
+    (Houlsby et al., 2019), ``prompt`` (Lester et al., 2021) or ``p-tuning`` (Liu et al., 2021) with
+    ``virtual_tokens``, ``partial`` (the last ``tuned_blocks`` blocks) or ``full``; the last two learn at
+    ``tuned_rate``, all others at ``lora_learning_rate``. With ``tuned_blocks`` above 0 only so many last
+    blocks are tuned, by any way but prompts, and what the blocks before them say is computed once and kept.
     """
 
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
@@ -105,6 +115,10 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     lora_alpha: Rate = 16.0
     lora_dropout: Fraction = 0.05
     lora_targets: tuple[str, ...] = ("query", "value")
+    tuning: Tuning = "lora"
+    tuned_blocks: Count = 0
+    tuned_rate: Rate = 1e-4
+    virtual_tokens: Positive = 8
     domain: DomainConfig = DomainConfig()
 
 

@@ -1,0 +1,154 @@
+"""If these fail, a text tower is tuned in another way than was asked, or exported as something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the host half is not installed")
+pytest.importorskip("peft", reason="the host half is not installed")
+
+import msgspec  # noqa: E402
+
+from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
+from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
+from edgeglm.adapt.tuning import anatomy_of, enable_tuning, merge_tuning  # noqa: E402
+from edgeglm.core.artifact import Artifact  # noqa: E402
+from edgeglm.core.errors import UserError  # noqa: E402
+from edgeglm.core.recipe import TeacherConfig  # noqa: E402
+from edgeglm.export.parity import assert_parity  # noqa: E402
+from edgeglm.export.torch_to_onnx import onnx_from_module  # noqa: E402
+from tests.tiny_towers import write_bert  # noqa: E402
+
+TEXTS = ["a red circle", "blue", "river stone cloud", "a green ring"]
+WAYS = ("lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "partial", "full")
+#: What is no plain BERT after the merge must still be exported as it is.
+EXPORTED = ("bottleneck", "p-tuning")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def teacher(bert: Path, tmp_path: Path) -> TextTeacher:
+    source = Artifact(kind="asset", path=bert, files={"config.json": "", "tokenizer.json": ""})
+    return load_text_teacher(str(bert), source, tmp_path, max_length=12)
+
+
+def configured(way: str, **others: Any) -> TeacherConfig:
+    blocks = 1 if way == "partial" else 0
+    return msgspec.convert(
+        {"tuning": way, "lora_rank": 4, "tuned_blocks": blocks, "virtual_tokens": 3, **others}, TeacherConfig
+    )
+
+
+def trained(teacher: TextTeacher, parameters: list[Any]) -> None:
+    """Take a few steps towards other features, so that every way has something to merge."""
+    goal = torch.randn(len(TEXTS), teacher.tower.feature_dim, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        torch.autograd.backward(((teacher.features(TEXTS) - goal) ** 2).mean())
+        optimizer.step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_trains_merges_exactly_and_exports(way: str, teacher: TextTeacher, tmp_path: Path) -> None:
+    plain = teacher.all_features(TEXTS)
+    total = sum(parameter.numel() for parameter in teacher.tower.parameters())
+    parameters = enable_tuning(teacher, configured(way))
+    count = sum(parameter.numel() for parameter in parameters)
+    assert count == total if way == "full" else 0 < count < total
+    untouched = {
+        name: value.clone()
+        for name, value in teacher.tower.named_parameters()
+        if not any(value is p for p in parameters)
+    }
+    trained(teacher, parameters)
+    for name, value in teacher.tower.named_parameters():
+        if name in untouched:
+            assert torch.equal(value, untouched[name]), f"{name} was to stay"
+    tuned = teacher.all_features(TEXTS)
+    assert float((tuned - plain).abs().max()) > 1e-3
+    assert merge_tuning(teacher, TEXTS) < 1e-5
+    torch.testing.assert_close(teacher.all_features(TEXTS), tuned, atol=1e-5, rtol=0)
+    assert not any(parameter.requires_grad for parameter in teacher.tower.parameters())
+    if way not in EXPORTED:
+        return
+    ids, mask = (torch.from_numpy(a) for a in teacher.tokenizer.encode(TEXTS, max_length=12))
+    feeds = {"input_ids": ids, "attention_mask": mask}
+    free = {0: "batch", 1: "length"}
+
+    class Features(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may be absent
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = teacher.tower
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.tower(input_ids, attention_mask)
+
+    module, path = Features().eval(), tmp_path / "text.onnx"
+    onnx_from_module(module, feeds, path, output_names=("embedding",),
+                     dynamic_axes={"input_ids": free, "attention_mask": free})  # fmt: skip
+    assert_parity(
+        module, path, [feeds, {"input_ids": ids[:1, :3], "attention_mask": mask[:1, :3]}], atol=1e-5
+    )
+
+
+def test_a_prompt_changes_a_text_whatever_its_company(teacher: TextTeacher) -> None:
+    enable_tuning(teacher, configured("prompt"))
+    together = teacher.all_features(TEXTS)
+    for text, row in zip(TEXTS, together, strict=True):
+        torch.testing.assert_close(teacher.all_features([text])[0], row, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["lora", "dora", "ia3", "bottleneck", "partial"])
+def test_a_kept_prefix_gives_the_same_features_and_gradients(way: str, teacher: TextTeacher) -> None:
+    parameters = enable_tuning(teacher, configured(way, tuned_blocks=1, lora_dropout=0.0))
+    teacher.tower.eval()
+
+    def gradients() -> list[Any]:
+        found = teacher.features(TEXTS)
+        torch.autograd.backward((found**2).sum())
+        given = [p.grad.clone() for p in parameters if p.grad is not None]
+        for parameter in parameters:
+            parameter.grad = None
+        return [found.detach(), *given]
+
+    plain = gradients()
+    with kept_prefix(teacher, TEXTS, 1):
+        assert len(anatomy_of(teacher.tower.encoder).blocks) == 1
+        kept = gradients()
+    for one, other in zip(plain, kept, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(teacher.features(TEXTS).detach(), plain[0], atol=0, rtol=0)
+
+
+def test_only_the_last_blocks_train_where_so_many_are_asked_for(teacher: TextTeacher) -> None:
+    one = sum(p.numel() for p in enable_tuning(teacher, configured("lora", tuned_blocks=1)))
+    assert one == 2 * 2 * 4 * 32, "targets, factors, rank, width of one block"
+
+
+@pytest.mark.parametrize(
+    ("way", "others", "message"),
+    [
+        ("dora", {"lora_targets": ("q_proj",)}, r"names q_proj.*choose from .*query"),
+        ("partial", {"tuned_blocks": 9}, r"has 2 blocks; choose 1 to 2"),
+        ("partial", {"tuned_blocks": 0}, r"tuned_blocks is 0 .*choose 1 to 2"),
+        ("prompt", {"tuned_blocks": 1}, "set tuned_blocks to 0"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_with_what_can(
+    way: str, others: dict[str, Any], message: str, teacher: TextTeacher
+) -> None:
+    with pytest.raises(UserError, match=message):
+        enable_tuning(teacher, configured(way, **others))
+
+
+def test_a_tower_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Linear has no blocks .*set teacher\.tuning"):
+        anatomy_of(torch.nn.Linear(2, 2))
