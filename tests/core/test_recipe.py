@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import string
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_paths_in_a_recipe_start_at_the_recipe(tmp_path: Path):
 
 def test_a_teacher_beside_the_recipe_is_found_from_any_folder(tmp_path: Path):
     file = tmp_path / "own.toml"
-    file.write_text('[teacher]\nimage = ["./vit", "efficientnet-lite0", "hf:a/b", "~/c"]\ntext = "towers/bert"\n')
+    names = ["./vit", "efficientnet-lite0", "hf:a/b", "~/c"]
+    file.write_text(f'[teacher]\nimage = {json.dumps(names)}\ntext = "towers/bert"\n')
     teacher = recipe_from_file(file).teacher
     assert teacher.image == (str(tmp_path / "vit"), "efficientnet-lite0", "hf:a/b", "~/c")
     assert teacher.text == str(tmp_path / "towers" / "bert")
