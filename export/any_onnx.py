@@ -62,7 +62,7 @@ def describe_onnx(path: Path) -> OnnxDescription:
     Raises UserError when it is absent or no ONNX model.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     if not path.is_file():
         raise UserError(f"no ONNX file at {path}; give the path of a model")

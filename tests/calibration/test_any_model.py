@@ -180,7 +180,8 @@ def test_a_plan_that_does_not_fit_says_what_to_mend(
     fp32_dir: Path, tmp_path: Path, change: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "plan.toml").write_text(change(plan_to_toml(_plan_of(fp32_dir / "text.onnx", "u8s8"))))
-    np.savez(tmp_path / "data.npz", **tower_tensors("text", 16))
+    texts: dict[str, Any] = {**tower_tensors("text", 16)}
+    np.savez(tmp_path / "data.npz", **texts)
     code = exit_code(
         ["quantize", str(fp32_dir / "text.onnx"), "--data", str(tmp_path / "data.npz"), "--output",
          str(tmp_path / "out"), "--precision-plan", str(tmp_path / "plan.toml")]
@@ -268,7 +269,8 @@ def test_a_metric_that_gives_nan_or_raises_is_a_users_error(fp32_dir: Path, tmp_
 def test_a_gate_that_is_unmet_exits_with_3_prints_the_ranking_and_writes_nothing(
     fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / "data.npz", **tower_tensors("image", 16))
+    images: dict[str, Any] = {**tower_tensors("image", 16)}
+    np.savez(tmp_path / "data.npz", **images)
     arguments = ["quantize", str(fp32_dir / "image.onnx"), "--data", str(tmp_path / "data.npz")]
     code = exit_code([*arguments, "--output", str(tmp_path / "out"), "--gate", "1.0", "--method", "max"])
     said = capsys.readouterr()

@@ -174,7 +174,7 @@ def test_what_is_written_in_chunks_reads_back_whole(
     rows = random.random((sum(sizes), 3), dtype=np.float32)
     cuts = np.cumsum(sizes)[:-1]
     path = tmp_path_factory.mktemp("npz") / "x.npz"
-    chunks = [{"x": part, "y": part.astype(np.int64)} for part in np.split(rows, cuts)]
+    chunks: list[dict[str, Any]] = [{"x": part, "y": part.astype(np.int64)} for part in np.split(rows, cuts)]
     write_npz(path, chunks, len(rows))
     np.testing.assert_array_equal(mapped_npz(path)["x"], rows)
     with np.load(path) as plain:  # anybody's numpy reads it
@@ -191,7 +191,8 @@ def test_a_damaged_archive_is_a_users_error(tmp_path: Path, cut: int) -> None:
 
 
 def test_compressed_archives_are_read_too(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "x.npz", **tower_tensors("image", 4))
+    tensors: dict[str, Any] = {**tower_tensors("image", 4)}
+    np.savez_compressed(tmp_path / "x.npz", **tensors)
     np.testing.assert_array_equal(
         mapped_npz(tmp_path / "x.npz")["pixels"], tower_tensors("image", 4)["pixels"]
     )

@@ -207,6 +207,6 @@ def test_a_tower_that_stayed_fp16_in_an_int8_variant_is_judged_as_what_it_is() -
     plain = msgspec.structs.replace(COSTS, ops={"Conv": 3}, quantized=False, nodes=nodes)
     variant = VariantRecord(name="int8", files={"image": "models/int8/image.onnx"}, gate="passed")
     for costs, precision in ((plain, "fp16"), (COSTS, "int8")):
-        (one,) = variant_subjects(variant, lambda _, costs=costs: costs)
+        (one,) = variant_subjects(variant, {"costs/int8-image.json": costs}.__getitem__)
         assert one.precision == precision
         assert preflight(one, load_target("jetson-agx-orin-64gb")).ok

@@ -105,7 +105,7 @@ def with_shell(
             model.doc_string = "FP16, as it were"
             sources[f"models/fp16/{tower}.onnx"] = model.SerializeToString()
         if fp32_nodes:
-            tower = LaneTower(
+            lowered = LaneTower(
                 source="models/fp32/text.onnx",
                 opset=16,
                 fp32_nodes=fp32_nodes,
@@ -114,7 +114,7 @@ def with_shell(
                 min_cosine=1.0,
             )
             sources["models/fp16/lane.json"] = msgspec.json.encode(
-                LaneRecord(of="fp16", towers={"text": tower})
+                LaneRecord(of="fp16", towers={"text": lowered})
             )
         manifest = msgspec.structs.replace(bundle.manifest, variants=variants)
         write_bundle(tmp_path / "half", sources=sources, manifest=manifest)
