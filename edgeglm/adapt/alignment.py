@@ -9,7 +9,7 @@ Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +23,9 @@ from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.models.projection import ProjectionHead, normalized
+from edgeglm.train.checkpoint import Carried, CarriedTensor, Checkpoint
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import Group, fit, shuffled, steps_in
+from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
 from edgeglm.train.losses import concept_contrastive
 
 #: A small domain gets more epochs: fewer steps than this leave the heads untrained.
@@ -67,6 +68,7 @@ class Alignment:
         seed: int,
         progress: Progress,
         domains: Domains | None = None,
+        checkpoints: Callable[[str], Checkpoint] | None = None,
     ) -> None:
         self.features_VNF = features_VNF
         self.concepts = concepts
@@ -78,6 +80,7 @@ class Alignment:
         self.trainable = 0
         self.merge_difference = 0.0
         self.text_features = text.all_features(concepts.texts)
+        self.checkpoints = checkpoints
         self.pseudo_labels: list[int] = []
         self._new_heads()
         self.domains = domains
@@ -150,6 +153,7 @@ class Alignment:
             steps_per_epoch=steps,
             title=f"Teacher: {phase}",
             progress=self.progress,
+            options=self._options(phase, [] if self.terms is None else [self.terms]),
         )
 
     def _fit_lora(self) -> None:
@@ -194,6 +198,7 @@ class Alignment:
                 clip=_LORA_CLIP,
                 title="Teacher: LoRA" if config.tuning == "lora" else f"Teacher: {config.tuning}",
                 progress=self.progress,
+                options=self._options("lora", [CarriedTensor(bank_KF)]),
             )
         self.merge_difference = merge_tuning(self.text, self.concepts.texts[:64])
 
@@ -229,6 +234,17 @@ class Alignment:
         image_BD = self.image_head(features_BF)
         loss = concept_contrastive(image_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
         return loss if self.terms is None else loss + self.terms.loss(self.image_head, image_BD)
+
+    def _options(self, phase: str, carried: Sequence[Carried]) -> FitOptions:
+        wanted = self.config.optimisation
+        kept = None if self.checkpoints is None else self.checkpoints(phase)
+        return FitOptions(
+            schedule=wanted.schedule,
+            adaptive_clip=wanted.adaptive_clip,
+            accumulate=wanted.accumulate,
+            patience=wanted.patience,
+            checkpoint=None if kept is None else replace(kept, carried=carried),
+        )
 
     def _heads(self, rate: float) -> Group:
         parameters = [*self.image_head.parameters(), *self.text_head.parameters()]

@@ -8,8 +8,9 @@ D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,15 @@ class DomainTerms:
     def begin(self, steps: int) -> None:
         """Start a phase of so many steps: the ramps start anew."""
         self.step, self.total = 0, max(1, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep besides parameters."""
+        return {"step": self.step, "random": dict(self.rng.bit_generator.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on drawing where the state was taken."""
+        self.step = state["step"]
+        self.rng.bit_generator.state = state["random"]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains besides the heads."""

@@ -151,6 +151,21 @@ class TeacherStage(Stage[TeacherConfig]):
         """Add what is no part of the teacher's own table."""
         return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
 
+    def _checkpoints(self, inputs: Inputs, context: Context) -> Any:
+        """Return what makes the checkpoint of a phase, or None where the recipe wants none."""
+        from edgeglm.train.checkpoint import Checkpoint
+
+        every = self.config.optimisation.checkpoint_epochs
+        if not every:
+            return None
+        key = self.key(inputs)
+        folder = context.store.root / "checkpoints" / key
+
+        def of(phase: str) -> Checkpoint:
+            return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
+
+        return of
+
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
         import torch
@@ -177,6 +192,7 @@ class TeacherStage(Stage[TeacherConfig]):
                 seed=self.seed,
                 progress=context.progress,
                 domains=Domains.of(pairs, concepts) if unlabelled else None,
+                checkpoints=self._checkpoints(inputs, context),
             )
             alignment.run()
             np.save(out / "image_embeddings.npy", alignment.image_embeddings())
@@ -193,6 +209,7 @@ class TeacherStage(Stage[TeacherConfig]):
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
         (out / "teacher.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        shutil.rmtree(context.store.root / "checkpoints" / self.key(inputs), ignore_errors=True)
         return {**record, "lora_merge_difference": alignment.merge_difference}
 
 

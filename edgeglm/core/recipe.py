@@ -77,6 +77,22 @@ class DomainConfig(Section, frozen=True, kw_only=True):
         return any(weights) or self.curriculum > 0 or self.pseudo_label_rounds > 0
 
 
+class OptimisationConfig(Section, frozen=True, kw_only=True):
+    """How the teacher's loops step; the defaults are a warm-up, a cosine, and nothing else.
+
+    ``schedule`` is the fall of the rate. ``adaptive_clip`` above 0 keeps each unit's gradient below that
+    ratio of its weights (AGC, Brock et al., 2021; 0.01 to 0.1). ``accumulate`` batches make one step.
+    ``patience`` above 0 stops after so many epochs without a better mean loss. ``checkpoint_epochs``
+    above 0 keeps the state in the store every so many epochs, and a build that was killed goes on from it.
+    """
+
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    adaptive_clip: Weight = 0.0
+    accumulate: Positive = 1
+    patience: Count = 0
+    checkpoint_epochs: Count = 0
+
+
 class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
@@ -120,6 +136,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     tuned_rate: Rate = 1e-4
     virtual_tokens: Positive = 8
     domain: DomainConfig = DomainConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
 
 
 class StudentConfig(Section, frozen=True, kw_only=True):

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress
+from edgeglm.train.checkpoint import Checkpoint
+from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup_cosine
+
+__all__ = [
+    "DivergedError", "FitOptions", "Group", "fit", "seeded", "shuffled", "steps_in", "warmup_cosine",
+]  # fmt: skip
 
 B = TypeVar("B")
 
@@ -30,14 +36,23 @@ class Group:
     weight_decay: float = 0.0
 
 
-def warmup_cosine(step: int, *, total: int, warmup: int) -> float:
-    """Return the factor of the peak rate at a step counted from 0: a linear rise, then half a cosine to 0.
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What a loop may do besides; by default nothing.
 
-    Source: Loshchilov & Hutter, SGDR (2017), without restarts; the warm-up of Goyal et al. (2017).
+    Attributes:
+        schedule: How the rate falls after the warm-up.
+        adaptive_clip: Largest ratio of a unit's gradient to its weights (Brock et al., 2021); 0 for none.
+        accumulate: Batches whose mean gradient makes one step of the optimizer.
+        patience: Stop after so many epochs whose mean loss is not a thousandth better; 0 for never.
+        checkpoint: Where to keep the state, and to go on from.
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    schedule: Schedule = "cosine"
+    adaptive_clip: float = 0.0
+    accumulate: int = 1
+    patience: int = 0
+    checkpoint: Checkpoint | None = None
 
 
 def fit(
@@ -51,6 +66,7 @@ def fit(
     clip: float | None = None,
     title: str,
     progress: Progress,
+    options: FitOptions | None = None,
 ) -> list[float]:
     """Train in place and return the mean loss of each epoch.
 
@@ -64,10 +80,13 @@ def fit(
         clip: Largest gradient norm over all groups, if any.
         title: What the bar says.
         progress: Shows one step a batch.
+        options: Schedule, accumulation, early stop, checkpoint.
 
     Raises:
-        DivergedError: A loss is not finite; it names epoch and step.
+        DivergedError: A loss is not finite; it names batch, step and epoch, and the last good checkpoint.
+        UserError: The checkpoint is of another model or recipe.
     """
+    options = options or FitOptions()
     optimizer = torch.optim.AdamW(
         [
             {"params": list(g.parameters), "lr": g.learning_rate, "weight_decay": g.weight_decay}
@@ -78,30 +97,78 @@ def fit(
     trained = [parameter for group in groups for parameter in group.parameters]
     total = epochs * steps_per_epoch
     warmup = max(1, min(warmup, total // 10))
-    curve, step = [], 0
+    factor_at = SCHEDULES[options.schedule]
+    first, curve, finished = 0, list[float](), False
+    keeper = options.checkpoint
+    if keeper is not None and (kept := keeper.read(trained, optimizer)) is not None:
+        first, curve, finished = kept
+    step = first * steps_per_epoch
     with progress.task(title, total=total) as task:
-        for epoch in range(epochs):
+        for epoch in range(first, 0 if finished else epochs):
             losses = []
-            for batch in batches(epoch):
-                factor = warmup_cosine(step, total=total, warmup=warmup)
+            waiting = 0
+            for place, batch in enumerate(batches(epoch)):
+                factor = factor_at(step, total=total, warmup=warmup)
                 for group, settings in zip(groups, optimizer.param_groups, strict=True):
                     settings["lr"] = group.learning_rate * factor
                 loss = loss_of(batch)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    where = f"at step {step} of epoch {epoch}"
-                    raise DivergedError(f"{title}: the loss is {value} {where}; lower the learning rate")
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(trained, clip)
-                optimizer.step()
+                    raise _diverged(title, value, place, step, epoch, keeper)
+                if waiting == 0:
+                    optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss if options.accumulate == 1 else loss / options.accumulate)
+                waiting += 1
+                if waiting == options.accumulate:
+                    _stepped(optimizer, trained, clip, options)
+                    waiting = 0
                 losses.append(value)
                 step += 1
                 task.advance()
+            if waiting:
+                _stepped(optimizer, trained, clip, options)
             curve.append(sum(losses) / max(1, len(losses)))
             task.note(f"loss {curve[-1]:.3f}")
+            finished = epoch + 1 == epochs or _stands_still(curve, options.patience)
+            if keeper is not None and (finished or (epoch + 1) % keeper.every == 0):
+                keeper.write(
+                    epoch=epoch, curve=curve, parameters=trained, optimizer=optimizer, finished=finished
+                )
+            if finished:
+                break
     return curve
+
+
+def _stepped(
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[nn.Parameter],
+    clip: float | None,
+    options: FitOptions,
+) -> None:
+    if options.adaptive_clip:
+        clip_adaptively(trained, options.adaptive_clip)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(trained, clip)
+    optimizer.step()
+
+
+def _stands_still(curve: Sequence[float], patience: int) -> bool:
+    if not patience or len(curve) <= patience:
+        return False
+    before = min(curve[:-patience])
+    return min(curve[-patience:]) > before - 1e-3 * abs(before)
+
+
+def _diverged(
+    title: str, value: float, place: int, step: int, epoch: int, keeper: Checkpoint | None
+) -> DivergedError:
+    kept = ""
+    if keeper is not None and keeper.path.exists():
+        kept = f"; the last good state is kept in {keeper.path}"
+    return DivergedError(
+        f"{title}: the loss of batch {place} is {value} at step {step} of epoch {epoch}{kept}; "
+        "lower the learning rate"
+    )
 
 
 def shuffled(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
