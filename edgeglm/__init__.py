@@ -1,7 +1,7 @@
 """edgeglm: take a pretrained teacher to a verified bundle on an edge device.
 
-As a library, for training loops of one's own: ``from_pretrained`` and ``AdaptiveLR``. They are imported on first
-use, because a device has no torch; their types are in the stub beside this file.
+As a library, for training loops of one's own: ``from_pretrained`` and ``AdaptiveLR``. They are imported on
+first use, because a device has no torch; their types are in the stub beside this file.
 """
 
 import importlib

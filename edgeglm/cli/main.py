@@ -22,6 +22,7 @@ from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
 # `edgeglm NAME` is the click command called `command` in edgeglm/cli/NAME.py, with `_` for `-`.
 COMMANDS = {
     "build": "Make a bundle from a recipe for a target.",
+    "adapt": "Adapt a pretrained teacher to a domain, without a student.",
     "explain": "Say what a build would reuse, and why the rest must run.",
     "finalize": "Make a bundle ready on the machine that runs it.",
     "run": "Search a bundle's gallery with words or with a picture.",

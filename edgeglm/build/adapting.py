@@ -1,0 +1,104 @@
+"""The first stages of a build by themselves: a teacher, evaluated, and delivered as a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeglm.adapt.stages import (
+    BackbonesConfig,
+    BackbonesStage,
+    FeaturesConfig,
+    FeaturesStage,
+    TeacherStage,
+    teacher_inputs,
+)
+from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import Recipe
+from edgeglm.core.stage import Context, StageResult
+from edgeglm.data.sources import pairs_inputs, pairs_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """An adapted teacher: its folder, what it reaches on each track, and how it was made."""
+
+    folder: Path
+    metrics: Metrics
+    teacher: Artifact
+    results: tuple[StageResult, ...]
+
+
+def adapt_teacher(
+    recipe: Recipe,
+    destination: Path,
+    context: Context,
+    *,
+    on_stage: Callable[[StageResult], None] = lambda _: None,
+) -> Adapted:
+    """Make the teacher of a recipe, or take it from the store, and copy it to ``destination``.
+
+    The stages are those of ``edgeglm build``, with the same keys: a build after it reuses all of them.
+
+    Args:
+        recipe: Its ``data`` and ``teacher`` tables count, the seed, and ``student.max_length``.
+        destination: A folder that is not there yet, or is empty.
+        context: Store, progress, threads.
+        on_stage: Told of each stage when it is done.
+
+    Raises:
+        UserError: The destination is taken, or the data cannot be used.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is there already; choose another --output or move it away")
+    store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
+    towers = teacher_inputs(teacher, store, progress)
+    results: list[StageResult] = []
+
+    def done(result: StageResult) -> Artifact:
+        results.append(result)
+        on_stage(result)
+        return result.artifact
+
+    pairs = done(pairs_stage(recipe.data, seed=seed)(pairs_inputs(recipe.data, store, progress), context))
+    images = {name: artifact for name, artifact in towers.items() if name != "text"}
+    backbones = done(
+        BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution))(images, context)
+    )
+    features = done(
+        FeaturesStage(FeaturesConfig(views=teacher.views, seed=seed))(
+            {"pairs": pairs, "backbones": backbones}, context
+        )
+    )
+    aligned = done(
+        TeacherStage(teacher, seed=seed, max_length=recipe.student.max_length)(
+            {"pairs": pairs, "features": features, "text": towers["text"]}, context
+        )
+    )
+    evaluation = EvaluationConfig(seed=seed, size=recipe.student.size, resolution=recipe.student.resolution)
+    evaluated = done(TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned}, context))
+    _deliver(aligned, backbones, evaluated, destination)
+    return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=aligned, results=tuple(results))
+
+
+def _deliver(teacher: Artifact, backbones: Artifact, evaluated: Artifact, destination: Path) -> None:
+    """Copy everything beside the destination first: what is there is whole."""
+    beside = destination.with_name(f".{destination.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for artifact in (teacher, backbones, evaluated):
+            for name in artifact.files:
+                path = beside / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(artifact.path / name, path)
+        if destination.exists():
+            destination.rmdir()
+        beside.rename(destination)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
