@@ -18,7 +18,7 @@ FILES = ("Containerfile.x86_64", "Containerfile.l4t")
 
 @pytest.fixture(scope="module")
 def describe(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("describe", repository / "containers/describe.py")
+    spec = importlib.util.spec_from_file_location("describe", repository / "scripts/containers/describe.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,12 +28,12 @@ def describe(repository: Path) -> ModuleType:
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_wrong_with_what_is_shipped(name, describe, repository):
-    assert describe.faults(repository / "containers" / name) == []
+    assert describe.faults(repository / "scripts" / "containers" / name) == []
 
 
 @pytest.mark.parametrize(("name", "lock"), [(FILES[0], "py312-x86_64"), (FILES[1], "py310-aarch64")])
 def test_the_image_holds_the_lock_of_its_python_and_the_code_alone(name, lock, describe, repository):
-    found = describe.description(repository / "containers" / name)
+    found = describe.description(repository / "scripts" / "containers" / name)
     assert f"scripts/locks/device-{lock}.txt" in found["files"]
     assert "edgeglm/cli/serve.py" in found["files"]
     assert not any(file.startswith(("tests/", ".", "docs/")) for file in found["files"])
@@ -44,7 +44,7 @@ def test_the_image_holds_the_lock_of_its_python_and_the_code_alone(name, lock, d
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_image_serves_what_a_unit_serves(name, describe, repository):
-    found = describe.description(repository / "containers" / name)
+    found = describe.description(repository / "scripts" / "containers" / name)
     mine = serve_command("python", host="0.0.0.0", port=8000, flags=["--no-grpc"])
     assert [*found["entrypoint"], *found["command"]] == ["current" if w == "bundle" else w for w in mine]
 
@@ -53,7 +53,7 @@ def test_the_image_serves_what_a_unit_serves(name, describe, repository):
 def test_its_command_line_is_one_that_edgeglm_takes(name, describe, repository, cli):
     text = cli("serve", "--help")
     for flag in re.findall(
-        r"--[a-z-]+", " ".join(describe.description(repository / "containers" / name)["command"])
+        r"--[a-z-]+", " ".join(describe.description(repository / "scripts" / "containers" / name)["command"])
     ):
         assert flag in text
 
@@ -75,14 +75,18 @@ def test_its_command_line_is_one_that_edgeglm_takes(name, describe, repository, 
     ],
 )
 def test_a_fault_is_found_and_says_why(change, words, describe, repository, tmp_path):
-    text = (repository / "containers" / FILES[0]).read_text()
+    text = (repository / "scripts" / "containers" / FILES[0]).read_text()
     assert change[0] in text
     (tmp_path / "Containerfile").write_text(text.replace(*change))
     assert any(words in fault for fault in describe.faults(tmp_path / "Containerfile"))
 
 
 def test_the_description_is_printed_for_those_who_have_no_engine(repository):
-    command = [sys.executable, str(repository / "containers/describe.py"), "containers/Containerfile.l4t"]
+    command = [
+        sys.executable,
+        str(repository / "scripts/containers/describe.py"),
+        "scripts/containers/Containerfile.l4t",
+    ]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"base": "nvcr.io/nvidia/l4t-jetpack:' in done.stdout

@@ -1,6 +1,6 @@
 """What a Containerfile would make, and what is wrong with it, without an engine that builds one.
 
-    .venv/bin/python containers/describe.py containers/Containerfile.x86_64
+    .venv/bin/python scripts/containers/describe.py scripts/containers/Containerfile.x86_64
 
 Prints a JSON object: base, files with their digests, commands, environment, user, ports, what is run. Exits
 with 1 and the faults when there are any. The file is read by dockerfile-parse; the rules are those that have
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 _LEFT_OUT = ("__pycache__",)
 
 
