@@ -1,0 +1,180 @@
+"""Ways to tune the text tower, each beside full fine-tuning: parameters, step, memory, retrieval.
+
+    EDGEGLM_STORE=STORE .venv/bin/python scripts/bench/adapt_tuning.py [--seeds 1] [--rounds 7]
+
+STORE is one in which the recipe `default` was built. Steps of all ways are timed in turn in each round, in
+CPU time of one thread; a step embeds 128 captions, forward and backward, and steps AdamW. Training memory is
+what a step holds besides the weights: tensors saved for the backward pass, gradients, AdamW's moments.
+Retrieval: heads, two epochs of tuning and heads again on labels of one style, as in adapt.py. Writes
+docs/bench/adapt-tuning.json; adapt.py writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+
+import adapt  # noqa: E402
+
+from edgeglm.adapt import alignment  # noqa: E402
+from edgeglm.adapt.alignment import Alignment  # noqa: E402
+from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
+from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
+from edgeglm.adapt.tuning import enable_tuning  # noqa: E402
+from edgeglm.assets import fetch_asset  # noqa: E402
+from edgeglm.core.progress import QuietProgress  # noqa: E402
+from edgeglm.core.recipe import TeacherConfig  # noqa: E402
+from edgeglm.core.store import Store  # noqa: E402
+from edgeglm.train.concepts import Concepts  # noqa: E402
+from edgeglm.train.loop import seeded  # noqa: E402
+
+TUNED: dict[str, dict[str, Any]] = {
+    "full": {"tuning": "full"},
+    "LoRA, rank 8": {"tuning": "lora"},
+    "LoRA, last 2 blocks, kept prefix": {"tuning": "lora", "tuned_blocks": 2},
+    "LoRA, last block, kept prefix": {"tuning": "lora", "tuned_blocks": 1},
+    "rsLoRA": {"tuning": "rslora"},
+    "DoRA": {"tuning": "dora"},
+    "IA3": {"tuning": "ia3", "lora_learning_rate": 1e-2},
+    "bottleneck adapters": {"tuning": "bottleneck"},
+    "prompt tuning": {"tuning": "prompt", "lora_learning_rate": 1e-2},
+    "P-tuning": {"tuning": "p-tuning"},
+    "last 2 blocks, kept prefix": {"tuning": "partial", "tuned_blocks": 2},
+    "frozen": {"lora_epochs": 0},
+}
+BATCH = 128
+
+
+class Step:
+    """One way, ready to step."""
+
+    def __init__(self, teacher: TextTeacher, config: TeacherConfig, texts: list[str]) -> None:
+        self.teacher, self.config, self.texts = teacher, config, texts
+        self.total = sum(parameter.numel() for parameter in teacher.tower.parameters())
+        self.parameters = enable_tuning(teacher, config)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
+        teacher.tower.train()
+        self.kept = kept_prefix(teacher, texts, config.tuned_blocks)
+        self.kept.__enter__()
+
+    def seconds(self, chosen: list[str]) -> float:
+        """Return the CPU time of one step."""
+        started = time.process_time()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.teacher.features(chosen).square().mean())
+        self.optimizer.step()
+        return time.process_time() - started
+
+    def memory(self, chosen: list[str]) -> int:
+        """Return the bytes that a step holds besides the weights."""
+        held: dict[int, int] = {}
+        weights = {parameter.data_ptr() for parameter in self.teacher.tower.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.teacher.features(chosen).square().mean()
+        del loss
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        return sum(held.values()) + 3 * 4 * trained
+
+
+def reached(store: Store, seed: int, changed: dict[str, Any], scratch: Path) -> dict[str, list[float]]:
+    """Return mAP@10 of a teacher tuned in this way on labels of one style."""
+    pairs, features, _ = adapt.prepared(store, scratch)
+    pairs = adapt.restricted(pairs, adapt.SETTINGS["noto"])
+    ours = {"lora_epochs": 2, "lora_batch_size": BATCH, "warmup_epochs": 1, **changed}
+    config = msgspec.structs.replace(adapt.CONFIG, **ours)
+    source = fetch_asset(source_spec(config.text), store, QuietProgress())
+    with store.scratch() as folder, seeded(seed, threads=1):
+        text = load_text_teacher(config.text, source, folder / "text", max_length=32)
+        concepts = Concepts.of(pairs)
+        made = Alignment(features, concepts, text, config, seed=seed, progress=QuietProgress())
+        made.run()
+        return adapt.measured(made, pairs, text)
+
+
+def main() -> None:
+    """Time all ways in turn, then train each, and keep what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = adapt.OUT / "adapt-tuning.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    store = Store(Path(os.environ["EDGEGLM_STORE"]))
+    if "steps" not in found:
+        said = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip()
+        found["steps"] = timed(store, options.rounds)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    alignment.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
+    for seed in range(options.seeds):
+        for name, changed in TUNED.items():
+            runs = found.setdefault("map10", {}).setdefault(name, {})
+            if str(seed) not in runs:
+                runs[str(seed)] = reached(store, seed, changed, options.scratch)
+                path.write_text(json.dumps(found, indent=1) + "\n")
+    (adapt.OUT / "adapt.md").write_text(adapt.table(json.loads((adapt.OUT / "adapt.json").read_text())))
+
+
+def timed(store: Store, rounds: int) -> dict[str, Any]:
+    """Return parameters, the median and spread of the step against full, and memory, by way."""
+    pairs = adapt.PairSet.open(adapt.newest(store, "pairs"))
+    texts = list(Concepts.of(adapt.restricted(pairs, adapt.SETTINGS["noto"])).texts)
+    source = fetch_asset(source_spec(TeacherConfig().text), store, QuietProgress())
+    steps: dict[str, Step] = {}
+    with store.scratch() as folder:
+        for place, (name, changed) in enumerate(TUNED.items()):
+            if name != "frozen":
+                text = load_text_teacher(TeacherConfig().text, source, folder / str(place), max_length=32)
+                steps[name] = Step(text, msgspec.structs.replace(TeacherConfig(), **changed), texts)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 1):  # the first warms up
+        chosen = texts[round_ * BATCH : (round_ + 1) * BATCH]
+        for name, step in steps.items():
+            spent = step.seconds(chosen)
+            if round_:
+                times[name].append(spent)
+    full_memory = steps["full"].memory(texts[:BATCH])
+    return {
+        name: {
+            "trained": (count := sum(parameter.numel() for parameter in step.parameters)),
+            "share": count / step.total,
+            "speedup": statistics.median(
+                whole / own for whole, own in zip(times["full"], times[name], strict=True)
+            ),
+            "speedups": [
+                round(whole / own, 3) for whole, own in zip(times["full"], times[name], strict=True)
+            ],
+            "memory_ratio": step.memory(texts[:BATCH]) / full_memory,
+        }
+        for name, step in steps.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
