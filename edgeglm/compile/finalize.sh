@@ -3,6 +3,8 @@
 #
 #     sh finalize.sh [--any-board] [--trtexec PATH]
 #
+# trtexec is taken from where JetPack puts it, else from PATH. No root is needed.
+#
 # It checks the files it uses against the digests below, finds out which board and TensorRT this is,
 # takes the lane that this TensorRT parses, builds each candidate once, runs the golden inputs through
 # it and compares with what they gave where the bundle was made, times it, and writes
@@ -18,6 +20,7 @@ root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
 here="$(cd "$(dirname "$0")" && pwd)"
 out="$here.finalized"
 trtexec="$root/usr/src/tensorrt/bin/trtexec"
+[ -x "$trtexec" ] || trtexec="$(command -v trtexec || echo "$trtexec")"
 any_board=no
 least_cosine=0.99
 
@@ -50,12 +53,16 @@ fail() {
 while [ $# -gt 0 ]; do
   case "$1" in
     --any-board) any_board=yes ;;
+    -h | --help)
+      sed -n '2,/^set -eu/s/^#[ ]\{0,1\}//p' "$0"
+      exit 0
+      ;;
     --trtexec)
       [ $# -gt 1 ] || fail 2 "--trtexec needs a path; give one"
       trtexec="$2"
       shift
       ;;
-    *) fail 2 "unknown argument $1; use --any-board or --trtexec PATH" ;;
+    *) fail 2 "unknown argument $1; use --any-board, --trtexec PATH or --help" ;;
   esac
   shift
 done
@@ -63,14 +70,15 @@ done
 digests | (cd "$here" && sha256sum -c >/dev/null 2>&1) ||
   fail 2 "a file of the bundle was altered or cut off; copy the bundle here again"
 
-chips="$(tr '\0' '\n' <"$root/proc/device-tree/compatible" 2>/dev/null || true)"
+chips="$(tr '\0' '\n' 2>/dev/null <"$root/proc/device-tree/compatible" || true)"
 case "$chips" in
   *nvidia,tegra194*) sm=72 ;;
   *nvidia,tegra234*) sm=87 ;;
   *nvidia,tegra264*) sm=110 ;;
   *) sm=none ;;
 esac
-model="$(tr -d '\0"\\' <"$root/proc/device-tree/model" 2>/dev/null || echo unknown)"
+model="$(cat "$root/proc/device-tree/model" 2>/dev/null | tr -d '\0"\134')"
+model="${model:-unknown}"
 l4t="$(sed -n 's/^# R\([0-9]*\) (release), REVISION: \([0-9.]*\).*/\1.\2/p' \
   "$root/etc/nv_tegra_release" 2>/dev/null || true)"
 case " $sms " in
@@ -78,7 +86,7 @@ case " $sms " in
   *) [ "$any_board" = yes ] ||
     fail 2 "this is $model (SM $sm); the bundle is for $target (SM $sms); pass --any-board to go on" ;;
 esac
-[ -x "$trtexec" ] || fail 2 "no trtexec at $trtexec; install TensorRT's samples or pass --trtexec PATH"
+[ -x "$trtexec" ] || fail 2 "no trtexec at $trtexec; install the package libnvinfer-bin or pass --trtexec PATH"
 version="$(awk '/^Package: /{p=$2} /^Version: /{if (p ~ /^libnvinfer[0-9]+$/) {split($2, v, "[.-]");
   print v[1] "." v[2] "." v[3]; exit}}' "$root/var/lib/dpkg/status" 2>/dev/null || true)"
 [ -n "$version" ] || fail 2 "the package list names no libnvinfer; install TensorRT"
@@ -155,10 +163,11 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
   done
   "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$goldens" "--loadInputs=$feeds" --iterations=1 \
     --warmUp=0 --duration=0 "--exportOutput=$work/output.json" >"$work/run.log" 2>&1 || return 1
-  tr -d '\n\r\t ' <"$work/output.json" | sed 's/.*"name":"embedding"//; s/.*"values":\[//; s/\].*//' |
-    tr ',' '\n' >"$work/actual"
-  echo >>"$work/actual"
-  sed -i '/^$/d' "$work/actual"
+  { # without sed -i, which POSIX has not
+    tr -d '\n\r\t ' <"$work/output.json" | sed 's/.*"name":"embedding"//; s/.*"values":\[//; s/\].*//' |
+      tr ',' '\n'
+    echo
+  } | sed '/^$/d' >"$work/actual"
   worst="$(cosine "$work/actual" "$here/$expected")"
   "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 \
     >"$work/time.log" 2>&1 || return 1
@@ -166,13 +175,13 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
   [ -n "$milliseconds" ]
 }
 
-records= best= best_total= used=
+records='' best='' best_total='' used=''
 for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
   printf '%s\n' "$mine" | awk -v v="$variant" '$1 == v' >"$work/towers"
-  total=0 status=passed parts=
+  total=0 status=passed parts=''
   while read -r _ tower _ precision onnx _ expected pins least usual most single goldens inputs; do
     say "$variant $tower: build, test, time"
-    worst=-1 milliseconds=0 signature=
+    worst=-1 milliseconds=0 signature=''
     if one_engine "$precision" "$onnx" "$expected" "$least" "$usual" "$most" "$single" "$goldens" "$inputs"; then
       used="$used $signature"
       awk -v c="$worst" -v l="$least_cosine" 'BEGIN {exit !(c >= l)}' || status="its golden outputs differ here"

@@ -31,6 +31,8 @@ FOLDER = "shell"
 
 _BATCH = (1, 8, 32)
 _GOLDENS = 8
+_DEQUANTIZE = b"\x22\x10DequantizeLinear"
+"""``NodeProto.op_type`` as it stands in an ONNX file: field 4, 16 characters. A device has no onnx."""
 
 
 def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
@@ -147,11 +149,23 @@ def _candidate(
     loaded = ",".join(f"{name}:{_raw_name(name, array, variant.lane)}" for name, array in feeds.items())
     return " ".join(
         [
-            variant.name, tower, variant.lane, precision_of(variant.name), model,
+            variant.name, tower, variant.lane, _built_precision(bundle, variant, model), model,
             str(manifest.files[model].size), expected, pinned, shapes["min"], shapes["opt"], shapes["max"],
             one, goldens, loaded,
         ]
     )  # fmt: skip
+
+
+def _built_precision(bundle: Bundle, variant: VariantRecord, model: str) -> str:
+    """Return what trtexec is asked for: a tower of an INT8 variant may have stayed as it was.
+
+    Told ``--int8`` of a graph without Q/DQ and without a calibration cache, trtexec makes ranges up
+    (``setTensorDynamicRange`` in its ``sampleEngines.cpp``): the engine would answer nonsense.
+    """
+    precision = precision_of(variant.name)
+    if precision == "int8" and _DEQUANTIZE not in bundle.file(model).read_bytes():
+        return "fp16"
+    return precision
 
 
 def _shapes(profile: Mapping[str, ShapeRange], inputs: Mapping[str, TensorRecord], end: str) -> str:

@@ -82,8 +82,31 @@ def board(folder: Path, facts: tuple[str, str, str], *, free_kb: int = 8_000_000
     return folder
 
 
+def with_qdq(model: bytes) -> bytes:
+    """Return the model with a Q/DQ pair that nothing reads: whether there is one is what is asked."""
+    made = onnx.load_model_from_string(model)
+    made.graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(np.float32(1), "q.scale"),
+            onnx.numpy_helper.from_array(np.int8(0), "q.zero"),
+        ]
+    )
+    made.graph.node.extend(
+        [
+            onnx.helper.make_node("QuantizeLinear", ["q.scale", "q.scale", "q.zero"], ["q.narrow"]),
+            onnx.helper.make_node("DequantizeLinear", ["q.narrow", "q.scale", "q.zero"], ["q.wide"]),
+        ]
+    )
+    return made.SerializeToString()
+
+
 def with_shell(
-    tmp_path: Path, *, lane: str = "B", target: str = "jetson-agx", fp32_nodes: tuple[str, ...] = ()
+    tmp_path: Path,
+    *,
+    lane: str = "B",
+    target: str = "jetson-agx",
+    fp32_nodes: tuple[str, ...] = (),
+    quantized: tuple[str, ...] = ("image", "text"),
 ) -> Path:
     plain = described(tmp_path / "described", made(tmp_path / "plain", target))
     with open_bundle(plain) as bundle:
@@ -104,6 +127,8 @@ def with_shell(
             model = onnx.load_model_from_string(colour_tower(tower))
             model.doc_string = "FP16, as it were"
             sources[f"models/fp16/{tower}.onnx"] = model.SerializeToString()
+            if tower in quantized:
+                sources[f"models/int8/{tower}.onnx"] = with_qdq(colour_tower(tower))
         if fp32_nodes:
             lowered = LaneTower(
                 source="models/fp32/text.onnx",
@@ -180,6 +205,30 @@ def test_a_xavier_keeps_the_steps_of_a_normalization_in_fp32(tmp_path: Path):
     told = f"--precisionConstraints=obey --layerPrecisions={pairs} --layerOutputTypes={pairs}"
     assert [told in line for line in builds] == ["/models/fp16/text.onnx" in line for line in builds]
     assert sum(told in line for line in builds) == 1
+
+
+def test_a_tower_that_stayed_in_fp16_is_not_built_on_ranges_that_trtexec_makes_up(tmp_path: Path):
+    bundle, root = with_shell(tmp_path, lane="A", quantized=("text",)), board(tmp_path / "root", XAVIER)
+    done = run(bundle, root)
+    assert done.returncode == 0, done.stderr + done.stdout
+    builds = [line for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
+    assert [line.split("/models/")[1].split()[0] for line in builds if "--int8" in line] == ["int8/text.onnx"]
+
+
+def test_a_machine_that_is_no_board_or_has_no_trtexec_gets_one_line(tmp_path: Path):
+    bundle, nothing = with_shell(tmp_path), tmp_path / "nothing"
+    nothing.mkdir()
+    laptop = run(bundle, nothing)
+    assert (laptop.returncode, laptop.stderr.count("\n")) == (2, 1), laptop.stderr
+    assert laptop.stderr.startswith("error: this is unknown (SM none)")
+    root = board(tmp_path / "root", ORIN)
+    (root / "usr/src/tensorrt/bin/trtexec").rename(tmp_path / "trtexec")
+    absent = run(bundle, root)
+    assert (absent.returncode, absent.stderr.count("\n")) == (2, 1), absent.stderr
+    assert "libnvinfer-bin" in absent.stderr
+    assert run(bundle, root, "--trtexec", str(tmp_path / "trtexec")).returncode == 0
+    asked = run(bundle, root, "--help")
+    assert (asked.returncode, "sh finalize.sh [--any-board]" in asked.stdout) == (0, True)
 
 
 def test_an_orin_builds_lane_b_strongly_typed(tmp_path: Path):
