@@ -71,6 +71,10 @@ class TensorRtEngine(Engine):
                     f"{self.metadata.library} cannot load {self.path}; run 'edgeglm finalize' again"
                 )
             self._context = engine.create_execution_context()
+            if self._context is None:  # how TensorRT says that the activations do not fit
+                raise EdgeglmError(
+                    f"{self.metadata.library} has no memory to run {self.path}; end other programs on the GPU"
+                )
             resources.callback(self._drop, engine, runtime)
             self._resources = resources.pop_all()
 
@@ -83,6 +87,7 @@ class TensorRtEngine(Engine):
         if self._context is None or self._memory is None:
             raise UserError(f"{self.name} is not loaded; open it in a 'with' statement")
         with self._lock:
+            self._memory.bind()
             return self._executed(feeds, self._context, self._memory)
 
     def _executed(self, feeds: Feeds, context: Any, memory: CudaMemory) -> list[Array]:

@@ -87,8 +87,8 @@ def with_qdq(model: bytes) -> bytes:
     made = onnx.load_model_from_string(model)
     made.graph.initializer.extend(
         [
-            onnx.numpy_helper.from_array(np.float32(1), "q.scale"),
-            onnx.numpy_helper.from_array(np.int8(0), "q.zero"),
+            onnx.numpy_helper.from_array(np.array(1, np.float32), "q.scale"),
+            onnx.numpy_helper.from_array(np.array(0, np.int8), "q.zero"),
         ]
     )
     made.graph.node.extend(
@@ -97,7 +97,7 @@ def with_qdq(model: bytes) -> bytes:
             onnx.helper.make_node("DequantizeLinear", ["q.narrow", "q.scale", "q.zero"], ["q.wide"]),
         ]
     )
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 def with_shell(

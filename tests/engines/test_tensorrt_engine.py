@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeglm.core.digest import sha256_bytes
-from edgeglm.core.errors import UserError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines import tensorrt_engine as module
 from edgeglm.engines.cuda_devices import CudaDevice
 from edgeglm.engines.plan import PlanMetadata, TensorRecord
@@ -45,6 +45,8 @@ class Memory:
 
     def __exit__(self, *_: object) -> None:
         self.closed = True
+
+    def bind(self) -> None: ...
 
     def upload(self, name: str, array: Any) -> int:
         self.arrays[name] = array.copy()
@@ -132,6 +134,18 @@ def test_a_foreign_or_altered_plan_is_never_handed_to_the_library(change, words,
     engine = module.TensorRtEngine(plan, msgspec.structs.replace(RECORD, **change))
     with pytest.raises(UserError, match=words):
         engine.load()
+
+
+def test_an_engine_that_finds_no_memory_says_so_and_gives_back_what_it_took(
+    memory: Memory, plan: Path, monkeypatch
+):
+    full = SimpleNamespace(create_execution_context=lambda: None)
+    monkeypatch.setattr(
+        sys.modules["tensorrt"], "Runtime", lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: full)
+    )
+    with pytest.raises(EdgeglmError, match=r"has no memory to run .*; end other programs on the GPU"):
+        module.TensorRtEngine(plan, RECORD).load()
+    assert memory.closed
 
 
 def test_no_gpu_is_said_before_the_library_is_asked(memory: Memory, plan: Path, monkeypatch):
