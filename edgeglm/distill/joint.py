@@ -1,0 +1,250 @@
+"""Both student towers in one step, by any sum of named terms: how methods of distillation are compared.
+
+The recipe trains each tower by itself against cached rows, which lets each have batches of its own.
+Terms that compare the student's towers with *each other* (labels, relations, affinities, gradients) need
+both at once.
+
+Shapes: V views, U images used, B images of a step, T texts of a step, K concepts, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeglm.core.errors import UserError
+from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import StudentConfig
+from edgeglm.data.tokenization import Tokenizer
+from edgeglm.distill.text_student import padded
+from edgeglm.models.students import StudentImageTower, StudentTextTower
+from edgeglm.train import kd_losses
+from edgeglm.train.concepts import Concepts
+from edgeglm.train.loop import Group, fit
+from edgeglm.train.losses import similarity_divergence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The weight of each term; 0 leaves it out.
+
+    Attributes:
+        labels: ``pair_contrastive`` of the student's own towers.
+        feature: ``feature_mse`` of both towers.
+        relational: ``contrastive_relational``.
+        interactive: ``interactive_contrastive``.
+        affinity: ``affinity_mimicking`` with a trained scale.
+        logits: ``logits_divergence`` over the concepts.
+        gradient: ``gradient_distance``.
+        anchors: ``similarity_divergence`` to the teacher's rows of the other modality: all concepts, and
+            for images also phrases of ordinary words.
+        anchor_labels: Cross-entropy of labelled images among the teacher's texts of all concepts.
+    """
+
+    labels: float = 0.0
+    feature: float = 0.0
+    relational: float = 0.0
+    interactive: float = 0.0
+    affinity: float = 0.0
+    logits: float = 0.0
+    gradient: float = 0.0
+    anchors: float = 0.0
+    anchor_labels: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse weights that teach nothing."""
+        weights = {field.name: getattr(self, field.name) for field in fields(self)}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise UserError("the terms of distillation have no positive weight; give one of "
+                            + ", ".join(weights))  # fmt: skip
+
+
+#: What the recipe's towers are trained by: 12 (1 - cosine) is 6 squared distances.
+RECIPE = Terms(feature=6.0, anchors=1.0, anchor_labels=0.2)
+#: The published sum (Yang et al., 2024), their weight of FD at 512 dimensions.
+CLIP_KD = Terms(labels=1.0, feature=4.0, relational=1.0, interactive=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """All that a teacher said once, and what the student's trained layers take.
+
+    Attributes:
+        front_VU: The frozen layers' activations, float16 [V, U, C, H, W].
+        frozen: How many blocks made them.
+        target_UD: The teacher's embedding of each image.
+        concept_U: int64, -1 where training may not know it.
+        concepts: Of the labelled images.
+        texts: The captions first, in the order of ``concepts.texts``, then phrases.
+        text_TD: The teacher's embeddings of the texts.
+        name_KD: Of the concepts' names and of phrases, what images are compared with.
+        mean_KD: Mean teacher embedding of each concept's images, what texts are compared with.
+    """
+
+    front_VU: Tensor
+    frozen: int
+    target_UD: Tensor
+    concept_U: Tensor
+    concepts: Concepts
+    texts: Sequence[str]
+    text_TD: Tensor
+    name_KD: Tensor
+    mean_KD: Tensor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    view_B: Tensor
+    image_B: Tensor
+    text_T: Tensor
+    concept_T: Tensor  # -1 for phrases
+
+
+def fit_towers_together(
+    image: StudentImageTower,
+    text: StudentTextTower,
+    tokenizer: Tokenizer,
+    cached: Cached,
+    terms: Terms,
+    config: StudentConfig,
+    *,
+    steps: int,
+    captions: int = 96,
+    phrases: int = 96,
+    seed: int,
+    progress: Progress,
+) -> list[float]:
+    """Train both towers in place and return the mean loss of each stretch of steps.
+
+    Args:
+        image: Its first ``cached.frozen`` blocks stay as they are.
+        text: The text tower.
+        tokenizer: The teacher's own.
+        cached: What was made once.
+        terms: What is asked for.
+        config: Batch of images, rates, temperature.
+        steps: How many, equal for methods that are compared.
+        captions: Of a step: one for each labelled image, filled up with others.
+        phrases: Of a step.
+        seed: Of order, views and captions.
+        progress: Shows the steps.
+    """
+    ids = [tokenizer.encode([t], max_length=config.max_length)[0][0] for t in cached.texts]
+    scale = nn.Parameter(torch.tensor(1.0 / config.temperature).log())
+
+    def batches(epoch: int) -> Iterator[_Batch]:
+        rng = np.random.default_rng((seed, 5, epoch))
+        for _ in range(per_epoch):
+            yield _drawn(cached, config.image_batch_size, captions, phrases, rng)
+
+    def loss_of(batch: _Batch) -> Tensor:
+        front = cached.front_VU[batch.view_B, batch.image_B].float()
+        activation = image.trunk.rest(front.contiguous(memory_format=torch.channels_last), cached.frozen)[0]
+        words = text(*padded([ids[i] for i in batch.text_T.tolist()], tokenizer.pad_id))
+        return _loss(image.head(activation), words, batch, cached, terms, config, scale.exp())
+
+    per_epoch = max(1, steps // 4)
+    image.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+    for tower in (image, text):
+        tower.train()
+    for module in image.trunk.part(cached.frozen):
+        module.requires_grad_(False)
+        module.eval()
+    rates = ((image, config.image_learning_rate), (text, config.text_learning_rate))
+    groups = [
+        Group(
+            parameters=[p for p in tower.parameters() if p.requires_grad],
+            learning_rate=rate,
+            weight_decay=config.weight_decay,
+        )
+        for tower, rate in rates
+    ]
+    curve = fit(
+        [*groups, Group(parameters=[scale], learning_rate=config.image_learning_rate)],
+        batches,
+        loss_of,
+        epochs=max(1, steps // per_epoch),
+        steps_per_epoch=per_epoch,
+        warmup=50,
+        title="Student: both towers",
+        progress=progress,
+    )
+    text.eval()
+    image.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return curve
+
+
+def _drawn(cached: Cached, images: int, captions: int, phrases: int, rng: np.random.Generator) -> _Batch:
+    """Draw images, a caption for each labelled one, other captions, and phrases."""
+    own = cached.concepts.captions
+    image_B = torch.from_numpy(rng.integers(0, len(cached.target_UD), images))
+    view_B = torch.from_numpy(rng.integers(0, len(cached.front_VU), images))
+    asked = dict.fromkeys(c for c in cached.concept_U[image_B].tolist() if c >= 0)
+    for concept in rng.permutation(len(own)).tolist():
+        if len(asked) >= captions:
+            break
+        asked.setdefault(concept)
+    chosen = [own[c][int(rng.integers(len(own[c])))] for c in asked]
+    rest = len(cached.texts) - len(cached.concepts.texts)
+    drawn = len(cached.concepts.texts) + rng.integers(0, rest, phrases if rest else 0)
+    return _Batch(
+        view_B,
+        image_B,
+        torch.cat([torch.tensor(chosen), torch.from_numpy(drawn)]),
+        torch.tensor([*asked, *[-1] * len(drawn)]),
+    )
+
+
+def _loss(
+    image_BD: Tensor,
+    text_TD: Tensor,
+    batch: _Batch,
+    cached: Cached,
+    terms: Terms,
+    config: StudentConfig,
+    scale: Tensor,
+) -> Tensor:
+    tau = config.temperature
+    concept_B = cached.concept_U[batch.image_B]
+    positive_BT = (concept_B[:, None] == batch.concept_T) & (concept_B >= 0)[:, None]
+    teacher_BD, teacher_TD = cached.target_UD[batch.image_B], cached.text_TD[batch.text_T]
+    both = (image_BD, text_TD, teacher_BD, teacher_TD)
+    names_KD = cached.name_KD[: len(cached.concepts)]
+    # Labels contrast with captions alone: whether a phrase fits an image nobody has said.
+    known = batch.concept_T >= 0
+    pairs = (image_BD, text_TD[known], teacher_BD, teacher_TD[known], positive_BT[:, known])
+    found: list[Tensor] = []
+    if terms.labels:
+        found.append(terms.labels * kd_losses.pair_contrastive(pairs[0], pairs[1], pairs[4], temperature=tau))
+    if terms.feature:
+        distance = kd_losses.feature_mse(image_BD, teacher_BD) + kd_losses.feature_mse(text_TD, teacher_TD)
+        found.append(terms.feature * distance)
+    if terms.relational:
+        found.append(terms.relational * kd_losses.contrastive_relational(*both, temperature=tau))
+    if terms.interactive:
+        term = kd_losses.interactive_contrastive(*pairs, temperature=tau)
+        found.append(terms.interactive * term)
+    if terms.affinity:
+        term = kd_losses.affinity_mimicking(*both, scale=scale, teacher_temperature=tau)
+        found.append(terms.affinity * term)
+    if terms.logits:
+        term = kd_losses.logits_divergence(image_BD, teacher_BD, names_KD, temperature=tau)
+        term = term + kd_losses.logits_divergence(text_TD, teacher_TD, cached.mean_KD, temperature=tau)
+        found.append(terms.logits * term)
+    if terms.gradient:
+        term = kd_losses.gradient_distance(*pairs, temperature=tau)
+        found.append(terms.gradient * term)
+    if terms.anchors:
+        term = similarity_divergence(image_BD, teacher_BD, cached.name_KD, temperature=tau)
+        term = term + similarity_divergence(text_TD, teacher_TD, cached.mean_KD, temperature=tau)
+        found.append(terms.anchors * term)
+    labelled = concept_B >= 0
+    if terms.anchor_labels and bool(labelled.any()):
+        scores_LK = image_BD[labelled] @ cached.name_KD.T / tau
+        found.append(terms.anchor_labels * F.cross_entropy(scores_LK, concept_B[labelled]))
+    return torch.stack(found).sum()
