@@ -64,7 +64,7 @@ def _layer(row: Any) -> EngineLayer:
     metadata = str(row.get("Metadata") or "")
     outputs = row.get("Outputs")
     formats = (
-        sorted({str(o.get("Format/Datatype", "")) for o in outputs if isinstance(o, dict)})
+        sorted({_type_of(output) for output in outputs if isinstance(output, dict)})
         if isinstance(outputs, list)
         else []
     )
@@ -75,6 +75,14 @@ def _layer(row: Any) -> EngineLayer:
         precision=", ".join(filter(None, formats)),
         nodes=nodes,
     )
+
+
+def _type_of(output: dict[str, Any]) -> str:
+    """Return the type and format of a tensor; TensorRT 11 writes in two fields what was one before."""
+    whole = output.get("Format/Datatype")
+    if whole is not None:
+        return str(whole)
+    return " ".join(str(output[key]) for key in ("DataType", "Datatype", "Format") if output.get(key))
 
 
 def _names_in(name: str) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the builder may do besides. The defaults are the library's own.
 
     Attributes:
-        version_compatible: The plan also loads in later releases of the same major version.
+        version_compatible: The plan also loads in later releases of the same major version, by other
+            programs: edgeglm itself runs a plan only with the very version that built it.
         refit: Weights may be replaced in the finished engine.
         weight_streaming: Weights may stay in host memory.
         workspace_bytes: The most scratch memory a layer may use; None for no limit.
@@ -110,7 +111,8 @@ def engine_from_onnx(
     with recorded_log(api) as log:
         builder = api.module.Builder(log.logger)
         network = builder.create_network(_strongly_typed(api))
-        _parse(api.module.OnnxParser(network, log.logger), onnx_path)
+        parser = api.module.OnnxParser(network, log.logger)  # kept: the network's weights are the parser's
+        _parse(parser, onnx_path)
         config = builder.create_builder_config()
         inputs, outputs = tensor_records(network)
         whole = whole_profiles(inputs, profiles, onnx_path.name)
@@ -122,6 +124,8 @@ def engine_from_onnx(
         _configure(api, config, sms, options)
         if library == "tensorrt":  # in TensorRT-RTX the cache is a deprecated no-op
             _use_timing_cache(config, timing_cache)
+            # Else the layer table below holds bare names, without types and without ONNX nodes.
+            config.profiling_verbosity = api.module.ProfilingVerbosity.DETAILED
         with watch.attached(api, config):
             plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -221,10 +225,11 @@ def _configure(api: TrtApi, config: BuilderConfig, sms: tuple[int, ...], options
 
 
 def _use_timing_cache(config: BuilderConfig, blob: bytes | None) -> None:
-    """Give the builder a cache to fill; one of another version is refused by it and started afresh."""
-    cache = config.create_timing_cache(blob or b"") or config.create_timing_cache(b"")
-    if cache is not None:
-        config.set_timing_cache(cache, False)
+    """Give the builder a cache to fill; one of another version or GPU is refused and started afresh."""
+    for content in (blob, b"") if blob else (b"",):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
 
 
 def _build_error(onnx_path: Path, library: Library, errors: Sequence[str]) -> EdgeglmError:

@@ -32,7 +32,7 @@ from edgeglm.engines.board import Board
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
 
 _BATCH: Range = (1, 8, 32)
-_CODE = 1
+_CODE = 2
 """Raised when the builder makes something else of the same request."""
 
 BuildEngine = Callable[[BuildRequest, Progress], EnginePlan]

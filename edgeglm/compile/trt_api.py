@@ -86,6 +86,7 @@ class BuilderConfig(Protocol):
     """``IBuilderConfig``. The compute capabilities are there in TensorRT-RTX only."""
 
     progress_monitor: Any
+    profiling_verbosity: Any
     num_compute_capabilities: int
     builder_optimization_level: int
 
@@ -115,6 +116,7 @@ class TrtModule(Protocol):
     IProgressMonitor: Any
     BuilderFlag: Any
     MemoryPoolType: Any
+    ProfilingVerbosity: Any
     NetworkDefinitionCreationFlag: Any
     ComputeCapability: Any
     Builder: Callable[[Any], Builder]

@@ -38,6 +38,7 @@ class Config:
     def __init__(self) -> None:
         self.flags: list[Flag] = []
         self.cache: Cache | None = None
+        self.profiling_verbosity = "layer names only"
 
     def add_optimization_profile(self, profile: Any) -> int:
         return 0
@@ -49,6 +50,8 @@ class Config:
         return None if blob == b"of another version" else Cache(blob)
 
     def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+        if cache.blob == b"of another GPU":
+            return False
         self.cache = cache
         return True
 
@@ -76,6 +79,7 @@ def native_module(config: Config) -> Any:
         __version__="10.13.3",
         ILogger=Logger,
         BuilderFlag=Flag,
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
         Builder=lambda _: builder,
         OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
@@ -113,10 +117,12 @@ def test_a_board_builds_for_its_own_sm_and_keeps_the_timing_cache(config: Config
     assert engine.metadata.sms == (110,)
     assert engine.metadata.outputs[0].dtype == "float16"
     assert config.flags == [Flag.VERSION_COMPATIBLE]
+    assert config.profiling_verbosity == "detailed", "without it the layer table says no types"
 
 
-def test_a_timing_cache_of_another_version_is_started_afresh(config: Config, tmp_path: Path) -> None:
-    assert build(tmp_path, "jetson-agx-thor", timing_cache=b"of another version").timing_cache == b"+timed"
+@pytest.mark.parametrize("blob", [b"of another version", b"of another GPU"])
+def test_a_foreign_timing_cache_is_started_afresh(blob: bytes, config: Config, tmp_path: Path) -> None:
+    assert build(tmp_path, "jetson-agx-thor", timing_cache=blob).timing_cache == b"+timed"
 
 
 def test_a_board_does_not_build_for_another(config: Config, tmp_path: Path) -> None:

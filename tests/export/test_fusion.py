@@ -285,6 +285,11 @@ def test_the_layers_of_an_engine_are_joined(tmp_path: Path):
     rows = {row.at: row for row in fusion_report(model, layers=layers).rows if row.runtime == "tensorrt"}
     assert set(rows["norm/Add_2"].layers) == {"myl0", "myl1"}
     assert rows["attention/Softmax"].layers == ("bmm1 + attention/Scale",)
+    newer = {
+        "Layers": [{"Name": "l", "Outputs": [{"Format": "Row major", "DataType": "Int8"}]}]
+    }  # TensorRT 11
+    (tmp_path / "layers.json").write_text(json.dumps(newer))
+    assert layers_from_file(tmp_path / "layers.json")[0].precision == "Int8 Row major"
     for text in ("{}", "no", '{"Layers": [1]}'):
         (tmp_path / "layers.json").write_text(text)
         with pytest.raises(UserError, match="write them with trtexec"):
