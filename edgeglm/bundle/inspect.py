@@ -20,7 +20,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A titled table; every row is as long as ``columns``."""
+    """A titled table; every row is as long as ``columns``, of which those with ">" in front are figures."""
 
     title: str
     columns: tuple[str, ...]
@@ -63,7 +63,13 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("goldens", f"{len(bundle.names('golden/inputs'))} input files"),
         ),
     )
-    tables = (_variants(manifest), _towers(manifest), _stages(manifest), _licences(manifest))
+    tables = (
+        _variants(manifest),
+        _accuracy(manifest),
+        _towers(manifest),
+        _stages(manifest),
+        _licences(manifest),
+    )
     sections = tuple(
         Section(title=section.title, rows=tuple(row for row in section.rows if row[1]))
         for section in (about, target, parts)
@@ -82,22 +88,35 @@ def size_text(size: int) -> str:
 
 
 def _variants(manifest: Manifest) -> Table:
-    tracks = sorted({track for variant in manifest.variants for track in variant.metrics})
     timings = sorted({name for variant in manifest.variants for name in variant.latency})
     rows = [
         (
             f"{variant.name} (default)" if variant.name == manifest.default_variant else variant.name,
+            variant.lane,
             variant.gate,
             size_text(sum(manifest.files[name].size for name in variant.files.values())),
-            *(_map10(variant, track) for track in tracks),
             *(f"{variant.latency[name]:.2f}" if name in variant.latency else "-" for name in timings),
         )
         for variant in manifest.variants
     ]
-    filler = ("-",) * (1 + len(tracks) + len(timings))
-    rows += [(left.name, f"left out: {left.reason}", *filler) for left in manifest.left_out]
-    columns = ("variant", "gate", "size", *(f"mAP@10 {track}" for track in tracks), *timings)
-    return Table(title="variants", columns=columns, rows=tuple(rows))
+    filler = ("-",) * (1 + len(timings))
+    rows += [(left.name, "-", f"left out: {left.reason}", *filler) for left in manifest.left_out]
+    shown = (f">{name.removesuffix('_ms').replace('_', ' ')} ms" for name in timings)
+    return Table(
+        title="variants",
+        columns=("variant", "lane", "gate", ">size", *shown),
+        rows=tuple(rows),
+    )
+
+
+def _accuracy(manifest: Manifest) -> Table:
+    measured = [variant for variant in manifest.variants if variant.metrics]
+    tracks = list(dict.fromkeys(track for variant in measured for track in variant.metrics))
+    return Table(
+        title="mAP@10",
+        columns=("track", *(f">{variant.name}" for variant in measured)),
+        rows=tuple((track, *(_map10(variant, track) for variant in measured)) for track in tracks),
+    )
 
 
 def _map10(variant: VariantRecord, track: str) -> str:
@@ -110,15 +129,15 @@ def _map10(variant: VariantRecord, track: str) -> str:
 def _towers(manifest: Manifest) -> Table:
     return Table(
         title="towers",
-        columns=("tower", "parameters", "embedding", "resolution", "inputs", "outputs"),
+        columns=("tower", ">parameters", ">embedding", ">resolution", "inputs", "outputs"),
         rows=tuple(
             (
                 name,
                 f"{tower.parameters:,}",
                 str(tower.embedding_dim),
                 "-" if tower.resolution is None else f"{tower.resolution} px",
-                ", ".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.inputs),
-                ", ".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.outputs),
+                "\n".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.inputs),
+                "\n".join(f"{t.name} {t.dtype} {_words(t.shape)}" for t in tower.outputs),
             )
             for name, tower in sorted(manifest.towers.items())
         ),
@@ -128,10 +147,9 @@ def _towers(manifest: Manifest) -> Table:
 def _stages(manifest: Manifest) -> Table:
     return Table(
         title="stages",
-        columns=("stage", "seconds", "reused", "artifact"),
+        columns=("stage", ">seconds", "artifact"),
         rows=tuple(
-            (stage.name, f"{stage.seconds:.1f}", "yes" if stage.reused else "no", stage.artifact)
-            for stage in manifest.stages
+            (stage.name, f"{stage.seconds:.1f}", f"{stage.artifact[:16]}\u2026") for stage in manifest.stages
         ),
     )
 

@@ -12,17 +12,19 @@ def test_inspect_shows_the_gate_and_figure_of_every_variant_and_what_was_left_ou
     shown = {section.title: dict(section.rows) for section in sections}
     assert shown["bundle"]["content digest"] == bundle.manifest.content_digest
     assert shown["target"]["name"] == "cpu"
-    variants = tables[0]
-    assert variants.columns == ("variant", "gate", "size", "mAP@10 unseen", "image_b1_ms")
-    assert [row[:2] for row in variants.rows] == [
-        ("fp32", "reference"),
-        ("int8 (default)", "passed"),
-        ("fp16", "left out: mAP@10 0.2 of 0.5"),
+    variants, accuracy = tables[:2]
+    assert variants.columns == ("variant", "lane", "gate", ">size", ">image b1 ms")
+    assert [row[:3] for row in variants.rows] == [
+        ("fp32", "B", "reference"),
+        ("int8 (default)", "B", "passed"),
+        ("fp16", "-", "left out: mAP@10 0.2 of 0.5"),
     ]
-    assert variants.rows[0][3:] == ("0.5000", "1.50")
+    assert variants.rows[0][4:] == ("1.50",)
+    assert accuracy.columns[:2] == ("track", ">fp32")
+    assert accuracy.rows[0][:2] == ("unseen", "0.5000")
     for table in tables:
         assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert {table.title for table in tables} == {"variants", "towers", "stages", "licences"}
+    assert {table.title for table in tables} == {"variants", "mAP@10", "towers", "stages", "licences"}
 
 
 @pytest.mark.parametrize(
