@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # rich costs 60 ms that `edgeglm --help` does not have
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PIPE_WIDTH = 160  # columns when nobody's terminal sets them: wide enough for a path
+_WRAPPED = 24  # what a column of long text needs at the least, to be read at all
 
 
 class Console:
@@ -84,7 +85,7 @@ class RichProgress:
                 line = _LineTask()
                 yield line
                 if self._open == 1:
-                    done = f"{line.done:g} steps in " if line.done > 1 else ""
+                    done = f"{line.done:,.0f} steps in " if line.done > 1 else ""
                     self._console.print(f"{description}: {done}{time.perf_counter() - started:.1f} s")
             else:
                 identity = bars.add_task(description, total=total, text="")
@@ -186,13 +187,16 @@ class App:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-        for heading in headings:
-            right = heading.startswith(">")
-            table.add_column(heading.lstrip(">"), justify="right" if right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
-        self.console.print(table)
+        texts = [[str(cell) for cell in row] for row in rows]
+        for number, columns in enumerate(_columns_that_fit(headings, texts, self.console.out.width)):
+            shown = title if not number else ""
+            table = Table(box=box.SIMPLE_HEAD, title=shown or None, title_justify="left", pad_edge=False)
+            for heading in (headings[column] for column in columns):
+                right = heading.startswith(">")
+                table.add_column(heading.lstrip(">"), justify="right" if right else "left", overflow="fold")
+            for row in texts:
+                table.add_row(*(row[column] for column in columns))
+            self.console.print(table)
 
     def pairs(self, rows: Iterable[tuple[str, str]], *, title: str = "") -> None:
         """Print labels with their values; a label that repeats is shown once."""
@@ -258,6 +262,23 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def _columns_that_fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Return which columns to print together: all of them, or parts of which each begins with the first.
+
+    A column of long text may wrap, so it counts with ``_WRAPPED`` characters at most.
+    """
+    widths = [
+        min(_WRAPPED, max(len(text) for text in (heading.lstrip(">"), *(row[column] for row in rows)))) + 3
+        for column, heading in enumerate(headings)
+    ]
+    parts = [[0]]
+    for column in range(1, len(headings)):
+        if len(parts[-1]) > 1 and sum(widths[c] for c in parts[-1]) + widths[column] > width:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
 
 
 def _plain(value: object) -> object:

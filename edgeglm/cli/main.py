@@ -137,6 +137,8 @@ def _missing_part(error: ModuleNotFoundError) -> str:
     extra = "device" if part in _DEVICE_PARTS else "serve" if part in _SERVE_PARTS else "build"
     extra = "traces" if part == "opentelemetry" else extra
     extra = "index" if part == "faiss" else extra
+    if extra == "build" and sys.version_info < (3, 11):
+        return f"this command needs {part}, of the host half; run it on a machine with Python 3.11 or newer"
     return f"this command needs {part}, which is not installed; pip install 'edgeglm[{extra}]'"
 
 

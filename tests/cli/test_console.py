@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 
 from edgeglm.cli import main as cli
 from edgeglm.cli.cache import size_in_bytes
-from edgeglm.cli.console import App, RichProgress, human_bytes
+from edgeglm.cli.console import App, RichProgress, _columns_that_fit, human_bytes
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.store import Store, default_store_root
@@ -119,3 +119,11 @@ def test_sizes_are_told_in_decimal_units():
         "1.5 MB",
         "5.0 GB",
     ]
+
+
+def test_a_table_wider_than_the_terminal_is_printed_in_parts_that_repeat_the_first_column():
+    headings, rows = ["target", ">a", ">b", "why"], [["jetson-agx", "1" * 20, "2" * 20, "word " * 40]]
+    assert _columns_that_fit(headings, rows, 160) == [[0, 1, 2, 3]]
+    assert _columns_that_fit(headings, rows, 80) == [[0, 1, 2], [0, 3]]
+    assert _columns_that_fit(headings, rows, 10) == [[0, 1], [0, 2], [0, 3]], "too narrow for any: still all"
+    assert _columns_that_fit(["alone"], [], 10) == [[0]]
