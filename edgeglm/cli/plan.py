@@ -148,10 +148,20 @@ def _matrix(
         floors = [floor.floor_ms for floor in one.floors if floor.binding != "unknown"]
         return f"{max(floors):.4f}" if floors else "ok"
 
+    judged = {target.name: row for target, row in zip(targets, results, strict=True)}
+
+    def cells(target: Target) -> list[str]:
+        rows = [judged[name] for name in target.members if name in judged]
+        if not rows:
+            return [cell(one) for one in judged[target.name]]
+        fitting = [sum(one.ok for one in column) for column in zip(*rows, strict=True)]
+        return [f"{count} of {len(rows)}" for count in fitting]  # a bundle may hold one graph for each lane
+
     app.table(
         ["target", *(f">{one.name}" for one in subjects)],
-        [(target.name, *map(cell, row)) for target, row in zip(targets, results, strict=True)],
-        title="floor in ms where it fits, else what is refused (edgeglm plan --target NAME says why)",
+        [(target.name, *cells(target)) for target in targets],
+        title="floor in ms where it fits, else what is refused, for a family how many boards take it "
+        "(edgeglm plan --target NAME says why)",
     )
 
 

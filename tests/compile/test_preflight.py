@@ -169,6 +169,8 @@ def test_the_matrix_shows_each_target_once(bundle: Path, capsys):
     lines = capsys.readouterr().out.splitlines()
     (t4,) = [line.split() for line in lines if line.startswith(" t4 ") or line.startswith("t4 ")]
     assert t4[1:5] == ["no", "precision", "no", "precision"]
+    (family,) = [line for line in lines if line.strip().startswith("jetson-agx ")]
+    assert family.count("3 of 4") == 4, "a family's boards take different lanes: one refusal is not all"
 
 
 def test_plan_exits_with_2_when_nothing_fits_and_prints_whole_commands(bundle: Path, capsys):
