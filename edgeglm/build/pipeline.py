@@ -77,10 +77,15 @@ class Plan:
         return {name: known[origin] for name, origin in node.needs.items()}
 
 
-def plan_build(recipe: Recipe, target: Target, store: Store, progress: Progress) -> Plan:
-    """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work."""
+def plan_build(
+    recipe: Recipe, target: Target, store: Store, progress: Progress, *, sizes: Artifact | None = None
+) -> Plan:
+    """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work.
+
+    ``sizes`` is what the choice of a student within a budget measured; the report shows it.
+    """
     candidates = candidate_precisions(recipe, target)
-    sources: dict[str, Artifact] = {}
+    sources: dict[str, Artifact] = {} if sizes is None else {"data:student-sizes": sizes}
     taken = {
         "data": pairs_inputs(recipe.data, store, progress),
         "teacher": teacher_inputs(recipe.teacher, store, progress),
@@ -169,8 +174,9 @@ def _nodes(
         "latency",
         "compile",
     )
+    shown = {"student-sizes": "data:student-sizes"} if "data:student-sizes" in sources else {}
     yield Node(
         stage=PackStage(PackStageConfig.of(recipe, target, sources)),
-        needs={**models, **{name: name for name in made}},
+        needs={**models, **{name: name for name in made}, **shown},
         per_target=True,
     )

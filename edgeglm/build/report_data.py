@@ -17,6 +17,7 @@ from edgeglm.build.evaluations import Metrics, metrics_of, read_preprocessing
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pools import gate_pools, pool_gates
 from edgeglm.build.quantize_stage import gallery_rows
+from edgeglm.build.student_sizes import read_sizes
 from edgeglm.bundle.manifest import Manifest
 from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.calibration.sets import CalibrationRecord
@@ -38,6 +39,7 @@ from edgeglm.report.data import (
     Fact,
     GateRow,
     LicenceRow,
+    SizeRow,
     StageRow,
     Tower,
     TrackNote,
@@ -78,6 +80,7 @@ def report_of(
         stages=rows,
         examples=examples_of(inputs, pairs, manifest.default_variant, recipe.seed),
         gates=gate_rows(inputs, pairs, recipe),
+        sizes=_sizes(inputs, recipe.student.size),
         calibration=_calibration(inputs),
         engines=_engines(inputs),
         licences=tuple(
@@ -337,6 +340,22 @@ def _pairs_note(artifact: Artifact) -> str:
 def _compile_note(artifact: Artifact) -> str:
     engines = artifact.provenance["measured"]["engines"]
     return f"{engines} engines built here" if engines else "engines are built on the device"
+
+
+def _sizes(inputs: Inputs, chosen: str) -> tuple[SizeRow, ...]:
+    """Return what the choice within a budget measured, if there was one."""
+    if "student-sizes" not in inputs:
+        return ()
+    return tuple(
+        SizeRow(
+            size=cost.size,
+            latency_ms=cost.latency_ms,
+            parameters=cost.parameters,
+            file_bytes=cost.file_bytes,
+            chosen=cost.size == chosen,
+        )
+        for cost in read_sizes(inputs["student-sizes"])
+    )
 
 
 def _calibration(inputs: Inputs) -> tuple[Fact, ...]:

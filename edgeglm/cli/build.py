@@ -14,6 +14,7 @@ from edgeglm.cli.console import App, human_bytes, json_option
 if TYPE_CHECKING:
     from edgeglm.build.pipeline import Plan
     from edgeglm.build.run import Built, Row
+    from edgeglm.build.student_sizes import Sized
     from edgeglm.core.recipe import Recipe
     from edgeglm.core.stage import StageResult
     from edgeglm.deploy.fleet import Summary
@@ -35,6 +36,12 @@ _COLUMNS = (("step", -20), ("time", 9), ("names", 7), ("unseen", 7), ("keyw.", 7
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
 @click.option("--on", "devices", multiple=True, metavar="USER@HOST", help="Build its engines there too.")
 @click.option("--on-python", help="An interpreter on those devices that has edgeglm already.")
+@click.option(
+    "--latency-budget", metavar="TIME", help="Take the largest student that is no slower here, such as 10ms."
+)
+@click.option(
+    "--memory-budget", metavar="SIZE", help="The same for the size of its FP32 files, such as 20MB."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the stages, and stop.")
 @json_option
 @click.pass_obj
@@ -50,6 +57,8 @@ def command(
     dry_run: bool,
     devices: tuple[str, ...],
     on_python: str | None,
+    latency_budget: str | None,
+    memory_budget: str | None,
 ) -> int | None:
     """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
     from edgeglm.bundle.pack import require_free
@@ -57,13 +66,15 @@ def command(
 
     wanted = load_target(target)
     resolved = resolved_recipe(recipe, overrides, data, skip_bad)
+    sized = _sized(app, resolved, overrides, latency_budget, memory_budget, threads)
+    resolved = sized.recipe if sized else resolved
     destination = output or Path("bundles") / wanted.name
     if dry_run:
         _print_plan(app, resolved, wanted, destination)
         return None
     require_free(destination, resolved.pack.archive)
     started = time.perf_counter()
-    built, reused = _built(app, resolved, wanted, destination, threads)
+    built, reused = _built(app, resolved, wanted, destination, threads, sized)
     staged = _staged_on(app, built.bundle, devices, on_python) if devices else None
     _print_end(app, built, reused, time.perf_counter() - started, staged)
     return staged.exit_code if staged else None
@@ -93,8 +104,48 @@ def resolved_recipe(
     return msgspec.structs.replace(recipe, data=changed)
 
 
+def _sized(
+    app: App,
+    recipe: Recipe,
+    overrides: tuple[str, ...],
+    latency: str | None,
+    memory: str | None,
+    threads: int,
+) -> Sized | None:
+    """Choose the student within a budget and show what it was chosen among; None without a budget."""
+    from edgeglm.build.student_sizes import budget_of, sized_recipe
+    from edgeglm.core.errors import UserError
+    from edgeglm.core.stage import Context
+
+    budget = budget_of(latency, memory)
+    if budget is None:
+        return None
+    if any(override.split("=")[0].strip() == "student.size" for override in overrides):
+        raise UserError("student.size and a budget both choose the student; leave one of them out")
+    context = Context(store=app.store(), progress=app.progress, threads=threads)
+    found = sized_recipe(recipe, budget, context)
+    rows = [
+        (
+            f"{cost.size}{' *' if cost is found.chosen else ''}",
+            f"{cost.image_ms:.2f}",
+            f"{cost.text_ms:.2f}",
+            f"{cost.latency_ms:.2f}",
+            human_bytes(cost.file_bytes),
+            f"{cost.parameters / 1e6:.2f} M",
+            "yes" if budget.excess(cost) <= 1 else "no",
+        )
+        for cost in found.costs
+    ]
+    app.table(
+        ("student", ">image ms", ">text ms", ">both ms", ">FP32 files", ">weights", "within the budget"),
+        rows,
+        title="untrained students in ONNX Runtime on this machine, FP32, 1 thread; * is built",
+    )
+    return found
+
+
 def _built(
-    app: App, recipe: Recipe, target: Target, destination: Path, threads: int
+    app: App, recipe: Recipe, target: Target, destination: Path, threads: int, sized: Sized | None
 ) -> tuple[Built, list[str]]:
     from edgeglm.build.pipeline import plan_build
     from edgeglm.build.run import run_build
@@ -112,7 +163,7 @@ def _built(
             app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
 
     with app.progress.task(f"Building for {target.name}"):
-        plan: Plan = plan_build(recipe, target, store, app.progress)
+        plan: Plan = plan_build(recipe, target, store, app.progress, sizes=sized.artifact if sized else None)
         app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
                   "unseen names and keywords, then recall on names")  # fmt: skip
         app.print("  ".join(f"{name:{_align(width)}}" for name, width in _COLUMNS))

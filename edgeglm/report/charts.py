@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from edgeglm.report import figures
-from edgeglm.report.data import ReportData, StageRow
+from edgeglm.report.data import ReportData, SizeRow, StageRow
 
 WIDE, NARROW = 1080, 540
 _LEFT, _RIGHT, _TOP = 48, 16, 16
@@ -128,6 +128,47 @@ def tradeoff_chart(data: ReportData) -> str:
         parts.append(mark(series, x, y_of(interval.value), hint))
     summary = "; ".join(f"{stage.title} {interval.value:.3f} at {x:.2f} ms" for x, interval, stage in points)
     return _svg(NARROW, height, "Accuracy against latency", summary, parts)
+
+
+def sizes_chart(sizes: Sequence[SizeRow]) -> str:
+    """Draw parameters against latency of the students that a budget chose among, and their Pareto front."""
+    if not sizes:
+        return ""
+    height, bottom = 320, 52
+    x_ticks = _linear_ticks(max(row.latency_ms for row in sizes))
+    y_ticks = _linear_ticks(max(row.parameters for row in sizes) / 1e6)
+
+    def x_of(row: SizeRow) -> float:
+        return _LEFT + 16 + (NARROW - _LEFT - _RIGHT - 48) * row.latency_ms / x_ticks[-1]
+
+    def y_of(value: float) -> float:
+        return _TOP + (height - bottom - _TOP) * (1 - value / y_ticks[-1])
+
+    parts = [_y_grid(NARROW, y_ticks, y_of)]
+    for tick in x_ticks:
+        x = _LEFT + 16 + (NARROW - _LEFT - _RIGHT - 48) * tick / x_ticks[-1]
+        parts.append(_line(x, _TOP, x, height - bottom, "grid"))
+        parts.append(_text(x, height - bottom + 20, f"{tick:g}", "tick middle"))
+    middle = _LEFT + (NARROW - _LEFT - _RIGHT) / 2
+    parts.append(_text(middle, height - 10, "milliseconds, an image and a text; up: million weights",
+                       "tick middle"))  # fmt: skip
+    front = [
+        row
+        for row in sorted(sizes, key=lambda row: row.latency_ms)
+        if not any(r.parameters > row.parameters and r.latency_ms <= row.latency_ms for r in sizes)
+    ]
+    line = " ".join(f"{_n(x_of(row))},{_n(y_of(row.parameters / 1e6))}" for row in front)
+    parts.append(f'<polyline class="link s0" points="{line}"/>')
+    for series, row in enumerate(sizes):
+        y = y_of(row.parameters / 1e6)
+        hint = f"{row.size}: {row.latency_ms:.2f} ms, {row.parameters / 1e6:.1f} M"
+        parts.append(mark(series, x_of(row), y, hint))
+        if row.chosen:
+            parts.append(_text(x_of(row), y - 12, "chosen", "value middle"))
+    summary = "; ".join(
+        f"{row.size} {row.latency_ms:.2f} ms{', chosen' if row.chosen else ''}" for row in sizes
+    )
+    return _svg(NARROW, height, "Students within the budget's choice", summary, parts)
 
 
 def tradeoff_stages(data: ReportData) -> list[StageRow]:

@@ -129,6 +129,16 @@ class GateRow(Part, frozen=True):
     consequence: str = ""
 
 
+class SizeRow(Part, frozen=True):
+    """A size of student that a budget chose among: FP32 and untrained, an image and a text on the host."""
+
+    size: str
+    latency_ms: float
+    parameters: int
+    file_bytes: int
+    chosen: bool = False
+
+
 class EngineRow(Part, frozen=True):
     """An engine for one member of the target: built here, or left to the device, and why."""
 
@@ -163,6 +173,7 @@ class ReportData(Part, frozen=True):
         student: Name of the student's stage row.
         tracks: In the order of the columns.
         stages: In the order of the build.
+        sizes: The students that a budget chose among, if one was given.
         calibration: The calibration record.
         command: The command line that made the bundle.
         made: Versions, seed, kind of machine.
@@ -181,6 +192,7 @@ class ReportData(Part, frozen=True):
     stages: tuple[StageRow, ...]
     examples: tuple[Example, ...] = ()
     gates: tuple[GateRow, ...] = ()
+    sizes: tuple[SizeRow, ...] = ()
     calibration: tuple[Fact, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     licences: tuple[LicenceRow, ...] = ()

@@ -114,6 +114,13 @@ def _plots(data: ReportData) -> str:
             charts.tradeoff_chart(data),
             [stage.title for stage in charts.tradeoff_stages(data)],
         ),
+        (
+            "",
+            "Students to choose from",
+            "FP32 and untrained, ONNX Runtime on the machine that built this, one thread",
+            charts.sizes_chart(data.sizes),
+            [f"{row.size}, {row.latency_ms:.2f} ms, {row.file_bytes / 1e6:.1f} MB" for row in data.sizes],
+        ),
     ]
     parts = "".join(
         f'<figure class="card {kind}"><figcaption>{heading}<small>{escape(what)}</small></figcaption>'

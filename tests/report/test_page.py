@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from edgeglm.report import ReportData, render_report
-from edgeglm.report.data import Example, ExampleImage, StageRow, TrackNote, verdict_sentence
+from edgeglm.report.data import Example, ExampleImage, SizeRow, StageRow, TrackNote, verdict_sentence
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -175,6 +175,25 @@ def test_every_chart_is_well_formed_and_described(data: ReportData) -> None:
             for name, most in (("x", width), ("cx", width), ("y", height), ("cy", height)):
                 if name in element.attrib:
                     assert -1 <= float(element.attrib[name]) <= most + 1, "drawn outside of the chart"
+
+
+def test_what_a_budget_chose_among_is_drawn_with_its_front(data: ReportData) -> None:
+    assert "Students to choose from" not in render_report(data)
+    sizes = (
+        SizeRow(size="edge-xs", latency_ms=1.9, parameters=2_000_000, file_bytes=8_000_000),
+        SizeRow(size="edge-s", latency_ms=4.4, parameters=3_000_000, file_bytes=12_000_000, chosen=True),
+        SizeRow(size="slow", latency_ms=5.0, parameters=2_500_000, file_bytes=10_000_000),
+    )
+    page = render_report(msgspec.structs.replace(data, sizes=sizes))
+    (svg,) = [
+        found for found in re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL) if "slow" in found
+    ]
+    root = ElementTree.fromstring(svg)
+    assert root[1].text == "edge-xs 1.90 ms; edge-s 4.40 ms, chosen; slow 5.00 ms"
+    (front,) = [each for each in root.iter() if each.tag == "polyline"]
+    assert len(front.attrib["points"].split()) == 2, "a student that is slower and smaller is no choice"
+    assert [each.text for each in root.iter() if each.text == "chosen"] == ["chosen"]
+    assert "slow, 5.00 ms, 10.0 MB" in page
 
 
 def test_a_bare_report_has_no_empty_sections() -> None:
