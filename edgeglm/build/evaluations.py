@@ -74,7 +74,12 @@ class StudentEvaluation(Stage[EvaluationConfig]):
     """The distilled student in torch, before export."""
 
     name = "distil-evaluation"
-    code: ClassVar[tuple[str, ...]] = (*_CODE, "edgeglm.models.students", "edgeglm.models.efficientnet_lite")
+    code: ClassVar[tuple[str, ...]] = (
+        *_CODE,
+        "edgeglm.models.students",
+        "edgeglm.models.student_shapes",
+        "edgeglm.models.efficientnet_lite",
+    )
     libraries: ClassVar[tuple[str, ...]] = (*_LIBRARIES, "torch")
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:

@@ -36,6 +36,7 @@ class ExportStage(Stage[ExportStageConfig]):
         "edgeglm.build.export_stage",
         "edgeglm.export",
         "edgeglm.models.students",
+        "edgeglm.models.student_shapes",
         "edgeglm.models.efficientnet_lite",
         "edgeglm.models.projection",
     )
@@ -105,7 +106,8 @@ def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[StudentIm
     """Load both students from the artifacts ``distil-image`` and ``distil-text``, in eval mode."""
     from safetensors.torch import load_file
 
-    from edgeglm.models.students import StudentImageTower, StudentTextTower, student_shape
+    from edgeglm.models.student_shapes import student_shape
+    from edgeglm.models.students import StudentImageTower, StudentTextTower
 
     shape = student_shape(size)
     image_folder, text_folder = inputs["distil-image"].path, inputs["distil-text"].path

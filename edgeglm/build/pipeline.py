@@ -39,6 +39,7 @@ from edgeglm.distill.stages import (
     TextStudentStage,
     student_inputs,
 )
+from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions
 from edgeglm.targets.schema import Target
 
@@ -121,6 +122,7 @@ def _nodes(
     sources: Mapping[str, Artifact],
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
+    student_shape(student.size)  # an unknown size must not wait for the teacher
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     learning = StudentStageConfig(student=student, seed=seed, view_seed=seed)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}

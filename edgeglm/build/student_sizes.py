@@ -107,6 +107,7 @@ class StudentSizesStage(Stage[SizesConfig]):
         "edgeglm.build.student_sizes",
         "edgeglm.export",
         "edgeglm.models.students",
+        "edgeglm.models.student_shapes",
         "edgeglm.models.efficientnet_lite",
         "edgeglm.engines.timing",
         "edgeglm.engines.onnxruntime_engine",
@@ -133,7 +134,8 @@ def measured_sizes(config: SizesConfig, folder: Path, context: Context) -> tuple
     from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
     from edgeglm.engines.timing import compare_latency
     from edgeglm.export.torch_to_onnx import onnx_from_module
-    from edgeglm.models.students import StudentImageTower, StudentTextTower, student_shape
+    from edgeglm.models.student_shapes import student_shape
+    from edgeglm.models.students import StudentImageTower, StudentTextTower
     from edgeglm.train.loop import seeded
 
     side, length = config.resolution, min(LENGTH, config.max_length)
@@ -245,7 +247,7 @@ def sized_recipe(recipe: Recipe, budget: Budget, context: Context) -> Sized:
     Raises:
         UserError: No size meets the budget; it names the nearest.
     """
-    from edgeglm.models.students import STUDENTS
+    from edgeglm.models.student_shapes import STUDENTS
 
     student = recipe.student
     config = SizesConfig(

@@ -263,8 +263,8 @@ def _print_plan(app: App, recipe: Recipe, target: Target, destination: Path) -> 
     from edgeglm.build.pipeline import stage_names
     from edgeglm.core.recipe import toml_tree
 
-    app.print(tomli_w.dumps(toml_tree(recipe)).rstrip())
     names = stage_names(recipe, target)
+    app.print(tomli_w.dumps(toml_tree(recipe)).rstrip())
     app.print(f"\nstages: {', '.join(names)}")
     app.print(f"bundle: {destination}")
     app.emit({"recipe": msgspec.to_builtins(recipe), "stages": names, "bundle": str(destination)})

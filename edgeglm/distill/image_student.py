@@ -19,7 +19,8 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.models.efficientnet_lite import lite0_trunk
 from edgeglm.models.projection import normalized
-from edgeglm.models.students import StudentImageTower, student_shape
+from edgeglm.models.student_shapes import student_shape
+from edgeglm.models.students import StudentImageTower
 from edgeglm.train.loop import Group, fit, shuffled, steps_in
 from edgeglm.train.losses import embedding_distance, similarity_divergence
 from edgeglm.train.views import distorted, view_parameters

@@ -22,6 +22,7 @@ _CODE = (
     "edgeglm.distill",
     "edgeglm.train",
     "edgeglm.models.students",
+    "edgeglm.models.student_shapes",
     "edgeglm.models.efficientnet_lite",
     "edgeglm.models.projection",
     "edgeglm.models.published",

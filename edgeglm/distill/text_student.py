@@ -14,7 +14,8 @@ from torch import Tensor
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.tokenization import Ids, Tokenizer
-from edgeglm.models.students import StudentTextTower, student_shape
+from edgeglm.models.student_shapes import student_shape
+from edgeglm.models.students import StudentTextTower
 from edgeglm.train.loop import Group, fit, steps_in
 from edgeglm.train.losses import embedding_distance, similarity_divergence
 

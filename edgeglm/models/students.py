@@ -1,4 +1,4 @@
-"""The light towers, and the named sizes that a recipe chooses from.
+"""The light towers.
 
 The image tower is the beginning of EfficientNet-Lite0, so that it inherits the published weights,
 with a head that keeps *where* something is: the last activation is flattened, not averaged. On
@@ -12,53 +12,16 @@ Shapes: B batch, R resolution, L tokens, W width, A heads, D embedding dimension
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeglm.core.errors import unknown_name
 from edgeglm.models.efficientnet_lite import LITE0_BLOCKS, LiteTrunk
 from edgeglm.models.projection import normalized
+from edgeglm.models.student_shapes import StudentShape
 
 #: Enough to make a masked score vanish in softmax, and far from FP16's limit of 65,504.
 MASKED = -1e4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentShape:
-    """One named size.
-
-    Attributes:
-        blocks: How many blocks of Lite0 the image tower keeps.
-        channels: Channels after the last block, before flattening.
-        factor: Size of a token's embedding before it is widened.
-        width: Width of the text Transformer.
-        layers: Its depth.
-        heads: Its attention heads.
-    """
-
-    blocks: int
-    channels: int
-    factor: int
-    width: int
-    layers: int
-    heads: int
-
-
-STUDENTS: dict[str, StudentShape] = {
-    "edge-xs": StudentShape(blocks=8, channels=48, factor=48, width=128, layers=1, heads=4),
-    "edge-s": StudentShape(blocks=11, channels=64, factor=64, width=160, layers=2, heads=4),
-    "edge-m": StudentShape(blocks=15, channels=96, factor=96, width=256, layers=2, heads=4),
-}
-
-
-def student_shape(size: str) -> StudentShape:
-    """Return the shape of a named size. Raises UserError with the nearest name."""
-    if size not in STUDENTS:
-        raise unknown_name("student size", size, STUDENTS)
-    return STUDENTS[size]
 
 
 class StudentImageTower(nn.Module):

@@ -85,6 +85,7 @@ def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
         (["--target", "cpu", "--set", "teacher.epochs=0"], "give teacher.epochs a value of that kind"),
         (["--target", "cpu", "--set", "nonsense"], "write it as section.key=value"),
         (["--target", "cpu", "--set", "seed.x=1"], "write section.key=value"),
+        (["--target", "cpu", "--set", "student.size=huge", "--dry-run"], "use one of those"),
         (["--target", "cpu", "--data", "nowhere"], "pairs.jsonl and the images"),
         (["--target", "cpu", "--data", "nowhere.parquet"], "make it (Parquet)"),
     ],

@@ -10,13 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 from edgeglm.core.errors import UserError  # noqa: E402
-from edgeglm.models.students import (  # noqa: E402
-    MASKED,
-    STUDENTS,
-    StudentImageTower,
-    StudentTextTower,
-    student_shape,
-)
+from edgeglm.models.student_shapes import STUDENTS, student_shape  # noqa: E402
+from edgeglm.models.students import MASKED, StudentImageTower, StudentTextTower  # noqa: E402
 
 
 @pytest.fixture(scope="module")

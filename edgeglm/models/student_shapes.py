@@ -1,0 +1,42 @@
+"""The named sizes of students that a recipe chooses from; no torch, so that a recipe is checked at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeglm.core.errors import unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentShape:
+    """One named size.
+
+    Attributes:
+        blocks: How many blocks of Lite0 the image tower keeps.
+        channels: Channels after the last block, before flattening.
+        factor: Size of a token's embedding before it is widened.
+        width: Width of the text Transformer.
+        layers: Its depth.
+        heads: Its attention heads.
+    """
+
+    blocks: int
+    channels: int
+    factor: int
+    width: int
+    layers: int
+    heads: int
+
+
+STUDENTS: dict[str, StudentShape] = {
+    "edge-xs": StudentShape(blocks=8, channels=48, factor=48, width=128, layers=1, heads=4),
+    "edge-s": StudentShape(blocks=11, channels=64, factor=64, width=160, layers=2, heads=4),
+    "edge-m": StudentShape(blocks=15, channels=96, factor=96, width=256, layers=2, heads=4),
+}
+
+
+def student_shape(size: str) -> StudentShape:
+    """Return the shape of a named size. Raises UserError with the nearest name."""
+    if size not in STUDENTS:
+        raise unknown_name("student size", size, STUDENTS)
+    return STUDENTS[size]
