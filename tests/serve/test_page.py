@@ -181,7 +181,8 @@ def test_the_whole_page_works_by_keyboard(site: Server, visit: Callable[..., Pag
     )
     assert below > 2
     page.keyboard.press("Enter")  # others like this one
-    expect(page.locator("#asked")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("like your picture")
+    expect(page.locator(".hit:focus")).to_have_count(1)  # new results leave one's place in them
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     reached = set()

@@ -104,7 +104,7 @@ function clear() {
   state.running?.abort();
   state.running = null;
   forgetUrls();
-  $("results").replaceChildren();
+  replaceHits([]);
   $("results").classList.remove("stale");
   $("empty").hidden = false;
   $("status").textContent = $("trouble").textContent = "";
@@ -121,7 +121,7 @@ function show(found, all, words) {
   const hits = found.hits, rows = found.searched.rows;
   forgetUrls();
   $("empty").hidden = true;
-  $("results").replaceChildren(...hits.map(card));
+  replaceHits(hits.map(card));
   const what = state.picture ? "like your picture" : "for “" + words + "”";
   $("status").textContent = hits.length
     ? `${hits.length} of ${number.format(rows)} pictures ${what} in ${ms(all)}`
@@ -133,6 +133,16 @@ function show(found, all, words) {
   $("split").setAttribute("aria-label", `Embedding ${ms(parts[0])}, search ${ms(parts[1])}, pictures and way ${ms(parts[2])}`);
   document.documentElement.dataset.shown = ++state.serial;
   facts(found.edgeglm, found.searched);
+}
+
+// Who stands on a result stays there: on the same picture, or else on the same place, or else on the words.
+function replaceHits(items) {
+  const held = document.activeElement, hits = () => [...$("results").querySelectorAll(".hit")];
+  const place = hits().indexOf(held);
+  $("results").replaceChildren(...items);
+  if (place < 0) return;
+  const now = hits();
+  (now.find((one) => one.title === held.title) || now[Math.min(place, now.length - 1)] || $("words")).focus({ preventScroll: true });
 }
 
 function card(hit) {
