@@ -32,10 +32,13 @@ def teacher_inputs(config: TeacherConfig, store: Store, progress: Progress) -> d
     """Fetch the pretrained towers: ``image-0``, ``image-1``, ... and ``text``."""
     from edgeglm.assets import fetch_asset
 
-    found = {
-        f"image-{i}": fetch_asset(source_spec(name), store, progress) for i, name in enumerate(config.image)
-    }
-    return {**found, "text": fetch_asset(source_spec(config.text), store, progress)}
+    return {name: fetch_asset(spec, store, progress) for name, spec in teacher_assets(config).items()}
+
+
+def teacher_assets(config: TeacherConfig) -> dict[str, str]:
+    """Return what ``teacher_inputs`` fetches, by the name of the input."""
+    images = {f"image-{i}": source_spec(name) for i, name in enumerate(config.image)}
+    return {**images, "text": source_spec(config.text)}
 
 
 class BackbonesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -49,6 +49,16 @@ def fetch_asset(name_or_spec: str, store: Store, progress: Progress) -> Artifact
     return _stored(spec, _said_of(name_or_spec, asset), store, progress, size=asset.bytes)
 
 
+def is_fetched(name_or_spec: str, store: Store) -> bool:
+    """Return whether ``fetch_asset`` would need no network. Raises UserError for an unknown name."""
+    if ":" in name_or_spec:
+        spec = parse_spec(name_or_spec)
+    else:
+        asset = asset_named(name_or_spec)
+        spec = parse_spec(f"{asset.spec}#sha256={asset.sha256}")
+    return spec.kind == "file" or store.get(_key(spec)) is not None
+
+
 def _said_of(name: str, asset: Asset) -> dict[str, Any]:
     return {
         "name": name,
@@ -64,9 +74,6 @@ def _said_of(name: str, asset: Asset) -> dict[str, Any]:
 def _stored(
     spec: Spec, said: Mapping[str, Any], store: Store, progress: Progress, *, size: int | None
 ) -> Artifact:
-    # A pinned file is known by its content; the rest only by how it was asked for.
-    key = sha256_json({"asset": spec.sha256 or str(spec)})
-
     def write(folder: Path) -> dict[str, Any]:
         _refuse_offline(spec, store)
         with progress.task(f"fetch {said['name']}", size) as task:
@@ -80,10 +87,15 @@ def _stored(
                 file.rename(folder / file.name)
         return {**said, "sha256": actual}
 
-    artifact, _ = store.put(key, KIND, write)
+    artifact, _ = store.put(_key(spec), KIND, write)
     if spec.sha256 is not None and spec.sha256 not in artifact.files.values():
         raise _altered(spec, artifact.path, ", ".join(artifact.files.values()))
     return replace(artifact, provenance={**artifact.provenance, **said})
+
+
+def _key(spec: Spec) -> str:
+    """A pinned file is known by its content; the rest only by how it was asked for."""
+    return sha256_json({"asset": spec.sha256 or str(spec)})
 
 
 def _altered(spec: Spec, file: Path, actual: str) -> UserError:

@@ -41,6 +41,7 @@ def explain(plan: Plan, store: Store) -> list[Explanation]:
     """Say for each stage whether it would be reused, and if not, which of its inputs changed.
 
     A stage after one that must run is named with that stage: its key is known only when its inputs are.
+    So it is with one whose downloads are not in the store.
     """
     made: dict[str, Artifact] = {}
     found = []
@@ -48,9 +49,11 @@ def explain(plan: Plan, store: Store) -> list[Explanation]:
         inputs = plan.inputs_of(node, made)
         if inputs is None:
             missing = sorted(o for o in node.needs.values() if o not in made and o not in plan.sources)
-            found.append(
-                Explanation(stage=node.name, state="waits", reasons=(f"after {', '.join(missing)}",))
-            )
+            after = ", ".join(name for name in missing if name not in plan.absent)
+            fetches = ", ".join(plan.absent[name] for name in missing if name in plan.absent)
+            said = (after and f"after {after}", fetches and f"not downloaded yet: {fetches}")
+            reasons = tuple(filter(None, said))
+            found.append(Explanation(stage=node.name, state="waits", reasons=reasons))
             continue
         parts = node.stage.key_parts(inputs)
         artifact = store.get(node.stage.key(inputs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgeglm.adapt.stages import (
@@ -12,8 +12,9 @@ from edgeglm.adapt.stages import (
     FeaturesConfig,
     FeaturesStage,
     TeacherStage,
-    teacher_inputs,
+    teacher_assets,
 )
+from edgeglm.assets.fetch import fetch_asset, is_fetched
 from edgeglm.build.evaluations import (
     EvaluationConfig,
     ExportEvaluation,
@@ -30,14 +31,14 @@ from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Stage
 from edgeglm.core.store import Store
-from edgeglm.data.sources import pairs_inputs, pairs_stage
+from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
     ImageStudentStage,
     StudentStageConfig,
     TargetsConfig,
     TargetsStage,
     TextStudentStage,
-    student_inputs,
+    student_assets,
 )
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions
@@ -63,12 +64,17 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a build will do, in order. ``sources`` are fetched artifacts by name."""
+    """What a build will do, in order.
+
+    ``sources`` are fetched artifacts by name, ``absent`` the assets that a plan made without downloads
+    would still have to fetch.
+    """
 
     recipe: Recipe
     target: Target
     nodes: tuple[Node, ...]
     sources: Mapping[str, Artifact]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def inputs_of(self, node: Node, made: Mapping[str, Artifact]) -> dict[str, Artifact] | None:
         """Return the inputs of a node from what is made; None if an earlier stage is missing."""
@@ -79,27 +85,42 @@ class Plan:
 
 
 def plan_build(
-    recipe: Recipe, target: Target, store: Store, progress: Progress, *, sizes: Artifact | None = None
+    recipe: Recipe,
+    target: Target,
+    store: Store,
+    progress: Progress,
+    *,
+    sizes: Artifact | None = None,
+    download: bool = True,
 ) -> Plan:
     """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work.
 
-    ``sizes`` is what the choice of a student within a budget measured; the report shows it.
+    ``sizes`` is what the choice of a student within a budget measured; the report shows it. Without
+    ``download`` the plan holds only the sources that are here: it can be explained, not built.
     """
     candidates = candidate_precisions(recipe, target)
     sources: dict[str, Artifact] = {} if sizes is None else {"data:student-sizes": sizes}
-    taken = {
-        "data": pairs_inputs(recipe.data, store, progress),
-        "teacher": teacher_inputs(recipe.teacher, store, progress),
-        "student": student_inputs(recipe.student, store, progress),
+    absent: dict[str, str] = {}
+    wanted = {
+        "data": pairs_assets(recipe.data),
+        "teacher": teacher_assets(recipe.teacher),
+        "student": student_assets(recipe.student),
     }
-    for room, artifacts in taken.items():
-        sources.update({f"{room}:{name}": artifact for name, artifact in artifacts.items()})
     needs = {
-        room: {name: f"{room}:{name}" for name in artifacts if (room, name) != ("teacher", "text")}
-        for room, artifacts in taken.items()
+        room: {name: f"{room}:{name}" for name in assets if (room, name) != ("teacher", "text")}
+        for room, assets in wanted.items()
     }
+    if recipe.data.source != "icons":
+        for name, artifact in pairs_inputs(recipe.data, store, progress).items():
+            sources[needs["data"].setdefault(name, f"data:{name}")] = artifact
+    for room, assets in wanted.items():
+        for name, spec in assets.items():
+            if download or is_fetched(spec, store):
+                sources[f"{room}:{name}"] = fetch_asset(spec, store, progress)
+            else:
+                absent[f"{room}:{name}"] = spec
     nodes = tuple(_nodes(recipe, target, candidates, needs, sources))
-    return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources)
+    return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources, absent=absent)
 
 
 def stage_names(recipe: Recipe, target: Target) -> list[str]:

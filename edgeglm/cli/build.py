@@ -70,6 +70,10 @@ def command(
     resolved = sized.recipe if sized else resolved
     destination = output or Path("bundles") / wanted.name
     if dry_run:
+        if resolved.data.path is not None:
+            from edgeglm.data.records import source_file
+
+            source_file(Path(resolved.data.path), resolved.data.source)  # refused now, not an hour later
         _print_plan(app, resolved, wanted, destination)
         return None
     require_free(destination, resolved.pack.archive)

@@ -18,14 +18,18 @@ from edgeglm.cli.console import App, json_option
 @json_option
 @click.pass_obj
 def command(app: App, target: str, recipe: str, overrides: tuple[str, ...], data: Path | None) -> None:
-    """Say for each stage of a build whether the store has it, and if not, why it would run."""
+    """Say for each stage of a build whether the store has it, and if not, why it would run.
+
+    Nothing is downloaded.
+    """
     from edgeglm.build.history import explain
     from edgeglm.build.pipeline import plan_build
     from edgeglm.targets.schema import load_target
 
     wanted = load_target(target)
     store = app.store()
-    found = explain(plan_build(resolved_recipe(recipe, overrides, data), wanted, store, app.progress), store)
+    asked = resolved_recipe(recipe, overrides, data)
+    found = explain(plan_build(asked, wanted, store, app.progress, download=False), store)
     rows = []
     for entry in found:
         took = f"took {entry.seconds:.1f} s" if entry.seconds is not None else ""

@@ -21,5 +21,10 @@ def pairs_stage(data: DataConfig, *, seed: int) -> Stage[PairsConfig]:
 def pairs_inputs(data: DataConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
     """Fetch (or hash, where they are local) the inputs of ``pairs_stage``. Raises UserError."""
     if data.source == "icons":
-        return {name: fetch_asset(name, store, progress) for name in icon_asset_names(data)}
+        return {name: fetch_asset(spec, store, progress) for name, spec in pairs_assets(data).items()}
     return {INPUT: own_data_artifact(data)}
+
+
+def pairs_assets(data: DataConfig) -> dict[str, str]:
+    """Return what ``pairs_inputs`` fetches, by the name of the input: nothing for one's own data."""
+    return {name: name for name in icon_asset_names(data)} if data.source == "icons" else {}

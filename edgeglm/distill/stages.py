@@ -34,7 +34,12 @@ def student_inputs(config: StudentConfig, store: Store, progress: Progress) -> d
     """Fetch what the image student inherits, if anything: ``inherit``."""
     from edgeglm.assets import fetch_asset
 
-    return {"inherit": fetch_asset(config.inherit, store, progress)} if config.inherit else {}
+    return {name: fetch_asset(spec, store, progress) for name, spec in student_assets(config).items()}
+
+
+def student_assets(config: StudentConfig) -> dict[str, str]:
+    """Return what ``student_inputs`` fetches, by the name of the input."""
+    return {"inherit": config.inherit} if config.inherit else {}
 
 
 class TargetsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

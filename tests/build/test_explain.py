@@ -82,3 +82,11 @@ def test_an_emptied_store_is_told_from_a_change(project: Project, cold: Said, tm
 def test_the_table_shows_the_time_that_a_reused_stage_took(project: Project, cold: Said) -> None:
     lines = project.edgeglm(*project.arguments("explain", "cpu")).out.splitlines()
     assert any("teacher" in line and "reused" in line and "took" in line for line in lines)
+
+
+def test_nothing_is_downloaded_to_explain(tmp_path: Path) -> None:
+    said = Project(tmp_path, tmp_path / "store").edgeglm("explain", "--target", "t4", "--json")
+    assert set(states(said).values()) == {"waits"}
+    assert any("noto" in reason for reason in reasons(said)["pairs"])
+    assert reasons(said)["backbones"] == ["not downloaded yet: efficientnet-lite0"]
+    assert not list(tmp_path.rglob("entry.json"))

@@ -86,6 +86,7 @@ def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
         (["--target", "cpu", "--set", "nonsense"], "write it as section.key=value"),
         (["--target", "cpu", "--set", "seed.x=1"], "write section.key=value"),
         (["--target", "cpu", "--set", "student.size=huge", "--dry-run"], "use one of those"),
+        (["--target", "cpu", "--data", "absent", "--dry-run"], "give the folder that holds pairs.jsonl"),
         (["--target", "cpu", "--data", "nowhere"], "pairs.jsonl and the images"),
         (["--target", "cpu", "--data", "nowhere.parquet"], "make it (Parquet)"),
     ],
@@ -223,6 +224,7 @@ def test_a_store_that_cannot_be_written_is_named(project: Project, tmp_path: Pat
 
 def test_a_dry_run_fetches_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEGLM_OFFLINE", "1")
+    (tmp_path / "pairs.jsonl").touch()
     project = Project(tmp_path, tmp_path / "store")
     said = project.edgeglm(
         "build", "--target", "cpu", "--dry-run", "--json", "--skip-bad", "--data", str(tmp_path)
