@@ -145,7 +145,6 @@ def _nodes(
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
     student_shape(student.size)  # an unknown size must not wait for the teacher
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
-    learning = StudentStageConfig(student=student, seed=seed, view_seed=seed)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
     yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
     yield Node(
@@ -166,8 +165,11 @@ def _nodes(
         needs={"pairs": "pairs", "teacher": "teacher"},
     )
     cached = {"pairs": "pairs", "teacher": "teacher", "targets": "targets"}
-    yield Node(stage=TextStudentStage(learning), needs=cached)
-    yield Node(stage=ImageStudentStage(learning), needs={**cached, **needs["student"]})
+    yield Node(stage=TextStudentStage(StudentStageConfig.of("text", student, seed=seed)), needs=cached)
+    yield Node(
+        stage=ImageStudentStage(StudentStageConfig.of("image", student, seed=seed)),
+        needs={**cached, **needs["student"]},
+    )
     yield Node(stage=StudentEvaluation(evaluation), needs={"pairs": "pairs", **towers})
     exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
     yield Node(stage=ExportStage(exporting), needs=towers)

@@ -145,7 +145,8 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     ``size`` names a shape; ``inherit`` the asset whose weights the image tower starts from ("" for
     none), of which the stem and the first ``frozen_blocks`` blocks stay as they are. ``resolution``
     is the side of its images in pixels, ``max_length`` the most tokens of a text. ``label_weight`` is
-    the share of the labels in the image tower's loss; the rest of it comes from the teacher.
+    the share of the labels in the image tower's loss; the rest of it comes from the teacher, whose
+    similarities are read at ``temperature`` times ``softening``.
     An image has ``views`` augmented copies; ``image_target = "mean"`` asks for the mean of what the
     teacher says to its own copies of the image, ``"each"`` for what it says to the very same copy, which
     then must be one of the teacher's.
@@ -160,13 +161,14 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     resolution: Positive = 64
     max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
     temperature: Rate = 0.05
+    softening: Rate = 2.0
     views: Count = 4
     image_target: Literal["mean", "each"] = "mean"
     image_epochs: Positive = 14
     image_batch_size: Positive = 64
     image_learning_rate: Rate = 2e-3
-    label_weight: Fraction = 0.2
-    distance_weight: Rate = 12.0
+    label_weight: Fraction = 0.1
+    distance_weight: Rate = 6.0
     caption_repeats: Positive = 4
     corpus: Count = 20_000
     anchors: Count = 2_000

@@ -110,7 +110,9 @@ def fit_image_student(
         student_BD = tower.head(tower.trunk.rest(x_BCHW, frozen)[0]) if frozen is not None else tower(x_BCHW)
         target_BD, concept_B = target_VUD[view_B, chosen_B], concept_U[chosen_B]
         loss = config.distance_weight * embedding_distance(student_BD, target_BD)
-        loss = loss + similarity_divergence(student_BD, target_BD, anchor_KD, temperature=config.temperature)
+        loss = loss + similarity_divergence(
+            student_BD, target_BD, anchor_KD, temperature=config.temperature, softening=config.softening
+        )
         known = concept_B >= 0
         if config.label_weight and bool(known.any()):
             scores_LK = student_BD[known] @ anchor_KD.T / config.temperature

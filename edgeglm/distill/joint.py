@@ -39,9 +39,9 @@ class Terms:
         relational: ``contrastive_relational``.
         interactive: ``interactive_contrastive``.
         affinity: ``affinity_mimicking`` with a trained scale.
-        logits: ``logits_divergence`` over the concepts.
+        logits: ``similarity_divergence`` over the concepts alone.
         gradient: ``gradient_distance``.
-        anchors: ``similarity_divergence`` to the teacher's rows of the other modality: all concepts, and
+        anchors: The same to the teacher's rows of the other modality: all concepts, and
             for images also phrases of ordinary words.
         anchor_labels: Cross-entropy of labelled images among the teacher's texts of all concepts.
     """
@@ -64,8 +64,8 @@ class Terms:
                             + ", ".join(weights))  # fmt: skip
 
 
-#: What the recipe's towers are trained by: 12 (1 - cosine) is 6 squared distances.
-RECIPE = Terms(feature=6.0, anchors=1.0, anchor_labels=0.2)
+#: What the recipe's towers are trained by: 6 (1 - cosine) is 3 squared distances.
+RECIPE = Terms(feature=3.0, anchors=1.0, anchor_labels=0.1)
 #: The published sum (Yang et al., 2024), their weight of FD at 512 dimensions.
 CLIP_KD = Terms(labels=1.0, feature=4.0, relational=1.0, interactive=1.0)
 
@@ -209,7 +209,7 @@ def _loss(
     config: StudentConfig,
     scale: Tensor,
 ) -> Tensor:
-    tau = config.temperature
+    tau, soft = config.temperature, config.softening
     concept_B = cached.concept_U[batch.image_B]
     positive_BT = (concept_B[:, None] == batch.concept_T) & (concept_B >= 0)[:, None]
     teacher_BD, teacher_TD = cached.target_UD[batch.image_B], cached.text_TD[batch.text_T]
@@ -233,15 +233,19 @@ def _loss(
         term = kd_losses.affinity_mimicking(*both, scale=scale, teacher_temperature=tau)
         found.append(terms.affinity * term)
     if terms.logits:
-        term = kd_losses.logits_divergence(image_BD, teacher_BD, names_KD, temperature=tau)
-        term = term + kd_losses.logits_divergence(text_TD, teacher_TD, cached.mean_KD, temperature=tau)
+        term = similarity_divergence(image_BD, teacher_BD, names_KD, temperature=tau, softening=soft)
+        term = term + similarity_divergence(
+            text_TD, teacher_TD, cached.mean_KD, temperature=tau, softening=soft
+        )
         found.append(terms.logits * term)
     if terms.gradient:
         term = kd_losses.gradient_distance(*pairs, temperature=tau)
         found.append(terms.gradient * term)
     if terms.anchors:
-        term = similarity_divergence(image_BD, teacher_BD, cached.name_KD, temperature=tau)
-        term = term + similarity_divergence(text_TD, teacher_TD, cached.mean_KD, temperature=tau)
+        term = similarity_divergence(image_BD, teacher_BD, cached.name_KD, temperature=tau, softening=soft)
+        term = term + similarity_divergence(
+            text_TD, teacher_TD, cached.mean_KD, temperature=tau, softening=soft
+        )
         found.append(terms.anchors * term)
     labelled = concept_B >= 0
     if terms.anchor_labels and bool(labelled.any()):

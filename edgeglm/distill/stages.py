@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -27,6 +27,23 @@ _CODE = (
     "edgeglm.models.projection",
     "edgeglm.models.published",
 )
+#: The keys of a recipe's ``student`` that one tower alone reads; ``corpus`` is of the targets.
+_ONE_TOWERS: dict[str, tuple[str, ...]] = {
+    "image": (
+        "inherit",
+        "frozen_blocks",
+        "resolution",
+        "views",
+        "image_target",
+        "image_epochs",
+        "image_batch_size",
+        "image_learning_rate",
+        "label_weight",
+        "anchors",
+    ),
+    "text": ("max_length", "caption_repeats", "text_epochs", "text_batch_size", "text_learning_rate"),
+    "targets": ("corpus",),
+}
 _LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
 
 
@@ -96,6 +113,21 @@ class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     student: StudentConfig
     seed: int
     view_seed: int
+
+    @classmethod
+    def of(cls, tower: Literal["image", "text"], student: StudentConfig, *, seed: int) -> StudentStageConfig:
+        """Return the configuration of one tower.
+
+        What only the other tower reads has its default value, so that a change of it trains one tower anew.
+        """
+        defaults, ours = StudentConfig(), _ONE_TOWERS[tower]
+        others = {
+            name: getattr(defaults, name)
+            for keys in _ONE_TOWERS.values()
+            for name in keys
+            if name not in ours
+        }
+        return cls(student=msgspec.structs.replace(student, **others), seed=seed, view_seed=seed)
 
 
 class ImageStudentStage(Stage[StudentStageConfig]):

@@ -93,7 +93,9 @@ def fit_text_student(
         ids, mask = padded([encoded[i] for i in chosen.tolist()], tokenizer.pad_id)
         student_BD, teacher_BD = tower(ids, mask), teacher_TD[chosen]
         loss = config.distance_weight * embedding_distance(student_BD, teacher_BD)
-        return loss + similarity_divergence(student_BD, teacher_BD, anchor_KD, temperature=config.temperature)
+        return loss + similarity_divergence(
+            student_BD, teacher_BD, anchor_KD, temperature=config.temperature, softening=config.softening
+        )
 
     steps = steps_in(per_epoch, config.text_batch_size)
     tower.train()

@@ -97,18 +97,6 @@ def affinity_mimicking(
     return to_text + _cross_entropy(student_BT.T, torch.softmax(teacher_BT.T, 1))
 
 
-def logits_divergence(
-    student_BD: Tensor, teacher_BD: Tensor, classes_KD: Tensor, *, temperature: float, softening: float = 2.0
-) -> Tensor:
-    """Return KL(teacher || student) of the softened class probabilities, times ``softening`` squared.
-
-    Hinton et al. (2015). The classifier is the teacher's: the embeddings of the K concepts in the other
-    modality.
-    """
-    logits = [rows @ classes_KD.T / (temperature * softening) for rows in (student_BD, teacher_BD)]
-    return _divergence(*logits) * softening**2
-
-
 def gradient_distance(
     image_BD: Tensor,
     text_TD: Tensor,
@@ -122,7 +110,8 @@ def gradient_distance(
 
     Gradient distillation, GD, of CLIP-KD (Yang et al., 2024), with the gradients of
     :func:`pair_contrastive` written out. They are per sample, not divided by the batch, and times the
-    temperature, so that the weight needs no eight digits.
+    temperature, so that the weight needs no eight digits. Embeddings that are all alike have no gradient
+    either, close to that of a good teacher: beside a weak other loss this term makes a student collapse.
     """
     known = positive_BT.any(1)
     if not bool(known.any()):

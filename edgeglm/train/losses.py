@@ -41,13 +41,17 @@ def embedding_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 def similarity_divergence(
-    student_BD: Tensor, teacher_BD: Tensor, anchor_KD: Tensor, *, temperature: float
+    student_BD: Tensor, teacher_BD: Tensor, anchor_KD: Tensor, *, temperature: float, softening: float = 1.0
 ) -> Tensor:
     """Return KL(teacher || student) of the distributions over anchors from the other tower.
 
     The student is placed in the teacher's space by its similarities to the teacher's own anchors:
-    the interactive relation of CLIP-KD (Yang et al., 2024), softened as in Hinton et al. (2015).
+    the interactive relation of CLIP-KD (Yang et al., 2024). ``softening`` is the distillation
+    temperature of Hinton et al. (2015): logits are divided by it, and the loss is times its square, so
+    that gradients keep their size. A softer teacher tells more of what is second and third.
     """
-    student_BK = torch.log_softmax(student_BD @ anchor_KD.T / temperature, dim=1)
-    teacher_BK = torch.softmax(teacher_BD @ anchor_KD.T / temperature, dim=1)
-    return F.kl_div(student_BK, teacher_BK, reduction="batchmean")
+    student_BK, teacher_BK = (
+        torch.log_softmax(rows @ anchor_KD.T / (temperature * softening), dim=1)
+        for rows in (student_BD, teacher_BD)
+    )
+    return F.kl_div(student_BK, teacher_BK, reduction="batchmean", log_target=True) * softening**2

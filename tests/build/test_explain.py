@@ -39,6 +39,14 @@ def test_a_changed_key_is_named_with_both_values(project: Project, cold: Said) -
     assert set(states(again).values()) == {"reused"}, "to explain changes nothing"
 
 
+def test_a_key_of_one_tower_trains_that_tower_alone(project: Project, cold: Said) -> None:
+    said = project.edgeglm(*project.arguments("explain", "cpu", "--json", "--set", "student.text_epochs=2"))
+    found = states(said)
+    assert [stage for stage, state in found.items() if state == "runs"] == ["distil-text"]
+    assert found["distil-image"] == "reused"
+    assert "distil-text" in reasons(said)["export"][0]
+
+
 def test_a_changed_target_reaches_compile_and_pack_alone(project: Project, cold: Said) -> None:
     said = project.edgeglm(*project.arguments("explain", "jetson-orin-nx", "--json"))
     found = states(said)

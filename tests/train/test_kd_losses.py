@@ -14,9 +14,9 @@ from edgeglm.train.kd_losses import (  # noqa: E402
     feature_mse,
     gradient_distance,
     interactive_contrastive,
-    logits_divergence,
     pair_contrastive,
 )
+from edgeglm.train.losses import similarity_divergence  # noqa: E402
 
 B, T, D = 6, 8, 5
 TAU = 0.2
@@ -36,8 +36,8 @@ TERMS = {
     "feature": lambda i, t: feature_mse(i, TEACHER_IMAGE) + feature_mse(t, TEACHER_TEXT),
     "relational": lambda i, t: contrastive_relational(i, t, TEACHER_IMAGE, TEACHER_TEXT, temperature=TAU),
     "logits": lambda i, t: (
-        logits_divergence(i, TEACHER_IMAGE, TEACHER_TEXT, temperature=TAU)
-        + logits_divergence(t, TEACHER_TEXT, TEACHER_IMAGE, temperature=TAU)
+        similarity_divergence(i, TEACHER_IMAGE, TEACHER_TEXT, temperature=TAU, softening=2.0)
+        + similarity_divergence(t, TEACHER_TEXT, TEACHER_IMAGE, temperature=TAU, softening=2.0)
     ),
     "gradient": lambda i, t: gradient_distance(i, t, TEACHER_IMAGE, TEACHER_TEXT, POSITIVE, temperature=TAU),
 }
@@ -135,7 +135,7 @@ def test_softening_keeps_the_size_of_the_gradient() -> None:
     sizes = []
     for softening in (4.0, 8.0):
         image = IMAGE.clone().requires_grad_()
-        loss = logits_divergence(image, TEACHER_IMAGE, TEACHER_TEXT, temperature=1.0, softening=softening)
+        loss = similarity_divergence(image, TEACHER_IMAGE, TEACHER_TEXT, temperature=1.0, softening=softening)
         torch.autograd.backward(loss)
         sizes.append(float(image.grad.norm()))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
