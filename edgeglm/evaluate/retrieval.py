@@ -43,7 +43,7 @@ class UnusableEmbeddingsError(EdgeglmError):
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A mean with the bounds of its 95 % bootstrap interval, all in [0, 1]."""
+    """A mean, or a ratio of two, with the bounds of its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -142,6 +142,41 @@ def evaluate_track(
         queries=queries,
         gallery=gallery,
     )
+
+
+def average_precisions(
+    query_embeddings: FloatArray, gallery_embeddings: FloatArray, relevant: Sequence[Sequence[int]]
+) -> npt.NDArray[np.float64]:
+    """Return AP@10 of each query, float64 [Q]; arguments and errors are those of :func:`evaluate_track`."""
+    _check_embeddings(query_embeddings, gallery_embeddings)
+    queries, gallery = len(query_embeddings), len(gallery_embeddings)
+    pair_query_P, pair_item_P = _relevant_pairs(relevant, queries, gallery)
+    items_QK, _ = top_k(query_embeddings, gallery_embeddings, CUTOFF)
+    hits_QK = np.isin(np.arange(queries)[:, None] * gallery + items_QK, pair_query_P * gallery + pair_item_P)
+    return _average_precision(hits_QK, np.bincount(pair_query_P))
+
+
+def ratio_of_means(
+    values_Q: npt.NDArray[np.float64],
+    reference_Q: npt.NDArray[np.float64],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Return the ratio of two means over the same queries, with its 95 % bootstrap interval.
+
+    Both are resampled together (paired), so what is hard for both does not widen the interval. The ratio
+    may exceed 1.
+
+    Raises:
+        ValueError: The two differ in length, are empty, or the reference's mean is zero.
+    """
+    if len(values_Q) != len(reference_Q) or not len(values_Q) or not reference_Q.mean() > 0:
+        raise ValueError("a ratio of means takes two lists of equal length and a reference above zero")
+    drawn = np.random.default_rng(seed).integers(0, len(values_Q), (resamples, len(values_Q)))
+    below = np.maximum(reference_Q[drawn].mean(axis=1), np.finfo(np.float64).tiny)
+    low, high = np.percentile(values_Q[drawn].mean(axis=1) / below, (2.5, 97.5))
+    return Interval(value=float(values_Q.mean() / reference_Q.mean()), low=float(low), high=float(high))
 
 
 def evaluate_tracks(

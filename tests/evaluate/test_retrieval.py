@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.evaluate.retrieval import (
     TrackMetrics,
+    average_precisions,
     evaluate_track,
     evaluate_tracks,
+    ratio_of_means,
     top_k,
 )
 
@@ -248,3 +250,26 @@ def test_metrics_json_has_the_agreed_shape() -> None:
         }
     }
     assert msgspec.json.decode(msgspec.json.encode(found), type=TrackMetrics) == found
+
+
+def test_a_ratio_pairs_the_queries_and_holds_its_own_value() -> None:
+    rng = np.random.default_rng(0)
+    teacher = rng.random(500)
+    same = ratio_of_means(teacher * 0.9, teacher)
+    assert same.value == pytest.approx(0.9)
+    assert same.low == pytest.approx(0.9), "what is hard for both is no doubt about the ratio"
+    other = ratio_of_means(rng.random(500), teacher)
+    assert other.low < other.value < other.high
+    assert ratio_of_means(teacher, teacher * 0.5).high == pytest.approx(2.0)
+    for student, reference in ((teacher[:9], teacher), (teacher, teacher * 0), (teacher[:0], teacher[:0])):
+        with pytest.raises(ValueError, match="equal length and a reference above zero"):
+            ratio_of_means(student, reference)
+
+
+def test_average_precisions_are_what_the_mean_is_of() -> None:
+    rng = np.random.default_rng(1)
+    queries, gallery = (rng.standard_normal((n, 8)).astype(np.float32) for n in (20, 50))
+    relevant = [sorted(rng.choice(50, size=1 + i % 12, replace=False).tolist()) for i in range(20)]
+    found = average_precisions(queries, gallery, relevant)
+    assert found.shape == (20,)
+    assert found.mean() == pytest.approx(evaluate_track(queries, gallery, relevant).map10.value)
