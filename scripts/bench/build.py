@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 EDGEGLM = Path(sys.executable).with_name("edgeglm")
 HELP_ROUNDS = 9
+CATALOGUE_KEYWORDS = ("catalogue-transductive-keywords", "catalogue-inductive-keywords")
 FETCH = """
 from edgeglm.adapt.stages import teacher_inputs
 from edgeglm.build.shipped import load_recipe
@@ -90,6 +91,7 @@ def ratios_of(recipe: str, store: Path) -> dict[str, Any]:
     from edgeglm.build.evaluations import read_preprocessing
     from edgeglm.build.pipeline import plan_build
     from edgeglm.build.shipped import load_recipe
+    from edgeglm.core.artifact import Artifact
     from edgeglm.core.progress import QuietProgress
     from edgeglm.core.store import Store
     from edgeglm.data.pairs import PairSet
@@ -142,9 +144,7 @@ def ratios_of(recipe: str, store: Path) -> dict[str, Any]:
     }
     pools = {
         "names, all tracks": [name for name in by_track if not name.endswith("-keywords")],
-        "keywords, catalogue": [
-            name for name in by_track if name.startswith("catalogue-") and "-key" in name
-        ],
+        "keywords, catalogue": [name for name in by_track if name in CATALOGUE_KEYWORDS],
         "keywords, all tracks": [name for name in by_track if name.endswith("-keywords")],
     }
 
