@@ -24,6 +24,7 @@ from edgeglm.bundle.manifest import Sha256
 from edgeglm.bundle.opened import Bundle
 from edgeglm.core.errors import UserError
 from edgeglm.engines.board import Board, Conditions
+from edgeglm.engines.power import Energy
 
 RECEIPT_NAME = "receipt.json"
 RECEIPT_SCHEMA = 1
@@ -84,7 +85,11 @@ class CandidateRecord(_Record, frozen=True, kw_only=True):
 
 
 class Receipt(_Record, frozen=True, kw_only=True):
-    """What was found and chosen. ``evidence`` is the rung of the ladder that this run stands on."""
+    """What was found and chosen.
+
+    ``evidence`` is the rung of the ladder that this run stands on. ``energy`` is what timing the
+    candidates took, of all of them together, and None on a board without power sensors.
+    """
 
     schema: Annotated[int, msgspec.Meta(ge=1, le=RECEIPT_SCHEMA)] = RECEIPT_SCHEMA
     bundle: str
@@ -102,6 +107,7 @@ class Receipt(_Record, frozen=True, kw_only=True):
     candidates: tuple[CandidateRecord, ...]
     before: Conditions
     after: Conditions
+    energy: Energy | None = None
     notes: tuple[str, ...] = ()
 
     def candidate(self, variant: str) -> CandidateRecord:

@@ -32,7 +32,7 @@ from edgeglm.engines.board import Board
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
 
 _BATCH: Range = (1, 8, 32)
-_CODE = 2
+_CODE = 3
 """Raised when the builder makes something else of the same request."""
 
 BuildEngine = Callable[[BuildRequest, Progress], EnginePlan]
@@ -109,13 +109,16 @@ def device_engines(
 
 
 def build_signature(request: BuildRequest, *, onnx_sha256: str, board: Board, version: str) -> str:
-    """Return the digest of everything that decides what the builder makes on this board."""
+    """Return the digest of everything that decides what the builder makes on this board.
+
+    The variant's name and precision do not: networks are strongly typed, so two variants that share a file
+    (a tower whose INT8 did not pay) share its engine.
+    """
     parts = {
         "code": _CODE,
         "onnx": onnx_sha256,
         "library": [request.library, version],
         "board": {**board.identity, "l4t": board.l4t},
-        "precision": request.precision,
         "profiles": msgspec.to_builtins(request.profiles),
         "options": msgspec.to_builtins(request.options),
     }

@@ -39,6 +39,7 @@ from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board, conditions
 from edgeglm.engines.plan import PlanMetadata
+from edgeglm.engines.power import PowerWatch
 from edgeglm.engines.protocol import Engine
 
 FloatRows = npt.NDArray[np.float32]
@@ -156,7 +157,9 @@ def finalize(
             raise _nothing_ready(bundle, records)
         task.note("timing")
         makers = {one.variant.name: one.make for one in ready}
-        timed = single_times(bundle, makers, threads=options.threads, rounds=options.rounds)
+        watch = PowerWatch(tools.root)
+        with watch.watching():
+            timed = single_times(bundle, makers, threads=options.threads, rounds=options.rounds)
         after = conditions(tools.root)
         task.advance()
         chosen = fastest(bundle, timed)
@@ -176,6 +179,7 @@ def finalize(
             candidates=(*_passed(ready, timed, chosen), *records),
             before=before,
             after=after,
+            energy=watch.energy,
             notes=route.notes,
         )
         write_receipt(receipt, folder)

@@ -17,7 +17,7 @@ LC_ALL=C
 export LC_ALL
 
 root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
-here="$(cd "$(dirname "$0")" && pwd)"
+here="${EDGEGLM_BUNDLE:-$(cd "$(dirname "$0")" && pwd)}" # edgeglm runs its own copy on a bundle
 out="$here.finalized"
 trtexec="$root/usr/src/tensorrt/bin/trtexec"
 [ -x "$trtexec" ] || trtexec="$(command -v trtexec || echo "$trtexec")"
@@ -87,7 +87,8 @@ case " $sms " in
     fail 2 "this is $model (SM $sm); the bundle is for $target (SM $sms); pass --any-board to go on" ;;
 esac
 [ -x "$trtexec" ] || fail 2 "no trtexec at $trtexec; install the package libnvinfer-bin or pass --trtexec PATH"
-version="$(awk '/^Package: /{p=$2} /^Version: /{if (p ~ /^libnvinfer[0-9]+$/) {split($2, v, "[.-]");
+version="$(awk '/^Package: /{p=$2; here=0} /^Status: /{here=($NF == "installed")}
+  /^Version: /{if (here && p ~ /^libnvinfer[0-9]+$/) {split($2, v, "[.-]");
   print v[1] "." v[2] "." v[3]; exit}}' "$root/var/lib/dpkg/status" 2>/dev/null || true)"
 [ -n "$version" ] || fail 2 "the package list names no libnvinfer; install TensorRT"
 if [ "${version%%.*}" -lt 10 ]; then lane=A; else lane=B; fi

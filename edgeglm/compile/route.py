@@ -168,7 +168,7 @@ def _by_tensorrt(
     if version is None:
         hint = (
             f"TensorRT {board.trtexec_version} is on the board but this Python does not see it: "
-            "make the environment with --system-site-packages, or run 'sh finalize.sh' in the bundle"
+            "make the environment with --system-site-packages, or pass --engine trtexec"
             if board.trtexec_version and library == "tensorrt"
             else f"install {library}"
         )

@@ -7,6 +7,7 @@ home: model inputs made of the golden inputs, the embeddings to expect, the shap
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ FOLDER = "shell"
 
 _BATCH = (1, 8, 32)
 _GOLDENS = 8
+_WORD = re.compile(r"[A-Za-z0-9._/:,+@-]+")
+"""What a here-document of the script may hold: no blank, no newline, nothing that ends or expands it."""
 _DEQUANTIZE = b"\x22\x10DequantizeLinear"
 """``NodeProto.op_type`` as it stands in an ONNX file: field 4, 16 characters. A device has no onnx."""
 
@@ -147,13 +150,16 @@ def _candidate(
     one = ",".join(f"{name}:{_written((1, *array.shape[1:]))}" for name, array in feeds.items())
     goldens = ",".join(f"{name}:{_written(array.shape)}" for name, array in feeds.items())
     loaded = ",".join(f"{name}:{_raw_name(name, array, variant.lane)}" for name, array in feeds.items())
-    return " ".join(
+    words = (
         [
             variant.name, tower, variant.lane, _built_precision(bundle, variant, model), model,
             str(manifest.files[model].size), expected, pinned, shapes["min"], shapes["opt"], shapes["max"],
             one, goldens, loaded,
         ]
     )  # fmt: skip
+    if odd := [word for word in words if not _WORD.fullmatch(word)]:
+        raise UserError(f"{odd[0]!r} cannot stand in a shell script; name the variant and its files plainly")
+    return " ".join(words)
 
 
 def _built_precision(bundle: Bundle, variant: VariantRecord, model: str) -> str:

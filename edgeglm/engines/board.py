@@ -162,11 +162,12 @@ def conditions(root: Path = Path("/")) -> Conditions:
         if (_number(device / "cur_state") or 0) > 0 and "fan" not in _text(device / "type")
     )
     return Conditions(
-        temperatures_c=temperatures, clocks_mhz=clocks, rails_mw=_rails(root), throttled=throttled
+        temperatures_c=temperatures, clocks_mhz=clocks, rails_mw=rails_mw(root), throttled=throttled
     )
 
 
-def _rails(root: Path) -> dict[str, float]:
+def rails_mw(root: Path = Path("/")) -> dict[str, float]:
+    """Return the present power of each rail that an INA sensor watches, in milliwatts; empty without one."""
     rails = {}
     for sensor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if not _text(sensor / "name").startswith("ina"):
@@ -212,12 +213,17 @@ def _memory(root: Path) -> tuple[int, int]:
 
 
 def _packaged_tensorrt(root: Path) -> str | None:
-    """Return the version of libnvinfer by Debian's package list, such as ``10.3.0``."""
-    package = ""
+    """Return the version of libnvinfer by Debian's package list, such as ``10.3.0``.
+
+    A package that was removed stays in the list with its last version; only an installed one counts.
+    """
+    package, installed = "", False
     for line in _text(root / "var/lib/dpkg/status").splitlines():
         if line.startswith("Package: "):
-            package = line[9:]
-        elif line.startswith("Version: ") and re.fullmatch(r"libnvinfer\d+", package):
+            package, installed = line[9:], False
+        elif line.startswith("Status: "):
+            installed = line.split()[-1] == "installed"
+        elif line.startswith("Version: ") and installed and re.fullmatch(r"libnvinfer\d+", package):
             return ".".join(line[9:].partition("-")[0].split(".")[:3])
     return None
 

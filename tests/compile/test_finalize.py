@@ -17,6 +17,7 @@ from edgeglm.bundle.receipt import Receipt, finalized_folder, read_receipt, why_
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli.finalize import _embedder
 from edgeglm.compile.builder import EnginePlan
+from edgeglm.compile.device_engines import build_signature
 from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
 from edgeglm.compile.owner import alone
 from edgeglm.compile.timed import fastest
@@ -30,6 +31,7 @@ from edgeglm.engines.plan import PlanMetadata
 from edgeglm.runtime.finalized import choice_here
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
 from tests.cli.test_bundle_commands import colour_tower
+from tests.engines.test_power import sensor
 from tests.runtime.test_retrieval import colour_bundle, colour_engine
 
 LAPTOP = Board(
@@ -116,6 +118,19 @@ def finalized(
         return finalize(bundle, board=board, tools=tools, progress=QuietProgress(), options=options)
 
 
+def test_the_receipt_of_a_board_with_sensors_says_what_timing_took(tmp_path: Path):
+    tools = Tools(
+        embedder=_embedder, portable=portable, native=Builder().run, root=sensor(tmp_path / "root", 500)
+    )
+    with open_bundle(made(tmp_path / "demo")) as bundle:
+        receipt = finalize(bundle, board=LAPTOP, tools=tools, progress=QuietProgress(), options=QUICK)
+    assert receipt.energy is not None
+    assert receipt.energy.joules["VDD_GPU_SOC"] == pytest.approx(9.5 * receipt.energy.seconds, abs=0.01)
+    assert receipt.before.rails_mw == {"VDD_GPU_SOC": 9500.0}
+    assert finalized(made(tmp_path / "other")).energy is None, "no sensor is not no energy"
+    assert read_receipt(finalized_folder(tmp_path / "demo")) == receipt
+
+
 @pytest.fixture
 def choice() -> Callable[[Path, Board], Any]:
     def chosen(path: Path, board: Board, variant: str | None = None) -> Any:
@@ -157,6 +172,16 @@ def test_a_difference_within_the_noise_leaves_the_bundles_default(tmp_path: Path
     with open_bundle(made(tmp_path / "demo")) as bundle:
         assert fastest(bundle, {"int8": {"a": 9.8}, "fp32": {"a": 10.0}}) == "fp32"
         assert fastest(bundle, {"int8": {"a": 9.0}, "fp32": {"a": 10.0}}) == "int8"
+
+
+def test_variants_that_share_a_file_share_its_engine(tmp_path: Path):
+    builder = Builder()
+    finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), ORIN, builder=builder)
+    (request, *_) = builder.requests
+    other = msgspec.structs.replace(request, variant="fp16", precision="fp16")
+    same = {"onnx_sha256": "0" * 64, "board": ORIN, "version": "10.3.0"}
+    assert build_signature(request, **same) == build_signature(other, **same)
+    assert build_signature(request, **{**same, "version": "10.4.0"}) != build_signature(request, **same)
 
 
 def test_run_follows_the_receipt_and_names_it(tmp_path: Path, choice):

@@ -56,12 +56,14 @@ echo "[I] Latency: min = 0.9 ms, max = 3 ms, mean = 1.3 ms, median = $took ms, p
 XAVIER = (
     "tegra194",
     "# R35 (release), REVISION: 4.1, GCID: 1",
-    "libnvinfer8\nVersion: 8.5.2-1+cuda11.4\n",
+    "libnvinfer8\nStatus: install ok installed\nVersion: 8.5.2-1+cuda11.4\n",
 )
 ORIN = (
     "tegra234",
     "# R36 (release), REVISION: 4.3, GCID: 1",
-    "libnvinfer10\nVersion: 10.3.0.30-1\n",
+    # What an upgrade left in the list comes first and counts for nothing.
+    "libnvinfer8\nStatus: deinstall ok config-files\nVersion: 8.5.2-1\n\n"
+    "Package: libnvinfer10\nStatus: install ok installed\nVersion: 10.3.0.30-1\n",
 )
 
 
@@ -72,7 +74,8 @@ def board(folder: Path, facts: tuple[str, str, str], *, free_kb: int = 8_000_000
         "proc/device-tree/model": f"A {chip} board\0",
         "proc/meminfo": f"MemTotal: 9000000 kB\nMemAvailable: {free_kb} kB\n",
         "etc/nv_tegra_release": release + "\n",
-        "var/lib/dpkg/status": "Package: libnvinfer-bin\nVersion: 1.1.1\n\nPackage: " + packages,
+        "var/lib/dpkg/status": "Package: libnvinfer-bin\nStatus: install ok installed\n"
+        f"Version: 1.1.1\n\nPackage: {packages}",
         "var/lib/nvpmodel/status": "pmode:0000",
         "usr/src/tensorrt/bin/trtexec": TRTEXEC,
     }.items():

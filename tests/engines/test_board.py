@@ -26,8 +26,9 @@ ORIN = {
     "var/lib/nvpmodel/status": "pmode:0002",
     "usr/src/tensorrt/bin/trtexec": "",
     "var/lib/dpkg/status": (
-        "Package: libnvinfer-bin\nVersion: 9.9.9\n\nPackage: libnvinfer10\nStatus: ok\n"
-        "Version: 10.3.0.30-1+cuda12.5\n"
+        "Package: libnvinfer-bin\nStatus: install ok installed\nVersion: 9.9.9\n\n"
+        "Package: libnvinfer8\nStatus: deinstall ok config-files\nVersion: 8.5.2-1+cuda11.4\n\n"
+        "Package: libnvinfer10\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n"
     ),
 }
 

@@ -1,0 +1,178 @@
+"""Finalize by ``trtexec``: for a board whose TensorRT this Python cannot import.
+
+The work is that of the shell finalize (see ``shell``): each candidate is built, held against its
+goldens and timed by ``trtexec``, and ``receipt-trtexec.json`` is written last. What runs is the
+script of *this* installation with what it needs of the bundle filled in, never the copy that the
+bundle carries: a bundle is data, and to finalize one must not run its code.
+
+The plans are for programs that bring a TensorRT of their own (``trtexec``, Triton, a C++ runner):
+``edgeglm run`` needs the Python binding for them, and takes ONNX Runtime without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.receipt import finalized_folder
+from edgeglm.compile.route import member_for, target_of
+from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
+from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.core.progress import Progress
+from edgeglm.engines.board import Board
+
+RECEIPT_NAME = "receipt-trtexec.json"
+_STOP_SECONDS = 10
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the records of the receipt that the script writes."""
+
+
+class TrtexecTower(_Record, frozen=True, kw_only=True):
+    """One engine: where it lies under ``engines/``, how near its goldens came, its median latency."""
+
+    signature: str
+    worst_cosine: float
+    b1_ms: float
+
+
+class TrtexecCandidate(_Record, frozen=True, kw_only=True):
+    """What became of one variant; ``status`` is "passed" or the reason why not."""
+
+    variant: str
+    status: str
+    total_ms: float
+    towers: dict[str, TrtexecTower]
+
+
+class TrtexecBoard(_Record, frozen=True, kw_only=True):
+    """The board as the script read it."""
+
+    model: str
+    sm: str
+    l4t: str
+    power_mode: str
+
+
+class TrtexecReceipt(_Record, frozen=True, kw_only=True):
+    """What the script found and chose."""
+
+    schema: int
+    bundle: str
+    models_digest: str
+    created: str
+    board: TrtexecBoard
+    target: str
+    library: str
+    library_version: str
+    lane: str
+    signature_checked: bool
+    chosen: str
+    candidates: tuple[TrtexecCandidate, ...]
+
+
+def needs_trtexec(bundle: Bundle, board: Board) -> bool:
+    """Return whether native engines can be had here, and by ``trtexec`` alone."""
+    member, _ = member_for(board, target_of(bundle))
+    native = member is not None and member.builder == "tensorrt"
+    there = board.trtexec is not None and board.trtexec_version is not None
+    return native and there and "tensorrt" not in board.libraries
+
+
+def finalize_by_trtexec(
+    bundle: Bundle, *, progress: Progress, any_board: bool = False, root: Path = Path("/")
+) -> TrtexecReceipt:
+    """Build, test and time every candidate with ``trtexec`` and return the receipt that was written.
+
+    Args:
+        bundle: An opened bundle folder, every byte verified.
+        progress: Shows the step that is at work.
+        any_board: Go on although the board is outside the target.
+        root: The root file system of the board.
+
+    Raises:
+        UserError: the bundle is an archive, was not verified or has no goldens; the board, its memory or
+            its ``trtexec`` will not do.
+        GateError: no candidate answers here as it did at home.
+        EdgeglmError: the script died.
+    """
+    if not bundle.verified:
+        raise UserError("the bundle was not verified; open it with its digests checked")
+    if not bundle.origin.is_dir():
+        raise UserError(f"trtexec builds from a folder and {bundle.origin} is an archive; unpack it first")
+    sources = shell_sources(bundle, target_of(bundle))
+    for name, data in sources.items():
+        if name != SCRIPT_NAME and (
+            name not in bundle.manifest.files or bundle.file(name).read_bytes() != data
+        ):
+            raise UserError(
+                f"the bundle was made by another edgeglm, its {name} is not as this one writes it; "
+                f"run 'sh {bundle.origin / SCRIPT_NAME}', or build the bundle again"
+            )
+    with tempfile.TemporaryDirectory(prefix="edgeglm-trtexec-") as folder:
+        script = Path(folder) / SCRIPT_NAME
+        script.write_bytes(sources[SCRIPT_NAME])
+        command = ["sh", str(script), *(["--any-board"] if any_board else [])]
+        environment = {**os.environ, "EDGEGLM_BUNDLE": str(bundle.origin.absolute())}
+        if root != Path("/"):
+            environment["EDGEGLM_ROOT"] = str(root)
+        _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
+    written = finalized_folder(bundle.origin) / RECEIPT_NAME
+    try:
+        return msgspec.json.decode(written.read_bytes(), type=TrtexecReceipt)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise EdgeglmError(f"{written} is no receipt: {error}; run the same command again") from error
+
+
+def _run(command: list[str], environment: dict[str, str], progress: Progress, *, title: str) -> None:
+    """Run the script, show its lines, and turn its exit into an error."""
+    with tempfile.TemporaryFile() as words, progress.task(title, None) as task:
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops it in order
+        )
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                task.note(line.strip())
+                task.advance()
+            status = child.wait()
+        finally:
+            _stopped(child)
+        words.seek(0)
+        said = words.read().decode("utf-8", "replace").strip()
+    if status == 0:
+        return
+    last = re.sub(r"^error: ", "", said.splitlines()[-1]) if said else f"exit {status} and no word"
+    if status == 2:
+        raise UserError(last)
+    if status == 3:
+        raise GateError(last)
+    raise EdgeglmError(f"finalize by trtexec died: {last}; run the same command again")
+
+
+def _stopped(child: subprocess.Popen[str]) -> None:
+    if child.poll() is None:
+        # All of its session: a trtexec that it waits for would hold its own exit back.
+        for signal_number in (15, 9):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal_number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_STOP_SECONDS)
+                break
+    if child.stdout is not None:
+        child.stdout.close()

@@ -1,0 +1,81 @@
+"""Finalize by trtexec from Python: the board's files and its trtexec are stand-ins, the shell is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgeglm.bundle.pack import write_bundle
+from edgeglm.bundle.receipt import finalized_folder
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.by_trtexec import RECEIPT_NAME, finalize_by_trtexec, needs_trtexec
+from edgeglm.core.errors import GateError, UserError
+from edgeglm.core.progress import QuietProgress
+from edgeglm.engines.board import board_from_files
+from tests.compile.test_shell import ORIN, XAVIER, board, with_shell
+
+QUIET = QuietProgress()
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the root of an Orin whose trtexec is a stand-in that answers for the bundle ``demo``."""
+    for name, value in (
+        ("CALLS", tmp_path / "calls"),
+        ("BUNDLE", tmp_path / "demo"),
+        ("FAILS", ""),
+        ("WRONG", ""),
+    ):
+        monkeypatch.setenv(f"STUB_{name}", str(value))
+    return board(tmp_path / "root", ORIN)
+
+
+def test_a_board_whose_python_sees_no_tensorrt_gets_its_engines_by_trtexec(tmp_path: Path, stub: Path):
+    with open_bundle(with_shell(tmp_path)) as bundle:
+        here = msgspec.structs.replace(board_from_files(stub), memory_bytes=64 << 30)
+        assert needs_trtexec(bundle, here)
+        receipt = finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+        assert (receipt.chosen, receipt.lane, receipt.library_version) == ("int8", "B", "10.3.0")
+        assert [c.status for c in receipt.candidates] == ["passed", "passed"]
+        assert (finalized_folder(bundle.origin) / RECEIPT_NAME).is_file()
+        bound = msgspec.structs.replace(here, libraries={"tensorrt": "10.3.0"})
+        assert not needs_trtexec(bundle, bound), "the binding is there"
+        assert not needs_trtexec(bundle, board_from_files(tmp_path)), "no board, no trtexec"
+
+
+def test_the_script_of_the_bundle_is_never_run(tmp_path: Path, stub: Path):
+    folder = with_shell(tmp_path)
+    evil = b"#!/bin/sh\ntouch " + str(tmp_path / "pwned").encode() + b"\n"
+    with open_bundle(folder) as bundle:
+        sources: dict[str, Path | bytes] = {n: bundle.file(n) for n in bundle.manifest.files}
+        del sources["bom.cdx.json"]
+        write_bundle(
+            tmp_path / "evil" / "demo", sources={**sources, "finalize.sh": evil}, manifest=bundle.manifest
+        )
+    with open_bundle(tmp_path / "evil" / "demo") as bundle:
+        assert finalize_by_trtexec(bundle, progress=QUIET, root=stub).chosen == "int8"
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_foreign_board_and_wrong_answers_are_what_the_script_says_of_them(
+    tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open_bundle(with_shell(tmp_path, target="jetson-agx-orin-64gb")) as bundle:
+        with pytest.raises(UserError, match=r"^this is A tegra194 board \(SM 72\).*pass --any-board"):
+            finalize_by_trtexec(bundle, progress=QUIET, root=board(tmp_path / "other", XAVIER))
+        monkeypatch.setenv("STUB_FAILS", ".onnx")
+        with pytest.raises(GateError, match="no candidate answers here"):
+            finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+        assert not (finalized_folder(bundle.origin) / RECEIPT_NAME).exists()
+
+
+def test_a_name_that_could_end_the_script_is_refused(tmp_path: Path, stub: Path):
+    with open_bundle(with_shell(tmp_path)) as bundle:
+        (first, *rest) = bundle.manifest.variants
+        odd = msgspec.structs.replace(first, name="x\nEND\ntouch pwned", gate="passed")
+        manifest = msgspec.structs.replace(bundle.manifest, variants=(odd, *rest))
+        object.__setattr__(bundle, "manifest", manifest)
+        with pytest.raises(UserError, match="cannot stand in a shell script"):
+            finalize_by_trtexec(bundle, progress=QUIET, root=stub)
