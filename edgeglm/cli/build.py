@@ -198,8 +198,8 @@ def _align(width: int) -> str:
 def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], python: str | None) -> Summary:
     """Build the engines on devices: the bundle stays staged there, what the builder says comes home."""
     from edgeglm.cli.deploy import live_table, print_rows
-    from edgeglm.deploy.delivery import DeployOptions
     from edgeglm.deploy.fleet import FleetPlan, hosts_from_texts
+    from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
 
     options = DeployOptions(activate=False, python=python)

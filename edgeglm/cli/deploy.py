@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,15 @@ import click
 from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgeglm.deploy.fleet import Summary
 
 _STYLES = {"done": "green", "failed": "bold red", "skipped": "yellow", "waiting": "dim"}
+_ENDED = ("failed", "skipped")
+_ORDER = {"failed": 1, "waiting": 2, "skipped": 3, "done": 4}
+"""Which devices are shown first where not all fit: those at work, then these."""
+_AROUND_TABLE = 6  # lines of the heading, the caption, and what stood there before
 _PATH = click.Path(path_type=Path)
 
 
@@ -36,7 +43,7 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--reference", type=_PATH, help="Folder with pairs.jsonl: mAP@10 there must not fall.")
 @click.option("--tolerance", default=0.0, show_default=True, help="How much it may fall.")
 @click.option("--stage", is_flag=True, help="Finalize it in the spare slot, and do not serve it.")
-@click.option("--service", type=click.Choice(["auto", "system", "user", "process"]), default="auto")
+@click.option("--service", type=click.Choice(["auto", "system", "user", "cron", "process"]), default="auto")
 @click.option("--python", help="An interpreter on the device that has edgeglm; nothing is then installed.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on there.")
 @click.option("--port", default=8000, show_default=True, help="HTTP port; 0 for a free one.")
@@ -82,7 +89,6 @@ def command(
     Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
     after its golden outputs were right there, and is undone by itself when the server never gets ready.
     """
-    from edgeglm.deploy.delivery import DeployOptions
     from edgeglm.deploy.fleet import (
         FleetPlan,
         hosts_from_texts,
@@ -90,6 +96,7 @@ def command(
         summary_bytes,
         summary_from_file,
     )
+    from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
 
     app = ctx.ensure_object(App)
@@ -126,28 +133,36 @@ def command(
     if summary_path is not None:
         summary_path.write_bytes(summary_bytes(summary))
     print_rows(app, summary)
+    if summary_path is not None and any(one.outcome != "done" for one in summary.devices):
+        app.note(f"for what is left: edgeglm deploy --replay {summary_path}")
     app.emit(summary)
     if summary.exit_code:
         ctx.exit(summary.exit_code)
 
 
 def print_rows(app: App, summary: Summary) -> None:
-    """Print one row a device, and what failed in full."""
-    rows = []
+    """Print one row a device, and below them each reason once, however many devices share it."""
+    rows, reasons = [], dict[str, list[str]]()
     for one in summary.devices:
         done = one.delivered
-        took = sum(done.seconds.values()) if done else 0.0
-        sent = human_bytes(done.sent_bytes) if done else "-"
-        where = (done.url or f"staged in {done.slot}") if done else one.reason
-        rows.append((one.device, one.outcome, f"{took:.1f} s" if done else "-", sent, where))
-    app.table(["device", "outcome", ">time", ">sent", "where, or why not"], rows)
+        took = f"{sum(done.seconds.values()):.1f} s" if done else "-"
+        where = (done.url or f"staged in slot {done.slot}") if done else "-"
+        rows.append((one.device, one.outcome, took, human_bytes(done.sent_bytes) if done else "-", where))
+        if one.reason:
+            reasons.setdefault(f"{one.outcome}: {one.reason}", []).append(one.device)
+    app.table(["device", "outcome", ">time", ">sent", "serves at"], rows)
+    for reason, names in reasons.items():
+        app.print(f"{', '.join(names)} {reason}")
     count = sum(one.outcome == "done" for one in summary.devices)
     app.print(f"{count} of {len(summary.devices)} devices done in {summary.seconds:.1f} s")
 
 
 @contextmanager
 def live_table(app: App) -> Iterator[Callable[[str, str, str], None]]:
-    """Yield what keeps a live table of all devices; off a terminal, one line for each new state."""
+    """Yield what keeps a live table of all devices; off a terminal, one line for each new state.
+
+    Why one failed is told by ``print_rows``, once.
+    """
     rows: dict[str, tuple[str, str]] = {}
     screen = app.console.err
     if app.json or not screen.is_terminal:
@@ -155,24 +170,41 @@ def live_table(app: App) -> Iterator[Callable[[str, str, str], None]]:
         def line(name: str, state: str, note: str) -> None:
             if rows.get(name, ("", ""))[0] != state:
                 rows[name] = (state, note)
-                app.note(f"{name}: {state}{f': {note}' if note else ''}")
+                told = "" if state in _ENDED else note
+                app.note(f"{name}: {state}{f': {told}' if told else ''}")
 
         yield line
         return
-    from rich import box
     from rich.live import Live
-    from rich.table import Table
-    from rich.text import Text
 
-    def table() -> Table:
-        shown = Table("device", "state", "", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name, (state, note) in rows.items():
-            shown.add_row(name, Text(state, style=_STYLES.get(state, "")), note)
-        return shown
-
-    with Live(console=screen, refresh_per_second=8, transient=True, get_renderable=table):
+    with Live(
+        console=screen,
+        refresh_per_second=8,
+        transient=True,
+        get_renderable=lambda: device_table(rows, screen.height - _AROUND_TABLE),
+    ):
 
         def row(name: str, state: str, note: str) -> None:
             rows[name] = (state, note)
 
         yield row
+
+
+def device_table(rows: Mapping[str, tuple[str, str]], height: int) -> Table:
+    """Return a table of (state, note) by device, a line each; those at work, if not all fit in ``height``."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for heading in ("device", "state", ""):
+        shown.add_column(heading, no_wrap=True, overflow="ellipsis")
+    names = list(rows)
+    if len(names) > height:
+        names.sort(key=lambda name: _ORDER.get(rows[name][0], 0))
+        count = Counter(state if state in _ORDER else "at work" for state, _ in rows.values())
+        shown.caption = ", ".join(f"{number} {state}" for state, number in count.items())
+    for name in names[: max(height, 1)]:
+        state, note = rows[name]
+        shown.add_row(name, Text(state, style=_STYLES.get(state, "")), note)
+    return shown

@@ -42,21 +42,32 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
     rows = []
     for device in found:
         slot = device.slots.get(device.serving or "", {})
-        serving = (
-            f"{slot.get('bundle', '-')} {str(slot.get('content_digest', ''))[:12]}" if slot else "nothing"
-        )
+        digest = str(slot.get("content_digest", ""))[:12]
         rows.append(
             (
                 device.name,
                 device.board,
                 device.jetpack or "-",
                 device.tensorrt or "-",
-                f"{serving} ({device.serving or '-'}{', ready' if device.ready else ''})",
+                f"{slot.get('bundle', '-')} {digest}" if slot else "nothing",
+                "ready" if device.ready else "not ready" if slot else "-",
                 device.receipt.get("chosen", "-"),
                 human_bytes(device.free_bytes),
-                f"{(time.time() - device.seen) / 3600:.1f} h ago",
+                ago(time.time() - device.seen),
             )
         )
-    app.table(["device", "board", "JetPack", "TensorRT", "serves", "variant", ">free", ">seen"], rows)
+    headings = ["device", "board", "JetPack", "TensorRT", "serves", "state", "variant", ">free", ">seen"]
+    if rows:
+        app.table(headings, rows)
+    else:
+        app.print("no device was deployed to from here; 'edgeglm deploy BUNDLE user@host' does that")
     app.emit(found)
     ctx.exit(code)
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, in the largest unit that fits."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "now"

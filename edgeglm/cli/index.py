@@ -98,7 +98,7 @@ def build(
     _say(app, output, counts)
 
 
-@command.command(name="add")
+@command.command(name="add", short_help="Bring INDEX up to date with FOLDER, or one picture.")
 @click.argument("index", type=_PATH)
 @click.argument("bundle", type=_PATH)
 @click.argument("folder", type=_PATH)
@@ -129,7 +129,7 @@ def add(
     _say(app, index, counts)
 
 
-@command.command(name="remove")
+@command.command(name="remove", short_help="Remove rows from INDEX by id or by filter.")
 @click.argument("index", type=_PATH)
 @click.argument("ids", nargs=-1)
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Remove what a filter takes.")

@@ -1,8 +1,7 @@
 """One SSH connection to a device, and the device's side of the talk, started through it.
 
 asyncssh reads the user's ``~/.ssh/config``, keys and agent. A host key that is not in ``known_hosts`` is
-refused, always. The device's side (``edgeglm.deploy.device``) travels as source, deflated, over the channel
-that it then speaks on: nothing has to be installed or written before it can say what is wrong.
+refused, always.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.deploy.agent_source import agent_command, agent_source
 from edgeglm.deploy.hosts import HostName
 
 if TYPE_CHECKING:
@@ -26,36 +24,6 @@ if TYPE_CHECKING:
 OLDEST_PYTHON = (3, 10)
 _CONNECT_SECONDS = 20
 _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
-_PACKAGES = ("edgeglm", "edgeglm.deploy", "edgeglm.deploy.device")
-_MODULES = (
-    "wire", "layout", "objects", "facts", "unit", "supervise", "service", "switch", "environment", "agent",
-)  # fmt: skip
-
-# Finds an interpreter that is new enough, and says what it found when there is none. It becomes the agent.
-_START = """
-found=
-for p in python3 python3.13 python3.12 python3.11 python3.10; do
-  v=$(command -v $p 2>/dev/null) || continue
-  n=$("$v" -c "import sys; print(sys.version_info[0] * 100 + sys.version_info[1])" 2>/dev/null) || continue
-  found="$found $n"
-  if [ "$n" -ge 310 ]; then echo "python $n"; exec "$v" -I -c "$EDGEGLM_LOADER"; fi
-done
-echo "none$found"
-"""
-_LOADER = """
-import importlib.abc as a, importlib.util as u, json, sys, zlib
-i = sys.stdin.buffer
-s = json.loads(zlib.decompress(i.read(int(i.readline()))))
-class F(a.MetaPathFinder, a.Loader):
-    def find_spec(self, name, path=None, target=None):
-        if name in s:
-            return u.spec_from_loader(name, self, is_package=s[name] is None)
-    def exec_module(self, m):
-        exec(compile(s[m.__name__] or "", m.__name__, "exec"), m.__dict__)
-sys.meta_path.insert(0, F())
-from edgeglm.deploy.device.agent import main
-main()
-"""
 
 Say = Callable[[str], None]
 
@@ -127,14 +95,18 @@ class Device:
 
     async def open(self, root: str | None) -> None:
         """Send the device's side and hear where its root is. Raises UserError where there is no Python."""
-        hello = (await self._raw_line()).decode("utf-8", "replace").split()
-        if not hello or hello[0] != "python":
-            versions = ", ".join(f"{int(n) // 100}.{int(n) % 100}" for n in hello[1:] if n.isdigit())
+        too_old: list[str] = []
+        hello = await self._hello()
+        while hello[0] == "old" and hello[-1].isdigit():
+            too_old.append("{}.{}".format(*divmod(int(hello[-1]), 100)))
+            hello = await self._hello()
+        if hello[0] != "python":
             oldest = ".".join(map(str, OLDEST_PYTHON))
-            if versions:
+            if too_old:
                 raise UserError(
-                    f"{self._host} has Python {versions}, and edgeglm needs {oldest} or newer; "
-                    "install one there (for JetPack 5 see 'Without Python' in docs/jetson.md)"
+                    f"{self._host} has Python {', '.join(dict.fromkeys(too_old))}, and edgeglm needs "
+                    f"{oldest} or newer; install one there "
+                    "(for JetPack 5 see 'Without Python' in docs/jetson.md)"
                 )
             raise UserError(f"{self._host} has no Python; install python3 {oldest} or newer there")
         source = agent_source()
@@ -149,18 +121,29 @@ class Device:
             if self._early.done() and not self._early.cancelled():
                 self._early.exception()  # it was told in other words
 
+    async def _hello(self) -> list[str]:
+        """Return the words with which the interpreter there, or the lack of one, makes itself known."""
+        line = await self._raw_line()
+        words = line.decode("utf-8", "replace").split()
+        if words[:1] not in (["old"], ["python"], ["none"]):
+            raise self._not_ours(line)
+        return words
+
     async def _line(self) -> dict[str, Any]:
         line = await self._raw_line()
         try:
             found = json.loads(line)
         except ValueError as error:
-            words = line.decode("utf-8", "replace").strip()[:200]
-            raise EdgeglmError(
-                f"{self._host} said {words!r} where edgeglm was to answer; "
-                "let its shell's start-up files print nothing"
-            ) from error
+            raise self._not_ours(line) from error
         assert isinstance(found, dict)
         return found
+
+    def _not_ours(self, line: bytes) -> UserError:
+        words = line.decode("utf-8", "replace").strip()[:200]
+        return UserError(
+            f"{self._host} said {words!r} where edgeglm was to answer; "
+            "let its shell's start-up files print nothing"
+        )
 
     async def _raw_line(self) -> bytes:
         try:
@@ -192,9 +175,8 @@ async def connected(
     """Open a connection and start the device's side. Raises UserError, ConnectionLostError."""
     async with _connection(host, connect_timeout) as connection:
         asyncssh = _ssh()
-        command = f"EDGEGLM_LOADER={_quoted(_LOADER)}; export EDGEGLM_LOADER; {_START}"
         try:
-            process = await connection.create_process(f"exec sh -c {_quoted(command)}", encoding=None)
+            process = await connection.create_process(agent_command(), encoding=None)
         except (OSError, asyncssh.Error) as error:
             raise ConnectionLostError(f"{host} started no command ({error}); look at its sshd") from error
         device = Device(process, host)
@@ -244,10 +226,20 @@ async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise ConnectionLostError(f"{host} did not answer within {seconds:g} s; is it on?") from error
     except OSError as error:
-        why = error.strerror or error
-        raise ConnectionLostError(f"cannot reach {host}: {why}; is it on, is the name right?") from error
+        raise ConnectionLostError(
+            f"cannot reach {host}: {_reason(error)}; is it on, is the name right?"
+        ) from error
     async with connection:
         yield connection
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words; asyncio's own name its internals."""
+    import socket
+
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def _host_key_error(host: HostName, address: str, options: Any, error: Exception) -> UserError:
@@ -273,23 +265,6 @@ def _default_known_hosts() -> Any:
     from pathlib import Path
 
     return Path("~", ".ssh", "known_hosts").expanduser()
-
-
-@cache
-def agent_source() -> bytes:
-    """Return the device's side: a deflated JSON object of its modules; None stands for a package."""
-    folder = resources.files("edgeglm.deploy.device")
-    sources: Mapping[str, str | None] = {
-        **dict.fromkeys(_PACKAGES),
-        **{f"{_PACKAGES[-1]}.{name}": (folder / f"{name}.py").read_text("utf-8") for name in _MODULES},
-    }
-    return zlib.compress(json.dumps(sources).encode(), 9)
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _ssh() -> Any:

@@ -3,65 +3,29 @@
 from __future__ import annotations
 
 import getpass
-import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from edgeglm.core.errors import GateError, UserError
+from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.inventory import Inventory
+from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
+from edgeglm.deploy.report import Report
 from edgeglm.deploy.upload import send_files, send_text
+from edgeglm.deploy.verdict import finalized, judged, trust_flags
 from edgeglm.deploy.wheels import Wheels
 
-REFERENCE_MODULE = "edgeglm.deploy.reference"
 LEAST_READY_SECONDS = 1.0
 clock = time.time
-
-
-class DeployOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person may choose, for all devices alike.
-
-    Attributes:
-        root: Where it goes on the device; the device's own default if None.
-        service: How it is kept running; "auto" is the best that is there.
-        python: An interpreter on the device that has edgeglm already; None brings one along.
-        host: The address that it listens on there.
-        port: The port; 0 takes a free one.
-        serve_flags: Further words for ``edgeglm serve``.
-        activate: Whether it is served in the end; else it stays staged in the spare slot.
-        ready_seconds: How long a new bundle may take until it answers.
-        lock_seconds: How long to wait for another deployer.
-        tolerance: How much mAP@10 on the reference may fall.
-        any_board, any_clock, allow_unsigned, allow_downgrade: What is refused without them.
-        engine: As ``edgeglm finalize --engine``.
-        rounds: As ``edgeglm finalize --rounds``.
-    """
-
-    root: str | None = None
-    service: str = "auto"
-    python: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    serve_flags: tuple[str, ...] = ()
-    activate: bool = True
-    ready_seconds: float = 120.0
-    lock_seconds: float = 20.0
-    tolerance: float = 0.0
-    any_board: bool = False
-    any_clock: bool = False
-    allow_unsigned: bool = False
-    allow_downgrade: bool = False
-    engine: str = "auto"
-    rounds: int = 15
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,28 +58,6 @@ class Tools:
     inventory: Inventory
     wheels: Callable[[tuple[int, int], str, str], Wheels]
     keep: Callable[[Evidence], None]
-
-
-@dataclass(kw_only=True)
-class Report:
-    """Where a delivery says how far it is. ``state`` is one word, ``note`` a few."""
-
-    on_change: Callable[[str, str], None] = field(default=lambda *_: None)
-    seconds: dict[str, float] = field(default_factory=dict)
-    _state: str = ""
-    _since: float = field(default_factory=time.perf_counter)
-
-    def enter(self, state: str, note: str = "") -> None:
-        """Begin a step."""
-        now = time.perf_counter()
-        if self._state:
-            self.seconds[self._state] = round(self.seconds.get(self._state, 0.0) + now - self._since, 3)
-        self._state, self._since = state, now
-        self.on_change(state, note)
-
-    def note(self, text: str) -> None:
-        """Say more of the present step."""
-        self.on_change(self._state, text)
 
 
 async def deliver(
@@ -151,8 +93,8 @@ async def deliver(
         count = await _upload(device, facts, status, parcel, wheels, tools, report)
         slot = await _assembled(device, parcel, options, wheels, report)
         report.enter("finalize")
-        receipt = await _finalized(device, slot, options, report)
-        map10 = await _judged(device, slot, status, parcel, options, report)
+        receipt = await finalized(device, slot, options, report)
+        map10 = await judged(device, slot, status, parcel, options, report)
         tools.keep(await evidence_from(device, slot, str(host), receipt))
         url = None
         if options.activate:
@@ -224,7 +166,7 @@ async def _assembled(
         names = {file: sha for file, (sha, _) in wheels.files.items()}
         await device.ask("environment", say=report.note, name=wheels.name, wheels=names)
     report.enter("assemble")
-    flags = [*options.serve_flags, *_trust_flags(options)]
+    flags = [*options.serve_flags, *trust_flags(options)]
     if not any(flag.partition("=")[0] in ("--grpc-port", "--no-grpc") for flag in flags):
         flags.append("--no-grpc")
     answer = await device.ask(
@@ -243,53 +185,6 @@ async def _assembled(
         },
     )
     return str(answer["slot"])
-
-
-async def _finalized(device: Device, slot: str, options: DeployOptions, report: Report) -> dict[str, Any]:
-    """Run ``edgeglm finalize`` there, its progress streamed here; return the receipt."""
-    flags = ["--engine", options.engine, "--rounds", str(options.rounds), *_trust_flags(options)]
-    if options.any_board:
-        flags.append("--any-board")
-    command = ["-m", "edgeglm.cli.main", "finalize", "bundle", "--json", *flags]
-    answer = await device.ask("run", lambda line: report.note(_progress(line)), slot=slot, arguments=command)
-    _raise_as(answer, "finalize")
-    receipt = json.loads(answer["stdout"])
-    receipt.pop("receipt", None)
-    return dict(receipt)
-
-
-async def _judged(
-    device: Device,
-    slot: str,
-    status: Mapping[str, Any],
-    parcel: Parcel,
-    options: DeployOptions,
-    report: Report,
-) -> dict[str, float]:
-    """Hold mAP@10 on the reference against the running bundle's, both measured there. Raises GateError."""
-    if not parcel.reference:
-        return {}
-    report.enter("reference")
-    values: dict[str, float] = {}
-    current = status["current"]
-    for name, which in (("new", slot), ("running", current)):
-        if which is None:
-            continue
-        report.note(f"mAP@10 of the {name} bundle")
-        command = ["-m", REFERENCE_MODULE, f"../{which}/bundle", f"../{slot}/reference"]
-        arguments = [*command, *_trust_flags(options)[:1]]
-        answer = await device.ask("run", slot=which, arguments=arguments)
-        _raise_as(answer, "the reference run")
-        values[name] = float(json.loads(answer["stdout"])["map10"])
-    if values["new"] < values.get("running", 0.0) - options.tolerance:
-        await device.ask(
-            "mark", slot=slot, fields={"state": "failed", "reason": "worse than the running one"}
-        )
-        raise GateError(
-            f"mAP@10 on the reference is {values['new']:.4f} and the running bundle's "
-            f"{values['running']:.4f}; the running one stays, deploy a better bundle or pass --tolerance"
-        )
-    return values
 
 
 async def _url(device: Device) -> str | None:
@@ -311,34 +206,6 @@ def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployO
 def _wheels(tools: Tools, facts: Mapping[str, Any]) -> Wheels:
     major, minor, _ = facts["python"]
     return tools.wheels((major, minor), str(facts["machine"]), str(facts["glibc"]))
-
-
-def _trust_flags(options: DeployOptions) -> list[str]:
-    flags = ["--allow-unsigned"] if options.allow_unsigned else []
-    return [*flags, *(["--allow-downgrade"] if options.allow_downgrade else [])]
-
-
-def _progress(line: str) -> str:
-    """Return a line of ``EDGEGLM_PROGRESS=lines`` in words; other lines as they are."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return line
-    if not isinstance(found, dict):
-        return line
-    parts: Sequence[str] = [str(found.get("task", "")), str(found.get("note", ""))]
-    return ": ".join(part for part in parts if part)
-
-
-def _raise_as(answer: Mapping[str, Any], what: str) -> None:
-    code = int(answer["code"])
-    if code == 0:
-        return
-    words = [line.removeprefix("error: ") for line in answer["words"] if line.startswith("error: ")]
-    text = words[-1] if words else "; ".join(answer["words"][-4:]) or f"status {code}"
-    if code < 0:
-        text = f"it was killed by signal {-code}; free some memory there and deploy again"
-    raise (GateError if code == 3 else UserError)(f"{what} on the device: {text}")
 
 
 def owner_here() -> str:

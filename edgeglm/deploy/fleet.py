@@ -12,9 +12,11 @@ import msgspec
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.deploy.connection import ConnectionLostError
-from edgeglm.deploy.delivery import Delivered, DeployOptions, Report, Tools, deliver
+from edgeglm.deploy.delivery import Delivered, Tools, deliver
 from edgeglm.deploy.hosts import HostName, host_from_text
+from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
+from edgeglm.deploy.report import Report
 
 T = TypeVar("T")
 Outcome = Literal["done", "failed", "skipped"]
@@ -110,7 +112,7 @@ async def deploy_fleet(
     async def one(host: HostName) -> None:
         failed = sum(found.outcome == "failed" for found in results.values())
         if failed >= plan.max_failures:
-            reason = f"{failed} failed before it; see them, then replay the summary"
+            reason = f"{failed} failed before it; mend that, then deploy to it"
             skip(host, reason)
             return
         results[str(host)] = await _outcome(host, parcel, options, plan, tools, on_change)
@@ -121,7 +123,7 @@ async def deploy_fleet(
     rest = hosts[len(canaries) :]
     if any(found.outcome != "done" for found in results.values()):
         for host in rest:
-            reason = "the canary failed; see it, then replay the summary"
+            reason = "the canary failed; mend that, then deploy to it"
             skip(host, reason)
     else:
         await bounded(rest, one, plan.parallel)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeglm.core.store import Store
-from edgeglm.deploy.delivery import DeployOptions, Tools
+from edgeglm.deploy.delivery import Tools
 from edgeglm.deploy.evidence import kept_evidence
 from edgeglm.deploy.fleet import FleetPlan, OnChange, Summary, deploy_fleet
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.inventory import inventory_at
+from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import opened_parcel
 from edgeglm.deploy.wheels import Wheels, wheels_for
 

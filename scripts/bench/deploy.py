@@ -34,9 +34,9 @@ import msgspec  # noqa: E402
 from edgeglm.bundle.pack import write_bundle  # noqa: E402
 from edgeglm.bundle.verify import open_bundle  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
-from edgeglm.deploy.delivery import DeployOptions  # noqa: E402
 from edgeglm.deploy.fleet import FleetPlan, Summary, hosts_from_texts  # noqa: E402
 from edgeglm.deploy.inventory import inventory_at  # noqa: E402
+from edgeglm.deploy.options import DeployOptions  # noqa: E402
 from edgeglm.deploy.remote import rolled_back  # noqa: E402
 from edgeglm.deploy.session import deployed  # noqa: E402
 from tests.deploy.loopback import Device, Server, add_device, sshd, stop, stub_python  # noqa: E402

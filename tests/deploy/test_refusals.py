@@ -17,9 +17,9 @@ import pytest
 from edgeglm.bundle.sign import sign_bundle
 from edgeglm.bundle.signing import make_key
 from edgeglm.core.errors import UserError
-from edgeglm.deploy.delivery import DeployOptions
 from edgeglm.deploy.fleet import hosts_from_texts
 from edgeglm.deploy.hosts import host_from_text
+from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.preflight import check_clock, check_space
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
 from tests.deploy.test_deploy import content, real_bundle
@@ -74,21 +74,59 @@ def test_a_device_that_is_off_is_told_so(sender, bundle, deploy):
     assert "cannot reach pear" in reason(deploy(bundle()))
 
 
-@pytest.mark.parametrize(
-    ("version", "words"), [(None, "has no Python"), (308, "has Python 3.8, and edgeglm")]
-)
-def test_a_device_without_python_or_with_an_old_one_is_told_so(
-    version, words, device, bundle, deploy, tmp_path
-):
-    path = tmp_path / "bin"
-    path.mkdir()
-    if version is not None:
-        (path / "python3").write_text(f"#!/bin/sh\necho {version}\n")
-        (path / "python3").chmod(0o755)
-    for program in ("sh", "echo"):
-        (path / program).symlink_to(shutil.which(program) or program)
-    device("pear", PATH=str(path))
-    assert words in reason(deploy(bundle()))
+def only(folder: Path, **programs: str | None) -> str:
+    """Return a PATH on which a device finds a shell and these programs, and nothing else."""
+    folder.mkdir()
+    for name, program in {"sh": shutil.which("sh"), **programs}.items():
+        assert program is not None
+        (folder / name).symlink_to(program)
+    return str(folder)
+
+
+def test_a_device_without_python_is_told_so(device, bundle, deploy, tmp_path):
+    device("pear", PATH=only(tmp_path / "bin"))
+    assert reason(deploy(bundle())) == "pear has no Python; install python3 3.10 or newer there"
+
+
+def old_pythons() -> dict[str, str]:
+    """Return interpreters that are too old, by version: of the system, or beside the one that runs this."""
+    versions = ("2.7", "3.6", "3.7", "3.8", "3.9")
+    beside = [
+        path for path in Path(sys.base_prefix).parent.glob("*/bin/python*") if path.name[6:] in versions
+    ]
+    found = {path.name[6:]: str(path) for path in beside}
+    for version in versions:
+        if (program := shutil.which(f"python{version}")) and "shims" not in program:
+            found.setdefault(version, program)
+    return found
+
+
+def test_a_device_with_too_old_a_python_is_told_which(device, bundle, deploy, tmp_path):
+    found = old_pythons()
+    if not found:
+        pytest.skip("NO OLD PYTHON HERE: with python2.7 or python3.8 installed this would test one")
+    for version, program in found.items():
+        name = f"pear-{version.replace('.', '-')}"
+        device(name, PATH=only(tmp_path / version, python3=program))
+        words = reason(deploy(bundle(), name))
+        assert f"has Python {version}, and edgeglm needs 3.10 or newer" in words
+        assert "docs/jetson.md" in words
+
+
+def test_a_newer_python_beside_an_old_one_is_found(device, bundle, deploy, tmp_path):
+    (tmp_path / "old").write_text(f'#!/bin/sh\nexec {sys.executable} -c "$OLD" "$5"\n')
+    (tmp_path / "old").chmod(0o755)
+    old = "import sys; sys.version_info = (3, 8, 10); exec(sys.argv[1])"
+    python = {
+        "python3": str(tmp_path / "old"),
+        "python3.12": str(tmp_path / "broken"),
+        "python3.11": sys.executable,
+    }
+    (tmp_path / "broken").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "broken").chmod(0o755)
+    device("pear", PATH=only(tmp_path / "bin", **python, dirname=shutil.which("dirname")), OLD=old)
+    (one,) = deploy(bundle()).devices
+    assert one.outcome == "done", one.reason
 
 
 @pytest.fixture

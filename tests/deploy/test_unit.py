@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from edgeglm.deploy.device import supervise
 from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.service import SystemdService
 from edgeglm.deploy.device.unit import UNIT_NAME, serve_command, unit_text
+from tests.deploy.loopback import stop
+from tests.deploy.test_deploy import content
+from tests.deploy.test_refusals import only
 
 
 @pytest.fixture
@@ -129,3 +135,80 @@ def test_systemd_hears_ready_and_the_watchdog_from_the_supervisor(tmp_path, repo
             process.terminate()
             assert process.wait(10) == 0
     assert json.loads((slot / "state").read_bytes())["stopped"]
+
+
+CRONTAB = """#!/bin/sh
+case "$1" in
+  -l) cat {table} 2>/dev/null || {{ echo no crontab >&2; exit 1; }} ;;
+  -) cat >{table} ;;
+esac
+"""
+
+
+@pytest.fixture
+def crontab(tmp_path: Path) -> Path:
+    """The table of a crontab program that keeps it in a file, below ``bin``; nobody's real one is touched."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/crontab").write_text(CRONTAB.format(table=tmp_path / "table"))
+    (tmp_path / "bin/crontab").chmod(0o755)
+    return tmp_path / "table"
+
+
+def test_a_reboot_brings_the_server_back_where_cron_keeps_it(device, bundle, deploy, options, cli, crontab):
+    crontab.write_text("0 3 * * * backup\n")
+    pear = device("pear", PATH=f"{crontab.parent / 'bin'}:{os.environ['PATH']}", EDGEGLM_STRANGER="50 %")
+    mine = msgspec.structs.replace(options, service="cron")
+    deploy(bundle("one"), options=mine)
+    two = bundle("two")
+    assert deploy(two, options=mine).exit_code == 0
+    backup, line = crontab.read_text().splitlines()
+    assert backup == "0 3 * * * backup", "other lines stay, and ours is there once"
+    assert "STRANGER" not in line
+    stop(pear)  # the power goes: its processes are gone, its files as they were
+    command = line.removeprefix("@reboot ").replace(r"\%", "%")
+    after = subprocess.Popen(
+        ["/bin/sh", "-c", command], env={"HOME": str(pear.home), "PATH": "/usr/bin:/bin"}
+    )
+    try:
+        assert pear.answers() == content(two)
+        cli("rollback", "pear")
+        assert after.wait(20) is not None, "a rollback ends what cron had started"
+    finally:
+        after.kill()
+    assert pear.answers() != content(two)
+    cli("remove", "pear")
+    assert crontab.read_text() == "0 3 * * * backup\n"
+
+
+def test_another_way_of_service_ends_the_former_one(device, bundle, deploy, options, crontab):
+    pear = device("pear", PATH=f"{crontab.parent / 'bin'}:{os.environ['PATH']}")
+    deploy(bundle("one"), options=msgspec.structs.replace(options, service="cron"))
+    former = json.loads((pear.root / "run/state.json").read_bytes())["pid"]
+    two = bundle("two")
+    assert deploy(two).exit_code == 0
+    assert crontab.read_text() == ""
+    assert not Path(f"/proc/{former}/stat").exists() or b") Z" in Path(f"/proc/{former}/stat").read_bytes()
+    assert pear.answers() == content(two)
+
+
+def test_cron_is_refused_in_words_where_there_is_none(device, bundle, deploy, options, tmp_path):
+    path = only(tmp_path / "without", python3=sys.executable, dirname=shutil.which("dirname"))
+    device("pear", PATH=path)
+    (one,) = deploy(bundle(), options=msgspec.structs.replace(options, service="cron")).devices
+    assert "there is no crontab on the device" in one.reason
+
+
+def test_the_log_of_a_device_that_is_left_alone_stays_small(tmp_path, monkeypatch):
+    log = tmp_path / "service.log"
+    with log.open("ab") as writer:
+        writer.write(b"x" * 1000)
+        writer.flush()
+        monkeypatch.setattr(supervise, "_LOG_BYTES", 1001)
+        supervise.shortened(log)
+        assert log.stat().st_size == 1000
+        writer.write(b"yy")
+        writer.flush()
+        supervise.shortened(log)
+        writer.write(b"after")
+    assert log.read_bytes() == b"after"
+    assert (tmp_path / "service.1.log").stat().st_size == 1002

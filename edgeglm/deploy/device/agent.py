@@ -75,8 +75,11 @@ class Agent:
         self.layout.make()
         self.lock = Lock(self.layout.root)
         self.lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
-        settings = {**read_json(self.layout.root / "device.json"), **question.get("settings", {})}
         if question.get("settings"):
+            former = read_json(self.layout.root / "device.json")
+            settings = {**former, **question["settings"]}
+            if former and former["service"] != settings["service"]:
+                settings.setdefault("leaving", former["service"])
             write_json(self.layout.root / "device.json", settings)
         return {"recovered": switch.recover(self.layout, self._service()), **self.status()}
 
@@ -196,6 +199,7 @@ class Agent:
     def activate(self, question: Message) -> Message:
         """Serve a slot. Once begun it is brought to its end, also when the sender goes."""
         self._locked()
+        self._leave_former_service()
         return switch.activate(self.layout, self._service(), question["slot"], float(question["seconds"]))
 
     def rollback(self, question: Message) -> Message:
@@ -215,6 +219,7 @@ class Agent:
                 layout.point("previous", None)
                 objects.remove_tree(layout.slots / next(slot for slot in SLOTS if slot != current))
             return objects.collect(layout)
+        self._leave_former_service()
         self._service().remove()
         size = sum(p.lstat().st_size for p in layout.root.rglob("*") if p.is_file() and not p.is_symlink())
         shutil.rmtree(layout.root)
@@ -222,6 +227,13 @@ class Agent:
 
     def _service(self) -> Any:
         return service_for(self.layout, read_json(self.layout.root / "device.json"))
+
+    def _leave_former_service(self) -> None:
+        """End what served under another --service, or two of them would want one port."""
+        settings = read_json(self.layout.root / "device.json")
+        if kind := settings.pop("leaving", None):
+            service_for(self.layout, {**settings, "service": kind}).remove()
+            write_json(self.layout.root / "device.json", settings)
 
     def _locked(self) -> None:
         if self.lock is None:

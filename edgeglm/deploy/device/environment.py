@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +30,8 @@ def made(layout: Layout, name: str, wheels: Mapping[str, str], say: Say) -> str:
     python = folder / "bin" / "python"
     if is_complete(layout, name):
         return str(python)
+    import tempfile
+
     remove_tree(folder)
     say("making a Python environment")
     # A Jetson's tensorrt is a system package: the environment must see it.

@@ -1,4 +1,4 @@
-"""What keeps the current slot running: systemd, the user's systemd, or a plain supervised process."""
+"""What keeps the current slot running: systemd, the user's systemd, cron, or a plain supervised process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from edgeglm.deploy.device.crontab import boot_line, install_line, remove_line
 from edgeglm.deploy.device.layout import Layout, read_json
 from edgeglm.deploy.device.supervise import is_ready
 from edgeglm.deploy.device.unit import UNIT_NAME, supervise_command, unit_text
 from edgeglm.deploy.device.wire import Refused
 
-Kind = Literal["system", "user", "process"]
+Kind = Literal["system", "user", "cron", "process"]
 
 _GPU_GROUPS = ("video", "render")
 _LOG_BYTES = 4 << 20
@@ -46,7 +47,7 @@ class Service(Protocol):
 
 
 def best_kind() -> Kind:
-    """Return the best way there is here."""
+    """Return the best way there is here that changes no file of the user's own: cron must be asked for."""
     if Path("/run/systemd/system").is_dir() and shutil.which("systemctl"):
         if os.getuid() == 0:
             return "system"
@@ -57,8 +58,11 @@ def best_kind() -> Kind:
 
 def service_for(layout: Layout, settings: dict[str, Any]) -> Service:
     """Return the service that ``device.json`` describes."""
-    if settings.get("service", "process") == "process":
+    kind = settings.get("service", "process")
+    if kind == "process":
         return ProcessService(layout, settings)
+    if kind == "cron":
+        return CronService(layout, settings)
     return SystemdService(layout, settings)
 
 
@@ -94,22 +98,14 @@ class ProcessService:
         """Stop the former supervisor and start one in the current slot."""
         self.stop()
         slot = (self._layout.root / "current").resolve()
+        command, environment = self._command(slot)
         if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
             self._log.replace(self._log.with_suffix(".1.log"))
-        # The environment of the session goes no further: it may hold what is nobody's business.
-        kept = ("HOME", "PATH", "LANG", "USER", "LD_LIBRARY_PATH", "EDGEGLM_TRUST", "TMPDIR")
-        environment = {name: os.environ[name] for name in kept if name in os.environ}
-        command = supervise_command(
-            str(slot / "environment" / "bin" / "python"),
-            host=self._settings["host"],
-            port=self._settings["port"],
-            state=str(self._state),
-        )
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
                 command,
                 cwd=slot,
-                env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -150,9 +146,38 @@ class ProcessService:
         except OSError:
             return []
 
+    def _command(self, slot: Path) -> tuple[list[str], dict[str, str]]:
+        """Return what is started in a slot, and its environment."""
+        # That of the session goes no further: it may hold what is nobody's business.
+        kept = ("HOME", "PATH", "LANG", "USER", "LD_LIBRARY_PATH", "EDGEGLM_TRUST", "TMPDIR")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        command = supervise_command(
+            str(slot / "environment" / "bin" / "python"),
+            host=self._settings["host"],
+            port=self._settings["port"],
+            state=str(self._state),
+            log=str(self._log),
+        )
+        return command, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+
     def _running(self) -> int | None:
         pid = read_json(self._state).get("pid")
         return pid if isinstance(pid, int) and _alive(pid) else None
+
+
+class CronService(ProcessService):
+    """The same, with a line in the user's crontab that starts it after a reboot."""
+
+    def restart(self) -> None:
+        """Write the line, then start the current slot."""
+        command, environment = self._command(self._layout.root / "current")
+        install_line(self._layout.root, boot_line(self._layout.root, command, environment, self._log))
+        super().restart()
+
+    def remove(self) -> None:
+        """Take the line away and stop it."""
+        remove_line(self._layout.root)
+        super().remove()
 
 
 class SystemdService:

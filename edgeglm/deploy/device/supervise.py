@@ -1,24 +1,26 @@
 """Keep a slot served: start it, ask whether it is ready, start it again when it is not.
 
-    python -m edgeglm.deploy.device.supervise --state FILE [--host H] [--port P]
+    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P]
 
 Runs in the folder of a slot, under systemd or alone. Readiness is ``GET /v2/health/ready``. Under systemd it
 says READY at the first yes and feeds the watchdog with each one after; alone it is the watchdog itself.
 A program that ends is started again after a pause that doubles, from half a second to half a minute.
+A log that both write to the end of is copied aside and emptied once it is long.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
 _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
 _STOP_SECONDS = 20.0
+_LOG_BYTES = 4 << 20
 
 
 class Supervisor:
     """One supervised program."""
 
-    def __init__(self, slot: Path, state: Path, *, host: str, port: int) -> None:
+    def __init__(self, slot: Path, state: Path, *, host: str, port: int, log: Path | None = None) -> None:
         self._slot = slot
+        self._log = log
         self._state = state
         self._host = host
         self._port = port
@@ -79,6 +83,7 @@ class Supervisor:
                     break
                 if ready:
                     self._words["was_ready"] = True
+                    shortened(self._log)
                 self._stop.wait(_QUIET_SECONDS if ready else _EAGER_SECONDS)
         finally:
             _ended(child)
@@ -92,8 +97,18 @@ class Supervisor:
         new.replace(self._state)
 
 
+def shortened(log: Path | None) -> None:
+    """Keep a log and the one before it below a few megabytes each. Its writers append, so it stays theirs."""
+    with suppress(OSError):  # a disk that is full must not end what is supervised
+        if log is not None and log.stat().st_size > _LOG_BYTES:
+            shutil.copyfile(log, log.with_suffix(".1.log"))
+            os.truncate(log, 0)
+
+
 def is_ready(host: str, port: int) -> bool:
     """Ask once whether the server takes requests."""
+    import http.client  # half of what the agent would import, and it does not always ask
+
     connection = http.client.HTTPConnection(
         "127.0.0.1" if host in ("0.0.0.0", "::", "") else host, port, timeout=5
     )
@@ -146,11 +161,16 @@ def main() -> None:
     """Run one supervisor in this folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--log", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
+    if os.getpgrp() != os.getpid():  # as some crons start it; the group is ended as a whole
+        os.setpgid(0, 0)
     # The link may change while this runs: what was started stays with the slot it was started in.
-    supervisor = Supervisor(Path.cwd().resolve(), given.state, host=given.host, port=given.port)
+    supervisor = Supervisor(
+        Path.cwd().resolve(), given.state, host=given.host, port=given.port, log=given.log
+    )
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     sys.exit(supervisor.run())

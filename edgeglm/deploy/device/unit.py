@@ -15,10 +15,14 @@ def serve_command(python: str, *, host: str, port: int, flags: Sequence[str] = (
     return [python, "-m", "edgeglm.cli.main", "serve", "bundle", "--host", host, "--port", str(port), *flags]
 
 
-def supervise_command(python: str, *, host: str, port: int, state: str) -> list[str]:
-    """Return what keeps it running: restarts with back-off, and tells systemd when it answers."""
+def supervise_command(python: str, *, host: str, port: int, state: str, log: str = "") -> list[str]:
+    """Return what keeps it running: restarts with back-off, and tells systemd when it answers.
+
+    ``log`` is the file that all of it writes to, which is then kept from growing; systemd has a journal.
+    """
     module = "edgeglm.deploy.device.supervise"
-    return [python, "-m", module, "--host", host, "--port", str(port), "--state", state]
+    command = [python, "-m", module, "--host", host, "--port", str(port), "--state", state]
+    return [*command, *(["--log", log] if log else [])]
 
 
 def unit_text(
