@@ -18,6 +18,7 @@ from edgeglm.compile.builder import BuildOptions
 from edgeglm.compile.decision import MemberPlan, plan_compile
 from edgeglm.compile.trt_api import Library
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
+from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
@@ -121,10 +122,10 @@ class CompileStage(Stage[CompileConfig]):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Build every engine of every member and write ``compile.json``."""
-        models = inputs["quantize"].path / "models"
+        quantized = inputs["quantize"]
         variants = [
             variant
-            for variant in variants_of(inputs["quantize"].files)
+            for variant in variants_of(quantized.files)
             if precision_of(variant) in self.config.precisions
         ]
         built: dict[tuple[Library, int], tuple[EngineRecord, ...]] = {}
@@ -134,7 +135,7 @@ class CompileStage(Stage[CompileConfig]):
             if plan.status == "build" and plan.library is not None and plan.member.sm is not None:
                 where = (plan.library, plan.member.sm)  # members of one SM share their engines
                 if where not in built:
-                    built[where] = self._engines(plan, variants, models, out, context.progress)
+                    built[where] = self._engines(plan, variants, quantized, out, context.progress)
                 engines = built[where]
             members.append(_member_record(plan, engines))
         record = CompileRecord(target=self.config.target.target.name, members=tuple(members))
@@ -155,13 +156,22 @@ class CompileStage(Stage[CompileConfig]):
                     assert metadata.onnx_sha256 == onnx
 
     def _engines(
-        self, plan: MemberPlan, variants: list[str], models: Path, out: Path, progress: Progress
+        self, plan: MemberPlan, variants: list[str], quantized: Artifact, out: Path, progress: Progress
     ) -> tuple[EngineRecord, ...]:
+        """Build each distinct file once: a tower whose INT8 did not pay is the same file in two variants."""
         records: list[EngineRecord] = []
+        made: dict[str, EngineRecord] = {}
         with progress.task(f"engines for {plan.member.name}", len(variants) * len(TOWERS)) as task:
             for variant in variants:
                 for tower in TOWERS:
-                    records.append(self._engine(plan, variant, tower, models, out, progress))
+                    name = f"models/{variant}/{tower}.onnx"
+                    digest = quantized.files[name]
+                    if digest not in made or made[digest].file is None:
+                        made[digest] = self._engine(
+                            plan, variant, tower, quantized.path / name, out, progress
+                        )
+                    shared = made[digest]
+                    records.append(msgspec.structs.replace(shared, variant=variant, tower=tower))
                     task.advance()
         return tuple(records)
 
@@ -170,7 +180,7 @@ class CompileStage(Stage[CompileConfig]):
         plan: MemberPlan,
         variant: str,
         tower: Tower,
-        models: Path,
+        model: Path,
         out: Path,
         progress: Progress,
     ) -> EngineRecord:
@@ -181,7 +191,7 @@ class CompileStage(Stage[CompileConfig]):
             return EngineRecord(variant=variant, tower=tower, failure=verdict.reason)
         try:
             request = BuildRequest(
-                onnx_path=str(models / variant / f"{tower}.onnx"),
+                onnx_path=str(model),
                 targets=(plan.member,),
                 library=plan.library,
                 precision=precision,

@@ -100,17 +100,29 @@ def context(tmp_path: Path) -> Context:
 def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(
     tmp_path: Path, context: Context, models: Models
 ) -> None:
-    inputs = {"quantize": models(tmp_path / "q", fp32=False, fp16=True, int8=True)}
+    import onnx
+
+    models(tmp_path / "q", fp32=False, fp16=True, int8=True)
+    image = onnx.load(str(tmp_path / "q/models/int8/image.onnx"))
+    image.doc_string = "INT8, as it were"
+    onnx.save(image, str(tmp_path / "q/models/int8/image.onnx"))
+    listed = Artifact(kind="quantize", path=tmp_path / "q", files=listing_of(tmp_path / "q"))
+    inputs = {"quantize": listed}
     stage = CompileStage(compile_config(load_target("t4"), max_length=24))
     result = stage(inputs, context)
     record = compile_record_from_file(result.artifact.file("compile.json"))
     (member,) = record.members
     assert member.status == "built"
     assert member.library == "tensorrt-rtx"
+    assert [(engine.variant, engine.tower) for engine in member.engines] == [
+        (variant, tower) for variant in ("fp16", "int8") for tower in ("image", "text")
+    ]
     files = [engine.file for engine in member.engines]
     assert files == [
-        f"engines/{variant}-{tower}-sm75.plan" for variant in ("fp16", "int8") for tower in ("image", "text")
-    ]
+        f"engines/{variant}-{tower}-sm75.plan"
+        for variant, tower in (("fp16", "image"), ("fp16", "text"), ("int8", "image"), ("fp16", "text"))
+    ], "the text tower is one file in both variants and is built once"
+    assert result.artifact.provenance["measured"]["engines"] == 3
     for file in files:
         assert file is not None
         metadata = plan_metadata_from_file(result.artifact.file(file.replace(".plan", ".json")))
