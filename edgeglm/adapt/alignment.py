@@ -38,6 +38,9 @@ MAX_CONCEPTS = 4096
 _LORA_CLIP = 1.0
 _LORA_HEAD_RATE = 0.3  # of the heads' own rate, while LoRA moves the features under them
 
+_LOWER_HEADS = "teacher.batch_size"
+_LOWER_TUNING = "teacher.lora_batch_size, or teacher.tuned_blocks so that fewer blocks keep activations"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -244,6 +247,7 @@ class Alignment:
             accumulate=wanted.accumulate,
             patience=wanted.patience,
             checkpoint=None if kept is None else replace(kept, carried=carried),
+            lower=_LOWER_TUNING if phase == "lora" else _LOWER_HEADS,
         )
 
     def _heads(self, rate: float) -> Group:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.train.checkpoint import Checkpoint
 from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup_cosine
@@ -21,6 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 B = TypeVar("B")
+#: How torch's allocator of a CPU says that there is no more.
+_ALLOCATION_FAILED = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
 class DivergedError(EdgeglmError):
@@ -46,6 +48,7 @@ class FitOptions:
         accumulate: Batches whose mean gradient makes one step of the optimizer.
         patience: Stop after so many epochs whose mean loss is not a thousandth better; 0 for never.
         checkpoint: Where to keep the state, and to go on from.
+        lower: What to lower where memory does not suffice, in the user's words.
     """
 
     schedule: Schedule = "cosine"
@@ -53,6 +56,7 @@ class FitOptions:
     accumulate: int = 1
     patience: int = 0
     checkpoint: Checkpoint | None = None
+    lower: str = "the batch size"
 
 
 def fit(
@@ -84,7 +88,8 @@ def fit(
 
     Raises:
         DivergedError: A loss is not finite; it names batch, step and epoch, and the last good checkpoint.
-        UserError: The checkpoint is of another model or recipe.
+        UserError: The checkpoint is of another model or recipe, or memory does not suffice; it says what
+            to lower.
     """
     options = options or FitOptions()
     optimizer = torch.optim.AdamW(
@@ -103,7 +108,7 @@ def fit(
     if keeper is not None and (kept := keeper.read(trained, optimizer)) is not None:
         first, curve, finished = kept
     step = first * steps_per_epoch
-    with progress.task(title, total=total) as task:
+    with _memory_advice(title, options), progress.task(title, total=total) as task:
         for epoch in range(first, 0 if finished else epochs):
             losses = []
             waiting = 0
@@ -159,14 +164,32 @@ def _stands_still(curve: Sequence[float], patience: int) -> bool:
     return min(curve[-patience:]) > before - 1e-3 * abs(before)
 
 
+@contextmanager
+def _memory_advice(title: str, options: FitOptions) -> Iterator[None]:
+    """Turn a failed allocation within the body into a UserError. torch's own on a CPU has no class."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error)
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(sign in said for sign in _ALLOCATION_FAILED):
+            raise
+        raise UserError(
+            f"{title}: memory does not suffice for a step{_kept(options.checkpoint)}; lower {options.lower}"
+        ) from error
+
+
+def _kept(keeper: Checkpoint | None) -> str:
+    if keeper is None or not keeper.path.exists():
+        return ""
+    return f"; the last good state is kept in {keeper.path}"
+
+
 def _diverged(
     title: str, value: float, place: int, step: int, epoch: int, keeper: Checkpoint | None
 ) -> DivergedError:
-    kept = ""
-    if keeper is not None and keeper.path.exists():
-        kept = f"; the last good state is kept in {keeper.path}"
     return DivergedError(
-        f"{title}: the loss of batch {place} is {value} at step {step} of epoch {epoch}{kept}; "
+        f"{title}: the loss of batch {place} is {value} at step {step} of epoch {epoch}{_kept(keeper)}; "
         "lower the learning rate"
     )
 

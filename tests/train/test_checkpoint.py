@@ -137,6 +137,50 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state_and_says_where(tmp_
     assert torch.isfinite(kept["parameters"][0]).all()
 
 
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),  # a real refusal of torch's allocator
+        lambda: (_ for _ in ()).throw(MemoryError()),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(tmp_path: Path, allocate: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    path = tmp_path / "a.pt"
+
+    def loss_of(batch: int) -> Any:
+        if batch == 4:
+            allocate()
+        return weight.square().sum()
+
+    with pytest.raises(UserError, match=r"Trial: memory does not .* kept in .*a\.pt; lower teacher\.x$"):
+        fit(
+            [Group(parameters=[weight], learning_rate=1e-3)],
+            lambda epoch: range(3 * epoch, 3 * epoch + 3),
+            loss_of,
+            epochs=2,
+            steps_per_epoch=3,
+            title="Trial",
+            progress=QuietProgress(),
+            options=FitOptions(checkpoint=Checkpoint(path=path, identity="x"), lower="teacher.x"),
+        )
+    assert torch.load(path, weights_only=True)["epoch"] == 0
+
+
+def test_another_error_of_a_step_is_not_taken_for_too_little_memory() -> None:
+    with pytest.raises(RuntimeError, match="must match"):
+        fit(
+            [Group(parameters=[torch.nn.Parameter(torch.ones(2))], learning_rate=1e-3)],
+            lambda _: [torch.ones(2)],
+            lambda x: (x + torch.ones(3)).sum(),
+            epochs=1,
+            steps_per_epoch=1,
+            title="Trial",
+            progress=QuietProgress(),
+        )
+
+
 def test_parameters_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.tensor([math.nan]))
     keeper = Checkpoint(path=tmp_path / "a.pt", identity="x")
