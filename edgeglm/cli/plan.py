@@ -63,7 +63,7 @@ def command(
         app.print(f"# {member}")
         if not app.json:
             app.console.out.print(line, soft_wrap=True)  # whole, to be copied
-    dla = _dla(app, targets) if with_dla else []
+    dla = _dla(app, targets, subjects) if with_dla else []
     app.emit(
         {
             "preflight": [one for row in results for one in row],
@@ -183,13 +183,21 @@ def _precisions(app: App, targets: list[Target], *, with_dla: bool) -> None:
     app.emit({"precisions": verdicts, "dla": dla})
 
 
-def _dla(app: App, targets: list[Target]) -> list[object]:
+def _dla(app: App, targets: list[Target], subjects: Sequence[Subject] = ()) -> list[object]:
+    """Print whether each target's DLA takes each graph, or without graphs whether it is there at all."""
     from edgeglm.targets.dla import check_dla
 
-    verdicts = [check_dla(target) for target in targets if target.kind != "cpu"]
-    for verdict in verdicts:
-        app.print(f"DLA: {verdict.reason}")
-    return list(verdicts)
+    devices = [target for target in targets if target.kind != "cpu"]
+    verdicts = {("", target.name): check_dla(target) for target in devices}
+    for one in subjects:
+        for target in devices:
+            if verdicts["", target.name].ok:
+                verdicts[f" {one.name}", target.name] = check_dla(
+                    target, precision=one.precision, costs=one.costs, lane=one.lane
+                )
+    for (name, _), verdict in verdicts.items():
+        app.print(f"DLA{name}: {verdict.reason}")
+    return list(verdicts.values())
 
 
 def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from edgeglm.core.errors import UserError
@@ -112,3 +113,37 @@ def test_a_dla_is_refused_with_the_fact(name: str, ok: bool, words: str):
     verdict = check_dla(load_target(name))
     assert verdict.ok == ok
     assert words in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("precision", "ops", "lane", "words"),
+    [
+        ("fp32", {"Conv": 3}, "B", "a DLA computes in fp16 and int8, not in fp32; use fp16"),
+        (
+            "fp16",
+            {"MatMul": 3, "Gelu": 1},
+            "B",
+            "a DLA has no Gelu, MatMul; use the GPU, or add --useDLACore=0",
+        ),
+        (
+            "int8",
+            {"Conv": 3},
+            "A",
+            "TensorRT 8.5 takes no Q/DQ nodes; give trtexec the FP16 graph with --int8",
+        ),
+    ],
+)
+def test_a_graph_that_a_dla_does_not_take_is_refused_with_the_fact(precision, ops, lane, words: str):
+    costs = msgspec.structs.replace(graph(product(1)), ops=ops, quantized=precision == "int8")
+    verdict = check_dla(load_target("jetson-agx-orin-64gb"), precision=precision, costs=costs, lane=lane)
+    assert not verdict.ok
+    assert words in verdict.reason
+
+
+def test_a_dla_that_one_jetpack_leaves_out_is_told_by_release():
+    orin = check_dla(load_target("jetson-agx-orin-64gb"))
+    assert orin.ok
+    assert "8.5.2 of JetPack 5.1, 10.3.0 of JetPack 6.1 - 6.2.2" in orin.reason
+    assert "10.16.2 brings no compiler for them" in orin.reason
+    convolutions = msgspec.structs.replace(graph(product(1)), ops={"Conv": 2})
+    assert check_dla(load_target("jetson-agx-xavier"), precision="fp16", costs=convolutions, lane="A").ok
