@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.core.digest import sha256_json
+from edgeglm.core.errors import UserError
 from edgeglm.core.store import Store
 from edgeglm.deploy.connection import Device
 
@@ -21,6 +23,9 @@ _PATTERNS = (
     "bundle.finalized/engines/*/build.log",
     "bundle.finalized/engines/*/layers.json",
     "bundle.finalized/engines/*/timing.cache",
+)
+_ASKED_FOR = re.compile(
+    r"bundle\.finalized/(receipt\.json|engines/[0-9A-Za-z_-]+/(engine\.json|build\.log|layers\.json|timing\.cache))"
 )
 _LIMIT_BYTES = 32 << 20
 
@@ -42,9 +47,15 @@ class Evidence:
 
 
 async def evidence_from(device: Device, slot: str, name: str, receipt: Mapping[str, Any]) -> Evidence:
-    """Fetch receipt, layer tables, logs and timing caches of a slot."""
+    """Fetch receipt, layer tables, logs and timing caches of a slot.
+
+    Raises UserError for a name that was not asked for: what a device says is never a path here.
+    """
     answer = await device.ask("read", slot=slot, patterns=_PATTERNS, limit=_LIMIT_BYTES)
     prefix = "bundle.finalized/"
+    for path in answer["files"]:
+        if not _ASKED_FOR.fullmatch(path):
+            raise UserError(f"{name} sent a file {path!r} that nobody asked for; do not trust that device")
     files = {path.removeprefix(prefix): base64.b64decode(data) for path, data in answer["files"].items()}
     return Evidence(device=name, receipt=receipt, files=files)
 

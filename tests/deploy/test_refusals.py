@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from edgeglm.bundle.sign import sign_bundle
 from edgeglm.bundle.signing import make_key
 from edgeglm.core.errors import UserError
+from edgeglm.deploy.evidence import evidence_from
 from edgeglm.deploy.fleet import hosts_from_texts
 from edgeglm.deploy.hosts import host_from_text
 from edgeglm.deploy.options import DeployOptions
@@ -311,6 +313,25 @@ def test_an_environment_of_700_mb_is_counted(options: DeployOptions):
     check_space(1000, 2000, "/r", installs=False)
     with pytest.raises(UserError, match="MB are needed"):
         check_space(1000, 2000, "/r", installs=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../.ssh/authorized_keys",
+        "/etc/passwd",
+        "bundle.finalized/engines/../../x/engine.json",
+        "bundle.finalized/engines/e/engine.json/../../../../x",
+        "bundle.finalized/engines/../receipt.json",
+    ],
+)
+def test_a_device_cannot_name_a_file_of_the_senders(name):
+    class Taken:
+        async def ask(self, *_: object, **__: object) -> dict[str, object]:
+            return {"files": {"bundle.finalized/receipt.json": "", name: ""}}
+
+    with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
+        asyncio.run(evidence_from(Taken(), "a", "pear", {}))  # type: ignore[arg-type]
 
 
 def test_nothing_secret_is_in_what_is_run_or_written(sender, device, bundle, deploy, cli, tmp_path):
