@@ -290,52 +290,7 @@ def table(found: dict[str, Any]) -> str:
                 f"the unlabelled images, {right:.0%} of them rightly (by names that training never sees).",
             ]
         lines.append("")
-    return "\n".join([*lines, *(f"{note}\n" for note in NOTES), *recipe_table(), *tuning_table()])
-
-
-def tuning_table() -> list[str]:
-    """Return the part about ways to tune the text tower, if adapt_tuning.py was run."""
-    path = OUT / "adapt-tuning.json"
-    if not path.exists():
-        return []
-    found = json.loads(path.read_text())
-    lines = [
-        "## Tuning the text tower (MiniLM-L6)",
-        "",
-        f"Made by `scripts/bench/adapt_tuning.py` at commit {found['commit']}. 'faster' is the CPU time of a "
-        "step of full fine-tuning over that of the way (median, lowest and highest of 7 interleaved rounds); "
-        "'memory' what a step holds besides weights (saved activations, gradients, AdamW's moments) against "
-        "full. mAP@10 from labels of noto with small heads; 'ratio' is the sum of both catalogue tracks to "
-        "full's.",
-        "",
-        "| way | trained | share | faster than full | memory | transductive | inductive | unseen | ratio |",
-        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- | ---: |",
-    ]
-    scored = found.get("map10", {})
-    full = scored.get("full", {})
-    for name in dict.fromkeys([*found["steps"], *scored]):
-        step = found["steps"].get(name)
-        cells = ["0", "0 %", "-", "-"]
-        if step is not None:
-            low, high = min(step["speedups"]), max(step["speedups"])
-            cells = [
-                f"{step['trained']:,}",
-                f"{step['share']:.2%}",
-                f"{step['speedup']:.2f}x ({low:.2f} to {high:.2f})",
-                f"{step['memory_ratio']:.2f}x",
-            ]
-        runs = list(scored.get(name, {}).values())
-        scores = [interval([run[track][0] for run in runs]) if runs else "-" for track in TRACKS]
-        both = [seed for seed in scored.get(name, {}) if seed in full]
-        ratio = "-"
-        if both:
-            own, whole = (
-                sum(scored[way][seed][track][0] for seed in both for track in TRACKS[:2])
-                for way in (name, "full")
-            )
-            ratio = f"{own / whole:.3f}"
-        lines.append(f"| {name} | {' | '.join(cells)} | {' | '.join(scores)} | {ratio} |")
-    return [*lines, ""]
+    return "\n".join([*lines, *(f"{note}\n" for note in NOTES), *recipe_table()])
 
 
 def recipe_table() -> list[str]:
