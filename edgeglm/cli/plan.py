@@ -219,6 +219,7 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                         profile=shapes_of(one.costs),
                         precision=one.precision,
                         runtime=runtime,
+                        fp32_nodes=one.fp32_nodes,
                     )
                     heading = f"{member.name}, TensorRT {runtime.version}"
                     lines[heading, command_line(arguments)] = None

@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from edgeglm.bundle.manifest import VariantRecord
+from edgeglm.bundle.opened import Bundle
+
 SUFFIX = "-lane-a"
 
 
@@ -39,3 +42,12 @@ class LaneRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def record_name(variant: str) -> str:
     """Return where the record of a variant lies in a bundle."""
     return f"models/{variant}/lane.json"
+
+
+def pinned_nodes(bundle: Bundle, variant: VariantRecord) -> dict[str, tuple[str, ...]]:
+    """Return ``{file: nodes}`` that a builder which may choose FP16 has to keep in FP32; lane A only."""
+    name = record_name(variant.name)
+    if variant.lane != "A" or name not in bundle.manifest.files:
+        return {}
+    towers = bundle.parsed(name, LaneRecord).towers
+    return {file: towers[tower].fp32_nodes for tower, file in variant.files.items() if tower in towers}

@@ -6,10 +6,11 @@ Everything is decided from recorded costs and profiles: no ``onnx``, no builder,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
+from edgeglm.compile.lane_record import pinned_nodes
 from edgeglm.compile.stage import Range, precision_of
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
@@ -27,13 +28,17 @@ _NEW_OPS = {"LayerNormalization": 17, "GroupNormalization": 18, "Gelu": 20}
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One graph to judge: a tower of a variant, or a file of the user's."""
+    """One graph to judge: a tower of a variant, or a file of the user's.
+
+    ``fp32_nodes`` are those that a builder which may choose FP16 has to keep in FP32, as lane A records.
+    """
 
     name: str
     precision: str
     lane: Lane
     costs: GraphCosts
     file: str = ""
+    fp32_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,12 @@ def subjects_of(bundle: Bundle) -> tuple[Subject, ...]:
             )
         return costs_from_json(bundle.file(name).read_bytes(), f"{bundle.origin}: {name}")
 
-    return tuple(s for variant in bundle.manifest.variants for s in variant_subjects(variant, costs_of))
+    return tuple(
+        replace(one, fp32_nodes=pins.get(one.file, ()))
+        for variant in bundle.manifest.variants
+        for pins in [pinned_nodes(bundle, variant)]
+        for one in variant_subjects(variant, costs_of)
+    )
 
 
 def variant_subjects(variant: VariantRecord, costs_of: Callable[[str], GraphCosts]) -> list[Subject]:

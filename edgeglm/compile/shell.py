@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgeglm.bundle.goldens import OUTPUTS, TEXTS
 from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
 from edgeglm.bundle.opened import Bundle, Preprocessing
-from edgeglm.compile.lane_record import LaneRecord, record_name
+from edgeglm.compile.lane_record import pinned_nodes
 from edgeglm.compile.stage import precision_of, tower_profile
 from edgeglm.core.digest import sha256_bytes, sha256_listing
 from edgeglm.core.errors import UserError
@@ -58,11 +58,12 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
     for variant in manifest.variants:
         if variant.gate == "reference" and len(manifest.variants) > 1:
             continue
+        nodes = pinned_nodes(bundle, variant)
         for tower, model in sorted(variant.files.items()):
             expected = f"{FOLDER}/{variant.name}-{tower}.txt"
             files[expected] = _expected(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
             pins = f"{FOLDER}/{variant.name}-{tower}.fp32"
-            if names := _fp32_nodes(bundle, variant, tower):
+            if names := nodes.get(model, ()):
                 files[pins] = "\n".join([*names, ""]).encode()
             pinned = pins if names else "-"
             lines.append(_candidate(manifest, variant, tower, model, expected, pinned, feeds[tower], bundle))
@@ -118,15 +119,6 @@ def _expected(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> 
         embedding = np.asarray(stored[name], dtype=np.float32)[:rows]
     numbers = (f"{value:.8g}" for value in embedding.reshape(-1))
     return "\n".join([str(embedding.shape[1]), *numbers, ""]).encode()
-
-
-def _fp32_nodes(bundle: Bundle, variant: VariantRecord, tower: str) -> tuple[str, ...]:
-    """Return the nodes that trtexec is told to keep in FP32 where its builder may choose FP16."""
-    name = record_name(variant.name)
-    if variant.lane != "A" or name not in bundle.manifest.files:
-        return ()
-    record = bundle.parsed(name, LaneRecord)
-    return record.towers[tower].fp32_nodes if tower in record.towers else ()
 
 
 def _candidate(

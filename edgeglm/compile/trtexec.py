@@ -1,14 +1,17 @@
 """The ``trtexec`` command lines that do by hand what the builder does.
 
 Lane B graphs carry their precision and are built strongly typed; lane A, for TensorRT 8.5, takes
-precision flags and is told to obey the graph's Q/DQ. Source: the ``trtexec`` pages of the TensorRT
-8.5 and 10 developer guides (``--buildOnly`` became ``--skipInference`` with 8.6).
+precision flags and is told to obey the graph's Q/DQ. They are the flags of ``finalize.sh``, which a
+test compares. Source: the ``trtexec`` pages of the TensorRT 8.5 and 10 developer guides, and
+``samples/common/sampleOptions.cpp`` of NVIDIA/TensorRT at 8.6, 10.3, 10.16 and 11.1: ``--buildOnly``
+became ``--skipInference`` with 8.6 and was gone in 10.3; 11 dropped ``--fp16``, ``--int8`` and the
+precision constraints, which lane B never uses, and takes ``--stronglyTyped`` as a no-op.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgeglm.engines.plan import Shape, ShapeRange
 from edgeglm.targets.schema import RuntimeVersion, version_tuple
@@ -23,6 +26,7 @@ def trtexec_arguments(
     profile: Mapping[str, ShapeRange],
     precision: str,
     runtime: RuntimeVersion,
+    fp32_nodes: Sequence[str] = (),
     program: str = TRTEXEC,
 ) -> list[str]:
     """Return the command that builds one plan.
@@ -33,6 +37,8 @@ def trtexec_arguments(
         profile: Whole shapes of every dynamic input, no -1.
         precision: Of the graph's matrix products.
         runtime: The TensorRT release that runs the command.
+        fp32_nodes: What a builder that may choose FP16 has to keep in FP32; lane A only, where the steps
+            of a normalization overflow in FP16.
         program: Where ``trtexec`` is.
     """
     arguments = [program, f"--onnx={onnx}", f"--saveEngine={plan}"]
@@ -43,7 +49,12 @@ def trtexec_arguments(
     if runtime.lane == "A":
         arguments.append("--fp16")
         if precision == "int8":
-            arguments += ["--int8", "--precisionConstraints=obey"]
+            arguments.append("--int8")
+        if precision == "int8" or fp32_nodes:
+            arguments.append("--precisionConstraints=obey")
+        if fp32_nodes:
+            pairs = ",".join(f"{node}:fp32" for node in fp32_nodes)
+            arguments += [f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
     else:
         arguments.append("--stronglyTyped")
     older = version_tuple(runtime.version)[:2] < (8, 6)

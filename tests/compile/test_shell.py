@@ -16,10 +16,13 @@ import pytest
 
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
-from edgeglm.compile.lane_record import LaneRecord, LaneTower
+from edgeglm.compile.lane_record import LaneRecord, LaneTower, pinned_nodes
 from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import shell_sources, write_with_shell
+from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError
+from edgeglm.engines.plan import ShapeRange
+from edgeglm.targets.schema import RuntimeVersion
 from tests.cli.test_bundle_commands import colour_tower
 from tests.compile.test_finalize import made
 from tests.compile.test_triton import described
@@ -208,6 +211,41 @@ def test_a_xavier_keeps_the_steps_of_a_normalization_in_fp32(tmp_path: Path):
     told = f"--precisionConstraints=obey --layerPrecisions={pairs} --layerOutputTypes={pairs}"
     assert [told in line for line in builds] == ["/models/fp16/text.onnx" in line for line in builds]
     assert sum(told in line for line in builds) == 1
+
+
+@pytest.mark.parametrize(
+    ("lane", "facts", "version"), [("A", XAVIER, "8.5.2"), ("B", ORIN, "10.3.0")], ids=["xavier", "orin"]
+)
+def test_what_a_person_is_told_to_type_is_what_the_script_runs(
+    lane: Any, facts: tuple[str, str, str], version: str, tmp_path: Path
+):
+    nodes = ("norm/LayerNormalization/Pow", "norm/LayerNormalization/Div")
+    bundle = with_shell(tmp_path, lane=lane, fp32_nodes=nodes, quantized=("text",))
+    root = board(tmp_path / "root", facts)
+    assert run(bundle, root).returncode == 0
+    builds = [line.split() for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
+    runtime = RuntimeVersion(library="tensorrt", version=version, lane=lane, source="the test")
+    pixels = {"pixels": ShapeRange(min=(1, 3, 4, 4), opt=(8, 3, 4, 4), max=(32, 3, 4, 4))}
+    tokens = ShapeRange(min=(1, 1), opt=(8, 2), max=(32, 5))
+    profiles = {"image": pixels, "text": {"input_ids": tokens, "attention_mask": tokens}}
+    with open_bundle(bundle) as opened:
+        variants = {variant.name: variant for variant in opened.manifest.variants}
+        pins = {name: pinned_nodes(opened, variant) for name, variant in variants.items()}
+    assert len(builds) == 4
+    for words in builds:
+        onnx_path, plan, *flags = words
+        variant, tower = Path(onnx_path).parent.name, Path(onnx_path).stem
+        told = trtexec_arguments(
+            onnx_path.partition("=")[2],
+            plan.partition("=")[2],
+            profile=profiles[tower],
+            precision="int8" if (variant, tower) == ("int8", "text") else "fp16",
+            runtime=runtime,
+            fp32_nodes=pins[variant].get(f"models/{variant}/{tower}.onnx", ()),
+        )
+        assert told[1:3] == [onnx_path, plan]
+        assert sorted(told[3:]) == sorted(flags)
+    assert ("--layerPrecisions" in (root / "calls").read_text()) == (lane == "A")
 
 
 def test_a_tower_that_stayed_in_fp16_is_not_built_on_ranges_that_trtexec_makes_up(tmp_path: Path):
