@@ -28,6 +28,11 @@ _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
 Say = Callable[[str], None]
 
 
+def printable(text: str) -> str:
+    """Return words of a device without what would steer the terminal that they are shown on."""
+    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)
+
+
 class ConnectionLostError(EdgeglmError):
     """The connection ended in the middle. What came through is kept; the same command goes on."""
 
@@ -60,9 +65,9 @@ class Device:
                 return answer
             if "line" in message:
                 if say is not None:
-                    say(message["line"])
+                    say(printable(message["line"]))
             elif "refused" in message:
-                raise (GateError if message["code"] == 3 else UserError)(message["refused"])
+                raise (GateError if message["code"] == 3 else UserError)(printable(message["refused"]))
             else:
                 raise EdgeglmError(
                     f"the device's side failed ({message.get('broken', message)}); "

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.core.errors import EdgeglmError
-from edgeglm.deploy.connection import Device, connected
+from edgeglm.deploy.connection import Device, connected, printable
 from edgeglm.deploy.delivery import owner_here
 from edgeglm.deploy.fleet import bounded
 from edgeglm.deploy.hosts import HostName
@@ -49,7 +49,7 @@ async def log_lines(host: HostName, inventory: Inventory, *, root: str | None, l
     """Return the last lines that the runner of a device wrote."""
     async with connected(host, root=root or inventory.root_of(str(host))) as device:
         answer = await device.ask("logs", lines=lines)
-        return [str(line) for line in answer["lines"]]
+        return [printable(str(line)) for line in answer["lines"]]
 
 
 async def removed(

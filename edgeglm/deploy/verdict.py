@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeglm.core.errors import GateError, UserError
-from edgeglm.deploy.connection import Device
+from edgeglm.deploy.connection import Device, printable
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.report import Report
@@ -88,4 +88,4 @@ def _raise_as(answer: Mapping[str, Any], what: str) -> None:
     text = words[-1] if words else "; ".join(answer["words"][-4:]) or f"status {code}"
     if code < 0:
         text = f"it was killed by signal {-code}; free some memory there and deploy again"
-    raise (GateError if code == 3 else UserError)(f"{what} on the device: {text}")
+    raise (GateError if code == 3 else UserError)(f"{what} on the device: {printable(text)}")

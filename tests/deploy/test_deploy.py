@@ -97,17 +97,17 @@ def test_there_is_no_rollback_from_the_first_bundle(device, bundle, deploy, cli)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words"),
-    [("dies", "it ended with status 2"), ("never ready", "it did not answer within 2 s")],
+    ("recipe", "seconds", "words"),
+    [("dies", 60.0, "it ended with status 2"), ("never ready", 2.0, "it did not answer within 2 s")],
 )
 def test_a_bundle_that_never_gets_ready_is_rolled_back_by_itself(
-    recipe, words, device, bundle, deploy, options
+    recipe, seconds, words, device, bundle, deploy, options
 ):
     pear = device("pear")
     good = bundle("good")
     deploy(good)
     (one,) = deploy(
-        bundle("bad", recipe=recipe), options=msgspec.structs.replace(options, ready_seconds=2.0)
+        bundle("bad", recipe=recipe), options=msgspec.structs.replace(options, ready_seconds=seconds)
     ).devices
     assert (one.outcome, one.exit_code) == ("failed", 3)
     assert words in one.reason
@@ -270,3 +270,13 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     entries = (default_store_root() / "entries").iterdir()
     assert any(b"device-build" in (entry / "entry.json").read_bytes() for entry in entries)
     assert "--on USER@HOST" in cli("build", "--help")
+
+
+def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, cli):
+    pear = device("pear")
+    deploy(bundle())
+    with (pear.root / "run/service.log").open("a") as log:
+        log.write("\x1b[2J\x1b]0;owned\x07a caf\u00e9\n")
+    words = cli("logs", "pear")
+    assert "\x1b" not in words
+    assert "a caf\u00e9" in words
