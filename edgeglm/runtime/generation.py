@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
+from edgeglm.runtime.mailbox import Mailbox
 from edgeglm.runtime.opening import OpenedSource
 from edgeglm.runtime.requests import EngineFailedError, Request, Results
 
@@ -39,6 +39,7 @@ class Generation:
         fail: Callable[[Request, EdgeglmError], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._mail = Mailbox(self._loop)
         self.source, self._config, self._fail = source, config, fail
         sources = source.towers
         self.contracts: dict[str, TowerContract] = {}
@@ -161,6 +162,7 @@ class Generation:
             crew.stop()
         if waits:
             await asyncio.wait(waits, timeout=self._config.hang_after)
+        self._mail.close()
         self.source.close()
 
     def _replace(self, crew: Crew, count: int) -> None:
@@ -194,9 +196,8 @@ class Generation:
             left.set_result(None)
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
-        """Run a function in the event loop; called by workers. A loop that is gone needs no telling."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *arguments)
+        """Run a function in the event loop; called by workers."""
+        self._mail.post(function, *arguments)
 
 
 def requests_of(generations: Sequence[Generation]) -> list[Request]:

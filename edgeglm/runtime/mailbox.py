@@ -1,0 +1,104 @@
+"""Calls from threads into an event loop, by which the sender keeps the interpreter lock.
+
+``loop.call_soon_threadsafe`` sends a byte through a socket, and CPython gives the lock up around that: the
+loop wakes, takes it, and cuts a whole batch of answers apart before the engine's thread may start its next
+call. The wake-up is therefore written through ``ctypes.PyDLL``, which keeps the lock: the engine's thread
+goes straight on to its next call, and the loop works while that runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Letter = tuple[Callable[..., None], tuple[object, ...]]
+
+
+class Mailbox:
+    """Runs functions in an event loop for other threads, in the order in which they were posted.
+
+    Made and closed in the loop. Where there is no eventfd (macOS), or the loop watches no files (Windows), it
+    is ``call_soon_threadsafe`` by another name.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._letters: list[Letter] = []
+        self._woken = False
+        self._open = True
+        self._bell: _Bell | None = None
+        if sys.platform == "linux":
+            bell = _Bell()
+            try:
+                loop.add_reader(bell.number, self._read)
+            except NotImplementedError:
+                bell.close()
+            else:
+                self._bell = bell
+
+    def post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Run a function in the loop soon. Does nothing once the mailbox or the loop is closed."""
+        with self._lock:
+            if not self._open:
+                return
+            self._letters.append((function, arguments))
+            if self._woken:
+                return
+            self._woken = True
+            if self._bell is not None:
+                self._bell.ring()
+                return
+        with contextlib.suppress(RuntimeError):  # a loop that is gone needs no telling
+            self._loop.call_soon_threadsafe(self._read)
+
+    def close(self) -> None:
+        """Run what was posted, and take nothing more. A second call does nothing."""
+        with self._lock:
+            self._open = False
+            bell, self._bell = self._bell, None
+        if bell is not None:
+            self._loop.remove_reader(bell.number)
+            bell.close()
+        self._run()
+
+    def _read(self) -> None:
+        if self._bell is not None:
+            self._bell.silence()
+        self._run()
+
+    def _run(self) -> None:
+        with self._lock:
+            letters, self._letters, self._woken = self._letters, [], False
+        for function, arguments in letters:
+            try:
+                function(*arguments)
+            except Exception as error:  # the letters after it must be read all the same
+                words = f"{function} failed in the event loop"
+                self._loop.call_exception_handler({"message": words, "exception": error})
+
+
+class _Bell:
+    """An eventfd. Owned by a file object, so that a forgotten one is closed, with a ResourceWarning."""
+
+    def __init__(self) -> None:
+        self.number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._file = os.fdopen(self.number, "rb", buffering=0)
+        self._write: Any = ctypes.PyDLL(None).eventfd_write
+        self._write.argtypes = (ctypes.c_int, ctypes.c_uint64)
+
+    def ring(self) -> None:
+        self._write(self.number, 1)
+
+    def silence(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.number)
+
+    def close(self) -> None:
+        self._file.close()
