@@ -178,6 +178,10 @@ def rails_mw(root: Path = Path("/")) -> dict[str, float]:
             milliamperes = _number(sensor / f"curr{index}_input")
             if millivolts is not None and milliamperes is not None:
                 rails[_text(label).strip()] = millivolts * milliamperes / 1e3
+        # The sensor of a whole Thor has no labels and tells its power itself, in microwatts.
+        for power in sorted(sensor.glob("power*_input")):
+            if (microwatts := _number(power)) is not None:
+                rails[f"{_text(sensor / 'name').strip()} {power.name.partition('_')[0]}"] = microwatts / 1e3
     return rails
 
 

@@ -1,17 +1,23 @@
 """Energy over a stretch of work: the power of each rail, sampled while it lasts and integrated.
 
-Jetson boards show the INA sensors of their power rails under ``/sys/class/hwmon`` (where ``tegrastats``
-reads them too). A rail may feed others (``VDD_IN`` is the whole board), so rails are not summed.
+Jetson boards show the INA sensors of their power rails under ``/sys/class/hwmon``; where they do not, as on
+older releases, ``tegrastats`` prints the same. A rail may feed others (``VDD_IN`` and ``VIN`` are the whole
+board), so rails are not summed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +26,12 @@ from edgeglm.engines.board import rails_mw
 INTERVAL_S = 0.1
 """The sensors average over about as long; reading them more often says nothing new."""
 
+Source = Literal["INA sensors", "tegrastats"]
 Sample = tuple[float, dict[str, float]]
+
+_STOP_SECONDS = 5
+# "VDD_IN 4900mW/5000mW": now and the mean so far; a third figure came with L4T 39, the unit with L4T 35.
+_RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)(?:mW)?/\d+(?:mW)?(?:/\d+mW)?(?!\S)")
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,14 +41,28 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         seconds: From the first sample to the last.
         samples: How many there are.
         joules: ``{rail: energy}``, the integral of its power by the trapezoid rule.
+        interval_s: The pause between samples that was asked for.
+        source: Who told the power.
     """
 
     seconds: float
     samples: int
     joules: dict[str, float]
+    interval_s: float = INTERVAL_S
+    source: Source = "INA sensors"
 
 
-def energy_of(samples: Sequence[Sample]) -> Energy | None:
+def rails_from_tegrastats(line: str) -> dict[str, float]:
+    """Return ``{rail: milliwatts}`` of one line of ``tegrastats``: the present power, not its running mean.
+
+    ``NC`` is a channel to which nothing is connected.
+    """
+    return {name: float(now) for name, now in _RAIL.findall(line) if name != "NC"}
+
+
+def energy_of(
+    samples: Sequence[Sample], *, interval_s: float = INTERVAL_S, source: Source = "INA sensors"
+) -> Energy | None:
     """Integrate samples of (seconds, ``{rail: milliwatts}``), in the order of time.
 
     A rail that is lacking in a sample was not read then and is left out. None of fewer than two samples
@@ -55,7 +80,13 @@ def energy_of(samples: Sequence[Sample]) -> Energy | None:
             for (earlier, before), (later, after) in itertools.pairwise(samples)
         )
         joules[rail] = round(sum(areas) / 1e3, 6)
-    return Energy(seconds=round(samples[-1][0] - samples[0][0], 3), samples=len(samples), joules=joules)
+    return Energy(
+        seconds=round(samples[-1][0] - samples[0][0], 3),
+        samples=len(samples),
+        joules=joules,
+        interval_s=interval_s,
+        source=source,
+    )
 
 
 class PowerWatch:
@@ -67,25 +98,41 @@ class PowerWatch:
         *,
         clock: Callable[[], float] = time.monotonic,
         every: float = INTERVAL_S,
+        tegrastats: str | None = None,
     ) -> None:
-        """Prepare to read the sensors under ``root``, each ``every`` seconds."""
+        """Prepare to read the sensors under ``root``, each ``every`` seconds.
+
+        ``tegrastats`` is asked where there is no sensor; if None, the one on PATH of a board at ``/``.
+        """
         self._root = root
         self._clock = clock
         self._every = every
+        self._tegrastats = tegrastats or (shutil.which("tegrastats") if root == Path("/") else None)
+        self._source: Source = "INA sensors"
         self._samples: list[Sample] = []
 
     @property
     def energy(self) -> Energy | None:
-        """What was measured; None where the board has no sensor."""
-        return energy_of(self._samples)
+        """What was measured; None where nobody tells the power."""
+        return energy_of(self._samples, interval_s=self._every, source=self._source)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Sample from now until the block ends. A board without sensors gets no thread."""
+        """Sample from now until the block ends. A board that tells nothing gets no thread."""
         self._samples.clear()
-        if not self._sampled():
+        if self._sampled():
+            self._source = "INA sensors"
+            with self._by_sensors():
+                yield
+        elif self._tegrastats is not None:
+            self._source = "tegrastats"
+            with self._by_tegrastats(self._tegrastats):
+                yield
+        else:
             yield
-            return
+
+    @contextmanager
+    def _by_sensors(self) -> Iterator[None]:
         done = threading.Event()
 
         def sample() -> None:
@@ -100,6 +147,44 @@ class PowerWatch:
             done.set()
             thread.join()
             self._sampled()
+
+    @contextmanager
+    def _by_tegrastats(self, program: str) -> Iterator[None]:
+        """Stamp each line as it comes; a program that does not start or says nothing measures nothing."""
+        self._samples.clear()
+        try:
+            child = subprocess.Popen(
+                [program, "--interval", str(max(1, round(self._every * 1e3)))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+            )
+        except OSError:
+            yield
+            return
+        assert child.stdout is not None
+        lines = child.stdout
+
+        def sample() -> None:
+            for line in lines:
+                if rails := rails_from_tegrastats(line):
+                    self._samples.append((self._clock(), rails))
+
+        thread = threading.Thread(target=sample, name="edgeglm-power", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_STOP_SECONDS)
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+            thread.join()
+            lines.close()
 
     def _sampled(self) -> bool:
         power = rails_mw(self._root)
