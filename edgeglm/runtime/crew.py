@@ -111,6 +111,7 @@ class Crew:
         make_handler: Called in each worker's thread.
         workers: How many.
         deliver: Takes results. Called in workers' threads.
+        unoccupied: Called by a worker that is about to wait, and by one that ends.
         opened: Told of each worker that is ready (None) or could not be made (the error).
         died: Told when a worker ended that should not have.
         left: Told when the last worker has left. All are called in workers' threads.
@@ -124,6 +125,7 @@ class Crew:
         make_handler: Callable[[], Handler],
         workers: int,
         deliver: Callable[[Results], None],
+        unoccupied: Callable[[], None],
         opened: Callable[[Crew, BaseException | None], None],
         died: Callable[[Crew], None],
         left: Callable[[Crew], None],
@@ -134,6 +136,7 @@ class Crew:
         self._batches: Counter[tuple[str, int]] = Counter()
         self._times: StageTimes = {}
         self._deliver, self._opened, self._died, self._left = deliver, opened, died, left
+        self._unoccupied = unoccupied
         self._queue = BatchQueue(policies)
         self._lock = threading.Lock()  # taken by itself where nobody waits: a Condition's way to it is longer
         self._changed = threading.Condition(self._lock)
@@ -266,6 +269,7 @@ class Crew:
                 if self._stopping:
                     return []
                 wait = self._queue.seconds_to_ready(now)
+                self._unoccupied()
                 self._idle += 1
                 try:
                     self._changed.wait(wait)
@@ -318,6 +322,7 @@ class Crew:
         with self._lock:
             self._workers.discard(worker)
             last = self._stopping and not self._workers
+        self._unoccupied()
         if last and not worker.given_up:
             self._left(self)
 

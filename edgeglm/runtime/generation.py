@@ -51,6 +51,9 @@ class Generation:
         self._to_open = config.instances
         self._left: dict[str, asyncio.Future[None]] = {}
 
+        def answered(results: Results) -> None:
+            self._mail.put(deliver, results)  # the crew rings, at a moment that suits the engine
+
         def delivered(results: Results) -> None:
             self._tell(deliver, results)
 
@@ -58,9 +61,12 @@ class Generation:
         self.inference = Crew(
             "engine",
             policies=policies,
-            make_handler=lambda: EngineHandler(sources, config.warm_up_batches(sources), self.contracts),
+            make_handler=lambda: EngineHandler(
+                sources, config.warm_up_batches(sources), self.contracts, before_call=self._mail.ring
+            ),
             workers=config.instances,
-            deliver=delivered,
+            deliver=answered,
+            unoccupied=self._mail.ring,
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
             died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
@@ -74,6 +80,7 @@ class Generation:
             make_handler=lambda: PreparationHandler(sources, self.contracts),
             workers=config.preparation_threads,
             deliver=forwarding(delivered, self.inference.put),
+            unoccupied=self._mail.ring,
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
             died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
@@ -133,6 +140,7 @@ class Generation:
 
     def look_for_hung(self, limit: float) -> int:
         """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""
+        self._mail.ring()  # whatever may have kept a worker from it
         now = time.monotonic()
         found = 0
         for crew in self.crews:

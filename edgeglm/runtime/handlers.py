@@ -20,6 +20,7 @@ class EngineHandler:
         sources: The towers.
         warm_up_batches: Sizes of the batches of ones that each engine is called with before it serves.
         contracts: Filled with what the loaded engines declare.
+        before_call: Called when a batch is ready, right before the engine is.
     """
 
     def __init__(
@@ -27,7 +28,10 @@ class EngineHandler:
         sources: Mapping[str, TowerSource],
         warm_up_batches: Mapping[str, Sequence[int]],
         contracts: dict[str, TowerContract],
+        *,
+        before_call: Callable[[], None],
     ) -> None:
+        self._before_call = before_call
         self._engines: dict[str, Engine] = {}
         self._contracts: dict[str, TowerContract] = {}
         with ExitStack() as resources:
@@ -53,6 +57,7 @@ class EngineHandler:
             if not batch:
                 return Results((), {}, failures)
             feeds = contract.feeds(batch)
+        self._before_call()
         results = contract.results(batch, self._engines[contract.name].infer(feeds))
         if failures:
             return Results(results.answered, results.outputs, [*failures, *results.failures])
@@ -60,6 +65,7 @@ class EngineHandler:
 
     def check(self) -> None:
         """Call each engine with one sample of ones, as far as its shapes are known."""
+        self._before_call()
         for name, contract in self._contracts.items():
             for feeds in contract.warm_up_feeds(1):
                 self._engines[name].infer(feeds)

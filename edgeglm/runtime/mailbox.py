@@ -1,9 +1,10 @@
-"""Calls from threads into an event loop, by which the sender keeps the interpreter lock.
+"""Calls from threads into an event loop, which choose when to wake it.
 
-``loop.call_soon_threadsafe`` sends a byte through a socket, and CPython gives the lock up around that: the
-loop wakes, takes it, and cuts a whole batch of answers apart before the engine's thread may start its next
-call. The wake-up is therefore written through ``ctypes.PyDLL``, which keeps the lock: the engine's thread
-goes straight on to its next call, and the loop works while that runs.
+A loop that is woken takes the interpreter lock as soon as the sender lets go of it, be it for the length of
+one copy in numpy, and cuts a whole batch of answers apart before the sender may go on. An engine's thread
+therefore puts its answers here without a sound, joins its next batch, and rings as it enters the engine,
+which runs without the lock. For the same reason the bell is rung through ``ctypes.PyDLL``, which keeps the
+lock: ``loop.call_soon_threadsafe`` sends through a socket and lets go of it.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ class Mailbox:
             else:
                 self._bell = bell
 
-    def post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Run a function in the loop soon. Does nothing once the mailbox or the loop is closed."""
+    def put(self, function: Callable[..., None], *arguments: object) -> None:
+        """Let a function be run in the loop once somebody rings. Does nothing in a closed mailbox."""
         with self._lock:
-            if not self._open:
-                return
-            self._letters.append((function, arguments))
-            if self._woken:
+            if self._open:
+                self._letters.append((function, arguments))
+
+    def ring(self) -> None:
+        """Wake the loop if something was put here that it was not woken for. Cheap if not."""
+        if not self._letters or self._woken:
+            return
+        with self._lock:
+            if not self._open or not self._letters or self._woken:
                 return
             self._woken = True
             if self._bell is not None:
@@ -57,6 +63,11 @@ class Mailbox:
                 return
         with contextlib.suppress(RuntimeError):  # a loop that is gone needs no telling
             self._loop.call_soon_threadsafe(self._read)
+
+    def post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Run a function in the loop soon. Does nothing once the mailbox or the loop is closed."""
+        self.put(function, *arguments)
+        self.ring()
 
     def close(self) -> None:
         """Run what was posted, and take nothing more. A second call does nothing."""

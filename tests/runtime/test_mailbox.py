@@ -103,3 +103,20 @@ def test_mailboxes_leave_no_files_open():
         Mailbox(loop).close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     loop.close()
+
+
+def test_what_is_put_in_without_a_sound_waits_for_the_bell(loop):
+    async def main() -> None:
+        mailbox, read = Mailbox(loop), []
+        mailbox.put(read.append, 1)
+        await asyncio.sleep(0.01)
+        assert read == []
+        mailbox.put(read.append, 2)
+        mailbox.ring()
+        mailbox.ring()
+        while len(read) < 2:
+            await asyncio.sleep(0.001)
+        assert read == [1, 2]
+        mailbox.close()
+
+    loop.run_until_complete(asyncio.wait_for(main(), 20))

@@ -68,6 +68,21 @@ def test_requests_that_come_during_a_call_share_the_next():
     run(main)
 
 
+def test_an_answer_does_not_wait_for_the_call_after_it():
+    doubler = Doubler()
+
+    async def main() -> None:
+        one_by_one = BatchPolicy(max_batch_size=1)
+        async with runner(doubler, hang_after=1000.0, batching=one_by_one) as served:
+            slow = [asyncio.create_task(doubled(served, value)) for value in (1, HANG)]
+            assert await slow[0] == 2.0
+            assert not slow[1].done()
+            doubler.released.set()
+            assert await slow[1] == 2.0 * HANG
+
+    run(main)
+
+
 def test_the_delay_gathers_a_batch_of_the_preferred_size():
     doubler = Doubler()
     policy = BatchPolicy(max_batch_size=8, preferred_batch_sizes=(4,), max_queue_delay_microseconds=5_000_000)
