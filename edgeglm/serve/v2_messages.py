@@ -188,4 +188,7 @@ def check_wanted(request: InferRequest, model: Model) -> None:
 def _json_data(tensor: InputTensor) -> object:
     if not bytes(tensor.data):
         raise UserError(f"input {tensor.name!r} has no data; send 'data', or binary_data_size and bytes")
-    return msgspec.json.decode(tensor.data)
+    try:  # what is within was passed over so far
+        return msgspec.json.decode(tensor.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"the data of {tensor.name[:100]!r} is no JSON: {error}; send it as UTF-8") from None

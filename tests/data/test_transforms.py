@@ -106,6 +106,14 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         decoded_image(encoded(Image.new("L", (10, 10))), max_pixels=99)
 
 
+@pytest.mark.parametrize("size", [(60_000, 9), (9, 60_000)])
+def test_a_long_strip_does_not_fill_the_memory_with_its_square(size: tuple[int, int]) -> None:
+    pixels = pixels_from_image(Image.new("RGB", size, (255, 0, 0)), 32)
+    assert pixels.shape == (32, 32, 3)
+    assert (pixels[0, 0] == 255).all()
+    assert pixels[..., 1].min() < 255  # the strip is seen
+
+
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(encoded(Image.fromarray(noise(64, 64, 3)))[:2000])

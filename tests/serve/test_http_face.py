@@ -109,6 +109,10 @@ def test_an_id_that_would_forge_a_log_line_is_replaced(server: Server):
         (json.dumps({"inputs": [{**TEXT, "data": ["  "]}]}).encode(), "a text is empty"),
         (b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["\\ud800"]}]}', ""),
         (b'{"inputs": ' + b"[" * 100_000, "no inference request"),
+        (
+            b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["\xff"]}]}',
+            "is no JSON",
+        ),
     ],
 )
 def test_bodies_that_are_no_request_are_told_what_is_wrong(server: Server, body: bytes, words: str):
