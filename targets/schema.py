@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.targets.build_options import BuildOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,6 +91,7 @@ class Target(_Table, frozen=True, kw_only=True):
         lanes: Portable ONNX variants that its TensorRT versions take, the preferred first.
         builder: The library that makes its engines. None for a family: each member has its own.
         runtimes: The library releases it can have, the oldest first.
+        engine: What its builder is asked for besides; None for the library's defaults.
     """
 
     name: Name
@@ -108,6 +110,7 @@ class Target(_Table, frozen=True, kw_only=True):
     lanes: tuple[Lane, ...] = ()
     runtimes: tuple[RuntimeVersion, ...] = ()
     notes: tuple[str, ...] = ()
+    engine: BuildOptions | None = None
 
 
 class ResolvedTarget(_Table, frozen=True, kw_only=True):
@@ -209,10 +212,13 @@ def complaints_about(target: Target) -> Iterator[str]:
         yield from _device_complaints(target)
     elif target.builder != "onnxruntime" or target.sm is not None:
         yield 'a cpu has no sm and its builder is onnxruntime; set kind = "device" for a GPU'
+    if target.builder == "onnxruntime" and target.engine is not None:
+        yield "ONNX Runtime builds no engine; remove [engine]"
 
 
 _DEVICE_KEYS = (
     "arch", "builder", "sm", "memory_gb", "bandwidth_gb_s", "dla", "precisions", "lanes", "runtimes",
+    "engine",
 )  # fmt: skip
 
 

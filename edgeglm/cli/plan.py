@@ -201,7 +201,7 @@ def _dla(app: App, targets: list[Target], subjects: Sequence[Subject] = ()) -> l
 
 
 def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tuple[str, str]]:
-    from edgeglm.compile.preflight import preflight, shapes_of
+    from edgeglm.compile.preflight import preflight, refused_by, shapes_of
     from edgeglm.compile.trtexec import command_line, trtexec_arguments
     from edgeglm.targets.schema import members_of
 
@@ -213,6 +213,8 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                 if not preflight(one, member, library="tensorrt").ok:
                     continue
                 for runtime in (found for found in runtimes if found.lane == one.lane):
+                    if next(refused_by(member, runtime), None):
+                        continue
                     arguments = trtexec_arguments(
                         one.file,
                         f"{one.name.replace(' ', '-').removesuffix('.onnx')}-{member.name}.plan",
@@ -220,6 +222,7 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                         precision=one.precision,
                         runtime=runtime,
                         fp32_nodes=one.fp32_nodes,
+                        options=member.engine,
                     )
                     heading = f"{member.name}, TensorRT {runtime.version}"
                     lines[heading, command_line(arguments)] = None

@@ -22,29 +22,11 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.plan import PlanMetadata, ShapeRange
+from edgeglm.targets.build_options import BuildOptions, option_refusals
 from edgeglm.targets.legality import require_precision
 from edgeglm.targets.schema import Target
 
 Profile = Mapping[str, ShapeRange]
-
-
-class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the builder may do besides. The defaults are the library's own.
-
-    Attributes:
-        version_compatible: The plan also loads in later releases of the same major version, by other
-            programs: edgeglm itself runs a plan only with the very version that built it.
-        refit: Weights may be replaced in the finished engine.
-        weight_streaming: Weights may stay in host memory.
-        workspace_bytes: The most scratch memory a layer may use; None for no limit.
-        optimization_level: 0 (quick build) to 5 (slow build); None for the library's default.
-    """
-
-    version_compatible: bool = False
-    refit: bool = False
-    weight_streaming: bool = False
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +87,7 @@ def engine_from_onnx(
     options = options or BuildOptions()
     api = load_trt(library)
     sms = _checked_sms(api, targets)
-    _check_options(api, options)
+    _check_options(api, options, targets)
     started = time.perf_counter()
     watch = BuildWatch(progress or QuietProgress(), f"engine {variant} {tower}".strip())
     with recorded_log(api) as log:
@@ -143,7 +125,7 @@ def engine_from_onnx(
             precision=precision,
             inputs=inputs,
             outputs=outputs,
-            options=_chosen(options),
+            options=dict.fromkeys(options.chosen, True),
             variant=variant,
             tower=tower,
             seconds=round(time.perf_counter() - started, 3),
@@ -184,15 +166,12 @@ def _strongly_typed(api: TrtApi) -> int:
     return 1 << int(flag)
 
 
-def _check_options(api: TrtApi, options: BuildOptions) -> None:
-    """What TensorRT-RTX 1.7 was seen to refuse, said before it fails in its own words."""
-    if api.library != "tensorrt-rtx":
-        return
-    if options.version_compatible:
-        raise UserError(
-            "TensorRT-RTX ships no lean runtime for version-compatible plans; leave version_compatible out"
-        )
-    if options.refit and not cuda_devices():
+def _check_options(api: TrtApi, options: BuildOptions, targets: Sequence[Target]) -> None:
+    """Say what this release refuses on these devices, before it fails in its own words."""
+    for target in targets:
+        for refusal in option_refusals(options, library=api.library, version=api.version, sm=target.sm):
+            raise UserError(f"{target.name}: {refusal}")
+    if api.library == "tensorrt-rtx" and options.refit and not cuda_devices():
         raise UserError(
             "TensorRT-RTX builds refittable plans on a GPU only, and there is none; leave refit out"
         )
@@ -216,8 +195,11 @@ def _configure(api: TrtApi, config: BuilderConfig, sms: tuple[int, ...], options
         config.num_compute_capabilities = len(sms)
         for index, sm in enumerate(sms):
             config.set_compute_capability(getattr(api.module.ComputeCapability, f"SM{sm}"), index)
-    for name in _chosen(options):
-        config.set_flag(getattr(api.module.BuilderFlag, name.upper()))
+    for name in options.chosen:
+        if name != "hardware_compatible":
+            config.set_flag(getattr(api.module.BuilderFlag, name.upper()))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = api.module.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.optimization_level is not None:
@@ -238,8 +220,3 @@ def _build_error(onnx_path: Path, library: Library, errors: Sequence[str]) -> Ed
         f"{library} cannot build {onnx_path.name}: {reason}; "
         "leave this variant out, or change the named node's precision"
     )
-
-
-def _chosen(options: BuildOptions) -> dict[str, bool]:
-    flags = ("version_compatible", "refit", "weight_streaming")
-    return {name: True for name in flags if getattr(options, name)}

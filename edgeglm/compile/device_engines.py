@@ -21,7 +21,7 @@ from edgeglm.bundle.receipt import (
     TIMING_CACHE,
     EngineUse,
 )
-from edgeglm.compile.builder import BuildOptions, EnginePlan
+from edgeglm.compile.builder import EnginePlan
 from edgeglm.compile.route import Route
 from edgeglm.compile.stage import Range, precision_of, tower_profile
 from edgeglm.compile.worker import BuildRequest
@@ -30,6 +30,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
+from edgeglm.targets.build_options import BuildOptions
 
 _BATCH: Range = (1, 8, 32)
 _CODE = 3
@@ -61,7 +62,6 @@ def device_engines(
     folder: Path,
     build: BuildEngine,
     progress: Progress,
-    options: BuildOptions | None = None,
 ) -> dict[str, DeviceEngine]:
     """Return the engine of each tower of a variant, built where none with its signature is there.
 
@@ -73,7 +73,6 @@ def device_engines(
         folder: Where engines are kept, one folder a signature.
         build: Builds one engine.
         progress: Where the build is shown.
-        options: What the builder may do besides.
 
     Raises:
         UserError, EdgeglmError: as the builder does; the disk is full.
@@ -83,6 +82,7 @@ def device_engines(
     longest = bundle.preprocessing.text.max_length
     length: Range = (1, max(1, longest // 2), longest)
     engines = {}
+    options = route.member.engine or BuildOptions()
     for tower, name in variant.files.items():
         request = BuildRequest(
             onnx_path=str(bundle.file(name)),
@@ -90,7 +90,7 @@ def device_engines(
             library=route.library,
             precision=precision_of(variant.name),
             profiles=(tower_profile(tower, _BATCH, length),),
-            options=options or BuildOptions(),
+            options=options,
             variant=variant.name,
             tower=tower,
             timing_cache=_timing_cache(folder, route.version) if route.library == "tensorrt" else None,
@@ -98,7 +98,9 @@ def device_engines(
         onnx = bundle.manifest.files[name].sha256
         signature = build_signature(request, onnx_sha256=onnx, board=board, version=route.version)
         place = folder / signature
-        engine = _kept(place, signature, onnx) or _carried(bundle, route, board, place, signature, onnx)
+        engine = _kept(place, signature, onnx) or _carried(
+            bundle, route, board, place, signature, onnx, options
+        )
         if engine is None:
             built = build(request, progress)
             _put(place, partial(_write, built=built))
@@ -147,7 +149,13 @@ def _kept(place: Path, signature: str, onnx: str, *, reused: bool = True) -> Dev
 
 
 def _carried(
-    bundle: Bundle, route: Route, board: Board, place: Path, signature: str, onnx: str
+    bundle: Bundle,
+    route: Route,
+    board: Board,
+    place: Path,
+    signature: str,
+    onnx: str,
+    options: BuildOptions,
 ) -> DeviceEngine | None:
     """Take a plan that the bundle brought, if it is for this library, version and GPU, and large enough."""
     for name in bundle.names("engines"):
@@ -156,6 +164,7 @@ def _carried(
             continue
         metadata = bundle.parsed(record, PlanMetadata)
         mine = metadata.library == route.library and metadata.library_version == route.version
+        mine = mine and metadata.options == dict.fromkeys(options.chosen, True)
         largest = max((_batch_of(profile) for profile in metadata.profiles), default=0)
         if mine and board.sm in metadata.sms and metadata.onnx_sha256 == onnx and largest >= _BATCH[2]:
             plan, kept = bundle.file(name), bundle.file(record)

@@ -14,11 +14,12 @@ from edgeglm.compile.lane_record import pinned_nodes
 from edgeglm.compile.stage import Range, precision_of
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
+from edgeglm.targets.build_options import option_refusals
 from edgeglm.targets.costs import GraphCosts, GraphTensor, costs_from_json, costs_name
 from edgeglm.targets.legality import check_lane, check_opset, check_precision
 from edgeglm.targets.memory import check_memory
 from edgeglm.targets.roofline import Floor, floor_of, machine_of
-from edgeglm.targets.schema import Builder, Lane, Target, members_of, version_tuple
+from edgeglm.targets.schema import Builder, Lane, RuntimeVersion, Target, members_of, version_tuple
 
 BATCH: Range = (1, 8, 32)
 
@@ -168,6 +169,7 @@ def _asked(subject: Subject, target: Target, library: Builder | None) -> Iterato
         yield from _typing(subject, natives)
         yield from _operators(subject, natives)
         yield from _dynamic(costs)
+        yield from _options(subject, natives, library)
     memory = check_memory(target, costs.file_bytes, activations=costs.live(BATCH[2]))
     yield "memory", memory.ok, memory.reason
 
@@ -221,6 +223,34 @@ def _dynamic(costs: GraphCosts) -> Iterator[tuple[str, bool, str]]:
         return
     listed = ", ".join(f"{name} {list(r.min)} to {list(r.max)}" for name, r in profile.items())
     yield "shapes", True, listed or "all inputs are fixed"
+
+
+def _options(
+    subject: Subject, natives: Sequence[Target], library: Builder | None
+) -> Iterator[tuple[str, bool, str]]:
+    """Ask each board for what its profile wants of the builder: one release that grants it is enough."""
+    for member in (found for found in natives if found.engine is not None):
+        releases = [
+            runtime
+            for runtime in member.runtimes
+            if runtime.library == (library or member.builder) and runtime.lane in (None, subject.lane)
+        ]
+        refusals = [next(refused_by(member, runtime), None) for runtime in releases]
+        refused = bool(refusals) and all(refusals)
+        words = (
+            f"{member.name}: {refusals[-1]}"
+            if refused
+            else f"{member.name} has a release that grants [engine]"
+        )
+        yield "options", not refused, words
+
+
+def refused_by(member: Target, runtime: RuntimeVersion) -> Iterator[str]:
+    """Yield what a release refuses of the options in a device's profile."""
+    if member.engine is not None:
+        yield from option_refusals(
+            member.engine, library=runtime.library, version=runtime.version, sm=member.sm
+        )
 
 
 def _odd_dynamic(tensor: GraphTensor, dynamic: Sequence[int]) -> str | None:

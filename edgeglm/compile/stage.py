@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from edgeglm.compile.builder import BuildOptions
 from edgeglm.compile.decision import MemberPlan, plan_compile
 from edgeglm.compile.trt_api import Library
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
@@ -24,6 +23,7 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.legality import check_precision
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
 
@@ -43,7 +43,6 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tolerated: A failure to build these is recorded; any other stops the build.
         batch: The least, the usual and the largest batch of an engine.
         length: The same for tokens of a text.
-        options: What the builder may do besides.
     """
 
     target: ResolvedTarget
@@ -51,7 +50,6 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tolerated: tuple[str, ...] = ("int8",)
     batch: Range = (1, 8, 32)
     length: Range = (1, 16, 32)
-    options: BuildOptions = BuildOptions()
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,12 +126,13 @@ class CompileStage(Stage[CompileConfig]):
             for variant in variants_of(quantized.files)
             if precision_of(variant) in self.config.precisions
         ]
-        built: dict[tuple[Library, int], tuple[EngineRecord, ...]] = {}
+        built: dict[tuple[Library, int, BuildOptions | None], tuple[EngineRecord, ...]] = {}
         members = []
         for plan in plan_compile(self.config.target):
             engines: tuple[EngineRecord, ...] = ()
             if plan.status == "build" and plan.library is not None and plan.member.sm is not None:
-                where = (plan.library, plan.member.sm)  # members of one SM share their engines
+                # Members of one SM share their engines, unless they ask for other ones.
+                where = (plan.library, plan.member.sm, plan.member.engine)
                 if where not in built:
                     built[where] = self._engines(plan, variants, quantized, out, context.progress)
                 engines = built[where]
@@ -196,7 +195,7 @@ class CompileStage(Stage[CompileConfig]):
                 library=plan.library,
                 precision=precision,
                 profiles=(tower_profile(tower, self.config.batch, self.config.length),),
-                options=self.config.options,
+                options=plan.member.engine or BuildOptions(),
                 variant=variant,
                 tower=tower,
             )
@@ -207,7 +206,8 @@ class CompileStage(Stage[CompileConfig]):
             if precision not in self.config.tolerated:
                 raise
             return EngineRecord(variant=variant, tower=tower, failure=str(error))
-        path, _ = engine.write(out / "engines", f"{variant}-{tower}-sm{plan.member.sm}")
+        own = f"-{plan.member.name}" if plan.member.engine else ""
+        path, _ = engine.write(out / "engines", f"{variant}-{tower}-sm{plan.member.sm}{own}")
         return EngineRecord(variant=variant, tower=tower, file=path.relative_to(out).as_posix())
 
 

@@ -89,6 +89,7 @@ class BuilderConfig(Protocol):
     profiling_verbosity: Any
     num_compute_capabilities: int
     builder_optimization_level: int
+    hardware_compatibility_level: Any
 
     def set_compute_capability(self, capability: Any, index: int) -> bool: ...  # noqa: D102
     def add_optimization_profile(self, profile: OptimizationProfile) -> int: ...  # noqa: D102
@@ -119,6 +120,7 @@ class TrtModule(Protocol):
     ProfilingVerbosity: Any
     NetworkDefinitionCreationFlag: Any
     ComputeCapability: Any
+    HardwareCompatibilityLevel: Any
     Builder: Callable[[Any], Builder]
     OnnxParser: Callable[[Network, Any], Parser]
 

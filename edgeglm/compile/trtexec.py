@@ -14,9 +14,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from edgeglm.engines.plan import Shape, ShapeRange
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import RuntimeVersion, version_tuple
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+_FLAGS = {
+    "version_compatible": "--versionCompatible",
+    "hardware_compatible": "--hardwareCompatibilityLevel=ampere+",
+    "refit": "--refit",
+    "weight_streaming": "--allowWeightStreaming",
+}
 
 
 def trtexec_arguments(
@@ -27,6 +34,7 @@ def trtexec_arguments(
     precision: str,
     runtime: RuntimeVersion,
     fp32_nodes: Sequence[str] = (),
+    options: BuildOptions | None = None,
     program: str = TRTEXEC,
 ) -> list[str]:
     """Return the command that builds one plan.
@@ -39,6 +47,7 @@ def trtexec_arguments(
         runtime: The TensorRT release that runs the command.
         fp32_nodes: What a builder that may choose FP16 has to keep in FP32; lane A only, where the steps
             of a normalization overflow in FP16.
+        options: What the builder may do besides, legal for this release; the defaults if None.
         program: Where ``trtexec`` is.
     """
     arguments = [program, f"--onnx={onnx}", f"--saveEngine={plan}"]
@@ -57,8 +66,18 @@ def trtexec_arguments(
             arguments += [f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
     else:
         arguments.append("--stronglyTyped")
+    arguments += _option_arguments(options or BuildOptions())
     older = version_tuple(runtime.version)[:2] < (8, 6)
     arguments.append("--buildOnly" if older else "--skipInference")
+    return arguments
+
+
+def _option_arguments(options: BuildOptions) -> list[str]:
+    arguments = [_FLAGS[name] for name in options.chosen]
+    if options.workspace_bytes is not None:  # in MiB; --workspace was gone in 10.3
+        arguments.append(f"--memPoolSize=workspace:{options.workspace_bytes / (1 << 20):g}")
+    if options.optimization_level is not None:
+        arguments.append(f"--builderOptimizationLevel={options.optimization_level}")
     return arguments
 
 

@@ -25,11 +25,12 @@ from typing import Any
 
 import msgspec
 
-from edgeglm.compile.builder import BuildOptions, EnginePlan, engine_from_onnx
+from edgeglm.compile.builder import EnginePlan, engine_from_onnx
 from edgeglm.compile.trt_api import Library
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.plan import PlanMetadata, ShapeRange
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import Target
 
 _STOP_SECONDS = 10

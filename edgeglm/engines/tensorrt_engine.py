@@ -122,7 +122,8 @@ class TensorRtEngine(Engine):
                 f"{version}; run 'edgeglm finalize' again"
             )
         sms = [device.sm for device in cuda_devices()[:1]]
-        if not sms or sms[0] not in self.metadata.sms:
+        wide = self.metadata.options.get("hardware_compatible", False) and bool(sms) and sms[0] >= 80
+        if not wide and (not sms or sms[0] not in self.metadata.sms):
             here = f"SM {sms[0]}" if sms else "no GPU"
             raise UserError(
                 f"{self.path} was built for SM {', '.join(map(str, self.metadata.sms))}, here is {here}; "

@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX builds on x86-64 hosts only")
 
-from edgeglm.compile.builder import BuildOptions, EnginePlan, engine_from_onnx
+from edgeglm.compile.builder import EnginePlan, engine_from_onnx
 from edgeglm.compile.trt_api import installed_version, load_trt
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Task
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import Target, load_target
 
 Tower = Callable[..., Path]
@@ -174,6 +175,8 @@ def test_options_reach_the_builder(half: Path) -> None:
 def test_options_that_the_library_cannot_serve_are_refused_in_plain_words(half: Path) -> None:
     with pytest.raises(UserError, match="leave version_compatible out"):
         build(half, "l4", options=BuildOptions(version_compatible=True))
+    with pytest.raises(UserError, match=r"l4: TensorRT-RTX overhears hardware_compatible.*several targets"):
+        build(half, "l4", options=BuildOptions(hardware_compatible=True))
     if not cuda_devices():
         with pytest.raises(UserError, match="leave refit out"):
             build(half, "l4", options=BuildOptions(refit=True))

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from edgeglm.compile import builder as builder_module
-from edgeglm.compile.builder import BuildOptions, engine_from_onnx
+from edgeglm.compile.builder import engine_from_onnx
 from edgeglm.compile.trt_api import TrtApi
 from edgeglm.core.errors import UserError
 from edgeglm.engines.cuda_devices import CudaDevice
 from edgeglm.engines.plan import ShapeRange
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import load_target
 
 IMAGES = {"pixels": ShapeRange(min=(1, -1), opt=(2, -1), max=(4, -1))}
@@ -39,6 +40,7 @@ class Config:
         self.flags: list[Flag] = []
         self.cache: Cache | None = None
         self.profiling_verbosity = "layer names only"
+        self.hardware_compatibility_level: str | None = None
 
     def add_optimization_profile(self, profile: Any) -> int:
         return 0
@@ -80,6 +82,7 @@ def native_module(config: Config) -> Any:
         ILogger=Logger,
         BuilderFlag=Flag,
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
         Builder=lambda _: builder,
         OnnxParser=lambda *_: SimpleNamespace(parse_from_file=lambda _: True),
@@ -117,7 +120,21 @@ def test_a_board_builds_for_its_own_sm_and_keeps_the_timing_cache(config: Config
     assert engine.metadata.sms == (110,)
     assert engine.metadata.outputs[0].dtype == "float16"
     assert config.flags == [Flag.VERSION_COMPATIBLE]
+    assert config.hardware_compatibility_level is None, "not asked for"
     assert config.profiling_verbosity == "detailed", "without it the layer table says no types"
+
+
+def test_a_plan_for_ampere_and_newer_is_built_on_a_server_and_refused_on_a_jetson(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = BuildOptions(hardware_compatible=True)
+    with pytest.raises(UserError, match="jetson-agx-thor: TensorRT has no hardware compatibility on JetPack"):
+        build(tmp_path, "jetson-agx-thor", options=wide)
+    h100 = CudaDevice(name="H100", sm=90, memory_bytes=80 << 30)
+    monkeypatch.setattr(builder_module, "cuda_devices", lambda: (h100,))
+    engine = build(tmp_path, "h100", options=wide)
+    assert config.hardware_compatibility_level == "ampere+"
+    assert (config.flags, engine.metadata.options) == ([], {"hardware_compatible": True})
 
 
 @pytest.mark.parametrize("blob", [b"of another version", b"of another GPU"])
