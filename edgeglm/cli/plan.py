@@ -215,14 +215,16 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                 for runtime in (found for found in runtimes if found.lane == one.lane):
                     if next(refused_by(member, runtime), None):
                         continue
+                    name = f"{one.name.replace(' ', '-').removesuffix('.onnx')}-{member.name}"
                     arguments = trtexec_arguments(
                         one.file,
-                        f"{one.name.replace(' ', '-').removesuffix('.onnx')}-{member.name}.plan",
+                        f"{name}.plan",
                         profile=shapes_of(one.costs),
                         precision=one.precision,
                         runtime=runtime,
                         fp32_nodes=one.fp32_nodes,
                         options=member.engine,
+                        timing_cache=f"{name}-{runtime.version}.timing",
                     )
                     heading = f"{member.name}, TensorRT {runtime.version}"
                     lines[heading, command_line(arguments)] = None

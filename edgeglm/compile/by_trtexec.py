@@ -22,6 +22,7 @@ import msgspec
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import finalized_folder
+from edgeglm.compile.owner import alone
 from edgeglm.compile.route import member_for, target_of
 from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
@@ -124,7 +125,8 @@ def finalize_by_trtexec(
         environment = {**os.environ, "EDGEGLM_BUNDLE": str(bundle.origin.absolute())}
         if root != Path("/"):
             environment["EDGEGLM_ROOT"] = str(root)
-        _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
+        with alone(finalized_folder(bundle.origin)):  # the script's own lock keeps other scripts away
+            _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
     written = finalized_folder(bundle.origin) / RECEIPT_NAME
     try:
         return msgspec.json.decode(written.read_bytes(), type=TrtexecReceipt)

@@ -36,6 +36,8 @@ _BATCH: Range = (1, 8, 32)
 _CODE = 3
 """Raised when the builder makes something else of the same request."""
 
+_SHELL_DIGEST = "engine.sha256"
+
 BuildEngine = Callable[[BuildRequest, Progress], EnginePlan]
 
 
@@ -93,7 +95,9 @@ def device_engines(
             options=options,
             variant=variant.name,
             tower=tower,
-            timing_cache=_timing_cache(folder, route.version) if route.library == "tensorrt" else None,
+            timing_cache=_timing_cache(folder, route.version, bundle.manifest.files[name].sha256)
+            if route.library == "tensorrt"
+            else None,
         )
         onnx = bundle.manifest.files[name].sha256
         signature = build_signature(request, onnx_sha256=onnx, board=board, version=route.version)
@@ -128,10 +132,10 @@ def build_signature(request: BuildRequest, *, onnx_sha256: str, board: Board, ve
 
 
 def sweep(folder: Path, keep: Mapping[str, object]) -> None:
-    """Remove the engines of signatures that no receipt names any more."""
+    """Remove the engines that no receipt names any more; those of ``finalize.sh`` are its own."""
     if folder.is_dir():
         for entry in folder.iterdir():
-            if entry.name not in keep:
+            if entry.name not in keep and not (entry / _SHELL_DIGEST).is_file():
                 shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -192,8 +196,8 @@ def _write(staged: Path, built: EnginePlan) -> None:
         (staged / LAYER_TABLE).write_text(built.layers, "utf-8")
 
 
-def _timing_cache(folder: Path, version: str) -> str | None:
-    """Return the largest timing cache that a build by this very version left here: it saves time."""
+def _timing_cache(folder: Path, version: str, onnx: str) -> str | None:
+    """Return a timing cache that this very version left here: of this very file, else the largest."""
     found = []
     for cache in folder.glob(f"*/{TIMING_CACHE}"):
         try:
@@ -201,8 +205,8 @@ def _timing_cache(folder: Path, version: str) -> str | None:
         except UserError:
             continue
         if metadata.library_version == version:
-            found.append((cache.stat().st_size, str(cache)))
-    return max(found)[1] if found else None
+            found.append((metadata.onnx_sha256 == onnx, cache.stat().st_size, str(cache)))
+    return max(found)[2] if found else None
 
 
 def _put(place: Path, fill: Callable[[Path], None]) -> None:

@@ -35,6 +35,7 @@ def trtexec_arguments(
     runtime: RuntimeVersion,
     fp32_nodes: Sequence[str] = (),
     options: BuildOptions | None = None,
+    timing_cache: str | None = None,
     program: str = TRTEXEC,
 ) -> list[str]:
     """Return the command that builds one plan.
@@ -48,6 +49,8 @@ def trtexec_arguments(
         fp32_nodes: What a builder that may choose FP16 has to keep in FP32; lane A only, where the steps
             of a normalization overflow in FP16.
         options: What the builder may do besides, legal for this release; the defaults if None.
+        timing_cache: Where the times of tactics are kept from build to build; one file for each plan and
+            release.
         program: Where ``trtexec`` is.
     """
     arguments = [program, f"--onnx={onnx}", f"--saveEngine={plan}"]
@@ -55,6 +58,8 @@ def trtexec_arguments(
         if profile:
             shapes = ",".join(f"{name}:{_written(getattr(r, end))}" for name, r in profile.items())
             arguments.append(f"--{flag}={shapes}")
+    if timing_cache is not None:
+        arguments.append(f"--timingCacheFile={timing_cache}")
     if runtime.lane == "A":
         arguments.append("--fp16")
         if precision == "int8":

@@ -11,6 +11,7 @@ from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.compile.by_trtexec import RECEIPT_NAME, finalize_by_trtexec, needs_trtexec
+from edgeglm.compile.owner import alone
 from edgeglm.core.errors import GateError, UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import board_from_files
@@ -43,6 +44,15 @@ def test_a_board_whose_python_sees_no_tensorrt_gets_its_engines_by_trtexec(tmp_p
         bound = msgspec.structs.replace(here, libraries={"tensorrt": "10.3.0"})
         assert not needs_trtexec(bundle, bound), "the binding is there"
         assert not needs_trtexec(bundle, board_from_files(tmp_path)), "no board, no trtexec"
+
+
+def test_edgeglms_own_finalize_keeps_it_waiting(tmp_path: Path, stub: Path):
+    with (
+        open_bundle(with_shell(tmp_path)) as bundle,
+        alone(finalized_folder(bundle.origin)),
+        pytest.raises(UserError, match="another finalize is at work"),
+    ):
+        finalize_by_trtexec(bundle, progress=QUIET, root=stub)
 
 
 def test_the_script_of_the_bundle_is_never_run(tmp_path: Path, stub: Path):

@@ -16,6 +16,7 @@ import pytest
 
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.device_engines import sweep
 from edgeglm.compile.lane_record import LaneRecord, LaneTower, pinned_nodes
 from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import shell_sources, write_with_shell
@@ -37,10 +38,13 @@ for argument in "$@"; do
     --saveEngine=*) plan="${argument#*=}" ;;
     --loadEngine=*) loaded="${argument#*=}" ;;
     --exportOutput=*) output="${argument#*=}" ;;
+    --timingCacheFile=*) cache="${argument#*=}" ;;
   esac
 done
 if [ -n "$plan" ]; then
   case "$onnx" in *"$STUB_FAILS"*) [ -z "$STUB_FAILS" ] || { echo "Error: node odd"; exit 1; } ;; esac
+  if grep -q foreign "$cache" 2>/dev/null; then echo "Error: timing cache"; exit 1; fi
+  echo timed >>"$cache"
   echo "$onnx" >"$plan"
   exit 0
 fi
@@ -242,6 +246,7 @@ def test_what_a_person_is_told_to_type_is_what_the_script_runs(
             precision="int8" if (variant, tower) == ("int8", "text") else "fp16",
             runtime=runtime,
             fp32_nodes=pins[variant].get(f"models/{variant}/{tower}.onnx", ()),
+            timing_cache=next(f.partition("=")[2] for f in flags if f.startswith("--timingCacheFile=")),
         )
         assert told[1:3] == [onnx_path, plan]
         assert sorted(told[3:]) == sorted(flags)
@@ -293,6 +298,31 @@ def test_engines_are_used_again_until_they_rot(tmp_path: Path):
     engines[0].write_text("rotten")
     assert run(bundle, root).returncode == 0
     assert (root / "calls").read_text().count("--saveEngine") == 1
+
+
+def test_each_file_has_a_timing_cache_and_a_foreign_one_is_started_afresh(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    assert run(bundle, root).returncode == 0
+    out = bundle.with_name("demo.finalized")
+    caches = sorted((out / "timing").iterdir())
+    assert [path.name[64:] for path in caches] == ["-10.3.0-87.cache"] * 4
+    shutil.rmtree(out / "engines")
+    caches[0].write_text("foreign")
+    (root / "calls").unlink()
+    assert run(bundle, root).returncode == 0
+    assert (root / "calls").read_text().count("--saveEngine") == 5, "one was built again without its cache"
+    assert [path.read_text() for path in caches] == ["timed\n", *["timed\ntimed\n"] * 3]
+
+
+def test_engines_of_edgeglm_and_of_the_script_do_not_sweep_each_other(tmp_path: Path):
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    engines = bundle.with_name("demo.finalized") / "engines"
+    (engines / "edgeglms").mkdir(parents=True)
+    (engines / "edgeglms/engine.json").write_text("{}")
+    assert run(bundle, root).returncode == 0
+    assert len(list(engines.iterdir())) == 5
+    sweep(engines, {})
+    assert len(list(engines.iterdir())) == 4
 
 
 def test_a_candidate_that_answers_otherwise_or_fails_is_left(tmp_path: Path):
