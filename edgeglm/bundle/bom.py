@@ -78,10 +78,8 @@ def _models(
                 "modelCard": {
                     "modelParameters": {
                         "task": "cross-modal retrieval",
-                        "inputs": [{"format": f"{t.name} {t.dtype} {list(t.shape)}"} for t in record.inputs],
-                        "outputs": [
-                            {"format": f"{t.name} {t.dtype} {list(t.shape)}"} for t in record.outputs
-                        ],
+                        "inputs": [_tensor(tensor) for tensor in record.inputs],
+                        "outputs": [_tensor(tensor) for tensor in record.outputs],
                     },
                     "quantitativeAnalysis": {"performanceMetrics": _metrics(variant)},
                 },
