@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.engines.onnxruntime_binding import BoundSession, memory_of
 from edgeglm.engines.protocol import Array, Engine, Feeds, TensorSpec
 
 Optimization = Literal["none", "basic", "extended", "all"]
@@ -41,6 +42,8 @@ class OnnxRuntimeEngine(Engine):
             ONNX Runtime would fall back without a word, this raises UserError.
         optimization: Graph optimisation level.
         spinning: Whether idle threads spin for a while: quicker calls, at other processes' cost.
+        io_binding: Whether inputs and outputs are bound to memory of the provider's device, which is kept
+            from call to call; calls then wait for each other. None for where that is a GPU's.
         name: What errors call it; the file's name if None.
     """
 
@@ -52,6 +55,7 @@ class OnnxRuntimeEngine(Engine):
         providers: Sequence[str] = ("CPUExecutionProvider",),
         optimization: Optimization = "all",
         spinning: bool = True,
+        io_binding: bool | None = None,
         name: str | None = None,
     ) -> None:
         if threads < 1:
@@ -64,6 +68,8 @@ class OnnxRuntimeEngine(Engine):
         self.providers = tuple(providers)
         self.optimization = optimization
         self.spinning = spinning
+        self.io_binding = memory_of(self.providers[0]) == "cuda" if io_binding is None else io_binding
+        self._bound: BoundSession | None = None
         self._session: Any = None
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
@@ -86,14 +92,23 @@ class OnnxRuntimeEngine(Engine):
                 session = self._opened()
                 self._inputs = tuple(_spec(node) for node in session.get_inputs())
                 self._outputs = tuple(_spec(node) for node in session.get_outputs())
+                if self.io_binding:
+                    names = [spec.name for spec in self._outputs]
+                    value = _onnxruntime().OrtValue
+                    self._bound = BoundSession(session, value, names, memory_of(self.providers[0]))
                 self._session = session
 
     def close(self) -> None:
         """Drop the session and its memory."""
         with self._lock:
-            self._session = None
+            self._session = self._bound = None
 
     def _run(self, feeds: Feeds) -> list[Array]:
+        if self.io_binding:
+            with self._lock:
+                if self._bound is None:
+                    raise UserError(f"{self.name} was closed during a call; open it again")
+                return self._bound.run(feeds)
         outputs: list[Array] = self._session.run(None, dict(feeds))
         return outputs
 
