@@ -53,18 +53,25 @@ TRIED = {
     "throughput / raw, calls of 0.2 to 1 ms": (
         "answers are cut on the event loop (the engine's thread spends 2 us a request, 3.3 before); NaN is "
         "looked for once a batch and answers are booked by the batch (the loop's share fell from 13 to 8 us "
-        "a request); a switch interval of 0.1 ms changed nothing. What is left is "
-        "Python's own work and the handing over of the interpreter lock."
+        "a request); a switch interval of 0.1 ms changed nothing. Since this row was measured the loop is "
+        "woken as the next call begins (see below): 86 us between two calls where there were 314, on a busy "
+        "machine, at an unchanged rate there. What is left is Python's own work and the handing over of the "
+        "interpreter lock."
     ),
     "throughput / raw, calls of 3 ms and more, 49 kB a sample": (
-        "joining 32 samples copies 1.5 MB in the engine's thread, in each call; not tried yet: to join the "
-        "next batch while the present one runs."
+        "joining 32 samples copies 1.5 MB in the engine's thread, in each call. Joining the next full batch "
+        "in the loop's thread while the present call runs was built and taken out: 712 to 297 us between "
+        "two calls, but each call took as much longer, and the rate was 0.95 of the former (40 interleaved "
+        "rounds on a busy machine); probably its input then lies in the other core's cache."
     ),
     "throughput / raw, calls of 3 ms and more": (
-        "on idle cores a batch takes about 0.3 ms longer than the raw call. The engine thread's own work is "
-        "0.06 ms of it; the rest is probably waiting for the interpreter lock on a core that slept, for "
-        "earlier runs in which others used 10 to 12 % kept 1.00 and 1.04. Not tried yet: joining "
-        "and starting the next full batch from a second thread while the present call runs."
+        "on idle cores a batch took about 0.3 ms longer than the raw call. Part of it was that the loop, once "
+        "woken, took the interpreter lock at the first numpy copy of the next batch and held it while it "
+        "cut 32 answers apart. Since this row was measured the loop is woken as the next call begins: 280 us "
+        "between two calls where there were 681 (medians, 40 interleaved rounds). On a machine as busy as "
+        "it was then the call itself took longer by nearly as much, probably because the loop's work now "
+        "competes with it for a core, and the rate was 0.98 and 1.04 of the former in two runs; what idle "
+        "cores gain is not measured yet."
     ),
     "added us a request, engine that does nothing, 64 callers": (
         "6 to 10 us in runs on a busy machine, where both threads share a core; about 12 on two idle ones."
