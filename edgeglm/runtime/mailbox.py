@@ -36,13 +36,17 @@ class Mailbox:
         self._open = True
         self._bell: _Bell | None = None
         if sys.platform == "linux":
-            bell = _Bell()
-            try:
-                loop.add_reader(bell.number, self._read)
-            except NotImplementedError:
-                bell.close()
-            else:
-                self._bell = bell
+            with contextlib.suppress(OSError):  # a process that has too many files open needs no bell
+                self._bell = self._hung_up()
+
+    def _hung_up(self) -> _Bell | None:
+        bell = _Bell()
+        try:
+            self._loop.add_reader(bell.number, self._read)
+        except (NotImplementedError, OSError):
+            bell.close()
+            return None
+        return bell
 
     def put(self, function: Callable[..., None], *arguments: object) -> None:
         """Let a function be run in the loop once somebody rings. Does nothing in a closed mailbox."""

@@ -65,13 +65,13 @@ TRIED = {
         "rounds on a busy machine); probably its input then lies in the other core's cache."
     ),
     "throughput / raw, calls of 3 ms and more": (
-        "on idle cores a batch took about 0.3 ms longer than the raw call. Part of it was that the loop, once "
-        "woken, took the interpreter lock at the first numpy copy of the next batch and held it while it "
-        "cut 32 answers apart. Since this row was measured the loop is woken as the next call begins: 280 us "
-        "between two calls where there were 681 (medians, 40 interleaved rounds). On a machine as busy as "
-        "it was then the call itself took longer by nearly as much, probably because the loop's work now "
-        "competes with it for a core, and the rate was 0.98 and 1.04 of the former in two runs; what idle "
-        "cores gain is not measured yet."
+        "on idle cores a batch took about 0.3 ms longer than the raw call. Part of it was that the loop, "
+        "once woken, took the interpreter lock at the first numpy copy of the next batch and held it "
+        "while it cut 32 answers apart. Since this row was measured the loop is woken as the next call "
+        "begins: 280 us between two calls where there were 681 (medians, 40 interleaved rounds). On a "
+        "machine as busy as it was then the call itself took longer by nearly as much, probably because the "
+        "loop's work now competes with it for a core, and the rate was 0.98 and 1.04 of the former in two "
+        "runs; what idle cores gain is not measured yet."
     ),
     "added us a request, engine that does nothing, 64 callers": (
         "6 to 10 us in runs on a busy machine, where both threads share a core; about 12 on two idle ones."

@@ -179,9 +179,12 @@ def test_variants_that_share_a_file_share_its_engine(tmp_path: Path):
     finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), ORIN, builder=builder)
     (request, *_) = builder.requests
     other = msgspec.structs.replace(request, variant="fp16", precision="fp16")
-    same = {"onnx_sha256": "0" * 64, "board": ORIN, "version": "10.3.0"}
-    assert build_signature(request, **same) == build_signature(other, **same)
-    assert build_signature(request, **{**same, "version": "10.4.0"}) != build_signature(request, **same)
+
+    def signature(wanted: BuildRequest, version: str = "10.3.0") -> str:
+        return build_signature(wanted, onnx_sha256="0" * 64, board=ORIN, version=version)
+
+    assert signature(request) == signature(other)
+    assert signature(request, "10.4.0") != signature(request)
 
 
 def test_run_follows_the_receipt_and_names_it(tmp_path: Path, choice):

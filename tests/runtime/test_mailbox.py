@@ -16,7 +16,7 @@ from edgeglm.runtime.mailbox import Mailbox
 class Unwatchful(asyncio.SelectorEventLoop):
     """A loop that watches no files, as the one of Windows."""
 
-    def add_reader(self, *_: Any) -> None:
+    def add_reader(self, *_: Any) -> None:  # type: ignore[override]  # never called to any end
         raise NotImplementedError
 
 
@@ -43,15 +43,15 @@ def test_what_many_threads_post_arrives_once_and_in_each_threads_order(loop):
             for number in range(500):
                 mailbox.post(take, thread, number)
 
-        threads = [threading.Thread(target=post, args=(thread,)) for thread in range(4)]
+        threads = [threading.Thread(target=post, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         await asyncio.wait_for(everything, 20)
         for thread in threads:
             thread.join()
         mailbox.close()
-        for thread in range(4):
-            assert [number for owner, number in arrived if owner == thread] == list(range(500))
+        for owner in range(4):
+            assert [number for thread, number in arrived if thread == owner] == list(range(500))
 
     loop.run_until_complete(main())
 
@@ -76,7 +76,8 @@ def test_an_error_in_one_letter_is_reported_and_the_next_is_read(loop):
 
 def test_close_reads_what_was_posted_and_takes_nothing_more(loop):
     async def main() -> None:
-        mailbox, read = Mailbox(loop), []
+        mailbox = Mailbox(loop)
+        read: list[str] = []
         mailbox.post(read.append, "before")
         mailbox.close()
         mailbox.close()
@@ -95,6 +96,20 @@ def test_a_worker_that_outlives_its_loop_may_still_post():
     mailbox.post(lambda: None)
 
 
+def test_a_process_without_a_file_to_spare_is_served_all_the_same(monkeypatch):
+    def refused(*_: Any) -> int:
+        raise OSError(24, "Too many open files")
+
+    async def main() -> None:
+        monkeypatch.setattr("edgeglm.runtime.mailbox._Bell", refused)
+        mailbox, read = Mailbox(asyncio.get_running_loop()), asyncio.Event()
+        mailbox.post(read.set)
+        await asyncio.wait_for(read.wait(), 20)
+        mailbox.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts files in /proc")
 def test_mailboxes_leave_no_files_open():
     loop = asyncio.SelectorEventLoop()
@@ -107,7 +122,8 @@ def test_mailboxes_leave_no_files_open():
 
 def test_what_is_put_in_without_a_sound_waits_for_the_bell(loop):
     async def main() -> None:
-        mailbox, read = Mailbox(loop), []
+        mailbox = Mailbox(loop)
+        read: list[int] = []
         mailbox.put(read.append, 1)
         await asyncio.sleep(0.01)
         assert read == []
