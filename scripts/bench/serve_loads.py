@@ -1,11 +1,19 @@
-"""Callers of a server: in circles or on a timetable, over HTTP with bytes made beforehand, or over gRPC."""
+"""Callers of a server: in circles or on a timetable, with bytes made beforehand."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
+import struct
+import subprocess
+import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _LENGTH = b"\r\ncontent-length: "
@@ -54,7 +62,7 @@ async def http_timetable(address: str, request: bytes, callers: int, rate: float
     async def call(number: int) -> None:
         reader, writer = await _connected(address)
         due = began + number / rate
-        while due < began + seconds:
+        while due < began + seconds and time.perf_counter() < began + seconds:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
             await _ask(reader, writer, request, load)
             due += callers / rate
@@ -65,29 +73,93 @@ async def http_timetable(address: str, request: bytes, callers: int, rate: float
     return load
 
 
-async def grpc_circle(address: str, request: bytes, callers: int, seconds: float) -> Load:
-    """Let each caller of one channel ask again as soon as it has its answer."""
-    import grpc
+def h2load_rate(
+    url: str, body: bytes, headers: Sequence[str], *, seconds: float, callers: int, grpc: bool = False
+) -> tuple[float, int]:
+    """Return the answers a second, and how many, that nghttp2's h2load gets.
 
-    load = Load()
-    async with grpc.aio.insecure_channel(address) as channel:
-        method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        await method(request)
-        began = time.perf_counter()
+    Each caller asks again when it has its answer. A compiled caller takes little of the cores that
+    it shares with the servers. Over HTTP/1.1 each caller has a connection, over gRPC all share one,
+    as clients of either do.
 
-        async def call() -> None:
-            while (asked := time.perf_counter()) < began + seconds:
-                await method(request)
-                load.latencies.append(time.perf_counter() - asked)
+    Args:
+        url: What is asked.
+        body: What is sent.
+        headers: ``Name: value``.
+        seconds: How long.
+        callers: How many.
+        grpc: Whether it is a message of gRPC's; one that is refused has an answer without data.
 
-        await asyncio.gather(*(call() for _ in range(callers)))
-        load.seconds = time.perf_counter() - began
-    return load
+    Raises:
+        RuntimeError: Not every answer was a good one.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"\0" + struct.pack(">I", len(body)) + body if grpc else body)
+        file.flush()
+        ways = ["-c", "1", "-m", str(callers)] if grpc else ["--h1", "-c", str(callers)]
+        command = [
+            "h2load",
+            *ways,
+            "-t",
+            "1",
+            "-D",
+            f"{seconds * 1e3:.0f}ms",
+            "-d",
+            file.name,
+        ]
+        for header in headers:
+            command += ["-H", header]
+        said = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    done, bad = (int(_found(said, word)) for word in (r"(\d+) done", r"(\d+) failed"))
+    good = int(_found(said, r"status codes: (\d+) 2xx"))
+    data = int(_found(said, r"\((\d+)\) data"))
+    if bad or not 0 < done <= good or data < done * 200:
+        raise RuntimeError(f"not every answer was a good one: {said}")
+    return float(_found(said, r"([\d.]+) req/s")), done
 
 
-async def idle(address: str, count: int) -> list[asyncio.StreamWriter]:
-    """Open connections that say nothing."""
-    return [(await _connected(address))[1] for _ in range(count)]
+def _found(said: str, pattern: str) -> str:
+    match = re.search(pattern, said)
+    if match is None:
+        raise RuntimeError(f"h2load said something else: {said}")
+    return match[1]
+
+
+@dataclass
+class Quiet:
+    """Connections that say nothing: how many are open, and how often one was opened again."""
+
+    open: int = 0
+    reopened: int = 0
+
+
+@asynccontextmanager
+async def idle(address: str, count: int) -> AsyncIterator[Quiet]:
+    """Hold connections that say nothing; one that the server closes for its silence is opened again."""
+    quiet = Quiet()
+
+    async def hold() -> None:
+        while True:
+            reader, writer = await _connected(address)
+            quiet.open += 1
+            try:
+                await reader.read()
+            finally:
+                quiet.open -= 1
+                writer.close()
+            quiet.reopened += 1
+
+    holding = [asyncio.ensure_future(hold()) for _ in range(count)]
+    while quiet.open < count:
+        await asyncio.sleep(0.1)
+    try:
+        yield quiet
+    finally:
+        last = Quiet(quiet.open, quiet.reopened)
+        for task in holding:
+            task.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+        quiet.open, quiet.reopened = last.open, last.reopened
 
 
 def cpu_seconds(pid: int) -> float:
@@ -95,6 +167,17 @@ def cpu_seconds(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def session_cpu_seconds(leader: int) -> float:
+    """Processor time so far of all processes of a session, a server's workers included."""
+    total = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader:
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def memory_bytes(pid: int) -> int:
