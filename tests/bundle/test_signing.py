@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import stat
 from collections.abc import Callable
@@ -171,6 +172,23 @@ def test_a_signature_of_other_bytes_with_the_same_key_does_not_pass(packed: Path
     sign_bundle(packed, [key("maker")])
     monkeypatch.undo()
     with pytest.raises(UserError, match="does not fit the manifest"):
+        open_bundle(packed)
+
+
+@pytest.mark.parametrize("field", ["public_key", "signature"])
+def test_a_signature_has_one_spelling_only(field: str, packed: Path, key: Keys, trusting):
+    sign_bundle(packed, [key("maker")])
+    trusting("maker")
+    place = packed / SIGNATURES_NAME
+    whole = json.loads(place.read_bytes())
+    text = whole["signatures"][0][field]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = len(text.rstrip("=")) - 1
+    other = text[:last] + letters[letters.index(text[last]) + 1] + text[last + 1 :]
+    assert base64.b64decode(other) == base64.b64decode(text), "bits after the last byte"
+    whole["signatures"][0][field] = other
+    place.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="have the bundle signed anew"):
         open_bundle(packed)
 
 
