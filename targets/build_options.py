@@ -1,4 +1,4 @@
-"""What a profile may ask of the builder besides (table ``[engine]``), and where that is legal.
+"""What a profile or a recipe may ask of the builder besides (``[engine]``), and where that is legal.
 
 Sources: ``BuilderFlag`` and ``HardwareCompatibilityLevel`` in NVIDIA/TensorRT ``include/NvInfer.h``,
 "Engine Compatibility" of the TensorRT documentation (no hardware compatibility on JetPack), and what
@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
+
+from edgeglm.core.recipe import EngineConfig
+
+Range = tuple[int, int, int]
+"""The least, the usual and the largest size of a dynamic axis."""
 
 _JETSON_SMS = (53, 62, 72, 87, 110)
 FLAGS = ("version_compatible", "refit", "weight_streaming", "hardware_compatible")
@@ -28,6 +33,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         weight_streaming: Weights may stay in host memory.
         workspace_bytes: The most scratch memory a layer may use; None for no limit.
         optimization_level: 0 (quick build) to 5 (slow build); None for the library's default.
+        usual_batch: What the engine is tuned for.
+        largest_batch: The most that it takes at once. The runtime sends up to 32.
     """
 
     version_compatible: bool = False
@@ -36,11 +43,28 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight_streaming: bool = False
     workspace_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] | None = None
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    usual_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
+    largest_batch: Annotated[int, msgspec.Meta(ge=32)] = 32
+
+    @property
+    def batch(self) -> Range:
+        """The least, the usual and the largest batch of an engine."""
+        return (1, min(self.usual_batch, self.largest_batch), self.largest_batch)
 
     @property
     def chosen(self) -> tuple[str, ...]:
         """The names of the flags that are set."""
         return tuple(name for name in FLAGS if getattr(self, name))
+
+
+def with_recipe(own: BuildOptions | None, asked: EngineConfig | None) -> BuildOptions | None:
+    """Return a profile's options with what a recipe asks in their place; None if neither asks anything."""
+    changes = {
+        name: value
+        for name in EngineConfig.__struct_fields__
+        if (value := getattr(asked, name, None)) is not None
+    }
+    return msgspec.structs.replace(own or BuildOptions(), **changes) if changes else own
 
 
 def option_refusals(options: BuildOptions, *, library: str, version: str, sm: int | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a target may run, and why not: precision, lane, opset.
+"""What a target may run, and why not: precision, lane, opset, options of the builder.
 
 Every refusal names the fact it rests on and the nearest legal choice. For a family each member is
 asked and the worst answer decides. Hardware facts are rules over ``sm`` here, so that they hold for
@@ -7,10 +7,12 @@ a user's own profile too; a profile can only narrow them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.targets.build_options import option_refusals
 from edgeglm.targets.schema import (
     Builder,
     Lane,
@@ -148,6 +150,21 @@ def max_opset(runtime: RuntimeVersion) -> int | None:
         return _LANE_A_OPSET
     known = [opset for first, opset in _TENSORRT_OPSETS if version_tuple(runtime.version)[:2] >= first]
     return known[-1] if known else None
+
+
+def options_refusal(member: Target, library: Builder | None, lanes: tuple[Lane | None, ...]) -> str | None:
+    """Return why no release of a library on these lanes grants a board's options; None if one does."""
+    releases = [r for r in member.runtimes if r.library == library and r.lane in lanes]
+    refusals = [next(refused_by(member, runtime), None) for runtime in releases]
+    return f"{member.name}: {refusals[-1]}" if refusals and all(refusals) else None
+
+
+def refused_by(member: Target, runtime: RuntimeVersion) -> Iterator[str]:
+    """Yield what a release refuses of the options in a device's profile."""
+    if member.engine is not None:
+        yield from option_refusals(
+            member.engine, library=runtime.library, version=runtime.version, sm=member.sm
+        )
 
 
 def _device_precision(target: Target, precision: Precision, library: Builder | None) -> Verdict:

@@ -16,7 +16,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from edgeglm.core.errors import UserError, unknown_name
-from edgeglm.targets.build_options import BuildOptions
+from edgeglm.core.recipe import EngineConfig
+from edgeglm.targets.build_options import BuildOptions, with_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -159,11 +160,17 @@ def members_of(target: Target) -> tuple[Target, ...]:
     return members
 
 
-def resolve_target(target: Target) -> ResolvedTarget:
-    """Return the target with its members' profiles inside and no path of this machine."""
-    members = members_of(target)
-    if target.kind == "family":
-        target = msgspec.structs.replace(target, members=tuple(member.name for member in members))
+def resolve_target(target: Target, engine: EngineConfig | None = None) -> ResolvedTarget:
+    """Return the target with its members' profiles inside, what a recipe asks of their builders, no path."""
+    members = tuple(
+        msgspec.structs.replace(member, engine=with_recipe(member.engine, engine))
+        if member.builder != "onnxruntime"
+        else member
+        for member in members_of(target)
+    )
+    if target.kind != "family":
+        return ResolvedTarget(target=members[0], members=members)
+    target = msgspec.structs.replace(target, members=tuple(member.name for member in members))
     return ResolvedTarget(target=target, members=members)
 
 

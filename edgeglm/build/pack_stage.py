@@ -76,7 +76,9 @@ class PackStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         }
         weights = {record.name: record for record in found.values()}
         return cls(
-            recipe=portable_recipe(recipe), target=resolve_target(target), weights=tuple(weights.values())
+            recipe=portable_recipe(recipe),
+            target=resolve_target(target, recipe.engine),
+            weights=tuple(weights.values()),
         )
 
 

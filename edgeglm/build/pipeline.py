@@ -25,6 +25,7 @@ from edgeglm.build.export_stage import ExportStage, ExportStageConfig
 from edgeglm.build.latency_stage import LatencyConfig, LatencyStage
 from edgeglm.build.pack_stage import PackStage, PackStageConfig
 from edgeglm.build.quantize_stage import QuantizeStage, quantize_config
+from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import Progress
@@ -42,7 +43,7 @@ from edgeglm.distill.stages import (
 )
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions
-from edgeglm.targets.schema import Target
+from edgeglm.targets.schema import Target, resolve_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,7 @@ def _nodes(
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
     student_shape(student.size)  # an unknown size must not wait for the teacher
+    require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
     yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
@@ -184,7 +186,7 @@ def _nodes(
         needs={**models, "teacher": "teacher", "backbones": "backbones"},
     )
     yield Node(
-        stage=CompileStage(compile_config(target, max_length=student.max_length)),
+        stage=CompileStage(compile_config(target, max_length=student.max_length, engine=recipe.engine)),
         needs={"quantize": "quantize"},
         per_target=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from edgeglm.cli.console import App, json_option, trust_options
 if TYPE_CHECKING:
     from edgeglm.compile.fit import VariantFit
     from edgeglm.compile.preflight import Preflight, Subject
-    from edgeglm.targets.schema import Lane, Target
+    from edgeglm.targets.schema import Lane, ResolvedTarget, Target
 
 
 @click.command(name="plan")
@@ -48,9 +48,14 @@ def command(
     from edgeglm.compile.preflight import preflight
     from edgeglm.targets.schema import members_of
 
-    subjects = _subjects(app, subject)
+    subjects, carried = _subjects(app, subject)
+    if carried is not None and target_name in (None, carried.target.name):
+        boards = {member.name: member for member in carried.members}  # with what its recipe asks
+        targets = [boards.get(target.name, target) for target in targets]
+    else:
+        boards = {}
     results = [[preflight(one, target, batch=batch) for one in subjects] for target in targets]
-    members = members_of(targets[0]) if target_name else []
+    members = [boards.get(m.name, m) for m in members_of(targets[0])] if target_name else []
     fits = fits_of(by_variant(subjects), members, batch=batch)
     if target_name is None:
         _matrix(app, targets, subjects, results)
@@ -58,7 +63,7 @@ def command(
         _boards(app, fits)
     else:
         _details(app, results[0])
-    commands = _commands(targets, subjects) if with_commands else []
+    commands = _commands(targets, boards, subjects) if with_commands else []
     for member, line in commands:
         app.print(f"# {member}")
         if not app.json:
@@ -75,7 +80,8 @@ def command(
     require_fit(fits)
 
 
-def _subjects(app: App, path: Path) -> tuple[Subject, ...]:
+def _subjects(app: App, path: Path) -> tuple[tuple[Subject, ...], ResolvedTarget | None]:
+    """Return the graphs to judge, and the target that a bundle carries."""
     from edgeglm.compile.preflight import Subject, precision_of_graph, subjects_of
 
     if path.suffix == ".onnx":
@@ -84,11 +90,13 @@ def _subjects(app: App, path: Path) -> tuple[Subject, ...]:
         costs = costs_from_onnx(path)
         lane: Lane = "A" if costs.opset <= 16 else "B"
         name, precision = path.name, precision_of_graph(costs)
-        return (Subject(name=name, precision=precision, lane=lane, costs=costs, file=str(path)),)
+        return (Subject(name=name, precision=precision, lane=lane, costs=costs, file=str(path)),), None
     from edgeglm.bundle.verify import open_bundle
+    from edgeglm.compile.route import target_of
 
     with open_bundle(path, trust=app.trust()) as bundle:
-        return subjects_of(bundle)
+        carries = "target.toml" in bundle.manifest.files
+        return subjects_of(bundle), target_of(bundle) if carries else None
 
 
 def _details(app: App, results: list[Preflight]) -> None:
@@ -200,14 +208,18 @@ def _dla(app: App, targets: list[Target], subjects: Sequence[Subject] = ()) -> l
     return list(verdicts.values())
 
 
-def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tuple[str, str]]:
-    from edgeglm.compile.preflight import preflight, refused_by, shapes_of
+def _commands(
+    targets: list[Target], boards: Mapping[str, Target], subjects: tuple[Subject, ...]
+) -> list[tuple[str, str]]:
+    from edgeglm.compile.preflight import preflight, shapes_of
     from edgeglm.compile.trtexec import command_line, trtexec_arguments
+    from edgeglm.targets.build_options import BuildOptions
+    from edgeglm.targets.legality import refused_by
     from edgeglm.targets.schema import members_of
 
     lines: dict[tuple[str, str], None] = {}
     for target in targets:
-        for member in members_of(target):
+        for member in (boards.get(found.name, found) for found in members_of(target)):
             runtimes = [runtime for runtime in member.runtimes if runtime.library == "tensorrt"]
             for one in subjects:
                 if not preflight(one, member, library="tensorrt").ok:
@@ -219,7 +231,7 @@ def _commands(targets: list[Target], subjects: tuple[Subject, ...]) -> list[tupl
                     arguments = trtexec_arguments(
                         one.file,
                         f"{name}.plan",
-                        profile=shapes_of(one.costs),
+                        profile=shapes_of(one.costs, (member.engine or BuildOptions()).batch),
                         precision=one.precision,
                         runtime=runtime,
                         fp32_nodes=one.fp32_nodes,

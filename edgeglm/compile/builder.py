@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeglm.compile.decision import refused_here
 from edgeglm.compile.layers import layer_table
 from edgeglm.compile.shapes import tensor_records, whole_profiles
 from edgeglm.compile.trt_api import BuilderConfig, Library, Parser, TrtApi, load_trt
@@ -171,10 +172,8 @@ def _check_options(api: TrtApi, options: BuildOptions, targets: Sequence[Target]
     for target in targets:
         for refusal in option_refusals(options, library=api.library, version=api.version, sm=target.sm):
             raise UserError(f"{target.name}: {refusal}")
-    if api.library == "tensorrt-rtx" and options.refit and not cuda_devices():
-        raise UserError(
-            "TensorRT-RTX builds refittable plans on a GPU only, and there is none; leave refit out"
-        )
+    for refusal in refused_here(options, api.library):
+        raise UserError(refusal)
 
 
 def _parse(parser: Parser, onnx_path: Path) -> None:

@@ -28,6 +28,7 @@ from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board
+from edgeglm.engines.power import Energy
 
 RECEIPT_NAME = "receipt-trtexec.json"
 _STOP_SECONDS = 10
@@ -64,7 +65,7 @@ class TrtexecBoard(_Record, frozen=True, kw_only=True):
 
 
 class TrtexecReceipt(_Record, frozen=True, kw_only=True):
-    """What the script found and chose."""
+    """What the script found and chose; ``energy`` is what timing all candidates took."""
 
     schema: int
     bundle: str
@@ -78,6 +79,7 @@ class TrtexecReceipt(_Record, frozen=True, kw_only=True):
     signature_checked: bool
     chosen: str
     candidates: tuple[TrtexecCandidate, ...]
+    energy: Energy | None = None
 
 
 def needs_trtexec(bundle: Bundle, board: Board) -> bool:
@@ -94,21 +96,19 @@ def finalize_by_trtexec(
     """Build, test and time every candidate with ``trtexec`` and return the receipt that was written.
 
     Args:
-        bundle: An opened bundle folder, every byte verified.
+        bundle: An opened bundle, every byte verified; of an archive, what was unpacked of it is built from.
         progress: Shows the step that is at work.
         any_board: Go on although the board is outside the target.
         root: The root file system of the board.
 
     Raises:
-        UserError: the bundle is an archive, was not verified or has no goldens; the board, its memory or
-            its ``trtexec`` will not do.
+        UserError: the bundle was not verified or has no goldens; the board, its memory or its ``trtexec``
+            will not do.
         GateError: no candidate answers here as it did at home.
         EdgeglmError: the script died.
     """
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
-    if not bundle.origin.is_dir():
-        raise UserError(f"trtexec builds from a folder and {bundle.origin} is an archive; unpack it first")
     sources = shell_sources(bundle, target_of(bundle))
     for name, data in sources.items():
         if name != SCRIPT_NAME and (
@@ -116,18 +116,23 @@ def finalize_by_trtexec(
         ):
             raise UserError(
                 f"the bundle was made by another edgeglm, its {name} is not as this one writes it; "
-                f"run 'sh {bundle.origin / SCRIPT_NAME}', or build the bundle again"
+                f"run the {SCRIPT_NAME} in it by 'sh', or build the bundle again"
             )
     with tempfile.TemporaryDirectory(prefix="edgeglm-trtexec-") as folder:
         script = Path(folder) / SCRIPT_NAME
         script.write_bytes(sources[SCRIPT_NAME])
         command = ["sh", str(script), *(["--any-board"] if any_board else [])]
-        environment = {**os.environ, "EDGEGLM_BUNDLE": str(bundle.origin.absolute())}
+        finalized = finalized_folder(bundle.origin)
+        environment = {
+            **os.environ,
+            "EDGEGLM_BUNDLE": str(bundle.path.absolute()),
+            "EDGEGLM_FINALIZED": str(finalized),
+        }
         if root != Path("/"):
             environment["EDGEGLM_ROOT"] = str(root)
-        with alone(finalized_folder(bundle.origin)):  # the script's own lock keeps other scripts away
+        with alone(finalized):  # the script's own lock keeps other scripts away
             _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
-    written = finalized_folder(bundle.origin) / RECEIPT_NAME
+    written = finalized / RECEIPT_NAME
     try:
         return msgspec.json.decode(written.read_bytes(), type=TrtexecReceipt)
     except (OSError, msgspec.MsgspecError) as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from edgeglm.compile.trt_api import Library, installed_version
+from edgeglm.core.errors import UserError
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.description import dotted_sm
-from edgeglm.targets.legality import check_lane
+from edgeglm.targets.legality import check_lane, options_refusal
 from edgeglm.targets.schema import TENSORRT_RTX_SMS, Lane, ResolvedTarget, Target, members_of
 
 Status = Literal["build", "deferred", "onnxruntime"]
@@ -63,6 +66,27 @@ def plan_compile(
     """
     members = target.members if isinstance(target, ResolvedTarget) else members_of(target)
     return tuple(_decided(member, lane, host or this_host()) for member in members)
+
+
+def require_options(target: ResolvedTarget) -> None:
+    """Ask every board for what its builder is to do besides, before anything is made.
+
+    Raises UserError for the first of which no release grants it, or that is built for here where this
+    machine cannot do it.
+    """
+    for plan in plan_compile(target):
+        member = plan.member
+        if refusal := options_refusal(member, member.builder, (None, "A", "B")):
+            raise UserError(refusal)
+        if plan.status == "build" and plan.library is not None and member.engine is not None:
+            for refusal in refused_here(member.engine, plan.library):
+                raise UserError(f"{member.name}: {refusal}")
+
+
+def refused_here(options: BuildOptions, library: Library) -> Iterator[str]:
+    """Yield what this very machine cannot do of what a release grants."""
+    if library == "tensorrt-rtx" and options.refit and not cuda_devices():
+        yield "TensorRT-RTX builds refittable plans on a GPU only, and there is none; leave refit out"
 
 
 def _decided(member: Target, lane: Lane, host: Host) -> MemberPlan:

@@ -23,16 +23,15 @@ from edgeglm.bundle.receipt import (
 )
 from edgeglm.compile.builder import EnginePlan
 from edgeglm.compile.route import Route
-from edgeglm.compile.stage import Range, precision_of, tower_profile
+from edgeglm.compile.stage import precision_of, tower_profile
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.digest import sha256_file, sha256_json
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
-from edgeglm.targets.build_options import BuildOptions
+from edgeglm.targets.build_options import BuildOptions, Range
 
-_BATCH: Range = (1, 8, 32)
 _CODE = 3
 """Raised when the builder makes something else of the same request."""
 
@@ -91,7 +90,7 @@ def device_engines(
             targets=(route.member,),
             library=route.library,
             precision=precision_of(variant.name),
-            profiles=(tower_profile(tower, _BATCH, length),),
+            profiles=(tower_profile(tower, options.batch, length),),
             options=options,
             variant=variant.name,
             tower=tower,
@@ -170,7 +169,12 @@ def _carried(
         mine = metadata.library == route.library and metadata.library_version == route.version
         mine = mine and metadata.options == dict.fromkeys(options.chosen, True)
         largest = max((_batch_of(profile) for profile in metadata.profiles), default=0)
-        if mine and board.sm in metadata.sms and metadata.onnx_sha256 == onnx and largest >= _BATCH[2]:
+        if (
+            mine
+            and board.sm in metadata.sms
+            and metadata.onnx_sha256 == onnx
+            and largest >= options.largest_batch
+        ):
             plan, kept = bundle.file(name), bundle.file(record)
 
             def copy(staged: Path, plan: Path = plan, kept: Path = kept) -> None:

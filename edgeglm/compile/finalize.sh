@@ -11,6 +11,9 @@
 # <bundle>.finalized/receipt-trtexec.json last. Engines are used again while nothing that decides
 # them changes. Exits: 0 done, 2 bad input or board, 3 no candidate answers as at home.
 #
+# What a recipe or a target asks of the builder ([engine]) is written in below. Where the board has
+# tegrastats, the receipt says what timing the candidates took.
+#
 # It does not check signatures: verify the bundle with edgeglm on the machine that copies it here.
 set -eu
 LC_ALL=C
@@ -18,9 +21,11 @@ export LC_ALL
 
 root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
 here="${EDGEGLM_BUNDLE:-$(cd "$(dirname "$0")" && pwd)}" # edgeglm runs its own copy on a bundle
-out="$here.finalized"
+out="${EDGEGLM_FINALIZED:-$here.finalized}" # elsewhere where the bundle is an archive
 trtexec="$root/usr/src/tensorrt/bin/trtexec"
 [ -x "$trtexec" ] || trtexec="$(command -v trtexec || echo "$trtexec")"
+tegrastats="$root/usr/bin/tegrastats"
+[ -x "$tegrastats" ] || tegrastats="$(command -v tegrastats || true)"
 any_board=no
 least_cosine=0.99
 
@@ -34,7 +39,14 @@ digests() {
 @DIGESTS@
 END
 }
+# sm least-kilobytes lane "ok" usual-batch largest-batch flags..., or "no" and why; the largest board first
+options() {
+  cat <<'END'
+@OPTIONS@
+END
+}
 # variant tower lane precision model bytes outputs fp32-nodes min opt max shape-of-one shape-of-goldens inputs
+# where N is the batch that this board's engines are made for
 candidates() {
   cat <<'END'
 @CANDIDATES@
@@ -100,6 +112,18 @@ free="$(awk '/^MemAvailable:/{print $2}' "$root/proc/meminfo")"
 [ "${free:-0}" -ge "$need" ] ||
   fail 2 "building needs $((need / 1024)) MB and $((${free:-0} / 1024)) MB are free; end other programs or add swap"
 
+total="$(awk '/^MemTotal:/{print $2}' "$root/proc/meminfo")"
+granted="$(options | awk -v sm="$sm" -v kb="${total:-0}" -v lane="$lane" '$1 == sm && $3 == lane {
+  line = $0; sub(/^[^ ]+ [^ ]+ [^ ]+ /, "", line); if (kb >= $2) exit} END {print line}')"
+case "$granted" in
+  no\ *) fail 2 "${granted#no }" ;;
+esac
+# shellcheck disable=SC2086 # it is words
+set -- ${granted:-ok 8 32}
+usual_batch="$2" largest_batch="$3"
+shift 3
+asked="$*"
+
 mkdir -p "$out/engines"
 lock="$out/.trtexec.lock"
 if ! mkdir "$lock" 2>/dev/null; then
@@ -112,21 +136,58 @@ if ! mkdir "$lock" 2>/dev/null; then
 fi
 echo $$ >"$lock/pid"
 work="$out/.work.$$"
-trap 'rm -rf "$lock" "$work"' EXIT
+watcher=''
+trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true; rm -rf "$lock" "$work"' EXIT
 trap 'exit 130' INT TERM
 rm -rf "$work"
 mkdir "$work"
+: >"$work/power"
+
+timed() { # the latency of one call, and what the board took meanwhile
+  if [ -n "$tegrastats" ]; then
+    "$tegrastats" --interval 100 >>"$work/power" 2>/dev/null &
+    watcher=$!
+  fi
+  ended=0
+  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 \
+    >"$work/time.log" 2>&1 || ended=1
+  if [ -n "$watcher" ]; then
+    kill "$watcher" 2>/dev/null || true
+    wait "$watcher" 2>/dev/null || true
+    watcher=''
+  fi
+  return $ended
+}
+
+energy() { # joules of each rail that every line of tegrastats tells: "VDD_IN 4900mW/5000mW", now and the mean
+  awk '{told = 0
+      for (i = 1; i < NF; i++)
+        if ($i ~ /^[A-Za-z][A-Za-z0-9_]*$/ && $i != "NC" && $(i + 1) ~ /^[0-9]+(mW)?\/[0-9]+(mW)?(\/[0-9]+mW)?$/) {
+          sum[$i] += $(i + 1) + 0; seen[$i]++; told = 1
+        }
+      lines += told}
+    END {
+      for (rail in sum) if (seen[rail] == lines) {
+        rails = rails sep sprintf("\"%s\": %.6f", rail, sum[rail] / 1e4); sep = ", "
+      }
+      if (rails == "") {print "null"; exit}
+      printf "{\"seconds\": %.1f, \"samples\": %d, \"joules\": {%s}, \"interval_s\": 0.1, \"source\": \"tegrastats\"}",
+        lines / 10, lines, rails
+    }' "$work/power"
+}
 
 cosine() { # actual, expected: the worst cosine of their rows; the first line of expected is the width
-  awk 'NR == FNR {if (FNR == 1) width = $1; else want[FNR - 1] = $1; wanted = FNR - 1; next}
+  # Some boards' awk is busybox's without sqrt() and ^, hence Newton's way to a root.
+  awk 'function root(x,    r, n) {r = x > 1 ? x : 1; for (n = 0; n < 80; n++) r = (r + x / r) / 2; return r}
+    NR == FNR {if (FNR == 1) width = $1; else want[FNR - 1] = $1; wanted = FNR - 1; next}
     {got[FNR] = $1; count = FNR}
     END {
       if (count != wanted || width < 1) {print "-1"; exit}
       worst = 1
       for (i = 1; i <= count; i += width) {
         d = a = b = 0
-        for (j = i; j < i + width; j++) {d += got[j] * want[j]; a += got[j] ^ 2; b += want[j] ^ 2}
-        c = (a > 0 && b > 0) ? d / sqrt(a * b) : -1
+        for (j = i; j < i + width; j++) {d += got[j] * want[j]; a += got[j] * got[j]; b += want[j] * want[j]}
+        c = (a > 0 && b > 0) ? d / root(a) / root(b) : -1
         if (!(c >= -1 && c <= 1.001)) c = -1
         if (c < worst) worst = c
       }
@@ -150,6 +211,9 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
     [ "$lane$precision" = Aint8 ] || flags="$flags --precisionConstraints=obey"
     flags="$flags --layerPrecisions=$pairs --layerOutputTypes=$pairs"
   fi
+  flags="$flags${asked:+ $asked}"
+  usual="$(printf '%s' "$usual" | sed "s/:N/:$usual_batch/g")"
+  most="$(printf '%s' "$most" | sed "s/:N/:$largest_batch/g")"
   case "$version" in 8.[0-5].*) flags="$flags --buildOnly" ;; *) flags="$flags --skipInference" ;; esac
   digest="$(sha256sum "$here/$onnx" | cut -d ' ' -f 1)"
   signature="$(printf '%s\n' 1 "$digest" "$version" "$sm" "$l4t" "$flags" "$least" "$usual" "$most" |
@@ -180,8 +244,7 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
     echo
   } | sed '/^$/d' >"$work/actual"
   worst="$(cosine "$work/actual" "$here/$expected")"
-  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 \
-    >"$work/time.log" 2>&1 || return 1
+  timed || return 1
   milliseconds="$(sed -n 's/.*Latency:.*median = \([0-9.]*\) ms.*/\1/p' "$work/time.log" | head -n 1)"
   [ -n "$milliseconds" ]
 }
@@ -230,6 +293,7 @@ cat >"$work/receipt" <<END
  "library_version": "$version",
  "lane": "$lane",
  "signature_checked": false,
+ "energy": $(energy),
  "chosen": "$best",
  "candidates": [
   $records

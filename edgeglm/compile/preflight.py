@@ -11,17 +11,23 @@ from dataclasses import dataclass, replace
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
 from edgeglm.compile.lane_record import pinned_nodes
-from edgeglm.compile.stage import Range, precision_of
+from edgeglm.compile.stage import precision_of
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
-from edgeglm.targets.build_options import option_refusals
+from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.costs import GraphCosts, GraphTensor, costs_from_json, costs_name
-from edgeglm.targets.legality import check_lane, check_opset, check_precision
+from edgeglm.targets.legality import check_lane, check_opset, check_precision, options_refusal
 from edgeglm.targets.memory import check_memory
 from edgeglm.targets.roofline import Floor, floor_of, machine_of
-from edgeglm.targets.schema import Builder, Lane, RuntimeVersion, Target, members_of, version_tuple
+from edgeglm.targets.schema import (
+    Builder,
+    Lane,
+    Target,
+    members_of,
+    version_tuple,
+)
 
-BATCH: Range = (1, 8, 32)
+BATCH: Range = BuildOptions().batch
 
 _NEW_OPS = {"LayerNormalization": 17, "GroupNormalization": 18, "Gelu": 20}
 """Operators that TensorRT 8.5 does not know, with the opset that brought them."""
@@ -170,7 +176,8 @@ def _asked(subject: Subject, target: Target, library: Builder | None) -> Iterato
         yield from _operators(subject, natives)
         yield from _dynamic(costs)
         yield from _options(subject, natives, library)
-    memory = check_memory(target, costs.file_bytes, activations=costs.live(BATCH[2]))
+    largest = max((m.engine or BuildOptions()).largest_batch for m in members_of(target))
+    memory = check_memory(target, costs.file_bytes, activations=costs.live(largest))
     yield "memory", memory.ok, memory.reason
 
 
@@ -230,27 +237,8 @@ def _options(
 ) -> Iterator[tuple[str, bool, str]]:
     """Ask each board for what its profile wants of the builder: one release that grants it is enough."""
     for member in (found for found in natives if found.engine is not None):
-        releases = [
-            runtime
-            for runtime in member.runtimes
-            if runtime.library == (library or member.builder) and runtime.lane in (None, subject.lane)
-        ]
-        refusals = [next(refused_by(member, runtime), None) for runtime in releases]
-        refused = bool(refusals) and all(refusals)
-        words = (
-            f"{member.name}: {refusals[-1]}"
-            if refused
-            else f"{member.name} has a release that grants [engine]"
-        )
-        yield "options", not refused, words
-
-
-def refused_by(member: Target, runtime: RuntimeVersion) -> Iterator[str]:
-    """Yield what a release refuses of the options in a device's profile."""
-    if member.engine is not None:
-        yield from option_refusals(
-            member.engine, library=runtime.library, version=runtime.version, sm=member.sm
-        )
+        refusal = options_refusal(member, library or member.builder, (None, subject.lane))
+        yield "options", refusal is None, refusal or f"{member.name} has a release that grants [engine]"
 
 
 def _odd_dynamic(tensor: GraphTensor, dynamic: Sequence[int]) -> str | None:

@@ -31,7 +31,7 @@ from edgeglm.targets.schema import (
 
 EngineChoice = Literal["auto", "native", "onnxruntime"]
 
-_ENOUGH = 0.8
+ENOUGH = 0.8
 """The share of a profile's memory that a board must have: the system keeps some for itself."""
 
 
@@ -80,14 +80,14 @@ def member_for(board: Board, resolved: ResolvedTarget) -> tuple[Target | None, s
     if not same:
         wanted = ", ".join(f"{m.name} (SM {dotted_sm(m.sm or 0)}, {m.arch})" for m in resolved.members)
         return None, f"this is {board.words}; the bundle is for {wanted}"
-    fitting = [m for m in same if board.memory_bytes >= _ENOUGH * _profile_bytes(m) or not board.soc]
+    fitting = [m for m in same if board.memory_bytes >= ENOUGH * profile_bytes(m) or not board.soc]
     if not fitting:
-        least = min(same, key=_profile_bytes)
+        least = min(same, key=profile_bytes)
         return None, (
             f"this is {board.words} with {board.memory_bytes / 1e9:.1f} GB; "
-            f"{least.name} counts on {_profile_bytes(least) / 1e9:.0f} GB"
+            f"{least.name} counts on {profile_bytes(least) / 1e9:.0f} GB"
         )
-    best = max(fitting, key=_profile_bytes)
+    best = max(fitting, key=profile_bytes)
     return best, f"SM {dotted_sm(board.sm)} and its memory fit {best.name}"
 
 
@@ -215,5 +215,6 @@ def _older_than_10(version: str) -> bool:
     return bool(digits) and version_tuple(digits) < (10,)
 
 
-def _profile_bytes(member: Target) -> float:
+def profile_bytes(member: Target) -> float:
+    """Return the memory that a profile counts on; 0 where it names none."""
     return member.memory_gb.value * 1e9 if member.memory_gb else 0.0

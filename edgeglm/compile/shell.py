@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,24 @@ from edgeglm.bundle.goldens import OUTPUTS, TEXTS
 from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
 from edgeglm.bundle.opened import Bundle, Preprocessing
 from edgeglm.compile.lane_record import pinned_nodes
+from edgeglm.compile.route import ENOUGH, profile_bytes
 from edgeglm.compile.stage import precision_of, tower_profile
+from edgeglm.compile.trtexec import option_arguments
 from edgeglm.core.digest import sha256_bytes, sha256_listing
 from edgeglm.core.errors import UserError
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.plan import ShapeRange
-from edgeglm.targets.schema import ResolvedTarget
+from edgeglm.targets.build_options import BuildOptions
+from edgeglm.targets.legality import options_refusal
+from edgeglm.targets.schema import Lane, ResolvedTarget, Target
 
 SCRIPT_NAME = "finalize.sh"
 FOLDER = "shell"
 
-_BATCH = (1, 8, 32)
+_ANY_BATCH = "N"
+"""Stands for the usual and the largest batch, which a board's options say."""
+_LANES: tuple[Lane, ...] = ("A", "B")
 _GOLDENS = 8
 _WORD = re.compile(r"[A-Za-z0-9._/:,+@-]+")
 """What a here-document of the script may hold: no blank, no newline, nothing that ends or expands it."""
@@ -49,7 +55,8 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         UserError: no member of the target is a Jetson, the bundle has no goldens, or the manifest does
             not say what the towers take.
     """
-    sms = sorted({m.sm for m in target.members if m.builder == "tensorrt" and m.arch == "aarch64" and m.sm})
+    boards = [m for m in target.members if m.builder == "tensorrt" and m.arch == "aarch64" and m.sm]
+    sms = sorted({member.sm for member in boards if member.sm})
     if not sms:
         raise UserError(f"{target.target.name} has no Jetson among its members; leave {SCRIPT_NAME} out")
     manifest = bundle.manifest
@@ -75,11 +82,25 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         ("CONTENT", sha256_listing({n: manifest.files[n].sha256 for n in digests if n in manifest.files})),
         ("TARGET", _plain(target.target.name)),
         ("SMS", " ".join(map(str, sms))),
+        ("OPTIONS", "\n".join(_options(boards))),
         ("DIGESTS", "\n".join(f"{digest}  {name}" for name, digest in sorted(digests.items()))),
         ("CANDIDATES", "\n".join(lines)),
     ):
         script = script.replace(f"@{mark}@", text)
     return {SCRIPT_NAME: script.encode(), **files}
+
+
+def _options(boards: Sequence[Target]) -> Iterator[str]:
+    """Yield what each board's builder is asked for on each lane that it can have, the largest board first."""
+    for member in sorted(boards, key=profile_bytes, reverse=True):
+        options, least = member.engine or BuildOptions(), int(ENOUGH * profile_bytes(member) / 1024)
+        for lane in _LANES:
+            refusal = options_refusal(member, "tensorrt", (lane,))
+            _, usual, largest = options.batch
+            words = (
+                ["no", refusal] if refusal else ["ok", str(usual), str(largest), *option_arguments(options)]
+            )
+            yield " ".join([str(member.sm), str(least), lane, *words])
 
 
 def _golden_feeds(bundle: Bundle) -> tuple[dict[str, dict[str, npt.NDArray[Any]]], dict[str, bytes]]:
@@ -132,7 +153,7 @@ def _candidate(
     bundle: Bundle,
 ) -> str:
     longest = bundle.preprocessing.text.max_length
-    profile = tower_profile(tower, _BATCH, (1, max(1, longest // 2), longest))
+    profile = tower_profile(tower, BuildOptions().batch, (1, max(1, longest // 2), longest))
     inputs = {tensor.name: tensor for tensor in manifest.towers[tower].inputs}
     if inputs.keys() != feeds.keys():
         raise UserError(
@@ -172,6 +193,8 @@ def _shapes(profile: Mapping[str, ShapeRange], inputs: Mapping[str, TensorRecord
         asked = getattr(shapes, end)
         own = inputs[name].shape
         whole = [fixed if isinstance(fixed, int) else size for size, fixed in zip(asked, own, strict=True)]
+        if end != "min" and not isinstance(own[0], int):
+            whole[0] = _ANY_BATCH
         words.append(f"{name}:{_written(whole)}")
     return ",".join(words)
 

@@ -21,17 +21,16 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
+from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
-from edgeglm.targets.build_options import BuildOptions
+from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.legality import check_precision
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
 
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = ("image", "text")
 _MODEL = re.compile(r"models/([a-z0-9][a-z0-9_.-]*)/(image|text)\.onnx")
-
-Range = tuple[int, int, int]
 
 
 class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,14 +40,13 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         target: The target with its members' profiles inside.
         precisions: Variants of these precisions get engines; the others stay ONNX.
         tolerated: A failure to build these is recorded; any other stops the build.
-        batch: The least, the usual and the largest batch of an engine.
-        length: The same for tokens of a text.
+        length: The least, the usual and the largest number of tokens of a text. The batches are
+            those of each member's options.
     """
 
     target: ResolvedTarget
     precisions: tuple[str, ...] = ("fp16", "int8")
     tolerated: tuple[str, ...] = ("int8",)
-    batch: Range = (1, 8, 32)
     length: Range = (1, 16, 32)
 
 
@@ -80,10 +78,18 @@ class CompileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     members: tuple[MemberRecord, ...]
 
 
-def compile_config(target: Target, *, max_length: int = 32) -> CompileConfig:
-    """Return the configuration for a target; ``max_length`` is the longest text in tokens."""
+def compile_config(
+    target: Target, *, max_length: int = 32, engine: EngineConfig | None = None
+) -> CompileConfig:
+    """Return the configuration for a target.
+
+    Args:
+        target: Which.
+        max_length: The longest text in tokens.
+        engine: What the recipe asks of the builder.
+    """
     usual = max(1, max_length // 2)
-    return CompileConfig(target=resolve_target(target), length=(1, usual, max_length))
+    return CompileConfig(target=resolve_target(target, engine), length=(1, usual, max_length))
 
 
 def compile_record_from_file(path: Path) -> CompileRecord:
@@ -188,14 +194,15 @@ class CompileStage(Stage[CompileConfig]):
         verdict = check_precision(plan.member, precision, library=plan.library)
         if not verdict.ok:
             return EngineRecord(variant=variant, tower=tower, failure=verdict.reason)
+        options = plan.member.engine or BuildOptions()
         try:
             request = BuildRequest(
                 onnx_path=str(model),
                 targets=(plan.member,),
                 library=plan.library,
                 precision=precision,
-                profiles=(tower_profile(tower, self.config.batch, self.config.length),),
-                options=plan.member.engine or BuildOptions(),
+                profiles=(tower_profile(tower, options.batch, self.config.length),),
+                options=options,
                 variant=variant,
                 tower=tower,
             )

@@ -71,13 +71,14 @@ def trtexec_arguments(
             arguments += [f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
     else:
         arguments.append("--stronglyTyped")
-    arguments += _option_arguments(options or BuildOptions())
+    arguments += option_arguments(options or BuildOptions())
     older = version_tuple(runtime.version)[:2] < (8, 6)
     arguments.append("--buildOnly" if older else "--skipInference")
     return arguments
 
 
-def _option_arguments(options: BuildOptions) -> list[str]:
+def option_arguments(options: BuildOptions) -> list[str]:
+    """Return the flags of the options; batches are no flags but part of the shapes."""
     arguments = [_FLAGS[name] for name in options.chosen]
     if options.workspace_bytes is not None:  # in MiB; --workspace was gone in 10.3
         arguments.append(f"--memPoolSize=workspace:{options.workspace_bytes / (1 << 20):g}")

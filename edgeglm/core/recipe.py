@@ -209,6 +209,25 @@ class GateConfig(Section, frozen=True, kw_only=True):
     quantized_ratio: Fraction = 0.99
 
 
+class EngineConfig(Section, frozen=True, kw_only=True):
+    """What the builder of engines is asked for besides, on every device of the target that has one.
+
+    What is not given stays as the target's own table ``[engine]`` says, and that may say nothing. The keys
+    are those of ``edgeglm.targets.build_options.BuildOptions``, where each is explained; a device of the
+    target that grants one of them under no release stops the build. ``usual_batch`` is what an engine is
+    tuned for, ``largest_batch`` the most that it takes at once; a text's length is ``student.max_length``.
+    """
+
+    version_compatible: bool | None = None
+    hardware_compatible: bool | None = None
+    refit: bool | None = None
+    weight_streaming: bool | None = None
+    workspace_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] | None = None
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    usual_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    largest_batch: Annotated[int, msgspec.Meta(ge=32)] | None = None
+
+
 class PackConfig(Section, frozen=True, kw_only=True):
     """What the bundle looks like."""
 
@@ -228,6 +247,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     student: StudentConfig = StudentConfig()
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    engine: EngineConfig = EngineConfig()
     gates: GateConfig = GateConfig()
     pack: PackConfig = PackConfig()
 

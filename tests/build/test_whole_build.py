@@ -261,6 +261,18 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
     other = project.build("jetson-orin-nano", "--set", "quantize.calibration_samples=9")
     assert other.code == 0, other.err
     assert other.ran == ["compile", "pack"], "only the target changed"
+    asked = ("--set", "engine.refit=true", "--set", "engine.largest_batch=64")
+    refit = project.build("jetson-orin-nano", "--set", "quantize.calibration_samples=9", *asked)
+    assert refit.code == 0, refit.err
+    assert refit.ran == ["compile", "pack"], "only what is asked of the builder changed"
+    with open_bundle(Path(refit.json["bundle"])) as opened:
+        assert "B ok 8 64 --refit" in opened.file("finalize.sh").read_text()
+        words = project.edgeglm("plan", opened.origin, "--target", "jetson-orin-nano", "--trtexec").out
+    assert "--refit" in words
+    assert "--maxShapes=pixels:64x3x" in words
+    narrow = project.build("jetson-agx", "--set", "engine.weight_streaming=true")
+    assert narrow.code == 2, "a board with TensorRT 8.5 is among them"
+    assert "weight_streaming begins with TensorRT 10.0" in narrow.err
 
 
 def test_a_build_leaves_nothing_in_the_working_folder(project: Project, cold: Said) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgeglm.bundle.archive import ArchiveKind
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.bundle.verify import open_bundle
@@ -44,6 +45,30 @@ def test_a_board_whose_python_sees_no_tensorrt_gets_its_engines_by_trtexec(tmp_p
         bound = msgspec.structs.replace(here, libraries={"tensorrt": "10.3.0"})
         assert not needs_trtexec(bundle, bound), "the binding is there"
         assert not needs_trtexec(bundle, board_from_files(tmp_path)), "no board, no trtexec"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.zst"])
+def test_an_archive_is_built_from_and_its_receipt_lies_beside_it(
+    kind: ArchiveKind, tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open_bundle(with_shell(tmp_path)) as bundle:
+        names = [name for name in bundle.manifest.files if name != "bom.cdx.json"]
+        sources: dict[str, Path | bytes] = {name: bundle.file(name) for name in names}
+        write_bundle(tmp_path / "packed", sources=sources, manifest=bundle.manifest, archive=kind)
+        archive = tmp_path / f"packed.{kind}"
+    assert archive.is_file()
+    with open_bundle(archive) as bundle:
+        monkeypatch.setenv("STUB_BUNDLE", str(bundle.path))
+        receipt = finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+    assert receipt.chosen == "int8"
+    place = finalized_folder(archive)
+    assert (place / RECEIPT_NAME).is_file()
+    assert len(list(place.glob("engines/*/engine.plan"))) == 4
+    with open_bundle(archive) as bundle:  # unpacked elsewhere, and the engines are the same
+        (tmp_path / "calls").unlink()
+        monkeypatch.setenv("STUB_BUNDLE", str(bundle.path))
+        finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+    assert "--saveEngine" not in (tmp_path / "calls").read_text()
 
 
 def test_edgeglms_own_finalize_keeps_it_waiting(tmp_path: Path, stub: Path):

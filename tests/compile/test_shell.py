@@ -22,8 +22,10 @@ from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import shell_sources, write_with_shell
 from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import EngineConfig
 from edgeglm.engines.plan import ShapeRange
-from edgeglm.targets.schema import RuntimeVersion
+from edgeglm.engines.power import Energy
+from edgeglm.targets.schema import RuntimeVersion, load_target, resolve_target, toml_from_resolved
 from tests.cli.test_bundle_commands import colour_tower
 from tests.compile.test_finalize import made
 from tests.compile.test_triton import described
@@ -117,9 +119,11 @@ def with_shell(
     target: str = "jetson-agx",
     fp32_nodes: tuple[str, ...] = (),
     quantized: tuple[str, ...] = ("image", "text"),
+    engine: EngineConfig | None = None,
 ) -> Path:
     plain = described(tmp_path / "described", made(tmp_path / "plain", target))
     with open_bundle(plain) as bundle:
+        resolved = resolve_target(load_target(target), engine)
         variants = (
             *bundle.manifest.variants,
             msgspec.structs.replace(bundle.manifest.variants[0], name="fp16", gate="passed"),
@@ -133,6 +137,7 @@ def with_shell(
         )
         names = [name for name in bundle.manifest.files if name != "bom.cdx.json"]
         sources: dict[str, Path | bytes] = {name: bundle.file(name) for name in names}
+        sources["target.toml"] = toml_from_resolved(resolved).encode()
         for tower in ("image", "text"):
             model = onnx.load_model_from_string(colour_tower(tower))
             model.doc_string = "FP16, as it were"
@@ -163,7 +168,7 @@ def run(
     bundle: Path, root: Path, *arguments: str, fails: str = "", wrong: str = "", shell: str = "sh"
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [shell, str(bundle / "finalize.sh"), *arguments],
+        [shell, *(["sh"] if shell.endswith("busybox") else []), str(bundle / "finalize.sh"), *arguments],
         env={
             "PATH": os.environ["PATH"],
             "EDGEGLM_ROOT": str(root),
@@ -185,10 +190,12 @@ def receipt_of(bundle: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
 def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(shell: str, tmp_path: Path):
     bundle, root = with_shell(tmp_path, lane="A"), board(tmp_path / "root", XAVIER)
-    done = run(bundle, root, shell=shutil.which(shell) or "sh")
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"{shell} is not installed; install it to try its shell")
+    done = run(bundle, root, shell=found)
     assert done.returncode == 0, done.stderr + done.stdout
     receipt = receipt_of(bundle)
     assert (receipt["chosen"], receipt["lane"], receipt["library_version"]) == ("int8", "A", "8.5.2")
@@ -285,6 +292,74 @@ def test_an_orin_builds_lane_b_strongly_typed(tmp_path: Path):
     assert "--fp16" not in calls
     assert "--minShapes=input_ids:1x1,attention_mask:1x1" in calls
     assert "--maxShapes=pixels:32x3x4x4" in calls
+
+
+def test_what_a_recipe_asks_of_the_builder_is_what_trtexec_is_told(tmp_path: Path):
+    asked = EngineConfig(refit=True, workspace_bytes=64 << 20, usual_batch=4, largest_batch=64)
+    bundle, root = with_shell(tmp_path, engine=asked), board(tmp_path / "root", ORIN)
+    done = run(bundle, root)
+    assert done.returncode == 0, done.stderr
+    builds = [line for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
+    assert len(builds) == 4
+    assert all("--stronglyTyped --refit --memPoolSize=workspace:64 --skipInference" in b for b in builds)
+    assert all("=pixels:4x3x4x4 " in b or "=input_ids:4x2,attention_mask:4x2 " in b for b in builds)
+    assert all("=pixels:64x3x4x4 " in b or "=input_ids:64x5,attention_mask:64x5 " in b for b in builds)
+    plain = with_shell(tmp_path / "plain")
+    assert run(plain, root).returncode == 0
+    assert "--refit" not in (root / "calls").read_text().splitlines()[-1]
+
+
+def test_a_release_that_lacks_what_is_asked_says_so_before_it_builds(tmp_path: Path):
+    bundle = with_shell(tmp_path, lane="A", engine=EngineConfig(weight_streaming=True))
+    done = run(bundle, board(tmp_path / "root", XAVIER))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "weight_streaming begins with TensorRT 10.0" in done.stderr
+    assert not (tmp_path / "root/calls").exists()
+
+
+def test_each_board_of_a_family_gets_its_own_options(tmp_path: Path):
+    bundle, facts = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    script = bundle / "finalize.sh"
+    script.chmod(0o644)
+    lines = "87 40000000 B ok 8 32 --large\n87 6000000 B ok 8 32 --middle\n87 3000000 B ok 8 32 --small"
+    head, rest = script.read_text().split("options() {\n  cat <<'END'\n")
+    script.write_text(f"{head}options() {{\n  cat <<'END'\n{lines}\nEND{rest.split('END', 1)[1]}")
+    for kilobytes, flag in ((64_000_000, "--large"), (8_000_000, "--middle"), (2_000_000, "--small")):
+        (facts / "proc/meminfo").write_text(f"MemTotal: {kilobytes} kB\nMemAvailable: 1000000 kB\n")
+        (facts / "calls").unlink(missing_ok=True)
+        assert run(bundle, facts).returncode == 0
+        builds = [line for line in (facts / "calls").read_text().splitlines() if "--saveEngine" in line]
+        assert builds
+        assert all(flag in line for line in builds)
+
+
+TEGRASTATS = """#!/bin/sh
+while :; do
+  echo "RAM 1/2MB VDD_GPU_SOC 1000mW/900mW VDD_IN 5000mW/4000mW NC 0mW/0mW"
+  sleep 0.01
+done
+"""
+
+
+@pytest.mark.parametrize("shell", ["dash", "busybox"])
+def test_the_receipt_says_what_timing_took_where_the_board_tells(shell: str, tmp_path: Path):
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"{shell} is not installed; install it to try its shell")
+    bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
+    assert run(bundle, root, shell=found).returncode == 0
+    assert receipt_of(bundle)["energy"] is None, "nothing measured is not nothing used"
+    (root / "usr/bin").mkdir()
+    (root / "usr/bin/tegrastats").write_text(TEGRASTATS)
+    (root / "usr/bin/tegrastats").chmod(0o755)
+    slow = TRTEXEC.replace('onnx="$(cat', 'sleep 0.1\nonnx="$(cat')
+    (root / "usr/src/tensorrt/bin/trtexec").write_text(slow)
+    assert run(bundle, root, shell=found).returncode == 0
+    energy = msgspec.convert(receipt_of(bundle)["energy"], Energy)
+    assert energy.source == "tegrastats"
+    assert energy.samples >= 4
+    assert energy.joules.keys() == {"VDD_GPU_SOC", "VDD_IN"}
+    assert energy.joules["VDD_IN"] == pytest.approx(5.0 * energy.samples * 0.1)
+    assert energy.joules["VDD_GPU_SOC"] == pytest.approx(energy.joules["VDD_IN"] / 5)
 
 
 def test_engines_are_used_again_until_they_rot(tmp_path: Path):

@@ -6,7 +6,8 @@ import pytest
 
 from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError
-from edgeglm.targets.build_options import BuildOptions, option_refusals
+from edgeglm.core.recipe import EngineConfig, recipe_from_toml
+from edgeglm.targets.build_options import BuildOptions, option_refusals, with_recipe
 from edgeglm.targets.schema import (
     RuntimeVersion,
     load_target,
@@ -69,6 +70,26 @@ def test_a_profile_carries_its_options_into_the_bundle_and_a_mistyped_one_is_ref
     cpu = 'name = "c"\ntitle = "C"\nkind = "cpu"\nbuilder = "onnxruntime"\nprecisions = ["fp32"]\n'
     with pytest.raises(UserError, match=r"ONNX Runtime builds no engine; remove \[engine\]"):
         target_from_toml(cpu + "[engine]\nrefit = true\n", origin="own.toml")
+
+
+def test_a_recipe_asks_on_top_of_what_the_profile_asks():
+    fields = BuildOptions.__struct_fields__
+    assert EngineConfig.__struct_fields__ == fields, "one table, one set of keys"
+    assert with_recipe(None, EngineConfig()) is None
+    own = BuildOptions(refit=True, optimization_level=4)
+    assert with_recipe(own, EngineConfig()) == own
+    asked = EngineConfig(refit=False, usual_batch=16)
+    assert with_recipe(own, asked) == BuildOptions(optimization_level=4, usual_batch=16)
+    assert BuildOptions(usual_batch=16, largest_batch=64).batch == (1, 16, 64)
+    family = resolve_target(load_target("jetson-agx"), EngineConfig(refit=True))
+    assert all(member.engine == BuildOptions(refit=True) for member in family.members)
+    back = resolved_from_toml(toml_from_resolved(family), origin="target.toml")
+    assert back == family
+    assert resolve_target(load_target("cpu"), EngineConfig(refit=True)).members[0].engine is None
+    recipe = recipe_from_toml("[engine]\nlargest_batch = 64\n", origin="r", overrides=["engine.refit=true"])
+    assert recipe.engine == EngineConfig(refit=True, largest_batch=64)
+    with pytest.raises(UserError, match=r"engine\.largest_batch"):
+        recipe_from_toml("[engine]\nlargest_batch = 8\n", origin="r")
 
 
 def test_a_person_types_the_options_as_trtexec_spells_them():
