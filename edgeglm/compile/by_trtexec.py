@@ -105,7 +105,7 @@ def finalize_by_trtexec(
         UserError: the bundle was not verified or has no goldens; the board, its memory or its ``trtexec``
             will not do.
         GateError: no candidate answers here as it did at home.
-        EdgeglmError: the script died.
+        EdgeglmError: ``trtexec`` could build or run none, or the script died.
     """
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
@@ -169,6 +169,8 @@ def _run(command: list[str], environment: dict[str, str], progress: Progress, *,
         raise UserError(last)
     if status == 3:
         raise GateError(last)
+    if said.rpartition("\n")[2].startswith("error: "):
+        raise EdgeglmError(last)
     raise EdgeglmError(f"finalize by trtexec died: {last}; run the same command again")
 
 

@@ -9,7 +9,7 @@
 # takes the lane that this TensorRT parses, builds each candidate once, runs the golden inputs through
 # it and compares with what they gave where the bundle was made, times it, and writes
 # <bundle>.finalized/receipt-trtexec.json last. Engines are used again while nothing that decides
-# them changes. Exits: 0 done, 2 bad input or board, 3 no candidate answers as at home.
+# them changes. Exits: 0 done, 1 trtexec failed, 2 bad input or board, 3 no candidate answers as at home.
 #
 # What a recipe or a target asks of the builder ([engine]) is written in below. Where the board has
 # tegrastats, the receipt says what timing the candidates took.
@@ -249,7 +249,7 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
   [ -n "$milliseconds" ]
 }
 
-records='' best='' best_total='' used=''
+records='' best='' best_total='' used='' differs=no
 for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
   printf '%s\n' "$mine" | awk -v v="$variant" '$1 == v' >"$work/towers"
   total=0 status=passed parts=''
@@ -258,7 +258,10 @@ for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
     worst=-1 milliseconds=0 signature=''
     if one_engine "$precision" "$onnx" "$expected" "$least" "$usual" "$most" "$single" "$goldens" "$inputs"; then
       used="$used $signature"
-      awk -v c="$worst" -v l="$least_cosine" 'BEGIN {exit !(c >= l)}' || status="its golden outputs differ here"
+      awk -v c="$worst" -v l="$least_cosine" 'BEGIN {exit !(c >= l)}' || {
+        status="its golden outputs differ here"
+        differs=yes
+      }
     else
       status="trtexec failed, see $out/last.log"
       cat "$work"/new/build.log "$work"/run.log "$work"/time.log >"$out/last.log" 2>/dev/null || true
@@ -274,6 +277,8 @@ for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
     best="$variant" best_total="$total"
   fi
 done
+[ -n "$best" ] || [ "$differs" = yes ] ||
+  fail 1 "trtexec built or ran no candidate; mend what $out/last.log says, as a full disk, and begin again"
 [ -n "$best" ] || fail 3 "no candidate answers here as it did where the bundle was made; build it for this board anew"
 
 for place in "$out/engines"/*; do

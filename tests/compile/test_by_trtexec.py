@@ -13,7 +13,7 @@ from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.compile.by_trtexec import RECEIPT_NAME, finalize_by_trtexec, needs_trtexec
 from edgeglm.compile.owner import alone
-from edgeglm.core.errors import GateError, UserError
+from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import board_from_files
 from tests.compile.test_shell import ORIN, XAVIER, board, with_shell
@@ -101,6 +101,10 @@ def test_a_foreign_board_and_wrong_answers_are_what_the_script_says_of_them(
         with pytest.raises(UserError, match=r"^this is A tegra194 board \(SM 72\).*pass --any-board"):
             finalize_by_trtexec(bundle, progress=QUIET, root=board(tmp_path / "other", XAVIER))
         monkeypatch.setenv("STUB_FAILS", ".onnx")
+        with pytest.raises(EdgeglmError, match=r"^trtexec built or ran no candidate; mend what .*last\.log"):
+            finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+        monkeypatch.setenv("STUB_FAILS", "fp16")
+        monkeypatch.setenv("STUB_WRONG", "int8")
         with pytest.raises(GateError, match="no candidate answers here"):
             finalize_by_trtexec(bundle, progress=QUIET, root=stub)
         assert not (finalized_folder(bundle.origin) / RECEIPT_NAME).exists()
