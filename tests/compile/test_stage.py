@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from edgeglm.compile.builder import EnginePlan, engine_from_onnx
-from edgeglm.compile.decision import Host, MemberPlan, plan_compile
+from edgeglm.compile.decision import Host, MemberPlan, plan_compile, require_options, this_host
 from edgeglm.compile.stage import (
     CompileStage,
     compile_config,
@@ -24,8 +24,10 @@ from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.artifact import Artifact, listing_of
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
+from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
+from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.plan import plan_metadata_from_file
 from edgeglm.targets.schema import load_target, resolve_target
 
@@ -143,6 +145,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             library=request.library,
             precision=request.precision,
             profiles=request.profiles,
+            options=request.options,
             progress=progress,
             variant=request.variant,
             tower=request.tower,
@@ -182,6 +185,33 @@ def test_two_members_of_one_sm_share_their_engines(tmp_path: Path, context: Cont
     assert members["l4"].engines == members["l40s"].engines
     assert result.artifact.provenance["measured"]["engines"] == 2
     assert members["h100"].status == "deferred"
+
+
+@RTX
+@pytest.mark.usefixtures("in_process")
+def test_what_a_recipe_asks_is_in_the_engines(tmp_path: Path, context: Context, models: Models) -> None:
+    asked = EngineConfig(weight_streaming=True, usual_batch=4, largest_batch=64)
+    stage = CompileStage(compile_config(load_target("t4"), engine=asked))
+    artifact = stage({"quantize": models(tmp_path / "q", fp16=True)}, context).artifact
+    record = plan_metadata_from_file(artifact.file("engines/fp16-image-sm75-t4.json"))
+    assert record.options == {"weight_streaming": True}
+    pixels = record.profiles[0]["pixels"]
+    assert (pixels.min[0], pixels.opt[0], pixels.max[0]) == (1, 4, 64)
+
+
+def test_what_no_release_or_no_machine_grants_is_refused_before_anything_is_made() -> None:
+    def ask(name: str, **options: bool) -> None:
+        require_options(resolve_target(load_target(name), EngineConfig(**options)))
+
+    ask("jetson-agx-orin-64gb", weight_streaming=True, refit=True)
+    ask("cpu", refit=True)
+    with pytest.raises(UserError, match="jetson-agx-xavier: weight_streaming begins with TensorRT 10"):
+        ask("jetson-agx", weight_streaming=True)
+    with pytest.raises(UserError, match="t4: TensorRT-RTX ships no lean runtime"):
+        ask("t4", version_compatible=True)
+    if decided("t4", this_host())["t4"].status == "build" and not cuda_devices():
+        with pytest.raises(UserError, match="t4: TensorRT-RTX builds refittable plans on a GPU only"):
+            ask("t4", refit=True)
 
 
 @pytest.mark.parametrize(("name", "status"), [("cpu", "onnxruntime"), ("jetson-agx", "deferred")])
