@@ -16,7 +16,10 @@ REFERENCE_MODULE = "edgeglm.deploy.reference"
 
 
 async def finalized(device: Device, slot: str, options: DeployOptions, report: Report) -> dict[str, Any]:
-    """Run ``edgeglm finalize`` there, its progress streamed here; return the receipt."""
+    """Run ``edgeglm finalize`` there, its progress streamed here; return the receipt.
+
+    Raises what finalize raised there, and UserError where it made engines that the server cannot run.
+    """
     flags = ["--engine", options.engine, "--rounds", str(options.rounds), *trust_flags(options)]
     if options.any_board:
         flags.append("--any-board")
@@ -25,6 +28,11 @@ async def finalized(device: Device, slot: str, options: DeployOptions, report: R
     _raise_as(answer, "finalize")
     receipt = json.loads(answer["stdout"])
     receipt.pop("receipt", None)
+    if receipt.get("library") == "trtexec":
+        raise UserError(
+            "trtexec built the engines there and the server cannot run them, because its Python sees no "
+            "TensorRT; install python3-libnvinfer on the device, or pass --engine onnxruntime"
+        )
     return dict(receipt)
 
 

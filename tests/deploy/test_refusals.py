@@ -23,6 +23,8 @@ from edgeglm.deploy.fleet import hosts_from_texts
 from edgeglm.deploy.hosts import host_from_text
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.preflight import check_clock, check_space
+from edgeglm.deploy.report import Report
+from edgeglm.deploy.verdict import finalized
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
 from tests.deploy.test_deploy import content, real_bundle
 
@@ -332,6 +334,16 @@ def test_a_device_cannot_name_a_file_of_the_senders(name):
 
     with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
         asyncio.run(evidence_from(Taken(), "a", "pear", {}))  # type: ignore[arg-type]
+
+
+def test_engines_that_the_server_cannot_run_are_no_delivery():
+    class Jetson:
+        async def ask(self, *_: object, **__: object) -> dict[str, object]:
+            return {"code": 0, "words": [], "stdout": json.dumps({"library": "trtexec", "chosen": "int8"})}
+
+    work = finalized(Jetson(), "a", DeployOptions(), Report())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="install python3-libnvinfer on the device, or pass --engine"):
+        asyncio.run(work)
 
 
 def test_nothing_secret_is_in_what_is_run_or_written(sender, device, bundle, deploy, cli, tmp_path):
