@@ -39,11 +39,16 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TrtexecTower(_Record, frozen=True, kw_only=True):
-    """One engine: where it lies under ``engines/``, how near its goldens came, its median latency."""
+    """One engine: where it lies under ``engines/``, how near its goldens came, its median latency.
+
+    ``top_k_agreement`` is the mean share of the ten nearest among the first rows of the gallery that are
+    those of home; None for a bundle without a gallery.
+    """
 
     signature: str
     worst_cosine: float
     b1_ms: float
+    top_k_agreement: float | None = None
 
 
 class TrtexecCandidate(_Record, frozen=True, kw_only=True):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make this bundle ready on a board with trtexec alone: no Python, POSIX sh, awk, sed, sha256sum.
+# Make this bundle ready on a board with trtexec alone: no Python, POSIX sh, awk, sed, od, sha256sum.
 #
 #     sh finalize.sh [--any-board] [--trtexec PATH]
 #
@@ -28,6 +28,7 @@ tegrastats="$root/usr/bin/tegrastats"
 [ -x "$tegrastats" ] || tegrastats="$(command -v tegrastats || true)"
 any_board=no
 least_cosine=0.99
+least_agreement=0.9
 
 # --- what the maker wrote in -----------------------------------------------------------------------
 name='@NAME@'
@@ -45,7 +46,7 @@ options() {
 @OPTIONS@
 END
 }
-# variant tower lane precision model bytes outputs fp32-nodes min opt max shape-of-one shape-of-goldens inputs
+# variant tower lane precision model bytes outputs fp32-nodes neighbours min opt max shape-of-one shape-of-goldens inputs
 # where N is the batch that this board's engines are made for
 candidates() {
   cat <<'END'
@@ -195,6 +196,38 @@ cosine() { # actual, expected: the worst cosine of their rows; the first line of
     }' "$2" "$1"
 }
 
+agreement() { # actual, neighbours: the mean share of the gallery's nearest rows that are nearest here too
+  read -r offset rows width gallery <"$2"
+  tail -c "+$((offset + 1))" "$here/$gallery" | od -A n -v -t f4 | awk -v rows="$rows" -v width="$width" '
+    FILENAME == ARGV[1] {got[FNR - 1] = $1; count = FNR; next}
+    FILENAME == ARGV[2] {if (FNR > 1) near[queries++] = $0; next}
+    {
+      for (i = 1; i <= NF && row < rows; i++) {
+        for (q = 0; q < queries; q++) dot[q] += got[q * width + at] * $i
+        if (++at == width) {
+          for (q = 0; q < queries; q++) {score[q * rows + row] = dot[q]; dot[q] = 0}
+          at = 0; row++
+        }
+      }
+      if (row >= rows) exit
+    }
+    END {
+      if (queries < 1 || count != queries * width || row != rows) {print "-1"; exit}
+      for (q = 0; q < queries; q++) {
+        wanted = split(near[q], want, " "); hits = 0
+        for (k = 1; k <= wanted; k++) {
+          best = -1
+          for (r = 0; r < rows; r++)
+            if (!((q, r) in taken) && (best < 0 || score[q * rows + r] > score[q * rows + best])) best = r
+          taken[q, best] = 1
+        }
+        for (k = 1; k <= wanted; k++) if ((q, want[k]) in taken) hits++
+        sum += hits / wanted
+      }
+      printf "%.4f", sum / queries
+    }' "$1" "$2" -
+}
+
 build() {
   # shellcheck disable=SC2086 # flags are words
   "$trtexec" "--onnx=$here/$onnx" "--saveEngine=$work/new/engine.plan" "--minShapes=$least" \
@@ -202,7 +235,7 @@ build() {
     >"$work/new/build.log" 2>&1 && [ -s "$work/new/engine.plan" ]
 }
 
-one_engine() { # build, test and time one tower; sets signature, worst, milliseconds
+one_engine() { # build, test and time one tower; sets signature, worst, agreed, milliseconds
   precision="$1" onnx="$2" expected="$3" least="$4" usual="$5" most="$6" single="$7" goldens="$8" inputs="$9"
   if [ "$lane" = A ]; then flags=--fp16; else flags=--stronglyTyped; fi
   [ "$lane$precision" = Aint8 ] && flags="$flags --int8 --precisionConstraints=obey"
@@ -244,6 +277,7 @@ one_engine() { # build, test and time one tower; sets signature, worst, millisec
     echo
   } | sed '/^$/d' >"$work/actual"
   worst="$(cosine "$work/actual" "$here/$expected")"
+  if [ "$neighbours" = - ]; then agreed=null; else agreed="$(agreement "$work/actual" "$here/$neighbours")"; fi
   timed || return 1
   milliseconds="$(sed -n 's/.*Latency:.*median = \([0-9.]*\) ms.*/\1/p' "$work/time.log" | head -n 1)"
   [ -n "$milliseconds" ]
@@ -253,12 +287,13 @@ records='' best='' best_total='' used='' differs=no
 for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
   printf '%s\n' "$mine" | awk -v v="$variant" '$1 == v' >"$work/towers"
   total=0 status=passed parts=''
-  while read -r _ tower _ precision onnx _ expected pins least usual most single goldens inputs; do
+  while read -r _ tower _ precision onnx _ expected pins neighbours least usual most single goldens inputs; do
     say "$variant $tower: build, test, time"
-    worst=-1 milliseconds=0 signature=''
+    worst=-1 agreed=null milliseconds=0 signature=''
     if one_engine "$precision" "$onnx" "$expected" "$least" "$usual" "$most" "$single" "$goldens" "$inputs"; then
       used="$used $signature"
-      awk -v c="$worst" -v l="$least_cosine" 'BEGIN {exit !(c >= l)}' || {
+      awk -v c="$worst" -v l="$least_cosine" -v a="$agreed" -v m="$least_agreement" \
+        'BEGIN {exit !(c + 0 >= l + 0 && (a == "null" || a + 0 >= m + 0))}' || {
         status="its golden outputs differ here"
         differs=yes
       }
@@ -267,7 +302,7 @@ for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
       cat "$work"/new/build.log "$work"/run.log "$work"/time.log >"$out/last.log" 2>/dev/null || true
     fi
     total="$(awk -v a="$total" -v b="$milliseconds" 'BEGIN {printf "%.4f", a + b}')"
-    parts="$parts${parts:+, }\"$tower\": {\"signature\": \"$signature\", \"worst_cosine\": $worst, \"b1_ms\": $milliseconds}"
+    parts="$parts${parts:+, }\"$tower\": {\"signature\": \"$signature\", \"worst_cosine\": $worst, \"top_k_agreement\": $agreed, \"b1_ms\": $milliseconds}"
   done <"$work/towers"
   say "$variant: $status, one picture and one text in $total ms"
   records="$records${records:+,

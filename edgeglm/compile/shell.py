@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.bundle.goldens import OUTPUTS, TEXTS
+from edgeglm.bundle.goldens import OUTPUTS, TEXTS, TOP_K
 from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
 from edgeglm.bundle.opened import Bundle, Preprocessing
 from edgeglm.compile.lane_record import pinned_nodes
@@ -38,6 +38,7 @@ _ANY_BATCH = "N"
 """Stands for the usual and the largest batch, which a board's options say."""
 _LANES: tuple[Lane, ...] = ("A", "B")
 _GOLDENS = 8
+_GALLERY_ROWS = 500
 _WORD = re.compile(r"[A-Za-z0-9._/:,+@-]+")
 """What a here-document of the script may hold: no blank, no newline, nothing that ends or expands it."""
 _DEQUANTIZE = b"\x22\x10DequantizeLinear"
@@ -61,7 +62,7 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         raise UserError(f"{target.target.name} has no Jetson among its members; leave {SCRIPT_NAME} out")
     manifest = bundle.manifest
     feeds, files = _golden_feeds(bundle)
-    lines, digests = [], {}
+    lines, digests, models = [], {}, {}
     for variant in manifest.variants:
         if variant.gate == "reference" and len(manifest.variants) > 1:
             continue
@@ -72,14 +73,20 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
             pins = f"{FOLDER}/{variant.name}-{tower}.fp32"
             if names := nodes.get(model, ()):
                 files[pins] = "\n".join([*names, ""]).encode()
-            pinned = pins if names else "-"
-            lines.append(_candidate(manifest, variant, tower, model, expected, pinned, feeds[tower], bundle))
-            digests[model] = manifest.files[model].sha256
+            near = f"{FOLDER}/{variant.name}-{tower}.near"
+            if (
+                nearest := _nearest(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
+            ) is not None:
+                files[near] = nearest
+                digests[_gallery(variant)] = manifest.files[_gallery(variant)].sha256
+            beside = (pins if names else "-", near if nearest is not None else "-")
+            lines.append(_candidate(manifest, variant, tower, model, expected, beside, feeds[tower], bundle))
+            digests[model] = models[model] = manifest.files[model].sha256
     digests.update({name: sha256_bytes(data) for name, data in files.items()})
     script = (importlib.resources.files("edgeglm.compile") / SCRIPT_NAME).read_text("utf-8")
     for mark, text in (
         ("NAME", _plain(manifest.name)),
-        ("CONTENT", sha256_listing({n: manifest.files[n].sha256 for n in digests if n in manifest.files})),
+        ("CONTENT", sha256_listing(models)),
         ("TARGET", _plain(target.target.name)),
         ("SMS", " ".join(map(str, sms))),
         ("OPTIONS", "\n".join(_options(boards))),
@@ -134,12 +141,38 @@ def _raw_name(name: str, array: npt.NDArray[Any], lane: str) -> str:
     return f"{FOLDER}/{name}{'.int32' if _narrowed(array, lane) else ''}.bin"
 
 
+def _gallery(variant: VariantRecord) -> str:
+    return f"gallery/embeddings-{variant.name}.npy"
+
+
+def _nearest(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> bytes | None:
+    """Return where the gallery's numbers begin, and the rows nearest to each golden; None without a gallery.
+
+    A board compares neighbours among the first rows only: its awk takes seconds for them, not minutes.
+    """
+    if _gallery(variant) not in bundle.manifest.files:
+        return None
+    gallery = bundle.gallery(variant.name).embeddings[:_GALLERY_ROWS]
+    offset = bundle.manifest.files[_gallery(variant)].size - len(bundle.gallery_items()) * gallery[0].nbytes
+    if bundle.file(_gallery(variant)).read_bytes()[offset : offset + gallery.nbytes] != gallery.tobytes():
+        return None  # other numbers than float32, which no od of a board reads
+    near = np.argsort(-(_recorded(bundle, variant, tower, rows) @ gallery.T), axis=1, kind="stable")[
+        :, :TOP_K
+    ]
+    lines = [f"{offset} {len(gallery)} {gallery.shape[1]} {_gallery(variant)}"]
+    return "\n".join([*lines, *(" ".join(map(str, row)) for row in near.tolist()), ""]).encode()
+
+
 def _expected(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> bytes:
-    with np.load(bundle.file(OUTPUTS), allow_pickle=False) as stored:
-        name = f"{tower}-{variant.name}" if f"{tower}-{variant.name}" in stored.files else tower
-        embedding = np.asarray(stored[name], dtype=np.float32)[:rows]
+    embedding = _recorded(bundle, variant, tower, rows)
     numbers = (f"{value:.8g}" for value in embedding.reshape(-1))
     return "\n".join([str(embedding.shape[1]), *numbers, ""]).encode()
+
+
+def _recorded(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> npt.NDArray[np.float32]:
+    with np.load(bundle.file(OUTPUTS), allow_pickle=False) as stored:
+        name = f"{tower}-{variant.name}" if f"{tower}-{variant.name}" in stored.files else tower
+        return np.asarray(stored[name], dtype=np.float32)[:rows]
 
 
 def _candidate(
@@ -148,7 +181,7 @@ def _candidate(
     tower: str,
     model: str,
     expected: str,
-    pinned: str,
+    beside: tuple[str, str],
     feeds: Mapping[str, npt.NDArray[Any]],
     bundle: Bundle,
 ) -> str:
@@ -166,7 +199,7 @@ def _candidate(
     words = (
         [
             variant.name, tower, variant.lane, _built_precision(bundle, variant, model), model,
-            str(manifest.files[model].size), expected, pinned, shapes["min"], shapes["opt"], shapes["max"],
+            str(manifest.files[model].size), expected, *beside, shapes["min"], shapes["opt"], shapes["max"],
             one, goldens, loaded,
         ]
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import os
 import shutil
@@ -202,6 +203,10 @@ def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(shell: str, 
     assert receipt["board"] == {"model": "A tegra194 board", "sm": "72", "l4t": "35.4.1", "power_mode": "0"}
     assert [c["status"] for c in receipt["candidates"]] == ["passed", "passed"]
     assert all(t["worst_cosine"] == 1.0 for c in receipt["candidates"] for t in c["towers"].values())
+    agreed = {
+        c["variant"]: [t["top_k_agreement"] for t in c["towers"].values()] for c in receipt["candidates"]
+    }
+    assert agreed == {"int8": [1.0, 1.0], "fp16": [None, None]}, "the bundle has a gallery of one of them"
     builds = [line for line in (root / "calls").read_text().splitlines() if "--saveEngine" in line]
     assert len(builds) == 4
     assert all("--fp16" in line and "--buildOnly" in line for line in builds)
@@ -331,6 +336,45 @@ def test_each_board_of_a_family_gets_its_own_options(tmp_path: Path):
         builds = [line for line in (facts / "calls").read_text().splitlines() if "--saveEngine" in line]
         assert builds
         assert all(flag in line for line in builds)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_neighbours_are_compared_as_at_home(shell: str, tmp_path: Path):
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"{shell} is not installed; install it to try its shell")
+    random = np.random.default_rng(3)
+    gallery, kept = random.normal(size=(40, 16)), random.normal(size=(5, 16))
+    made = kept + random.normal(size=kept.shape)
+    (tmp_path / "gallery").mkdir()
+    np.save(tmp_path / "gallery/rows.npy", gallery.astype(np.float32))
+    offset = (tmp_path / "gallery/rows.npy").stat().st_size - gallery.size * 4
+    near = np.argsort(-(kept @ gallery[:30].T), axis=1)[:, :10]
+    here = np.argsort(-(made @ gallery[:30].T), axis=1)[:, :10]
+    shares = [len(set(a) & set(b)) / 10 for a, b in zip(near.tolist(), here.tolist(), strict=True)]
+    lines = [f"{offset} 30 16 gallery/rows.npy", *(" ".join(map(str, row)) for row in near.tolist())]
+    (tmp_path / "near").write_text("\n".join([*lines, ""]))
+    (tmp_path / "actual").write_text("\n".join(f"{value:.8g}" for value in made.reshape(-1)) + "\n")
+    script = importlib.resources.files("edgeglm.compile") / "finalize.sh"
+    function = (
+        "agreement() {" + script.read_text("utf-8").split("\nagreement() {")[1].split("\n}\n")[0] + "\n}\n"
+    )
+    command = [
+        found,
+        *(["sh"] if shell == "busybox" else []),
+        "-euc",
+        function + 'here=. agreement "$@"',
+        "sh",
+    ]
+    done = subprocess.run(
+        [*command, "actual", "near"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert 0.1 < float(done.stdout) < 0.95
+    assert float(done.stdout) == pytest.approx(np.mean(shares), abs=1e-4)
+    (tmp_path / "actual").write_text("1\n2\n")
+    done = subprocess.run(
+        [*command, "actual", "near"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "-1", "an output of another size agrees with nothing"
 
 
 TEGRASTATS = """#!/bin/sh
