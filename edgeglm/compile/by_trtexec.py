@@ -3,7 +3,8 @@
 The work is that of the shell finalize (see ``shell``): each candidate is built, held against its
 goldens and timed by ``trtexec``, and ``receipt-trtexec.json`` is written last. What runs is the
 script of *this* installation with what it needs of the bundle filled in, never the copy that the
-bundle carries: a bundle is data, and to finalize one must not run its code.
+bundle carries: a bundle is data, and to finalize one must not run its code. So a bundle of another
+edgeglm, or one without the script, is finalized all the same.
 
 The plans are for programs that bring a TensorRT of their own (``trtexec``, Triton, a C++ runner):
 ``edgeglm run`` needs the Python binding for them, and takes ONNX Runtime without it.
@@ -21,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.paths import inside
 from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.compile.owner import alone
 from edgeglm.compile.route import member_for, target_of
@@ -115,22 +117,18 @@ def finalize_by_trtexec(
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
     sources = shell_sources(bundle, target_of(bundle))
-    for name, data in sources.items():
-        if name != SCRIPT_NAME and (
-            name not in bundle.manifest.files or bundle.file(name).read_bytes() != data
-        ):
-            raise UserError(
-                f"the bundle was made by another edgeglm, its {name} is not as this one writes it; "
-                f"run the {SCRIPT_NAME} in it by 'sh', or build the bundle again"
-            )
     with tempfile.TemporaryDirectory(prefix="edgeglm-trtexec-") as folder:
-        script = Path(folder) / SCRIPT_NAME
-        script.write_bytes(sources[SCRIPT_NAME])
+        for name, data in sources.items():
+            place = inside(Path(folder), name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(data)
+        script = Path(folder, SCRIPT_NAME)
         command = ["sh", str(script), *(["--any-board"] if any_board else [])]
         finalized = finalized_folder(bundle.origin)
         environment = {
             **os.environ,
             "EDGEGLM_BUNDLE": str(bundle.path.absolute()),
+            "EDGEGLM_SHELL": folder,
             "EDGEGLM_FINALIZED": str(finalized),
         }
         if root != Path("/"):

@@ -21,6 +21,7 @@ export LC_ALL
 
 root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
 here="${EDGEGLM_BUNDLE:-$(cd "$(dirname "$0")" && pwd)}" # edgeglm runs its own copy on a bundle
+beside="${EDGEGLM_SHELL:-$here}" # with what belongs to this script, in shell/
 out="${EDGEGLM_FINALIZED:-$here.finalized}" # elsewhere where the bundle is an archive
 trtexec="$root/usr/src/tensorrt/bin/trtexec"
 [ -x "$trtexec" ] || trtexec="$(command -v trtexec || echo "$trtexec")"
@@ -80,7 +81,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-digests | (cd "$here" && sha256sum -c >/dev/null 2>&1) ||
+{ digests | grep -v '  shell/' | (cd "$here" && sha256sum -c >/dev/null 2>&1) &&
+  digests | grep '  shell/' | (cd "$beside" && sha256sum -c >/dev/null 2>&1); } ||
   fail 2 "a file of the bundle was altered or cut off; copy the bundle here again"
 
 chips="$(tr '\0' '\n' 2>/dev/null <"$root/proc/device-tree/compatible" || true)"
@@ -240,7 +242,7 @@ one_engine() { # build, test and time one tower; sets signature, worst, agreed, 
   if [ "$lane" = A ]; then flags=--fp16; else flags=--stronglyTyped; fi
   [ "$lane$precision" = Aint8 ] && flags="$flags --int8 --precisionConstraints=obey"
   if [ "$pins" != - ]; then # a normalization overflows in FP16: its nodes and what passes between them stay FP32
-    pairs="$(awk 'NF {printf "%s%s:fp32", sep, $0; sep = ","}' "$here/$pins")"
+    pairs="$(awk 'NF {printf "%s%s:fp32", sep, $0; sep = ","}' "$beside/$pins")"
     [ "$lane$precision" = Aint8 ] || flags="$flags --precisionConstraints=obey"
     flags="$flags --layerPrecisions=$pairs --layerOutputTypes=$pairs"
   fi
@@ -267,7 +269,7 @@ one_engine() { # build, test and time one tower; sets signature, worst, agreed, 
   fi
   feeds=
   for pair in $(printf '%s' "$inputs" | tr ',' ' '); do
-    feeds="$feeds${feeds:+,}${pair%%:*}:$here/${pair#*:}"
+    feeds="$feeds${feeds:+,}${pair%%:*}:$beside/${pair#*:}"
   done
   "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$goldens" "--loadInputs=$feeds" --iterations=1 \
     --warmUp=0 --duration=0 "--exportOutput=$work/output.json" >"$work/run.log" 2>&1 || return 1
@@ -276,8 +278,8 @@ one_engine() { # build, test and time one tower; sets signature, worst, agreed, 
       tr ',' '\n'
     echo
   } | sed '/^$/d' >"$work/actual"
-  worst="$(cosine "$work/actual" "$here/$expected")"
-  if [ "$neighbours" = - ]; then agreed=null; else agreed="$(agreement "$work/actual" "$here/$neighbours")"; fi
+  worst="$(cosine "$work/actual" "$beside/$expected")"
+  if [ "$neighbours" = - ]; then agreed=null; else agreed="$(agreement "$work/actual" "$beside/$neighbours")"; fi
   timed || return 1
   milliseconds="$(sed -n 's/.*Latency:.*median = \([0-9.]*\) ms.*/\1/p' "$work/time.log" | head -n 1)"
   [ -n "$milliseconds" ]

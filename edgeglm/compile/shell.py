@@ -69,14 +69,13 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         nodes = pinned_nodes(bundle, variant)
         for tower, model in sorted(variant.files.items()):
             expected = f"{FOLDER}/{variant.name}-{tower}.txt"
-            files[expected] = _expected(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
+            recorded = _recorded(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
+            files[expected] = _expected(recorded)
             pins = f"{FOLDER}/{variant.name}-{tower}.fp32"
             if names := nodes.get(model, ()):
                 files[pins] = "\n".join([*names, ""]).encode()
-            near = f"{FOLDER}/{variant.name}-{tower}.near"
-            if (
-                nearest := _nearest(bundle, variant, tower, len(next(iter(feeds[tower].values()))))
-            ) is not None:
+            near, nearest = f"{FOLDER}/{variant.name}-{tower}.near", _nearest(bundle, variant, recorded)
+            if nearest is not None:
                 files[near] = nearest
                 digests[_gallery(variant)] = manifest.files[_gallery(variant)].sha256
             beside = (pins if names else "-", near if nearest is not None else "-")
@@ -145,7 +144,7 @@ def _gallery(variant: VariantRecord) -> str:
     return f"gallery/embeddings-{variant.name}.npy"
 
 
-def _nearest(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> bytes | None:
+def _nearest(bundle: Bundle, variant: VariantRecord, recorded: npt.NDArray[np.float32]) -> bytes | None:
     """Return where the gallery's numbers begin, and the rows nearest to each golden; None without a gallery.
 
     A board compares neighbours among the first rows only: its awk takes seconds for them, not minutes.
@@ -156,17 +155,14 @@ def _nearest(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> b
     offset = bundle.manifest.files[_gallery(variant)].size - len(bundle.gallery_items()) * gallery[0].nbytes
     if bundle.file(_gallery(variant)).read_bytes()[offset : offset + gallery.nbytes] != gallery.tobytes():
         return None  # other numbers than float32, which no od of a board reads
-    near = np.argsort(-(_recorded(bundle, variant, tower, rows) @ gallery.T), axis=1, kind="stable")[
-        :, :TOP_K
-    ]
+    near = np.argsort(-(recorded @ gallery.T), axis=1, kind="stable")[:, :TOP_K]
     lines = [f"{offset} {len(gallery)} {gallery.shape[1]} {_gallery(variant)}"]
     return "\n".join([*lines, *(" ".join(map(str, row)) for row in near.tolist()), ""]).encode()
 
 
-def _expected(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> bytes:
-    embedding = _recorded(bundle, variant, tower, rows)
-    numbers = (f"{value:.8g}" for value in embedding.reshape(-1))
-    return "\n".join([str(embedding.shape[1]), *numbers, ""]).encode()
+def _expected(recorded: npt.NDArray[np.float32]) -> bytes:
+    numbers = (f"{value:.8g}" for value in recorded.reshape(-1))
+    return "\n".join([str(recorded.shape[1]), *numbers, ""]).encode()
 
 
 def _recorded(bundle: Bundle, variant: VariantRecord, tower: str, rows: int) -> npt.NDArray[np.float32]:
@@ -203,7 +199,7 @@ def _candidate(
             one, goldens, loaded,
         ]
     )  # fmt: skip
-    if odd := [word for word in words if not _WORD.fullmatch(word)]:
+    if odd := [word for word in words if not _WORD.fullmatch(word) or ".." in word.split("/")]:
         raise UserError(f"{odd[0]!r} cannot stand in a shell script; name the variant and its files plainly")
     return " ".join(words)
 

@@ -94,6 +94,20 @@ def test_the_script_of_the_bundle_is_never_run(tmp_path: Path, stub: Path):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_bundle_of_another_edgeglm_without_these_files_is_finalized_too(tmp_path: Path, stub: Path):
+    with open_bundle(with_shell(tmp_path)) as bundle:
+        bare: dict[str, Path | bytes] = {
+            name: bundle.file(name)
+            for name in bundle.manifest.files
+            if name not in ("bom.cdx.json", "finalize.sh") and not name.endswith(".near")
+        }
+        write_bundle(tmp_path / "old" / "demo", sources=bare, manifest=bundle.manifest)
+    with open_bundle(tmp_path / "old" / "demo") as bundle:
+        receipt = finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+    assert receipt.chosen == "int8"
+    assert receipt.candidates[0].towers["text"].top_k_agreement == 1.0
+
+
 def test_a_foreign_board_and_wrong_answers_are_what_the_script_says_of_them(
     tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -110,10 +124,11 @@ def test_a_foreign_board_and_wrong_answers_are_what_the_script_says_of_them(
         assert not (finalized_folder(bundle.origin) / RECEIPT_NAME).exists()
 
 
-def test_a_name_that_could_end_the_script_is_refused(tmp_path: Path, stub: Path):
+@pytest.mark.parametrize("name", ["x\nEND\ntouch pwned", "../../x", "a b", "$(touch pwned)"])
+def test_a_name_that_could_end_or_leave_the_script_is_refused(name: str, tmp_path: Path, stub: Path):
     with open_bundle(with_shell(tmp_path)) as bundle:
         (first, *rest) = bundle.manifest.variants
-        odd = msgspec.structs.replace(first, name="x\nEND\ntouch pwned", gate="passed")
+        odd = msgspec.structs.replace(first, name=name, gate="passed")
         manifest = msgspec.structs.replace(bundle.manifest, variants=(odd, *rest))
         object.__setattr__(bundle, "manifest", manifest)
         with pytest.raises(UserError, match="cannot stand in a shell script"):
