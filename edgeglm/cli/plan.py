@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeglm.cli.console import App, json_option, trust_options
+from edgeglm.core.errors import UserError
 
 if TYPE_CHECKING:
     from edgeglm.compile.fit import VariantFit
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from edgeglm.targets.schema import Lane, ResolvedTarget, Target
 
 
+_PLOTTED = (1, 8, 32)
+
+
 @click.command(name="plan")
 @click.argument("subject", type=click.Path(path_type=Path), required=False)
 @click.option("--target", "target_name", help="A target's name or .toml file; without it, all of them.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Of the floor.")
 @click.option("--trtexec", "with_commands", is_flag=True, help="Print the commands that build by hand.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the rooflines into this SVG.")
 @click.option("--dla", "with_dla", is_flag=True, help="Ask for the deep-learning accelerator too.")
 @trust_options
 @json_option
@@ -31,6 +36,7 @@ def command(
     target_name: str | None,
     batch: int,
     with_commands: bool,
+    plot: Path | None,
     with_dla: bool,
 ) -> None:
     """Say whether SUBJECT, a bundle or an .onnx file, fits a target, and how fast it can possibly be.
@@ -42,6 +48,8 @@ def command(
 
     targets = [load_target(name) for name in ([target_name] if target_name else known_targets())]
     if subject is None:
+        if plot is not None:
+            raise UserError("there is nothing to draw without SUBJECT; give a bundle or an .onnx file")
         _precisions(app, targets, with_dla=with_dla)
         return
     from edgeglm.compile.fit import by_variant, fits_of, require_fit
@@ -63,6 +71,9 @@ def command(
         _boards(app, fits)
     else:
         _details(app, results[0])
+    if plot is not None:
+        _plot(plot, targets, subjects)
+        app.print(f"rooflines, batch {' and '.join(map(str, _PLOTTED))}: {plot}")
     commands = _commands(targets, boards, subjects) if with_commands else []
     for member, line in commands:
         app.print(f"# {member}")
@@ -75,9 +86,25 @@ def command(
             "boards": list(fits),
             "trtexec": [{"member": member, "command": line} for member, line in commands],
             "dla": dla,
+            "plot": plot,
         }
     )
     require_fit(fits)
+
+
+def _plot(place: Path, targets: list[Target], subjects: tuple[Subject, ...]) -> None:
+    from edgeglm.bundle.atomic import disk_errors
+    from edgeglm.targets.roofline import floor_of, machine_of
+    from edgeglm.targets.roofline_plot import Roof, roofline_svg
+    from edgeglm.targets.schema import members_of
+
+    members = {member.name: member for target in targets for member in members_of(target)}
+    roofs = []
+    for machine in map(machine_of, members.values()):
+        floors = [(one.name, floor_of(one.costs, machine, batch)) for one in subjects for batch in _PLOTTED]
+        roofs.append(Roof(machine=machine, floors=tuple(floors)))
+    with disk_errors(place):
+        place.write_text(roofline_svg(roofs), "utf-8")
 
 
 def _subjects(app: App, path: Path) -> tuple[tuple[Subject, ...], ResolvedTarget | None]:

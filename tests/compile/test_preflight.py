@@ -185,6 +185,15 @@ def test_plan_exits_with_2_when_nothing_fits_and_prints_whole_commands(bundle: P
         assert "--stronglyTyped" in words
 
 
+def test_plan_draws_the_roofs_of_all_boards(bundle: Path, tmp_path: Path, capsys):
+    place = tmp_path / "roofs.svg"
+    assert cli.exit_code(["plan", str(bundle), "--plot", str(place)]) == 0
+    assert "t4 (dashed): 320 GB/s" in place.read_text()
+    assert cli.exit_code(["plan", str(bundle), "--plot", str(tmp_path / "none/roofs.svg")]) == 2
+    assert cli.exit_code(["plan", "--plot", str(place)]) == 2
+    assert "give a bundle or an .onnx file" in capsys.readouterr().err
+
+
 def test_plan_alone_says_which_precisions_a_target_takes(capsys):
     assert cli.exit_code(["plan", "--target", "jetson-orin-nano"]) == 0
     assert "no FP8 tensor cores" in capsys.readouterr().out

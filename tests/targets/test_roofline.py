@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import msgspec
 import pytest
 
@@ -8,6 +10,7 @@ from edgeglm.targets.costs import GraphCosts, NodeCost, costs_from_json, json_fr
 from edgeglm.targets.dla import check_dla
 from edgeglm.targets.memory import MemoryNeed, check_memory
 from edgeglm.targets.roofline import Machine, floor_of, machine_of
+from edgeglm.targets.roofline_plot import Roof, roofline_svg
 from edgeglm.targets.schema import known_targets, load_target
 
 
@@ -31,6 +34,27 @@ def test_a_large_product_is_bound_by_compute_and_grows_with_the_batch():
     assert one.binding == "compute"
     assert one.floor_ms == pytest.approx(1.0)
     assert eight.floor_ms == pytest.approx(8.0)
+
+
+def test_the_drawing_holds_each_machine_and_each_graph_and_no_markup_of_theirs():
+    machines = [machine_of(load_target(name)) for name in ("t4", "jetson-orin-nano", "cpu")]
+    graphs = {"<b>image": graph(product(10**9), weights=10**6), "empty": graph()}
+    roofs = [
+        Roof(
+            machine=one,
+            floors=tuple(
+                (name, floor_of(costs, one, batch)) for name, costs in graphs.items() for batch in (1, 8)
+            ),
+        )
+        for one in machines
+    ]
+    drawn = ElementTree.fromstring(roofline_svg(roofs))
+    titles = [title.text or "" for title in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert any(title.startswith("<b>image, batch 8, on t4: ") for title in titles)
+    assert any(title.startswith("jetson-orin-nano, int8: ") for title in titles)
+    assert not any("cpu" in title or "empty" in title for title in titles), "its peaks are not known"
+    assert "no promise" in "".join(drawn.itertext())
+    ElementTree.fromstring(roofline_svg([]))
 
 
 def test_many_weights_are_bound_by_bandwidth_and_a_batch_shares_them():
