@@ -53,34 +53,33 @@ TRIED = {
     "throughput / raw, calls of 0.2 to 1 ms": (
         "answers are cut on the event loop (the engine's thread spends 2 us a request, 3.3 before); NaN is "
         "looked for once a batch and answers are booked by the batch (the loop's share fell from 13 to 8 us "
-        "a request); a switch interval of 0.1 ms changed nothing. Since this row was measured the loop is "
-        "woken as the next call begins (see below): 86 us between two calls where there were 314, on a busy "
-        "machine, at an unchanged rate there. What is left is Python's own work and the handing over of the "
-        "interpreter lock."
+        "a request); the loop is woken as the next call begins and not before. The row was 0.60 at b1af5e8, "
+        "before these last changes; which of them paid how much was not measured on idle cores. A switch "
+        "interval of 0.1 ms changed nothing. What is left is probably Python's own work and the handing over "
+        "of the interpreter lock; it has not been profiled on idle cores."
     ),
     "throughput / raw, calls of 3 ms and more, 49 kB a sample": (
-        "joining 32 samples copies 1.5 MB in the engine's thread, in each call. Joining the next full batch "
-        "in the loop's thread while the present call runs was built and taken out: 712 to 297 us between "
-        "two calls, but each call took as much longer, and the rate was 0.95 of the former (40 interleaved "
-        "rounds on a busy machine); probably its input then lies in the other core's cache."
+        "joining 32 samples copies 1.5 MB in the engine's thread, in each call; the row was 0.80 at b1af5e8, "
+        "before the loop was woken as the next call begins. Joining the next full batch in the loop's thread "
+        "while the present call runs was built and taken out: 712 to 297 us between two calls, but each call "
+        "took as much longer, and the rate was 0.95 of the former (40 interleaved rounds on a busy machine); "
+        "probably its input then lies in the other core's cache."
     ),
     "throughput / raw, calls of 3 ms and more": (
-        "on idle cores a batch took about 0.3 ms longer than the raw call. Part of it was that the loop, "
-        "once woken, took the interpreter lock at the first numpy copy of the next batch and held it "
-        "while it cut 32 answers apart. Since this row was measured the loop is woken as the next call "
-        "begins: 280 us between two calls where there were 681 (medians, 40 interleaved rounds). On a "
-        "machine as busy as it was then the call itself took longer by nearly as much, probably because the "
-        "loop's work now competes with it for a core, and the rate was 0.98 and 1.04 of the former in two "
-        "runs; what idle cores gain is not measured yet."
+        "0.93 at b1af5e8, when the loop, once woken, took the interpreter lock at the first numpy copy of "
+        "the next batch and held it while it cut 32 answers apart; it is woken as the next call begins now. "
+        "The rounds of the two runs overlap, so 0.93 to 0.945 may be chance. A batch takes about 0.2 ms "
+        "longer than the raw call, by the ratio; where that goes has not been profiled on idle cores."
     ),
     "added us a request, engine that does nothing, 64 callers": (
-        "6 to 10 us in runs on a busy machine, where both threads share a core; about 12 on two idle ones."
+        "12 before answers were booked by the batch; 6 to 10 us in runs on a busy machine, where both "
+        "threads share a core."
     ),
     "p50 us of one caller, engine that does nothing": (
         "56 us with the process pinned to one core, where a bare hop into a thread and back takes 38 to 47; "
-        "140 to 200 us on two idle cores, where the bare hop takes 78. Probably each switch wakes a sleeping "
-        "core twice, for the queue's lock and for the interpreter's. Not tried yet: to let the loop give the "
-        "interpreter up before it wakes the engine's thread."
+        "198 us at b1af5e8 on two idle cores, where the bare hop takes 78. Probably each switch wakes a "
+        "sleeping core twice, for the queue's lock and for the interpreter's. Not tried yet: to let the loop "
+        "give the interpreter up before it wakes the engine's thread."
     ),
 }
 
