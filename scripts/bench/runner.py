@@ -50,6 +50,13 @@ Row = dict[str, Any]
 
 # Said below the table of rows that fall short.
 TRIED = {
+    "highest Poisson rate with p99 <= 5 full-batch calls / saturated raw": (
+        "the runner holds at 0.8 but not at 0.75 (see the table below). An earlier page took the highest "
+        "share that held and said 0.8; now all lower ones must hold too, by the medians of the rounds. The "
+        "same figures read that way give 0.7 for both batchers; the runner's p99 is the lower from 0.5 to "
+        "0.85. Each share has its own arrivals, the same in each run: probably those of 0.75 hold a burst. "
+        "Not tried yet: several arrivals a share, and longer ones."
+    ),
     "throughput / raw, calls of 0.2 to 1 ms": (
         "answers are cut on the event loop (the engine's thread spends 2 us a request, 3.3 before); NaN is "
         "looked for once a batch and answers are booked by the batch (the loop's share fell from 13 to 8 us "
@@ -279,6 +286,19 @@ async def _http_rate(callers: Sequence[HttpCaller], seconds: float) -> float:
     return answered / (time.perf_counter() - started)
 
 
+def borne(p99: dict[str, float]) -> float:
+    """Return the highest share that is borne, and all lower ones with it: p99 is at most 5 calls.
+
+    One that holds above one that fails does not count: it may have had the kinder arrivals.
+    """
+    best = 0.0
+    for share, calls in p99.items():
+        if calls > 5:
+            break
+        best = float(share)
+    return best
+
+
 async def poisson(folder: Path, threads: int) -> list[Row]:
     """Find the highest random load that both batchers bear."""
     path = dense_model(folder / "poisson.onnx", 12)
@@ -286,8 +306,7 @@ async def poisson(folder: Path, threads: int) -> list[Row]:
     samples = [{"x": rng.random(WIDTH, dtype=np.float32)} for _ in range(BATCH)]
     feeds = {"x": np.stack([sample["x"] for sample in samples])}
     shares = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85)
-    best: dict[str, list[float]] = {"runner": [], "fixed delay": []}
-    table: dict[str, dict[str, list[float]]] = {name: {} for name in best}
+    table: dict[str, dict[str, list[float]]] = {"runner": {}, "fixed delay": {}}
     with OnnxRuntimeEngine(path, threads=threads) as engine:
         async with (
             Runner({"tower": source(path, threads)}) as runner,
@@ -299,35 +318,32 @@ async def poisson(folder: Path, threads: int) -> list[Row]:
                 raw = raw_rate(engine, [feeds], BATCH, 0.5)
                 call = BATCH / raw
                 calls.append(call)
-                good = dict.fromkeys(best, 0.0)
                 for share in shares:
-                    for name in best:
+                    for name in table:
                         ask = batcher.infer if name != "runner" else lambda s: runner.infer("tower", s)
                         p99 = await poisson_p99(ask, samples, raw * share, 1.2, turn * 100 + int(share * 100))
                         table[name].setdefault(f"{share:g}", []).append(round(p99 / call, 2))
-                        if p99 <= 5 * call:
-                            good[name] = share
-                for name, share in good.items():
-                    best[name].append(share)
     call = statistics.median(calls) * 1e3
-    peer = statistics.median(best["fixed delay"][number] for number in rounds.best())
-    note = f"full batch {call:.1f} ms; the fixed-delay (5 ms) batcher reaches {peer:g}; {threads} thread(s)"
-    found = row(
-        "highest Poisson rate with p99 <= 5 full-batch calls / saturated raw",
-        "ratio",
-        best["runner"],
-        0.75,
-        0.85,
-        note,
-        rounds,
-    )
-    found["p99_in_full_batch_calls"] = {
+    medians = {
         name: {
             share: statistics.median(values[number] for number in rounds.best())
             for share, values in rates.items()
         }
         for name, rates in table.items()
     }
+    best, peer = (borne(medians[name]) for name in ("runner", "fixed delay"))
+    note = f"full batch {call:.1f} ms; the fixed-delay (5 ms) batcher reaches {peer:g}; {threads} thread(s)"
+    found = row(
+        "highest Poisson rate with p99 <= 5 full-batch calls / saturated raw",
+        "ratio",
+        [best] * len(calls),
+        0.75,
+        0.85,
+        note,
+        rounds,
+    )
+    found["low"] = found["high"] = None  # it is found once, from the medians of the rounds
+    found["p99_in_full_batch_calls"] = medians
     return [found]
 
 
@@ -398,7 +414,9 @@ def markdown(report: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in report["rows"]:
-        rounds = f"{found['rounds']}: {found['low']:g} to {found['high']:g}"
+        rounds = str(found["rounds"])
+        if found["low"] is not None:
+            rounds += f": {found['low']:g} to {found['high']:g}"
         sign = "<=" if found["unit"] == "us" else ">="
         lines.append(
             f"| {found['name']} | {found['value']:g} | {rounds} "
