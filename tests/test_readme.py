@@ -36,3 +36,17 @@ def test_the_speeds_are_those_of_the_published_build(name: str, published: dict[
     for tower in ("image", "text"):
         one, eight = (times["teacher"][tower][batch] / times["fp32"][tower][batch] for batch in ("1", "8"))
         assert f"{one:.1f} / {eight:.1f} " in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_seconds_are_those_of_the_published_build(name: str, published: dict[str, Any], repository: Path):
+    text = (repository / name).read_text("utf-8")
+    seconds = {row["what"]: row["measured"].removesuffix(" s") for row in published["rows"]}
+    cold, warm = seconds["cold build, jetson-agx"], seconds["nothing changed"]
+    unit = "s" if name == "README.md" else "秒"
+    assert f"| {cold} {unit} / {warm} {unit} |" in text
+    assert text.count(f"{cold} {unit}") == 2  # also beside the two commands
+
+
+def test_the_transcript_is_of_the_published_content(published: dict[str, Any], repository: Path):
+    assert f"digest   {published['content_digest']}" in (repository / "README.md").read_text("utf-8")
