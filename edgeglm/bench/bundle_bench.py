@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,15 +45,17 @@ class BenchConfig:
     runner: RunnerConfig = field(default_factory=RunnerConfig)
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UserError(f"seconds is {self.seconds}; give more than 0")
+        for name in ("seconds", "bound_ms"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} is {value}; give a finite number above 0")
         if (self.rate is not None) != (self.scenario == "server"):
             raise UserError(
                 "the server scenario, and only that one, needs a rate; "
                 "give --rate, such as three quarters of what --scenario offline shows"
             )
-        if self.rate is not None and not self.rate > 0:
-            raise UserError(f"rate is {self.rate}; give queries a second above 0")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UserError(f"rate is {self.rate}; give queries a second, finite and above 0")
 
 
 async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement:

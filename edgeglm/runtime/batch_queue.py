@@ -31,12 +31,12 @@ class BatchPolicy:
     max_queue_delay_microseconds: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_batch_size < 1:
-            raise UserError(f"max_batch_size is {self.max_batch_size}; give at least 1")
-        if self.max_queue_delay_microseconds < 0:
-            raise UserError(
-                f"max_queue_delay_microseconds is {self.max_queue_delay_microseconds}; give 0 or more"
-            )
+        most: object = self.max_batch_size  # whatever a caller without types may give
+        delay: object = self.max_queue_delay_microseconds
+        if not isinstance(most, int) or most < 1:
+            raise UserError(f"max_batch_size is {most!r}; give a whole number of at least 1")
+        if not isinstance(delay, int) or delay < 0:
+            raise UserError(f"max_queue_delay_microseconds is {delay!r}; give a whole number, 0 or more")
         for size in self.preferred_batch_sizes:
             if not 1 <= size <= self.max_batch_size:
                 raise UserError(

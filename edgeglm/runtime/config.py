@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,19 +56,40 @@ class RunnerConfig:
     engine: EngineMaker | None = None
 
     def __post_init__(self) -> None:
-        for name in ("instances", "threads", "preparation_threads", "capacity"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
-        if not self.hang_after > 0:
-            raise UserError(f"hang_after is {self.hang_after}; give seconds above 0")
+        for name in ("instances", "threads", "preparation_threads", "capacity", "max_replacements"):
+            least = 0 if name == "max_replacements" else 1
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; give a whole number of at least {least}")
+        for name in ("hang_after", "open_timeout"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise UserError(f"{name} is {value!r}; give seconds above 0")
+        drain: object = self.drain_timeout  # whatever a caller without types may give
+        if drain is not None and (not isinstance(drain, (int, float)) or not 0 <= drain < math.inf):
+            raise UserError(f"drain_timeout is {drain!r}; give seconds, 0 or more, or None for no limit")
         if self.when_full not in ("wait", "shed"):
             raise unknown_name("behaviour when full", self.when_full, ("wait", "shed"))
+        policies = {} if isinstance(self.batching, BatchPolicy) else self.batching
+        if not isinstance(policies, Mapping):
+            raise UserError(f"batching is a {type(policies).__name__}; give a BatchPolicy, or one a tower")
+        for tower, policy in policies.items():
+            if not isinstance(policy, BatchPolicy):
+                raise UserError(f"batching of {tower!r} is a {type(policy).__name__}; give a BatchPolicy")
 
     def policy(self, tower: str) -> BatchPolicy:
         """Return the batch policy of a tower."""
         if isinstance(self.batching, BatchPolicy):
             return self.batching
         return self.batching.get(tower, BatchPolicy())
+
+    def check_towers(self, towers: Iterable[str]) -> None:
+        """Raise UserError for a batch policy of a tower that is not served."""
+        if not isinstance(self.batching, BatchPolicy):
+            known = sorted(towers)
+            for tower in self.batching:
+                if tower not in known:
+                    raise unknown_name("tower in batching", tower, known)
 
     def warm_up_batches(self, sources: Mapping[str, TowerSource]) -> dict[str, Sequence[int]]:
         """Return the batch sizes that each tower is warmed up with."""

@@ -77,7 +77,7 @@ class TowerContract:
         """Set the length and bucket of a request's sample. Raises UserError for one that does not fit."""
         sample = request.sample
         assert sample is not None
-        if self._all_fixed and len(sample) == len(self._fixed):
+        if self._all_fixed and type(sample) is dict and len(sample) == len(self._fixed):
             for name, dtype, shape in self._fixed:
                 array = sample.get(name)
                 if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
@@ -87,6 +87,8 @@ class TowerContract:
         self._place_slowly(request, sample)
 
     def _place_slowly(self, request: Request, sample: Sample) -> None:
+        if not isinstance(sample, Mapping):
+            raise UserError(f"{self.name}: a sample is a {type(sample).__name__}; give {{input name: array}}")
         for name, array in sample.items():
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{self.name}: {name} is a {type(array).__name__}; feed a numpy array")

@@ -234,11 +234,15 @@ class Crew:
         return calls
 
     def worker_died(self, worker: Worker, error: BaseException) -> None:
-        """Fail the requests that a worker was busy with when it ended; the rest goes back to the queue."""
+        """Fail the requests that a worker was busy with when it ended; the rest goes back to the queue.
+
+        A worker that was busy with none fell over the queue itself: all that wait fail then, for the next
+        worker would fall over the same.
+        """
         with self._lock:
             if worker.given_up:
                 return
-            call = worker.call or Call(0.0, (), ())
+            call = worker.call or Call(0.0, self._queue.clear(), ())
             self._part_with(worker, call)
         self._deliver(Results((), {}, [Failure(request, _failure(error)) for request in call.batch]))
         self._died(self)

@@ -16,6 +16,7 @@ Event = Literal["accepted", "answered", "failed", "expired", "cancelled", "shed"
 
 _EVENTS: tuple[Event, ...] = ("accepted", "answered", "failed", "expired", "cancelled", "shed")
 _LATENCIES_KEPT = 4096
+_POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class RunnerStats:
         waiting: Waiting for an engine or for preparation now.
         replaced: Workers that hung and were replaced.
         batches: ``{tower: {batch size: calls}}``; the second tries of halved batches count too.
-        latency_ms: ``{"p50": ..., "p90": ..., "p99": ...}`` of the latest answers, from the call to the
-            result; empty before the first.
+        latency_ms: ``{"p50": ..., "p90": ..., "p99": ..., "p99.9": ...}`` of the latest answers, from the
+            call to the result; empty before the first.
     """
 
     accepted: int
@@ -94,8 +95,8 @@ class Ledger:
             by_tower.setdefault(tower, {})[size] = calls
         latency: dict[str, float] = {}
         if self._latencies:
-            points = np.percentile(np.asarray(self._latencies) * 1e3, [50, 90, 99])
-            latency = {name: float(p) for name, p in zip(("p50", "p90", "p99"), points, strict=True)}
+            points = np.percentile(np.asarray(self._latencies) * 1e3, list(_POINTS.values()))
+            latency = {name: float(p) for name, p in zip(_POINTS, points, strict=True)}
         return RunnerStats(
             **self._counts,
             held=held,

@@ -10,6 +10,7 @@ from typing import cast
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.errors import UserError
 from edgeglm.engines.protocol import Engine
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
@@ -34,7 +35,15 @@ async def opened_source(source: Source, config: RunnerConfig) -> OpenedSource:
 
     Raises UserError for a bundle that is damaged, unknown or incomplete.
     """
+    if not isinstance(source, (Path, Bundle, Mapping)):
+        raise UserError(
+            f"the source {source!r} is a {type(source).__name__}; give the pathlib.Path of a bundle, "
+            "an opened bundle, or {name: TowerSource}"
+        )
     if isinstance(source, Mapping):
+        for name, tower in source.items():
+            if not isinstance(tower, TowerSource):
+                raise UserError(f"tower {name!r} is a {type(tower).__name__}; give a TowerSource")
         return OpenedSource(towers=source, close=_nothing)
     opening = asyncio.get_running_loop().run_in_executor(None, _opened, source, config)
     try:

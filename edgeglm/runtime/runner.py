@@ -227,6 +227,10 @@ class Runner:
         priority: int,
     ) -> dict[str, Array]:
         generation, loop = self._usable()
+        if not isinstance(priority, int):
+            raise UserError(f"the priority is {priority!r}; give a whole number, such as Priority.HIGH")
+        if deadline is not None and not isinstance(deadline, (int, float)):
+            raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
         request = Request(
             tower,
@@ -370,6 +374,11 @@ class Runner:
     async def _opened(self, source: Source) -> Generation:
         """Open a source and its engines, or leave nothing behind."""
         opened = await opened_source(source, self.config)
+        try:
+            self.config.check_towers(opened.towers)
+        except BaseException:
+            opened.close()
+            raise
         generation = Generation(opened, self.config, deliver=self._deliver, fail=self._fail)
         await generation.open()
         self._generations.append(generation)

@@ -132,8 +132,8 @@ def test_buckets_of_odd_shapes_leave_nothing_behind():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"max_batch_size": 0}, "give at least 1"),
-        ({"max_queue_delay_microseconds": -1}, "give 0 or more"),
+        ({"max_batch_size": 0}, "give a whole number of at least 1"),
+        ({"max_queue_delay_microseconds": -1}, "give a whole number, 0 or more"),
         ({"max_batch_size": 4, "preferred_batch_sizes": (8,)}, "change it or max_batch_size"),
     ],
 )

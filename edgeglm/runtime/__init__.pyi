@@ -1,0 +1,11 @@
+from edgeglm.runtime.batch_queue import BatchPolicy as BatchPolicy
+from edgeglm.runtime.config import RunnerConfig as RunnerConfig
+from edgeglm.runtime.contract import TowerSource as TowerSource
+from edgeglm.runtime.requests import DeadlineExceededError as DeadlineExceededError
+from edgeglm.runtime.requests import EngineFailedError as EngineFailedError
+from edgeglm.runtime.requests import OverloadedError as OverloadedError
+from edgeglm.runtime.requests import Priority as Priority
+from edgeglm.runtime.requests import RequestError as RequestError
+from edgeglm.runtime.requests import RunnerClosedError as RunnerClosedError
+from edgeglm.runtime.runner import Runner as Runner
+from edgeglm.runtime.sync import SyncRunner as SyncRunner

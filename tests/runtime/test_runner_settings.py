@@ -1,0 +1,177 @@
+"""What is wrong with a setting or a source must be said at once, and not by a runner that stops later."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeglm.core.errors import UserError
+from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.requests import EngineFailedError
+from edgeglm.runtime.runner import Runner
+from tests.runtime.faults import HANG, Doubler, doubled, ended, run, runner, sample, towers, until
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"capacity": 1.5}, "capacity is 1.5; give a whole number of at least 1"),
+        ({"instances": 0}, "instances is 0; give a whole number of at least 1"),
+        ({"threads": "two"}, "threads is 'two'; give a whole number of at least 1"),
+        ({"max_replacements": -1}, "max_replacements is -1; give a whole number of at least 0"),
+        ({"hang_after": "x"}, "hang_after is 'x'; give seconds above 0"),
+        ({"hang_after": NAN}, "hang_after is nan; give seconds above 0"),
+        ({"open_timeout": 0}, "open_timeout is 0; give seconds above 0"),
+        ({"drain_timeout": NAN}, "drain_timeout is nan; give seconds, 0 or more, or None"),
+        ({"drain_timeout": -1}, "drain_timeout is -1; give seconds, 0 or more, or None"),
+        ({"when_full": "shad"}, "unknown behaviour when full 'shad'.*did you mean 'shed'"),
+        ({"batching": 3}, "batching is a int; give a BatchPolicy, or one a tower"),
+        ({"batching": {"double": None}}, "batching of 'double' is a NoneType; give a BatchPolicy"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=words):
+        RunnerConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"max_batch_size": 1.5}, {"max_queue_delay_microseconds": NAN}])
+def test_a_batch_policy_that_makes_no_sense_is_refused(settings: dict[str, Any]):
+    with pytest.raises(UserError, match="give a whole number"):
+        BatchPolicy(**settings)
+
+
+def test_a_batch_policy_for_a_tower_that_is_not_there_names_those_that_are():
+    async def main() -> None:
+        with pytest.raises(UserError, match="unknown tower in batching 'duoble'; known: double"):
+            async with runner(Doubler(), batching={"duoble": BatchPolicy()}):
+                pass
+        async with runner(Doubler(), batching={"double": BatchPolicy(max_batch_size=2)}) as served:
+            assert await doubled(served, 1) == 2.0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("fruit.bundle", "'fruit.bundle' is a str; give the pathlib.Path of a bundle"),
+        (3, "is a int; give the pathlib.Path"),
+        ({"double": "x.onnx"}, "tower 'double' is a str; give a TowerSource"),
+    ],
+)
+def test_what_is_no_source_is_refused_when_opened_and_when_swapped_to(source: Any, words: str):
+    async def main() -> None:
+        with pytest.raises(UserError, match=words):
+            async with Runner(source):
+                pass
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match=words):
+                await served.swap(source)
+            assert await doubled(served, 1) == 2.0
+
+    run(main)
+
+
+def test_a_path_without_a_bundle_is_refused_with_a_remedy(tmp_path: Path):
+    async def main() -> None:
+        with pytest.raises(UserError):
+            async with Runner(tmp_path / "nothing.bundle"):
+                pass
+
+    run(main)
+
+
+@pytest.mark.parametrize("options", [{"priority": "high"}, {"priority": None}, {"deadline": "soon"}])
+def test_a_priority_or_deadline_that_is_no_number_harms_nobody_else(options: dict[str, Any]):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            running = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            waiting = asyncio.create_task(doubled(served, 2))
+            with pytest.raises(UserError, match="; give "):
+                await doubled(served, 3, **options)
+            doubler.gate.set()
+            assert [await running, await waiting] == [2.0, 4.0]
+            assert served.stats().held == served.stats().replaced == 0
+
+    run(main)
+
+
+def test_a_sample_that_is_no_mapping_is_the_callers_error():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match="a sample is a list; give "):
+                await served.infer("double", [sample(1)])  # type: ignore[arg-type]
+
+    run(main)
+
+
+def test_a_queue_that_no_worker_can_read_fails_those_in_it_and_serves_the_next(monkeypatch):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            assert served._current is not None
+            queue = served._current.inference._queue
+            take = queue.take
+
+            def faulty(now: float) -> Any:
+                if any(request.priority == 7 for request in queue):
+                    raise TypeError("an order that there is not")
+                return take(now)
+
+            monkeypatch.setattr(queue, "take", faulty)
+            answers = await ended(*(doubled(served, value, priority=7) for value in range(20)))
+            assert all("an order that there is not" in str(answer) for answer in answers)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 1
+            assert served.stats().held == 0
+
+    run(main)
+
+
+def test_the_settings_that_every_figure_was_measured_with_give_up_a_hung_call():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with Runner(towers(doubler), RunnerConfig()) as served:
+            hung = asyncio.create_task(doubled(served, HANG))
+            await until(lambda: [HANG] in doubler.batches)
+            others = [asyncio.create_task(doubled(served, value)) for value in range(40)]
+            with pytest.raises(EngineFailedError, match="did not return within 10 s"):
+                await hung
+            assert await asyncio.gather(*others) == [2.0 * value for value in range(40)]
+            assert served.stats().replaced == 1
+            doubler.released.set()
+
+    run(main)
+
+
+def test_the_names_of_the_docs_come_from_the_room_itself():
+    import edgeglm.runtime as room
+
+    assert room.Runner is Runner
+    for name in room._HOMES:  # type: ignore[attr-defined]  # the stub has the names, not their homes
+        assert getattr(room, name).__module__ == f"edgeglm.runtime.{room._HOMES[name]}"  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="has no attribute 'Rumner'"):
+        room.Rumner  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_towers_given_as_any_mapping_are_served():
+    from types import MappingProxyType
+
+    async def main() -> None:
+        async with Runner(MappingProxyType(towers(Doubler()))) as served:
+            answer = await served.infer("double", MappingProxyType(sample(3)))
+            assert answer["y"][0] == 6.0
+
+    run(main)
