@@ -37,6 +37,11 @@ def command(
         )
     )
     for one in answers:
-        app.print(f"{one.device}: {one.error or human_bytes(one.answer['bytes']) + ' freed'}")
+        if one.error:
+            app.print(f"{one.device}: {one.error}")
+            continue
+        left = ", ".join(one.answer.get("left", ()))
+        kept = f"; not edgeglm's, and still there: {left}" if left else ""
+        app.print(f"{one.device}: {human_bytes(one.answer['bytes'])} freed{kept}")
     app.emit(answers)
     ctx.exit(max((one.exit_code for one in answers), default=0))

@@ -84,7 +84,13 @@ async def deliver(
             "port": options.port,
             "gpu": board.sm is not None,
         }
-        status = await device.ask("lock", owner=owner_here(), seconds=options.lock_seconds, settings=settings)
+        status = await device.ask(
+            "lock",
+            owner=owner_here(),
+            seconds=options.lock_seconds,
+            create=True,
+            settings=settings if options.activate else None,
+        )
         if status["recovered"]:
             report.note(status["recovered"])
         _check_downgrade(status, parcel, options)
@@ -99,7 +105,8 @@ async def deliver(
         url = None
         if options.activate:
             report.enter("switch", "waiting until it answers")
-            await device.ask("activate", slot=slot, seconds=max(options.ready_seconds, LEAST_READY_SECONDS))
+            seconds = max(options.ready_seconds, LEAST_READY_SECONDS)
+            await device.ask("activate", slot=slot, seconds=seconds, settings=settings)
             url = await _url(device)
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")

@@ -16,7 +16,7 @@ import pytest
 
 from edgeglm.deploy.device import supervise
 from edgeglm.deploy.device.layout import Layout
-from edgeglm.deploy.device.service import SystemdService
+from edgeglm.deploy.device.systemd import SystemdService
 from edgeglm.deploy.device.unit import UNIT_NAME, serve_command, unit_text
 from tests.deploy.loopback import stop
 from tests.deploy.test_deploy import content
@@ -90,6 +90,7 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     service = SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000})
+    service.prepare()
     service.restart()
     assert service.unit == tmp_path / "config/systemd/user" / UNIT_NAME
     assert "WantedBy=default.target" in service.unit.read_text()

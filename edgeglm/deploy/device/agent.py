@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from typing import Any
 
 from edgeglm.deploy.device import environment, objects, switch
 from edgeglm.deploy.device.facts import facts, free_bytes
-from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, sync_all, write_json
-from edgeglm.deploy.device.service import best_kind, service_for
+from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, sync_all
+from edgeglm.deploy.device.service import Service, best_kind, service_for
 from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
 
 ROOT_VARIABLE = "EDGEGLM_ROOT"
@@ -55,6 +54,8 @@ class Agent:
             "logs": lambda q: {"lines": self._service().log(int(q["lines"]))},
             "remove": self.remove,
         }
+        if question["ask"] not in ("facts", "status", "lock", "logs") and self.lock is None:
+            raise Refused("the device was not locked first; use the same version of edgeglm on both sides")
         return names[question["ask"]](question)
 
     def status(self) -> Message:
@@ -65,27 +66,35 @@ class Agent:
             "current": layout.pointed("current"),
             "previous": layout.pointed("previous"),
             "slots": {slot: _brief(record) for slot in SLOTS if (record := layout.record(slot))},
-            "service": {**read_json(layout.root / "device.json"), "state": service},
+            "service": {**switch.settings_in_force(layout), "state": service},
             "free_bytes": free_bytes(layout.root),
             "switching": bool(read_json(layout.root / "switching.json")),
         }
 
     def take_lock(self, question: Message) -> Message:
-        """Be the one deployer, and end what a former one left unfinished."""
-        self.layout.make()
-        self.lock = Lock(self.layout.root)
-        self.lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
-        if question.get("settings"):
-            former = read_json(self.layout.root / "device.json")
-            settings = {**former, **question["settings"]}
-            if former and former["service"] != settings["service"]:
-                settings.setdefault("leaving", former["service"])
-            write_json(self.layout.root / "device.json", settings)
-        return {"recovered": switch.recover(self.layout, self._service()), **self.status()}
+        """Be the one deployer, and end what a former one left unfinished.
+
+        Only who asks to ``create`` makes a root. ``settings`` are held against what can be had here, before
+        anything has come that would be served by them.
+        """
+        layout = self.layout
+        if question.get("create"):
+            layout.make()
+        elif not layout.is_ours():
+            raise Refused(
+                f"there is no edgeglm in {layout.root} on the device; "
+                "name with --root where it was deployed to"
+            )
+        lock = Lock(layout.root)
+        lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
+        self.lock = lock
+        recovered = switch.recover(layout)
+        if settings := question.get("settings"):
+            switch.check_settings(layout, settings)
+        return {"recovered": recovered, **self.status()}
 
     def missing(self, question: Message) -> Message:
         """Say which objects must still come: those of the manifest, and others that are named."""
-        self._locked()
         wanted = [(str(digest), int(size)) for digest, size in question.get("objects", ())]
         if digest := question.get("manifest"):
             manifest = read_json(objects.object_path(self.layout, digest))
@@ -101,13 +110,11 @@ class Agent:
 
     def make_environment(self, question: Message) -> Message:
         """Make the Python environment, if it is not there."""
-        self._locked()
         python = environment.made(self.layout, question["name"], question["wheels"], self._say)
         return {"python": python}
 
     def assemble(self, question: Message) -> Message:
         """Make a bundle of objects in the spare slot; the engines of the other slot come along."""
-        self._locked()
         layout, slot = self.layout, self.layout.spare()
         folder = layout.slots / slot
         if layout.pointed("previous") == slot:  # from here on there is nothing to go back to
@@ -138,7 +145,6 @@ class Agent:
 
         It ends when the sender goes: what it finished is found again by the next run.
         """
-        self._locked()
         folder = self.layout.slots / question["slot"]
         command = [str(folder / "environment" / "bin" / "python"), *question["arguments"]]
         quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -198,46 +204,35 @@ class Agent:
 
     def activate(self, question: Message) -> Message:
         """Serve a slot. Once begun it is brought to its end, also when the sender goes."""
-        self._locked()
-        self._leave_former_service()
-        return switch.activate(self.layout, self._service(), question["slot"], float(question["seconds"]))
+        seconds, settings = float(question["seconds"]), question.get("settings")
+        return switch.activate(self.layout, question["slot"], seconds, settings)
 
     def rollback(self, question: Message) -> Message:
         """Serve what was served before."""
-        self._locked()
         slot = self.layout.pointed("previous")
         if slot is None or self.layout.record(slot).get("state") != "ready":
             raise Refused("there is no former bundle on this device to go back to; deploy one")
-        return switch.activate(self.layout, self._service(), slot, float(question["seconds"]))
+        return switch.activate(self.layout, slot, float(question["seconds"]))
 
     def remove(self, question: Message) -> Message:
-        """Remove everything, or with ``old`` only what does not serve."""
-        self._locked()
+        """Remove everything that is edgeglm's, or with ``old`` only what does not serve."""
         layout = self.layout
         if question.get("old"):
             if (current := layout.pointed("current")) is not None:
                 layout.point("previous", None)
                 objects.remove_tree(layout.slots / next(slot for slot in SLOTS if slot != current))
+            if damaged := objects.damaged_slots(layout):
+                raise Refused(
+                    f"the record of slot {damaged[0]} is damaged, what it needs is not known; "
+                    "deploy again, then remove"
+                )
             return objects.collect(layout)
-        self._leave_former_service()
         self._service().remove()
-        size = sum(p.lstat().st_size for p in layout.root.rglob("*") if p.is_file() and not p.is_symlink())
-        shutil.rmtree(layout.root)
-        return {"removed": 1, "bytes": size}
+        size, left = layout.remove()
+        return {"removed": 1, "bytes": size, "left": left}
 
-    def _service(self) -> Any:
-        return service_for(self.layout, read_json(self.layout.root / "device.json"))
-
-    def _leave_former_service(self) -> None:
-        """End what served under another --service, or two of them would want one port."""
-        settings = read_json(self.layout.root / "device.json")
-        if kind := settings.pop("leaving", None):
-            service_for(self.layout, {**settings, "service": kind}).remove()
-            write_json(self.layout.root / "device.json", settings)
-
-    def _locked(self) -> None:
-        if self.lock is None:
-            raise Refused("the device was not locked first; use the same version of edgeglm on both sides")
+    def _service(self) -> Service:
+        return service_for(self.layout, switch.settings_in_force(self.layout))
 
     def _say(self, text: str) -> None:
         self.wire.send({"line": text})

@@ -38,6 +38,11 @@ def remove_line(root: Path) -> None:
         _write(kept)
 
 
+def check_crontab() -> None:
+    """Raise Refused where there is no crontab."""
+    _lines()
+
+
 def _mark(root: Path) -> str:
     return f"# edgeglm at {root}"
 
@@ -51,15 +56,21 @@ def _lines() -> list[str]:
     if shutil.which("crontab") is None:
         raise Refused("there is no crontab on the device; install cron there, or pass --service process")
     # It ends with 1 where the user has none yet.
-    done = subprocess.run(["crontab", "-l"], capture_output=True, text=True, timeout=20, check=False)
+    done = _crontab("-l")
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def _write(lines: Sequence[str]) -> None:
     text = "".join(f"{line}\n" for line in lines)
-    done = subprocess.run(
-        ["crontab", "-"], input=text, capture_output=True, text=True, timeout=20, check=False
-    )
+    done = _crontab("-", text)
     if done.returncode:
         words = " ".join(done.stderr.split()) or f"status {done.returncode}"
         raise Refused(f"cannot change the user's crontab: {words}; allow it, or pass --service process")
+
+
+def _crontab(argument: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = ["crontab", argument]
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Refused(f"crontab on the device failed: {error}; mend it, or pass --service process") from error

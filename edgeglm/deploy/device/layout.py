@@ -7,9 +7,10 @@ environment (a link), slot.json
 <root>/environments/<digest>    a Python environment, shared by the slots that need it
 <root>/current, previous        links to slots; a switch is the rename of one link
 <root>/switching.json           a switch that was begun and not yet judged
-<root>/device.json              how this device is served
+<root>/device.json              how the current slot is served
 <root>/run/                     the plain supervisor's state and log
 <root>/lock                     one deployer at a time
+<root>/edgeglm-root             says that all this is edgeglm's: only such a folder is ever written or removed
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +30,12 @@ from typing import Any
 from edgeglm.deploy.device.wire import Refused
 
 SLOTS = ("a", "b")
+MARKER = "edgeglm-root"
+_FOLDERS = ("objects", "incoming", "slots", "environments", "run")
+_FILES = (MARKER, "lock", "current", "previous", "switching.json", "device.json", "trust", ".writable")
+_UNFINISHED = (".current.new", ".previous.new", ".switching.json.new", ".device.json.new")
+_OURS = frozenset((*_FOLDERS, *_FILES, *_UNFINISHED))
+_NOBODYS = frozenset(("lost+found", ".writable"))  # of a new file system, of a first try
 
 
 class Layout:
@@ -42,12 +50,45 @@ class Layout:
         self.run = root / "run"
 
     def make(self) -> None:
-        """Make the folders. Raises OSError where the root cannot be written."""
-        for folder in (self.objects, self.incoming, self.slots, self.environments, self.run):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders. Raises Refused where others' files lie, OSError where nothing can be written."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.is_ours():
+            if foreign := self._names() - _NOBODYS:
+                raise Refused(
+                    f"{self.root} on the device holds what is not edgeglm's ({sorted(foreign)[0]}); "
+                    "pass a new or an empty folder as --root"
+                )
+            (self.root / MARKER).write_text("Made by edgeglm deploy; 'edgeglm remove' takes it away.\n")
+        for name in _FOLDERS:
+            (self.root / name).mkdir(exist_ok=True)
         probe = self.root / ".writable"
         probe.write_bytes(b"x")
         probe.unlink()
+
+    def is_ours(self) -> bool:
+        """Say whether edgeglm made this root: it is marked, or is just what was made before roots were."""
+        if (self.root / MARKER).is_file():
+            return True
+        names = self._names()
+        return names.issuperset(_FOLDERS) and all(_is_ours(name) for name in names)
+
+    def remove(self) -> tuple[int, list[str]]:
+        """Remove what edgeglm made; return the bytes freed, and the names of what else lies there."""
+        mine = sorted(filter(_is_ours, self._names()), key=lambda name: name == MARKER)  # that one last
+        size = 0
+        for path in (self.root / name for name in mine):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+                continue
+            size += sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+            shutil.rmtree(path)
+        left = sorted(self._names())
+        if not left:
+            self.root.rmdir()
+        return size, left
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
 
     def pointed(self, link: str) -> str | None:
         """Return the slot that ``current`` or ``previous`` points to; None where it points nowhere."""
@@ -82,6 +123,10 @@ class Layout:
         record = {**self.record(slot), **changed}
         write_json(self.slots / slot / "slot.json", record)
         return record
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OURS or name.startswith(".wheels-")
 
 
 class Lock:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgeglm.deploy.device.layout import Layout, read_json
+from edgeglm.deploy.device.layout import SLOTS, Layout, read_json
 from edgeglm.deploy.device.wire import Refused, Wire
 
 _HEX = frozenset("0123456789abcdef")
@@ -89,14 +89,21 @@ def linked(source: Path, place: Path) -> None:
 
 
 def collect(layout: Layout) -> dict[str, int]:
-    """Remove what no slot needs: objects, environments, old beginnings. What serves is never touched."""
+    """Remove what no slot needs: objects, environments, old beginnings. What serves is never touched.
+
+    Where the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
+    """
     keep: set[str] = set()
     environments: set[str] = set()
-    for slot in ("a", "b"):
+    if damaged_slots(layout):
+        return {"removed": 0, "bytes": 0}
+    for slot in SLOTS:
         record = layout.record(slot)
         keep |= set(record.get("objects", ()))
         if record.get("environment"):
             environments.add(record["environment"])
+        with suppress(OSError):  # what a slot runs in is kept by the link that it runs by, too
+            environments.add((layout.slots / slot / "environment").readlink().name)
     for name in environments:
         keep |= set(read_json(layout.environments / name / "complete.json").get("objects", ()))
     removed = freed = 0
@@ -114,6 +121,11 @@ def collect(layout: Layout) -> dict[str, int]:
             part.unlink()
             removed += 1
     return {"removed": removed, "bytes": freed}
+
+
+def damaged_slots(layout: Layout) -> list[str]:
+    """Return the slots that hold something and do not say what it needs."""
+    return [s for s in SLOTS if (layout.slots / s).is_dir() and "objects" not in layout.record(s)]
 
 
 def patched_text(base: list[bytes], recipe: Iterable[Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import shutil
 import signal
@@ -12,15 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from edgeglm.deploy.device.crontab import boot_line, install_line, remove_line
+from edgeglm.deploy.device.crontab import boot_line, check_crontab, install_line, remove_line
 from edgeglm.deploy.device.layout import Layout, read_json
-from edgeglm.deploy.device.supervise import is_ready
-from edgeglm.deploy.device.unit import UNIT_NAME, supervise_command, unit_text
-from edgeglm.deploy.device.wire import Refused
+from edgeglm.deploy.device.supervise import alive, is_ready
+from edgeglm.deploy.device.systemd import SystemdService
+from edgeglm.deploy.device.unit import supervise_command
 
 Kind = Literal["system", "user", "cron", "process"]
 
-_GPU_GROUPS = ("video", "render")
 _LOG_BYTES = 4 << 20
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 25.0
@@ -30,8 +28,14 @@ _HOPELESS_RESTARTS = 2
 class Service(Protocol):
     """One way to keep it running."""
 
+    def check(self) -> None:
+        """Raise Refused where this way is not to be had; nothing is changed."""
+
+    def prepare(self) -> None:
+        """Write what a start needs and a reboot reads; what runs is left alone. Raises Refused, OSError."""
+
     def restart(self) -> None:
-        """Stop what runs and start the current slot."""
+        """Stop what runs and start the current slot. Raises Refused, OSError."""
 
     def stop(self) -> None:
         """Stop what runs."""
@@ -94,6 +98,12 @@ class ProcessService:
         self._log = layout.run / "service.log"
         self._child: subprocess.Popen[bytes] | None = None
 
+    def check(self) -> None:
+        """Do nothing: processes can be had everywhere."""
+
+    def prepare(self) -> None:
+        """Do nothing: nothing outlives a reboot."""
+
     def restart(self) -> None:
         """Stop the former supervisor and start one in the current slot."""
         self.stop()
@@ -120,9 +130,9 @@ class ProcessService:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, number)
                 end = time.monotonic() + _STOP_SECONDS
-                while _alive(pid) and time.monotonic() < end:
+                while alive(pid) and time.monotonic() < end:
                     time.sleep(_POLL_SECONDS)
-                if not _alive(pid):
+                if not alive(pid):
                     break
         self._state.unlink(missing_ok=True)
 
@@ -162,124 +172,22 @@ class ProcessService:
 
     def _running(self) -> int | None:
         pid = read_json(self._state).get("pid")
-        return pid if isinstance(pid, int) and _alive(pid) else None
+        return pid if isinstance(pid, int) and alive(pid) else None
 
 
 class CronService(ProcessService):
     """The same, with a line in the user's crontab that starts it after a reboot."""
 
-    def restart(self) -> None:
-        """Write the line, then start the current slot."""
+    def check(self) -> None:
+        """Raise Refused where there is no crontab."""
+        check_crontab()
+
+    def prepare(self) -> None:
+        """Write the line."""
         command, environment = self._command(self._layout.root / "current")
         install_line(self._layout.root, boot_line(self._layout.root, command, environment, self._log))
-        super().restart()
 
     def remove(self) -> None:
         """Take the line away and stop it."""
         remove_line(self._layout.root)
         super().remove()
-
-
-class SystemdService:
-    """A unit of the system, or of the user."""
-
-    def __init__(self, layout: Layout, settings: dict[str, Any]) -> None:
-        self._layout = layout
-        self._settings = settings
-        self._system = settings["service"] == "system"
-        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-        self.unit = (Path("/etc/systemd/system") if self._system else home / "systemd/user") / UNIT_NAME
-        self._state = Path("/run" if self._system else f"/run/user/{os.getuid()}") / "edgeglm/state.json"
-
-    def restart(self) -> None:
-        """Write the unit, let systemd read it, and start it anew; it goes on without waiting."""
-        text = unit_text(
-            "system" if self._system else "user",
-            self._layout.root,
-            host=self._settings["host"],
-            port=self._settings["port"],
-            state=str(self._state),
-            gpu=bool(self._settings.get("gpu")),
-            groups=[name for name in _GPU_GROUPS if _group_exists(name)] if self._settings.get("gpu") else [],
-            memory=self._settings.get("memory", "75%"),
-            trust=self._trust(),
-        )
-        if not self.unit.exists() or self.unit.read_text() != text:
-            self.unit.parent.mkdir(parents=True, exist_ok=True)
-            self.unit.write_text(text)
-        self._systemctl("daemon-reload")
-        if not self._system:  # else it ends when its user logs out
-            with suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(["loginctl", "enable-linger"], capture_output=True, timeout=20, check=False)
-        self._systemctl("enable", UNIT_NAME)
-        self._systemctl("restart", "--no-block", UNIT_NAME)
-
-    def stop(self) -> None:
-        """Stop the unit."""
-        self._systemctl("stop", UNIT_NAME)
-
-    def remove(self) -> None:
-        """Stop the unit and remove its file."""
-        with suppress(Refused):
-            self._systemctl("disable", "--now", UNIT_NAME)
-        self.unit.unlink(missing_ok=True)
-        self._systemctl("daemon-reload")
-
-    def state(self) -> dict[str, Any]:
-        """Return the supervisor's words if it lives."""
-        found = read_json(self._state)
-        pid = found.get("pid")
-        return found if isinstance(pid, int) and _alive(pid) else {}
-
-    def log(self, lines: int) -> list[str]:
-        """Return the end of its journal."""
-        scope = [] if self._system else ["--user"]
-        command = ["journalctl", *scope, "--no-pager", "-o", "short-iso", "-u", UNIT_NAME, "-n", str(lines)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        return done.stdout.splitlines()
-
-    def _trust(self) -> str | None:
-        """Return a folder with the deployer's trusted keys that the unit may read; None if there are none."""
-        named = os.environ.get("EDGEGLM_TRUST")
-        folder = Path(named) if named else Path.home() / ".config/edgeglm/trust"
-        place = self._layout.root / "trust"
-        shutil.rmtree(place, ignore_errors=True)
-        keys = sorted(folder.glob("*.pub"))
-        for key in keys:
-            place.mkdir(exist_ok=True)
-            shutil.copyfile(key, place / key.name)
-        return str(place) if keys else None
-
-    def _systemctl(self, *arguments: str) -> None:
-        scope = [] if self._system else ["--user"]
-        environment = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
-        done = subprocess.run(
-            ["systemctl", *scope, *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=120,
-            check=False,
-        )
-        if done.returncode:
-            words = " ".join(done.stderr.split()) or f"status {done.returncode}"
-            raise Refused(f"systemctl {arguments[0]} failed: {words}; mend it, or pass --service process")
-
-
-def _alive(pid: int) -> bool:
-    """Say whether our supervisor runs as this process: numbers are used again, and the dead linger."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - on the way of every poll
-            if file.read().rpartition(b")")[2].split()[0] == b"Z":
-                return False
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-            return b"supervise" in file.read()
-    except OSError:
-        return False
-
-
-def _group_exists(name: str) -> bool:
-    with suppress(KeyError):
-        grp.getgrnam(name)
-        return True
-    return False

@@ -1,82 +1,156 @@
-"""From one slot to the other, and back by itself when the other never gets ready."""
+"""From one slot to the other, and back by itself when the other never gets ready.
+
+How a slot is served (which service, which address) belongs to the switch: it is published with the link,
+and the journal holds how the former slot was served, so that going back is going back in this, too.
+"""
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import time
 from contextlib import suppress
 from typing import Any
 
 from edgeglm.deploy.device.layout import Layout, read_json, write_json
-from edgeglm.deploy.device.service import Service, wait_ready
+from edgeglm.deploy.device.service import Service, service_for, wait_ready
 from edgeglm.deploy.device.wire import Refused
 
 _LAST_WORDS = 4
 _BACK_SECONDS = 60.0
+_FAULTS = (Refused, OSError, subprocess.SubprocessError)
+
+Settings = dict[str, Any]
 
 
-def activate(layout: Layout, service: Service, slot: str, seconds: float) -> dict[str, Any]:
-    """Serve a slot; return from which it came and how long that took, in seconds.
+def settings_in_force(layout: Layout) -> Settings:
+    """Return how the current slot is served: service, host, port, gpu. Nothing before the first deploy."""
+    found = read_json(layout.root / "device.json")
+    leaving = found.pop("leaving", None)  # so it once was: the new way stood there before it was in use
+    return {**found, "service": leaving} if leaving else found
 
-    The link changes first, in one rename; the journal beside it says what was begun, so that whoever comes
-    after a power cut can judge it. Raises Refused when the slot did not get ready: the former one then
-    serves again.
+
+def check_settings(layout: Layout, settings: Settings) -> None:
+    """Raise Refused where this device cannot be served in that way; nothing is changed."""
+    service_for(layout, settings).check()
+    host, port = str(settings["host"]), int(settings["port"])
+    own = service_for(layout, settings_in_force(layout)).state().get("port")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, 0 if port == own else port))
+    except (OSError, OverflowError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise Refused(
+            f"the device cannot listen on {host}:{port}: {words}; "
+            "end what uses it there, or pass another --port or --host"
+        ) from error
+
+
+def activate(layout: Layout, slot: str, seconds: float, settings: Settings | None = None) -> dict[str, Any]:
+    """Serve a slot, by default as it was served before; return from which it came and the seconds that took.
+
+    The journal comes first and says what was begun, so that whoever comes after a power cut can judge it; the
+    link changes in one rename. Raises Refused when the slot did not get ready: the former one then serves
+    again, as it was served.
     """
     started = time.monotonic()
-    former = layout.pointed("current")
-    write_json(layout.root / "switching.json", {"from": former, "to": slot})
-    layout.point("current", slot)
+    former, before = layout.pointed("current"), settings_in_force(layout)
+    after = settings or layout.record(slot).get("settings") or before
+    journal = {"from": former, "to": slot, "before": before, "after": after}
+    write_json(layout.root / "switching.json", journal)
+    service = service_for(layout, after)
     reason: str | None
     try:
+        service.prepare()
+        layout.point("current", slot)
+        write_json(layout.root / "device.json", after)
+        if before and before.get("service") != after.get("service"):  # or two of them would want one port
+            _quietly(service_for(layout, before).remove)
         service.restart()
         reason = wait_ready(service, slot, seconds)
-    except Refused as error:
-        reason = str(error).partition(";")[0]
+    except _FAULTS as error:
+        reason = _in_words(error)
     if reason is not None:
         words = "; ".join(_words(service))
-        back = _go_back(layout, service, former)
-        layout.write_record(slot, state="failed", reason=reason)
+        back = _go_back(layout, journal)
+        with suppress(OSError):
+            layout.write_record(slot, state="failed", reason=reason)
         raise Refused(
             f"the new bundle never got ready: {reason}{f' ({words})' if words else ''}; {back}, "
             "see 'edgeglm logs', mend the bundle and deploy again",
             code=3,
         )
-    _judged(layout, slot, former)
+    _judged(layout, journal)
     return {"from": former, "to": slot, "seconds": round(time.monotonic() - started, 3)}
 
 
-def recover(layout: Layout, service: Service) -> str | None:
+def recover(layout: Layout) -> str | None:
     """End a switch that was cut off: keep the new slot if it is ready, else go back. Say what was done."""
-    journal = read_json(layout.root / "switching.json")
-    if not journal:
+    found = read_json(layout.root / "switching.json")
+    if not found:
         return None
-    former, slot = journal.get("from"), str(journal.get("to"))
+    now = settings_in_force(layout)
+    journal = {"before": now, "after": now, **found, "to": str(found.get("to"))}
+    slot = journal["to"]
+    service = service_for(layout, journal["after"])
     there = layout.pointed("current") == slot and service.state().get("slot") == slot
     if there and wait_ready(service, slot, 1.0) is None:
-        _judged(layout, slot, former)
+        write_json(layout.root / "device.json", journal["after"])
+        _judged(layout, journal)
         return f"a switch to slot {slot} had been cut off; it is ready and stays"
-    return f"a switch to slot {slot} had been cut off; {_go_back(layout, service, former)}"
+    return f"a switch to slot {slot} had been cut off; {_go_back(layout, journal)}"
 
 
-def _judged(layout: Layout, slot: str, former: str | None) -> None:
-    layout.write_record(slot, state="ready", activated=time.time())
+def _judged(layout: Layout, journal: dict[str, Any]) -> None:
+    former, slot = journal.get("from"), journal["to"]
+    layout.write_record(slot, state="ready", activated=time.time(), settings=journal["after"])
     if former is not None and former != slot:
         layout.point("previous", former)
     (layout.root / "switching.json").unlink(missing_ok=True)
 
 
-def _go_back(layout: Layout, service: Service, former: str | None) -> str:
-    layout.point("current", former)
-    if former is None:
-        service.stop()
-        words = "nothing had been served before and nothing is now"
-    else:
-        state = service.state()
-        if state.get("slot") != former or not state.get("ready"):
-            service.restart()
-        reason = wait_ready(service, former, _BACK_SECONDS)
-        words = "the former one serves again" if reason is None else f"the former one fails too: {reason}"
-    (layout.root / "switching.json").unlink(missing_ok=True)
+def _go_back(layout: Layout, journal: dict[str, Any]) -> str:
+    """Serve the former slot as it was served; say what came of it. Nothing is raised.
+
+    What could not be brought to its end stays in the journal, and the next command tries again.
+    """
+    former, before, after = journal.get("from"), journal["before"], journal["after"]
+    try:
+        layout.point("current", former)
+        new = service_for(layout, after)
+        if former is None:
+            _quietly(new.remove)
+            (layout.root / "device.json").unlink(missing_ok=True)
+            words = "nothing had been served before and nothing is now"
+        else:
+            write_json(layout.root / "device.json", before)
+            if before.get("service") != after.get("service"):
+                _quietly(new.remove)
+            old = service_for(layout, before)
+            _quietly(old.prepare)
+            state = old.state()
+            if state.get("slot") != former or not state.get("ready"):
+                old.restart()
+            reason = wait_ready(old, former, _BACK_SECONDS)
+            words = "the former one serves again" if reason is None else f"the former one fails too: {reason}"
+        (layout.root / "switching.json").unlink(missing_ok=True)
+    except _FAULTS as error:
+        return f"going back failed: {_in_words(error)}"
     return words
+
+
+def _quietly(step: Any) -> None:
+    with suppress(*_FAULTS):
+        step()
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    return str(error).partition(";")[0]
 
 
 def _words(service: Service) -> list[str]:

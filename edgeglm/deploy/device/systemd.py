@@ -1,0 +1,131 @@
+"""A unit of the system, or of the user, that keeps the current slot running."""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgeglm.deploy.device.layout import Layout, read_json
+from edgeglm.deploy.device.supervise import alive
+from edgeglm.deploy.device.unit import UNIT_NAME, unit_text
+from edgeglm.deploy.device.wire import Refused
+
+_GPU_GROUPS = ("video", "render")
+_SECONDS = 120.0
+
+
+class SystemdService:
+    """A unit of the system, or of the user."""
+
+    def __init__(self, layout: Layout, settings: dict[str, Any]) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._system = settings["service"] == "system"
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        self.unit = (Path("/etc/systemd/system") if self._system else home / "systemd/user") / UNIT_NAME
+        self._state = Path("/run" if self._system else f"/run/user/{os.getuid()}") / "edgeglm/state.json"
+
+    def check(self) -> None:
+        """Raise Refused where systemd does not answer, or the unit may not be written."""
+        if self._system and os.getuid() != 0:
+            raise Refused(
+                "a unit of the system needs root; connect as root, or pass --service user or process"
+            )
+        self._systemctl("show-environment")
+
+    def prepare(self) -> None:
+        """Write the unit, let systemd read it, and have it started at boot."""
+        text = unit_text(
+            "system" if self._system else "user",
+            self._layout.root,
+            host=self._settings["host"],
+            port=self._settings["port"],
+            state=str(self._state),
+            gpu=bool(self._settings.get("gpu")),
+            groups=[name for name in _GPU_GROUPS if _group_exists(name)] if self._settings.get("gpu") else [],
+            memory=self._settings.get("memory", "75%"),
+            trust=self._trust(),
+        )
+        if not self.unit.exists() or self.unit.read_text() != text:
+            self.unit.parent.mkdir(parents=True, exist_ok=True)
+            self.unit.write_text(text)
+        self._systemctl("daemon-reload")
+        if not self._system:  # else it ends when its user logs out
+            with suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(["loginctl", "enable-linger"], capture_output=True, timeout=20, check=False)
+        self._systemctl("enable", UNIT_NAME)
+
+    def restart(self) -> None:
+        """Start the unit anew; this goes on without waiting."""
+        self._systemctl("restart", "--no-block", UNIT_NAME)
+
+    def stop(self) -> None:
+        """Stop the unit."""
+        self._systemctl("stop", UNIT_NAME)
+
+    def remove(self) -> None:
+        """Stop the unit and remove its file. Raises Refused where it goes on running."""
+        try:
+            self._systemctl("disable", "--now", UNIT_NAME)
+        except Refused:
+            if self.state():
+                raise
+        self.unit.unlink(missing_ok=True)
+        with suppress(Refused):  # where there is no systemd any more, nothing has to be told
+            self._systemctl("daemon-reload")
+
+    def state(self) -> dict[str, Any]:
+        """Return the supervisor's words if it lives."""
+        found = read_json(self._state)
+        pid = found.get("pid")
+        return found if isinstance(pid, int) and alive(pid) else {}
+
+    def log(self, lines: int) -> list[str]:
+        """Return the end of its journal."""
+        scope = [] if self._system else ["--user"]
+        command = ["journalctl", *scope, "--no-pager", "-o", "short-iso", "-u", UNIT_NAME, "-n", str(lines)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Refused(f"journalctl on the device failed: {error}; mend it") from error
+        return done.stdout.splitlines()
+
+    def _trust(self) -> str | None:
+        """Return a folder with the deployer's trusted keys that the unit may read; None if there are none."""
+        named = os.environ.get("EDGEGLM_TRUST")
+        folder = Path(named) if named else Path.home() / ".config/edgeglm/trust"
+        place = self._layout.root / "trust"
+        shutil.rmtree(place, ignore_errors=True)
+        keys = sorted(folder.glob("*.pub"))
+        for key in keys:
+            place.mkdir(exist_ok=True)
+            shutil.copyfile(key, place / key.name)
+        return str(place) if keys else None
+
+    def _systemctl(self, *arguments: str) -> None:
+        scope = [] if self._system else ["--user"]
+        environment = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+        command = ["systemctl", *scope, *arguments]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
+            )
+        except FileNotFoundError as error:
+            raise Refused("there is no systemctl on the device; pass --service process") from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Refused(f"systemctl failed: {error}; mend it, or pass --service process") from error
+        if done.returncode:
+            words = " ".join(done.stderr.split()) or f"status {done.returncode}"
+            raise Refused(f"systemctl {arguments[0]} failed: {words}; mend it, or pass --service process")
+
+
+def _group_exists(name: str) -> bool:
+    with suppress(KeyError):
+        grp.getgrnam(name)
+        return True
+    return False

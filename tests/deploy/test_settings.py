@@ -1,0 +1,232 @@
+"""How a bundle is served is part of the switch: what is refused or undone leaves it as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgeglm.deploy.device.layout import Layout
+from edgeglm.deploy.device.systemd import SystemdService
+from edgeglm.deploy.device.wire import Refused
+from tests.deploy.test_deploy import content
+from tests.deploy.test_refusals import only, reason
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(device) -> dict[str, object]:
+    found: dict[str, object] = json.loads((device.root / "device.json").read_bytes())
+    return found
+
+
+def served_at(device) -> tuple[str, int]:
+    state = json.loads((device.root / "run/state.json").read_bytes())
+    return state["pid"], state["port"]
+
+
+def test_a_port_that_is_in_use_is_refused_and_the_former_server_never_stops(device, bundle, deploy, options):
+    pear = device("pear")
+    good = bundle("good")
+    deploy(good)
+    before, where = settings(pear), served_at(pear)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = reason(deploy(bundle("other"), options=msgspec.structs.replace(options, port=port)))
+    assert f"the device cannot listen on 127.0.0.1:{port}: Address already in use" in words
+    assert words.endswith("or pass another --port or --host")
+    assert served_at(pear) == where
+    assert pear.answers() == content(good)
+    assert settings(pear) == before
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-name.invalid"])
+def test_an_address_that_is_not_the_devices_is_refused(host, device, bundle, deploy, options):
+    pear = device("pear")
+    good = bundle("good")
+    deploy(good)
+    words = reason(deploy(bundle("other"), options=msgspec.structs.replace(options, host=host)))
+    assert f"the device cannot listen on {host}" in words
+    assert pear.answers() == content(good)
+
+
+def test_a_port_taken_after_the_look_brings_the_former_server_back_on_its_own(
+    device, bundle, deploy, options
+):
+    pear = device("pear")
+    good = bundle("good")
+    first, second = free_port(), free_port()
+    deploy(good, options=msgspec.structs.replace(options, port=first))
+    taken = socket.socket()
+
+    def take(name: str, state: str, note: str) -> None:
+        if state == "finalize" and not note:
+            taken.bind(("127.0.0.1", second))
+            taken.listen()
+
+    try:
+        mine = msgspec.structs.replace(options, port=second, ready_seconds=30)
+        words = reason(deploy(bundle("other"), options=mine, on_change=take))
+    finally:
+        taken.close()
+    assert "the former one serves again" in words
+    assert pear.answers() == content(good)
+    assert served_at(pear)[1] == settings(pear)["port"] == first
+
+
+def test_the_same_port_again_is_no_port_in_use(device, bundle, deploy, options):
+    pear = device("pear")
+    mine = msgspec.structs.replace(options, port=free_port())
+    deploy(bundle("one"), options=mine)
+    two = bundle("two")
+    assert deploy(two, options=mine).exit_code == 0
+    assert pear.answers() == content(two)
+
+
+def test_a_refused_deploy_leaves_the_settings_of_what_serves(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    port = free_port()
+    deploy(bundle("good"), options=msgspec.structs.replace(options, port=port))
+    before = settings(pear)
+    assert deploy(bundle("bad", recipe="wrong answers"), options=options).exit_code == 3
+    assert settings(pear) == before
+    (row,) = json.loads(cli("devices", "--refresh", "--json"))
+    assert (row["ready"], row["url"]) == (True, f"http://127.0.0.1:{port}")
+
+
+def test_a_staged_bundle_changes_no_settings(device, bundle, deploy, options):
+    pear = device("pear")
+    port = free_port()
+    deploy(bundle("good"), options=msgspec.structs.replace(options, port=port))
+    before = settings(pear)
+    staged = msgspec.structs.replace(options, port=8000, service="auto", activate=False)
+    assert deploy(bundle("staged"), options=staged).exit_code == 0
+    assert settings(pear) == before
+    assert not (pear.root / "previous").is_symlink()
+
+
+def test_a_rollback_goes_back_to_the_address_of_the_former_bundle(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    one, first, second = bundle("one"), free_port(), free_port()
+    deploy(one, options=msgspec.structs.replace(options, port=first))
+    deploy(bundle("two"), options=msgspec.structs.replace(options, port=second))
+    assert settings(pear)["port"] == second
+    cli("rollback", "pear")
+    assert pear.answers() == content(one)
+    assert settings(pear)["port"] == served_at(pear)[1] == first
+
+
+def test_a_service_that_is_not_there_is_refused_and_the_former_server_never_stops(
+    device, bundle, deploy, options, tmp_path
+):
+    pear = device(
+        "pear", PATH=only(tmp_path / "bin", python3=sys.executable, dirname=shutil.which("dirname"))
+    )
+    good = bundle("good")
+    deploy(good)
+    before, where = settings(pear), served_at(pear)
+    words = reason(deploy(bundle("other"), options=msgspec.structs.replace(options, service="user")))
+    assert words == "there is no systemctl on the device; pass --service process"
+    assert (served_at(pear), settings(pear)) == (where, before)
+    assert not (pear.root / "switching.json").exists()
+    third = bundle("third")
+    assert deploy(third).exit_code == 0, "what was refused stands in no later deploy's way"
+    assert pear.answers() == content(third)
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >>{folder}/calls
+[ -e {folder}/$2 ] && {{ echo "$2 is broken here" >&2; exit 1; }}
+exit 0
+"""
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path) -> Path:
+    """A folder with a systemctl that fails in each verb a file is named after."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    for name in ("systemctl", "loginctl"):
+        (folder / name).write_text(SYSTEMCTL.format(folder=folder))
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["show-environment", "daemon-reload", "enable", "restart"])
+def test_a_systemd_that_fails_anywhere_leaves_the_former_bundle_served(
+    verb, device, bundle, deploy, options, systemctl
+):
+    (systemctl / verb).touch()
+    pear = device("pear", PATH=f"{systemctl}:{os.environ['PATH']}")
+    good = bundle("good")
+    deploy(good)
+    before, where = settings(pear), served_at(pear)
+    words = reason(deploy(bundle("other"), options=msgspec.structs.replace(options, service="user")))
+    assert f"{verb} is broken here" in words
+    assert pear.answers() == content(good)
+    assert settings(pear) == before
+    assert not (pear.root / "switching.json").exists()
+    if verb != "restart":
+        assert served_at(pear) == where, "it never stopped"
+    assert not list(pear.home.rglob("edgeglm.service")), "no unit is left behind"
+
+
+def test_a_unit_that_never_gets_ready_is_taken_away_and_the_former_process_comes_back(
+    device, bundle, deploy, options, systemctl
+):
+    pear = device("pear", PATH=f"{systemctl}:{os.environ['PATH']}")
+    good = bundle("good")
+    deploy(good)
+    mine = msgspec.structs.replace(options, service="user", ready_seconds=1.0)
+    words = reason(deploy(bundle("other"), options=mine))
+    assert "it did not answer within 1 s" in words
+    assert "the former one serves again" in words
+    assert pear.answers() == content(good)
+    assert settings(pear)["service"] == "process"
+    assert not list(pear.home.rglob("edgeglm.service"))
+    assert "--user disable --now edgeglm.service" in (systemctl / "calls").read_text().splitlines()
+
+
+def test_a_switch_of_service_that_was_killed_goes_back_to_the_former_service(device, bundle, deploy, options):
+    pear = device("pear")
+    good = bundle("good")
+    deploy(good)
+    before = settings(pear)
+    spare = pear.root / "slots/b"
+    spare.mkdir()
+    (spare / "slot.json").write_text('{"state": "staged", "objects": []}')
+    after = {**before, "service": "user", "port": 1}
+    (pear.root / "switching.json").write_text(
+        json.dumps({"from": "a", "to": "b", "before": before, "after": after})
+    )
+    (pear.root / "device.json").write_text(json.dumps(after))
+    (pear.root / "current").unlink()
+    (pear.root / "current").symlink_to("slots/b")
+    notes = []
+    (one,) = deploy(
+        bundle("bad", recipe="wrong answers"), on_change=lambda *said: notes.append(said[2])
+    ).devices
+    assert any("had been cut off; the former one serves again" in note for note in notes)
+    assert one.outcome == "failed"
+    assert settings(pear) == before
+    assert pear.answers() == content(good)
+
+
+def test_a_systemctl_that_hangs_is_told_as_such(tmp_path, monkeypatch):
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("edgeglm.deploy.device.systemd._SECONDS", 0.2)
+    service = SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000})
+    with pytest.raises(Refused, match=r"timed out .*; mend it, or pass --service process"):
+        service.check()
