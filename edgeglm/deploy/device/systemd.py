@@ -88,7 +88,8 @@ class SystemdService:
     def log(self, lines: int) -> list[str]:
         """Return the end of its journal."""
         scope = [] if self._system else ["--user"]
-        command = ["journalctl", *scope, "--no-pager", "-o", "short-iso", "-u", UNIT_NAME, "-n", str(lines)]
+        shown = ["-q", "--no-pager", "-o", "short-iso", "-n", str(lines)]
+        command = ["journalctl", *scope, *shown, "-u", UNIT_NAME]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.SubprocessError) as error:

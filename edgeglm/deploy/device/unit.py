@@ -88,6 +88,10 @@ def unit_text(
         "SystemCallArchitectures=native",
         "SystemCallFilter=@system-service",
         "SystemCallFilter=~@privileged @resources" if not gpu else "SystemCallFilter=~@privileged",
+        "# ONNX Runtime ties its threads to cores. What else is asked for (mbind, by OpenBLAS) fails and",
+        "# kills nothing.",
+        "SystemCallFilter=sched_setaffinity",
+        "SystemCallErrorNumber=EPERM",
     ]
     if scope == "system":
         lines += [
