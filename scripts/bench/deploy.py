@@ -1,21 +1,24 @@
-"""Deploying over loopback: bytes of a redeploy, seconds of a rollback, twenty devices and one, cut cables.
+"""Deploying over loopback: a redeploy's bytes, a rollback's seconds, twenty devices and one, cuts, secrets.
 
     .venv/bin/python scripts/bench/deploy.py --bundle bundles/jetson-agx --output docs/bench/deploy
 
 Writes deploy.json and deploy.md. The server is OpenSSH's own, run by the present user on a free port; each
-device is a home folder of its own behind it. Redeploy and rollback run the real commands at both ends, this
-environment standing for the device's. In the other rows the device's own work is a stand-in that sleeps:
-twenty real devices bring twenty processors, and this machine has few.
+device is a home folder of its own behind it. Redeploy, rollback, secrets and one row of twenty run the real
+commands at both ends, this environment standing for the device's. In the other rows the device's own work is
+a stand-in that sleeps: twenty real devices bring twenty processors, and this machine has few. ``--only``
+makes one part anew and keeps the others, each with the commit, the day and the load that it was made at.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import datetime
 import json
 import os
 import platform
 import random
+import resource
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -30,17 +33,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import msgspec  # noqa: E402
+from deploy_page import page  # noqa: E402
 
 from edgeglm.bundle.pack import write_bundle  # noqa: E402
 from edgeglm.bundle.verify import open_bundle  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
-from edgeglm.deploy.fleet import FleetPlan, Summary, hosts_from_texts  # noqa: E402
-from edgeglm.deploy.inventory import inventory_at  # noqa: E402
+from edgeglm.deploy.fleet import hosts_from_texts  # noqa: E402
 from edgeglm.deploy.options import DeployOptions  # noqa: E402
-from edgeglm.deploy.remote import rolled_back  # noqa: E402
 from edgeglm.deploy.session import deployed  # noqa: E402
+from edgeglm.deploy.summary import FleetPlan, Summary  # noqa: E402
 from tests.deploy.loopback import Device, Server, add_device, sshd, stop, stub_python  # noqa: E402
 from tests.deploy.proxy import cable  # noqa: E402
+from tests.deploy.watcher import files_with, watcher  # noqa: E402
 from tests.runtime.test_retrieval import colour_bundle  # noqa: E402
 
 ROUNDS = 7
@@ -62,18 +66,29 @@ class Bench:
         (work / "stub").mkdir()
         self.stub = stub_python(work / "stub", ROOT, sys.executable)
 
-    def device(self, name: str, *, port: int | None = None) -> Device:
+    def device(self, name: str, *, port: int | None = None, **environment: str) -> Device:
         """Make a device."""
         home = self.work / "devices" / name
-        self.devices.append(add_device(self.server, self.sender, home, port=port, PATH=os.environ["PATH"]))
+        environment = {"PATH": os.environ["PATH"], **environment}
+        self.devices.append(add_device(self.server, self.sender, home, port=port, **environment))
         return self.devices[-1]
 
-    def deploy(self, bundle: Path, *names: str, real: bool = False) -> Summary:
-        """Deploy once, without a canary."""
-        python = sys.executable if real else self.stub
-        options = DeployOptions(service="process", python=python, port=0, rounds=7, ready_seconds=120)
+    def deploy(
+        self, bundle: Path, *names: str, real: bool = False, flags: tuple[str, ...] = (), **more: Any
+    ) -> Summary:
+        """Deploy once, without a canary, to boards that are none of the bundle's target."""
+        options = DeployOptions(
+            service="process",
+            python=sys.executable if real else self.stub,
+            port=0,
+            rounds=7,
+            ready_seconds=400,
+            serve_flags=flags,
+            any_board=True,
+        )
         plan = FleetPlan(canary=0, retries=0, parallel=DEVICES)
-        return deployed(bundle, hosts_from_texts(names), options, plan, self.store, lambda *_: None)
+        more = {"on_change": lambda *_: None, **more}
+        return deployed(bundle, hosts_from_texts(names), options, plan, self.store, **more)
 
     def small(self, name: str, *, seconds: float = 0.0, payload: bytes = b"x") -> Path:
         """Make a small bundle whose finalize sleeps on the device."""
@@ -121,27 +136,29 @@ def redeploy(bench: Bench) -> dict[str, Any]:
 
 
 def rollback(bench: Bench) -> dict[str, Any]:
-    """Wall seconds of a rollback of the real bundle, from the connection to the answer of the former one."""
-    inventory = inventory_at(bench.store.root)
-    (host,) = hosts_from_texts(["wire-2"])
-    pear = bench.device("wire-2")
+    """Seconds of `edgeglm rollback` of the real bundle: the whole command, from its start to its end."""
+    device = bench.device("wire-2")
     check(bench.deploy(bench.bundle, "wire-2", real=True))
     changed, _ = one_tower_changed(bench.bundle, bench.work / "changed-2")
     check(bench.deploy(changed, "wire-2", real=True))
+    command = [sys.executable, "-m", "edgeglm.cli.main", "rollback", "wire-2", "--json"]
+    environment = {**os.environ, "EDGEGLM_STORE": str(bench.store.root), "PYTHONPATH": str(ROOT)}
     walls, there, work = [], [], []
     for _ in range(ROUNDS):
-        started, used = time.perf_counter(), time.process_time()
-        answer = asyncio.run(rolled_back(host, inventory, root=None, ready_seconds=60, lock_seconds=5))
+        started, used = time.perf_counter(), children_seconds()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         walls.append(time.perf_counter() - started)
-        there.append(answer["seconds"])
-        state = json.loads((pear.root / "run/state.json").read_bytes())
-        work.append(time.process_time() - used + sum(cpu_seconds(state[name]) for name in ("pid", "child")))
-    return {
-        "wall_seconds": walls,
-        "switch_seconds": there,
-        "cpu_seconds": work,
-        "load_average": os.getloadavg()[0],
-    }
+        there.append(json.loads(done.stdout)[0]["answer"]["seconds"])
+        state = json.loads((device.root / "run/state.json").read_bytes())
+        served = sum(cpu_seconds(state[name]) for name in ("pid", "child"))
+        work.append(children_seconds() - used + served)
+    return {"wall_seconds": walls, "switch_seconds": there, "cpu_seconds": work}
+
+
+def children_seconds() -> float:
+    """Return what the ended children of this process have had of a processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def cpu_seconds(process: int) -> float:
@@ -150,22 +167,96 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_seconds() -> float:
+    """Return what all processors of this machine have worked since it started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _, _, interrupts, soft = fields[:7]
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def twenty(bench: Bench, seconds: float) -> dict[str, Any]:
-    """Wall time of twenty devices over that of one, interleaved; finalize sleeps so long on each."""
+    """Wall time of twenty devices over that of one, interleaved; finalize sleeps so long on each.
+
+    What the machine worked is split into this process, which is the sender, and all others, which are the
+    devices: true as far as nothing else runs.
+    """
     names = [f"tree-{number:02}" for number in range(DEVICES)]
     for name in names:
         if not (bench.work / "devices" / name).exists():
             bench.device(name)
     one, all_of_them = [], []
+    sender, others = [], []
     for turn in range(ROUNDS + 1):
         for chosen, walls in ((names[:1], one), (names, all_of_them)):
             bundle = bench.small(f"turn-{turn}-{len(chosen)}-{seconds}", seconds=seconds)
-            started = time.perf_counter()
+            started, mine, whole = time.perf_counter(), time.process_time(), busy_seconds()
             check(bench.deploy(bundle, *chosen))
-            if turn:  # the first makes the folders
-                walls.append(time.perf_counter() - started)
+            if not turn:  # the first makes the folders
+                continue
+            walls.append(time.perf_counter() - started)
+            if len(chosen) > 1:
+                sender.append(time.process_time() - mine)
+                others.append(busy_seconds() - whole - sender[-1])
     ratios = [many / single for many, single in zip(all_of_them, one, strict=True)]
-    return {"finalize_seconds": seconds, "one": one, "twenty": all_of_them, "ratios": ratios}
+    return {
+        "finalize_seconds": seconds,
+        "one": one,
+        "twenty": all_of_them,
+        "ratios": ratios,
+        "sender_cpu_seconds": sender,
+        "devices_cpu_seconds": others,
+    }
+
+
+def twenty_real(bench: Bench) -> dict[str, Any]:
+    """Wall time of a first deploy of the real bundle, real commands at both ends, to one and to twenty."""
+    names = [f"real-{number:02}" for number in range(DEVICES + 1)]
+    for name in names:
+        bench.device(name)
+    walls, finalize = [], []
+    for chosen in (names[:1], names[1:]):
+        started = time.perf_counter()
+        summary = bench.deploy(bench.bundle, *chosen, real=True)
+        walls.append(time.perf_counter() - started)
+        check(summary)
+        delivered = [found.delivered for found in summary.devices]
+        finalize.append(statistics.median(one.seconds["finalize"] for one in delivered if one))
+    for device in bench.devices:
+        if device.name in names:
+            stop(device)
+    one, many = walls
+    return {"one": one, "twenty": many, "ratio": many / one, "finalize_seconds": finalize}
+
+
+def nothing_secret(bench: Bench) -> dict[str, Any]:
+    """Look for secrets on every command line during a real deploy, and in all that it leaves."""
+    words = [secrets.token_hex(16).encode() for _ in range(2)]
+    device = bench.device("secret", EDGEGLM_SECRET=words[0].decode())
+    token = bench.work / "token"
+    token.write_bytes(words[1])
+    words.append((bench.sender / ".ssh/secret").read_bytes().splitlines()[1])
+    said: list[str] = []
+    summary_path = bench.work / "summary.json"
+    with watcher() as seen:
+        summary = bench.deploy(
+            bench.bundle,
+            "secret",
+            real=True,
+            flags=(f"--token-file={token}",),
+            summary_path=summary_path,
+            on_change=lambda *change: said.append(" ".join(change)),
+        )
+    check(summary)
+    keys = bench.server.folder / "authorized_keys"
+    places = [device.root, bench.store.root, bench.server.folder, summary_path]
+    return {
+        "secrets": "a variable of the session, a token file of the server, the private key",
+        "samples": seen.samples,
+        "command_lines": len(seen.seen),
+        "on_command_lines": len(seen.hits(words)),
+        "in_output": sum(word.decode() in "\n".join(said) for word in words),
+        "in_files": len([path for path in files_with(words, *places) if path != keys]),
+    }
 
 
 def cuts(bench: Bench, seed: int) -> dict[str, Any]:
@@ -207,76 +298,32 @@ def check(summary: Summary) -> None:
         raise SystemExit("; ".join(one.reason for one in summary.devices if one.reason))
 
 
-def page(found: dict[str, Any]) -> str:
-    """Return the table as markdown."""
-    wire, back, cut = found["redeploy"], found["rollback"], found["cuts"]
-    median = statistics.median
-    rows = []
-    if wire:
-        rows += [
-            (
-                "redeploy, one tower changed: bytes on the wire over the tower's",
-                f"{wire['moved_bytes']:,} over {wire['tower_bytes']:,}: {wire['over']:+.2%}",
-                "+1 %",
-            ),
-            (
-                "redeploy, nothing changed: bytes on the wire",
-                f"{wire['nothing_changed_bytes']:,} (first deploy {wire['first_bytes']:,})",
-                "-",
-            ),
-        ]
-    if back:
-        rows.append(
-            (
-                f"rollback, median of {len(back['wall_seconds'])}, connection and real server included",
-                f"{median(back['wall_seconds']):.2f} s at a load of {back['load_average']:.0f} on the cores, "
-                f"{median(back['cpu_seconds']):.2f} s of CPU",
-                "2 s",
-            )
-        )
-    for row in found["twenty"] or ():
-        rows.append(
-            (
-                f"twenty devices over one, finalize {row['finalize_seconds']:g} s, median of {ROUNDS}",
-                f"{median(row['ratios']):.2f}x ({median(row['twenty']):.1f} s, {median(row['one']):.1f} s)",
-                "3x",
-            )
-        )
-    if cut:
-        rows.append(
-            (
-                f"cut at {len(cut['points'])} random points: served after it, completed by the next run",
-                f"{cut['served']} and {cut['completed']}",
-                f"{POINTS} and {POINTS}",
-            )
-        )
-    lines = [
-        "# Deploying over loopback",
-        "",
-        f"Made by `{found['command']}`",
-        f"at commit {found['commit']} on {found['machine']}, which other work shared.",
-        "OpenSSH's server on loopback. Bytes are counted between client and server, both ways, SSH's own",
-        "included. Redeploy and rollback run the real commands at both ends; in the other rows finalize and",
-        "the server are stand-ins, since twenty boards would not share one processor.",
-        "",
-        "| what | measured | aim |",
-        "| --- | ---: | ---: |",
-        *(f"| {what} | {measured} | {aim} |" for what, measured, aim in rows),
-        "",
-        *found["notes"],
-    ]
-    return "\n".join([*lines, ""])
-
-
-def measured(bench: Bench, only: str | None, former: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Run all parts, or one of them beside what a former run found."""
-    parts: dict[str, Callable[[], Any]] = {
+def parts_of(bench: Bench, seed: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what can be measured, by name."""
+    return {
         "redeploy": lambda: redeploy(bench),
         "rollback": lambda: rollback(bench),
-        "twenty": lambda: [twenty(bench, seconds) for seconds in (0.0, 5.0)],
+        "twenty": lambda: {"rows": [twenty(bench, seconds) for seconds in (0.0, 5.0)]},
+        "real": lambda: twenty_real(bench),
         "cuts": lambda: cuts(bench, seed),
+        "secrets": lambda: nothing_secret(bench),
     }
-    return {name: part() if only in (None, name) else former.get(name) for name, part in parts.items()}
+
+
+def stamped(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure one part and say at which commit, when and beside how much other work."""
+    load = os.getloadavg()[0]
+    found = part()
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], check=False).returncode
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {"commit": f"{commit}{'+' if changed else ''}", "date": day, "load_average": load, **found}
+
+
+PARTS = ("redeploy", "rollback", "twenty", "real", "cuts", "secrets")
 
 
 def main() -> None:
@@ -284,14 +331,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="A real bundle folder.")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--only", choices=["redeploy", "rollback", "twenty", "cuts"], help="One part; keep the others."
-    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="One part; keep the others.")
     parser.add_argument("--seed", type=int, default=20)
     given = parser.parse_args()
     output = given.output.resolve()
     place = output.with_suffix(".json")
-    former = json.loads(place.read_text()) if given.only and place.exists() else {}
+    former = json.loads(place.read_text()) if place.exists() else {}
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin"
     program = shutil.which("sshd")
     if program is None:
@@ -302,17 +347,18 @@ def main() -> None:
         with sshd(program, Path(work) / "sshd") as server:
             bench = Bench(Path(work), server, bundle)
             try:
-                found = measured(bench, given.only, former, given.seed)
+                parts = parts_of(bench, given.seed)
+                found = {name: stamped(parts[name]) for name in given.only or PARTS}
             finally:
                 for device in bench.devices:
                     stop(device)
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    kept = {
+        name: former[name] for name in PARTS if isinstance(former.get(name), dict) and "date" in former[name]
+    }
     document = {
         "command": "python scripts/bench/deploy.py --bundle bundles/jetson-agx --output docs/bench/deploy",
-        "commit": commit,
-        "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores, no GPU",
+        "machine": f"{os.cpu_count()} {platform.machine()} CPU cores, no GPU",
+        **kept,
         **found,
         "notes": former.get("notes", []),
     }
