@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 
 if TYPE_CHECKING:
     from edgeglm.build.pipeline import Plan
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeglm.build.student_sizes import Sized
     from edgeglm.core.recipe import Recipe
     from edgeglm.core.stage import StageResult
-    from edgeglm.deploy.fleet import Summary
+    from edgeglm.deploy.summary import Summary
     from edgeglm.targets.schema import Target
 
 RECIPE_HELP = "A shipped recipe (default, ensemble) or the path of your own .toml file."
@@ -36,6 +36,9 @@ _COLUMNS = (("step", -20), ("time", 9), ("names", 7), ("unseen", 7), ("keyw.", 7
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
 @click.option("--on", "devices", multiple=True, metavar="USER@HOST", help="Build its engines there too.")
 @click.option("--on-python", help="An interpreter on those devices that has edgeglm already.")
+@click.option("--on-root", help="Where edgeglm lies on them, as edgeglm deploy --root.")
+@click.option("--on-engine", type=click.Choice(["auto", "native", "onnxruntime"]), default="auto")
+@click.option("--on-any-board", is_flag=True, help="Go on although they are outside the target.")
 @click.option(
     "--latency-budget", metavar="TIME", help="Take the largest student that is no slower here, such as 10ms."
 )
@@ -43,6 +46,7 @@ _COLUMNS = (("step", -20), ("time", 9), ("names", 7), ("unseen", 7), ("keyw.", 7
     "--memory-budget", metavar="SIZE", help="The same for the size of its FP32 files, such as 20MB."
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the stages, and stop.")
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -57,6 +61,9 @@ def command(
     dry_run: bool,
     devices: tuple[str, ...],
     on_python: str | None,
+    on_root: str | None,
+    on_engine: str,
+    on_any_board: bool,
     latency_budget: str | None,
     memory_budget: str | None,
 ) -> int | None:
@@ -79,7 +86,8 @@ def command(
     require_free(destination, resolved.pack.archive)
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads, sized)
-    staged = _staged_on(app, built.bundle, devices, on_python) if devices else None
+    chosen = {"python": on_python, "root": on_root, "engine": on_engine, "any_board": on_any_board}
+    staged = _staged_on(app, built.bundle, devices, **chosen) if devices else None
     _print_end(app, built, reused, time.perf_counter() - started, staged)
     return staged.exit_code if staged else None
 
@@ -195,14 +203,19 @@ def _align(width: int) -> str:
     return f"<{-width}" if width < 0 else f">{width}"
 
 
-def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], python: str | None) -> Summary:
-    """Build the engines on devices: the bundle stays staged there, what the builder says comes home."""
+def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], **chosen: Any) -> Summary:
+    """Build the engines on devices: the bundle stays staged there, what the builder says comes home.
+
+    ``chosen`` are fields of DeployOptions.
+    """
     from edgeglm.cli.deploy import live_table, print_rows
-    from edgeglm.deploy.fleet import FleetPlan, hosts_from_texts
+    from edgeglm.deploy.fleet import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
+    from edgeglm.deploy.summary import FleetPlan
 
-    options = DeployOptions(activate=False, python=python)
+    chosen = {**chosen, "allow_unsigned": app.allow_unsigned, "allow_downgrade": app.allow_downgrade}
+    options = DeployOptions(activate=False, **chosen)
     with live_table(app) as on_change:
         summary = deployed(
             bundle, hosts_from_texts(devices), options, FleetPlan(canary=0), app.store(), on_change

@@ -15,7 +15,7 @@ from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeglm.deploy.fleet import Summary
+    from edgeglm.deploy.summary import Summary
 
 _STYLES = {"done": "green", "failed": "bold red", "skipped": "yellow", "waiting": "dim"}
 _ENDED = ("failed", "skipped")
@@ -23,6 +23,7 @@ _ORDER = {"failed": 1, "waiting": 2, "skipped": 3, "done": 4}
 """Which devices are shown first where not all fit: those at work, then these."""
 _AROUND_TABLE = 6  # lines of the heading, the caption, and what stood there before
 _PATH = click.Path(path_type=Path)
+_PORT = click.IntRange(0, 65_535)
 
 
 def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +47,7 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--service", type=click.Choice(["auto", "system", "user", "cron", "process"]), default="auto")
 @click.option("--python", help="An interpreter on the device that has edgeglm; nothing is then installed.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on there.")
-@click.option("--port", default=8000, show_default=True, help="HTTP port; 0 for a free one.")
+@click.option("--port", default=8000, show_default=True, type=_PORT, help="HTTP port; 0 for a free one.")
 @click.option("--serve-flag", "serve_flags", multiple=True, help="A further word for edgeglm serve.")
 @click.option("--ready-seconds", default=120.0, show_default=True, help="Until it must answer.")
 @click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
@@ -89,23 +90,20 @@ def command(
     Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
     after its golden outputs were right there, and is undone by itself when the server never gets ready.
     """
-    from edgeglm.deploy.fleet import (
-        FleetPlan,
-        hosts_from_texts,
-        still_to_do,
-        summary_bytes,
-        summary_from_file,
-    )
+    from edgeglm.deploy.fleet import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
+    from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_from_file
 
     app = ctx.ensure_object(App)
+    digest = None
     if replay is not None:
         if bundle is not None or devices:
             raise click.UsageError("--replay takes bundle and devices from the summary; name neither")
         former = summary_from_file(replay)
         bundle, hosts, options, plan = Path(former.bundle), still_to_do(former), former.options, former.plan
         reference = None if former.reference is None else Path(former.reference)
+        digest = former.content_digest
     elif bundle is None:
         raise click.UsageError("give a bundle and at least one device, or --replay SUMMARY")
     else:
@@ -129,9 +127,17 @@ def command(
             engine=engine,
         )
     with live_table(app) as on_change:
-        summary = deployed(bundle, hosts, options, plan, app.store(), on_change, reference=reference)
-    if summary_path is not None:
-        summary_path.write_bytes(summary_bytes(summary))
+        summary = deployed(
+            bundle,
+            hosts,
+            options,
+            plan,
+            app.store(),
+            on_change,
+            reference=reference,
+            summary_path=summary_path,
+            content_digest=digest,
+        )
     print_rows(app, summary)
     if summary_path is not None and any(one.outcome != "done" for one in summary.devices):
         app.note(f"for what is left: edgeglm deploy --replay {summary_path}")
@@ -146,11 +152,14 @@ def print_rows(app: App, summary: Summary) -> None:
     for one in summary.devices:
         done = one.delivered
         took = f"{sum(done.seconds.values()):.1f} s" if done else "-"
+        runs = f"{done.chosen}, {done.evidence}" if done else "-"
         where = (done.url or f"staged in slot {done.slot}") if done else "-"
-        rows.append((one.device, one.outcome, took, human_bytes(done.sent_bytes) if done else "-", where))
+        rows.append(
+            (one.device, one.outcome, took, human_bytes(done.sent_bytes) if done else "-", runs, where)
+        )
         if one.reason:
             reasons.setdefault(f"{one.outcome}: {one.reason}", []).append(one.device)
-    app.table(["device", "outcome", ">time", ">sent", "serves at"], rows)
+    app.table(["device", "outcome", ">time", ">sent", "runs", "serves at"], rows)
     for reason, names in reasons.items():
         app.print(f"{', '.join(names)} {reason}")
     count = sum(one.outcome == "done" for one in summary.devices)

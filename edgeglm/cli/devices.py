@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeglm.cli.console import App, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from edgeglm.core.store import Store
+    from edgeglm.deploy.inventory import DeviceRecord
 
 
 @click.command(name="devices")
@@ -19,12 +24,15 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
     """List the devices that were deployed to from here, or those of NAMES."""
     import asyncio
 
+    from edgeglm.core.errors import unknown_name
     from edgeglm.deploy.fleet import hosts_from_texts
     from edgeglm.deploy.inventory import inventory_at
     from edgeglm.deploy.remote import each, refreshed
 
     app = ctx.ensure_object(App)
     inventory = inventory_at(app.store().root)
+    if forget and not names:
+        raise click.UsageError("--forget needs the NAMES of what to forget")
     if forget:
         for name in names:
             inventory.forget(name)
@@ -38,7 +46,11 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
             if one.error:
                 app.print(f"{one.device}: {one.error}")
                 code = max(code, one.exit_code)
-    found = [one for one in inventory.devices() if not names or one.name in names]
+    known = inventory.devices()
+    for name in () if refresh else names:
+        if name not in [one.name for one in known]:
+            raise unknown_name("device", name, [one.name for one in known])
+    found = [one for one in known if not names or one.name in names]
     rows = []
     for device in found:
         slot = device.slots.get(device.serving or "", {})
@@ -61,8 +73,18 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
         app.table(headings, rows)
     else:
         app.print("no device was deployed to from here; 'edgeglm deploy BUNDLE user@host' does that")
-    app.emit(found)
+    app.emit([with_evidence(one, app.store()) for one in found] if app.json else [])
     ctx.exit(code)
+
+
+def with_evidence(device: DeviceRecord, store: Store) -> DeviceRecord:
+    """Return the record with the folder of the newest that such a board with such a library sent home."""
+    import msgspec
+
+    from edgeglm.deploy.evidence import evidence_in
+
+    found = evidence_in(store, kind=device.kind, receipt=device.receipt)
+    return msgspec.structs.replace(device, evidence=str(found[0].folder)) if found else device
 
 
 def ago(seconds: float) -> str:

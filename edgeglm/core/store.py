@@ -32,6 +32,8 @@ from edgeglm.core.errors import UserError
 
 ENTRY_SCHEMA = 1
 DEFAULT_QUOTA_BYTES = 20 << 30
+SENT_HOME = "device-build"
+"""The kind of what a device sent home: no rerun here makes it again, so no quota drops it."""
 
 
 def default_store_root() -> Path:
@@ -104,6 +106,12 @@ class Store:
                 provenance = dict(write(files))
                 return self._commit(key, kind, scratch / "entry", provenance), False
 
+    def drop(self, key: str) -> None:
+        """Remove the entry under ``key``, if there is one."""
+        with self._locked(key):
+            self._drop(self.root / "entries" / key)
+        (self.root / "used" / key).unlink(missing_ok=True)
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Yield an empty folder on the store's own file system, removed afterwards.
@@ -144,6 +152,8 @@ class Store:
         for entry in entries:
             if total <= quota:
                 break
+            if entry.kind == SENT_HOME:
+                continue
             with self._locked(entry.key):
                 self._drop(self.root / "entries" / entry.key)
             (self.root / "used" / entry.key).unlink(missing_ok=True)

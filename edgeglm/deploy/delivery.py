@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
@@ -23,6 +25,7 @@ from edgeglm.deploy.report import Report
 from edgeglm.deploy.upload import send_files, send_text
 from edgeglm.deploy.verdict import finalized, judged, trust_flags
 from edgeglm.deploy.wheels import Wheels
+from edgeglm.engines.board import Board
 
 LEAST_READY_SECONDS = 1.0
 clock = time.time
@@ -53,11 +56,13 @@ class Tools:
         inventory: What is remembered of devices, and the manifests that they have.
         wheels: Returns what an interpreter (version, machine, glibc) needs.
         keep: Takes the evidence that a device sent home.
+        caches: Returns the timing caches that other boards of a kind sent home, by name below engines/.
     """
 
     inventory: Inventory
     wheels: Callable[[tuple[int, int], str, str], Wheels]
     keep: Callable[[Evidence], None]
+    caches: Callable[[Board], Mapping[str, Path]]
 
 
 async def deliver(
@@ -71,7 +76,8 @@ async def deliver(
         ConnectionLostError: what came through counts the next time.
     """
     report.enter("connect")
-    async with connected(host, root=options.root) as device:
+    root = options.root or tools.inventory.root_of(str(host))
+    async with connected(host, root=root) as device:
         facts = await device.ask("facts")
         board = board_from_facts(facts)
         if not options.any_clock:
@@ -96,12 +102,15 @@ async def deliver(
         _check_downgrade(status, parcel, options)
         wheels = None if options.python else _wheels(tools, facts)
         report.enter("upload")
-        count = await _upload(device, facts, status, parcel, wheels, tools, report)
-        slot = await _assembled(device, parcel, options, wheels, report)
+        # Where a bundle runs, its own caches are nearer; elsewhere those of another board of this kind help.
+        caches = {} if status["current"] else tools.caches(board)
+        engines = {name: (sha256_file(path), path) for name, path in caches.items()}
+        count = await _upload(device, facts, status, parcel, wheels, engines, tools, report)
+        slot = await _assembled(device, parcel, options, wheels, engines, report)
         report.enter("finalize")
         receipt = await finalized(device, slot, options, report)
         map10 = await judged(device, slot, status, parcel, options, report)
-        tools.keep(await evidence_from(device, slot, str(host), receipt))
+        tools.keep(await evidence_from(device, slot, str(host), board, receipt))
         url = None
         if options.activate:
             report.enter("switch", "waiting until it answers")
@@ -134,6 +143,7 @@ async def _upload(
     status: Mapping[str, Any],
     parcel: Parcel,
     wheels: Wheels | None,
+    engines: Mapping[str, tuple[str, Path]],
     tools: Tools,
     report: Report,
 ) -> int:
@@ -144,8 +154,9 @@ async def _upload(
         await send_text(device, parcel.manifest_bytes, base=next(bases, None))
     listed = {record.sha256 for record in parcel.manifest.files.values()}
     beside = [(sha, path.stat().st_size) for sha, path in parcel.objects.items() if sha not in listed]
+    beside += [(sha, path.stat().st_size) for sha, path in engines.values()]
     question: dict[str, Any] = {"manifest": parcel.manifest_sha256, "objects": beside}
-    objects = dict(parcel.objects)
+    objects = {**parcel.objects, **dict(engines.values())}
     if wheels is not None:
         question["environment"] = wheels.name
         question["wheels"] = [(sha, path.stat().st_size) for sha, path in wheels.files.values()]
@@ -165,7 +176,12 @@ async def _upload(
 
 
 async def _assembled(
-    device: Device, parcel: Parcel, options: DeployOptions, wheels: Wheels | None, report: Report
+    device: Device,
+    parcel: Parcel,
+    options: DeployOptions,
+    wheels: Wheels | None,
+    engines: Mapping[str, tuple[str, Path]],
+    report: Report,
 ) -> str:
     """Make the environment and lay the bundle into the spare slot; return that slot."""
     if wheels is not None:
@@ -181,6 +197,7 @@ async def _assembled(
         manifest=parcel.manifest_sha256,
         beside=parcel.beside,
         reference=parcel.reference,
+        engines={name: sha for name, (sha, _) in engines.items()},
         environment=wheels.name if wheels is not None else None,
         borrow=options.python,
         record={

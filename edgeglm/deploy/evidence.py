@@ -1,8 +1,13 @@
-"""What a device says of the engines it built, brought home: kept per board and library version."""
+"""What a device says of the engines it built, brought home: kept per board and library version.
+
+Of each bundle on each kind of board with each version of the library the newest is kept, and found again: its
+timing cache goes along to the next board of that kind.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +16,13 @@ from typing import Any
 
 import msgspec
 
+from edgeglm.bundle.receipt import ENGINE_RECORD, TIMING_CACHE
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError
-from edgeglm.core.store import Store
+from edgeglm.core.store import SENT_HOME, Store
 from edgeglm.deploy.connection import Device
+from edgeglm.engines.board import Board
 
-KIND = "device-build"
 _PATTERNS = (
     "bundle.finalized/receipt.json",
     "bundle.finalized/engines/*/engine.json",
@@ -35,18 +41,36 @@ class Evidence:
     """The files of one finalize on one board, by their names below ``bundle.finalized/``."""
 
     device: str
+    board: Board
     receipt: Mapping[str, Any]
     files: Mapping[str, bytes]
 
     @property
     def place(self) -> dict[str, Any]:
         """What makes it comparable: this kind of board with this version of the library."""
-        board = self.receipt["board"]
-        identity = {name: board.get(name) for name in ("model", "machine", "sm", "gpu", "l4t")}
-        return {"board": identity, "library": [self.receipt["library"], self.receipt["library_version"]]}
+        library = [self.receipt["library"], self.receipt["library_version"]]
+        return {"board": kind_of(self.board), "library": library}
 
 
-async def evidence_from(device: Device, slot: str, name: str, receipt: Mapping[str, Any]) -> Evidence:
+@dataclass(frozen=True, kw_only=True)
+class KeptEvidence:
+    """One entry of the store. ``created`` is the receipt's, in ISO 8601; ``folder`` holds its files."""
+
+    key: str
+    place: Mapping[str, Any]
+    content_digest: str
+    created: str
+    folder: Path
+
+
+def kind_of(board: Board) -> dict[str, Any]:
+    """Return what makes two boards one kind: chip, GPU and the release of their system."""
+    return {**board.identity, "l4t": board.l4t}
+
+
+async def evidence_from(
+    device: Device, slot: str, name: str, board: Board, receipt: Mapping[str, Any]
+) -> Evidence:
     """Fetch receipt, layer tables, logs and timing caches of a slot.
 
     Raises UserError for a name that was not asked for: what a device says is never a path here.
@@ -57,13 +81,13 @@ async def evidence_from(device: Device, slot: str, name: str, receipt: Mapping[s
         if not _ASKED_FOR.fullmatch(path):
             raise UserError(f"{name} sent a file {path!r} that nobody asked for; do not trust that device")
     files = {path.removeprefix(prefix): base64.b64decode(data) for path, data in answer["files"].items()}
-    return Evidence(device=name, receipt=receipt, files=files)
+    return Evidence(device=name, board=board, receipt=receipt, files=files)
 
 
 def kept_evidence(evidence: Evidence, store: Store) -> Path:
-    """Put evidence into the store, under its board, library version and bundle; return the folder."""
-    digests = {"content": evidence.receipt["content_digest"], "created": evidence.receipt["created"]}
-    key = sha256_json({"stage": KIND, **evidence.place, **digests})
+    """Put evidence into the store, in place of what an earlier finalize of that bundle there had said."""
+    said = {"content_digest": evidence.receipt["content_digest"], "created": evidence.receipt["created"]}
+    key = sha256_json({"stage": SENT_HOME, **evidence.place, **said})
 
     def write(folder: Path) -> dict[str, Any]:
         for name, data in evidence.files.items():
@@ -71,7 +95,56 @@ def kept_evidence(evidence: Evidence, store: Store) -> Path:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(data)
         (folder / "place.json").write_bytes(msgspec.json.encode(evidence.place))
-        return {"key": evidence.place, "device": evidence.device, "measured": {}}
+        return {"key": evidence.place, "device": evidence.device, "measured": {}, **said}
 
-    artifact, _ = store.put(key, KIND, write)
+    artifact, _ = store.put(key, SENT_HOME, write)
+    for old in evidence_in(store):
+        same = old.place == evidence.place and old.content_digest == said["content_digest"]
+        if same and old.key != key and old.created <= said["created"]:
+            store.drop(old.key)
     return artifact.path
+
+
+def evidence_in(
+    store: Store, *, kind: Mapping[str, Any] | None = None, receipt: Mapping[str, Any] | None = None
+) -> list[KeptEvidence]:
+    """Return what was kept, the newest first: of a kind of board, with the library of a receipt."""
+    found = []
+    for folder in (store.root / "entries").iterdir():
+        try:
+            data = (folder / "entry.json").read_bytes()
+            if SENT_HOME.encode() not in data or (record := json.loads(data))["kind"] != SENT_HOME:
+                continue
+            said = record["provenance"]
+            one = KeptEvidence(
+                key=folder.name,
+                place=said["key"],
+                content_digest=said["content_digest"],
+                created=said["created"],
+                folder=folder / "files",
+            )
+        except (OSError, ValueError, KeyError):  # it is being written or dropped, or is of an older edgeglm
+            continue
+        library = None if receipt is None else [receipt.get("library"), receipt.get("library_version")]
+        if kind in (None, one.place["board"]) and library in (None, one.place["library"]):
+            found.append(one)
+    return sorted(found, key=lambda one: (one.created, one.key), reverse=True)
+
+
+def timing_caches(store: Store, board: Board) -> dict[str, Path]:
+    """Return ``{name below engines/: file}`` of what helps a first build on another board of that kind.
+
+    Of each version of the library the newest; a version that is not the device's own is not used there. A
+    timing cache travels with the record of its engine, which says what it is of.
+    """
+    found: dict[str, Path] = {}
+    seen: list[Any] = []
+    for kept in evidence_in(store, kind=kind_of(board)):
+        caches = sorted(kept.folder.glob(f"engines/*/{TIMING_CACHE}"))
+        if not caches or kept.place["library"] in seen:
+            continue
+        seen.append(kept.place["library"])
+        for cache in caches:
+            for path in (cache, cache.with_name(ENGINE_RECORD)):
+                found[f"{cache.parent.name}/{path.name}"] = path
+    return {name: path for name, path in found.items() if path.is_file()}

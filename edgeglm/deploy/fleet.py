@@ -6,71 +6,22 @@ import asyncio
 import datetime
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.deploy.connection import ConnectionLostError
-from edgeglm.deploy.delivery import Delivered, Tools, deliver
+from edgeglm.deploy.delivery import Tools, deliver
 from edgeglm.deploy.hosts import HostName, host_from_text
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.report import Report
+from edgeglm.deploy.summary import DeviceOutcome, FleetPlan, Summary
 
 T = TypeVar("T")
-Outcome = Literal["done", "failed", "skipped"]
 OnChange = Callable[[str, str, str], None]
 """Is told (device, state, note) of every change."""
 
 _RETRY_SECONDS = (1.0, 4.0)
-
-
-class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many at a time.
-
-    Attributes:
-        parallel: At most so many at once.
-        canary: So many go first, one after the other; the rest only if all of them are well. Of one device
-            alone, it is the canary.
-        max_failures: After so many failures no further device is begun.
-        retries: How often a lost connection is tried again.
-    """
-
-    parallel: int = 20
-    canary: int = 1
-    max_failures: int = 1
-    retries: int = 1
-
-
-class DeviceOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One row of a summary."""
-
-    device: str
-    outcome: Outcome
-    reason: str = ""
-    exit_code: int = 0
-    delivered: Delivered | None = None
-
-
-class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole deploy, as it is written down. Given to ``--replay`` it says what is still to be done."""
-
-    schema: Literal[1] = 1
-    edgeglm: str
-    started: str
-    seconds: float
-    bundle: str
-    reference: str | None = None
-    content_digest: str
-    options: DeployOptions
-    plan: FleetPlan
-    devices: tuple[DeviceOutcome, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 when all are done, else the first failure's."""
-        return next((one.exit_code or 1 for one in self.devices if one.outcome != "done"), 0)
 
 
 def hosts_from_texts(texts: Sequence[str]) -> tuple[HostName, ...]:
@@ -93,8 +44,13 @@ async def deploy_fleet(
     on_change: OnChange,
     *,
     reference: Path | None = None,
+    on_summary: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
-    """Deploy to all of them. What fails is a row of the summary; nothing is raised for a single device."""
+    """Deploy to all of them. What fails is a row of the summary; nothing is raised for a single device.
+
+    ``on_summary`` is told how it stands before the first device and after each: who ends this in the middle
+    has a summary all the same, in which what was not done is skipped.
+    """
     from edgeglm import __version__
 
     loop = asyncio.get_running_loop()
@@ -104,40 +60,51 @@ async def deploy_fleet(
     for host in hosts:
         on_change(str(host), "waiting", "")
 
+    def standing() -> Summary:
+        unfinished = "the deploy ended before it was done; deploy to it"
+        return Summary(
+            edgeglm=__version__,
+            started=started,
+            seconds=round(loop.time() - begun, 3),
+            bundle=str(parcel.path.resolve()),
+            reference=None if reference is None else str(reference.resolve()),
+            content_digest=parcel.manifest.content_digest,
+            options=options,
+            plan=plan,
+            devices=tuple(results.get(str(host)) or skipped(str(host), unfinished) for host in hosts),
+        )
+
+    def settle(found: DeviceOutcome) -> None:
+        results[found.device] = found
+        on_summary(standing())
+
     def skip(host: HostName, reason: str) -> None:
-        name = str(host)
-        results[name] = DeviceOutcome(device=name, outcome="skipped", reason=reason, exit_code=1)
-        on_change(name, "skipped", reason)
+        settle(skipped(str(host), reason))
+        on_change(str(host), "skipped", reason)
 
     async def one(host: HostName) -> None:
         failed = sum(found.outcome == "failed" for found in results.values())
         if failed >= plan.max_failures:
-            reason = f"{failed} failed before it; mend that, then deploy to it"
-            skip(host, reason)
+            skip(host, f"{failed} failed before it; mend that, then deploy to it")
             return
-        results[str(host)] = await _outcome(host, parcel, options, plan, tools, on_change)
+        settle(await _outcome(host, parcel, options, plan, tools, on_change))
 
+    on_summary(standing())
     canaries = list(hosts[: plan.canary]) if len(hosts) > 1 else []
     for host in canaries:
         await one(host)
     rest = hosts[len(canaries) :]
     if any(found.outcome != "done" for found in results.values()):
         for host in rest:
-            reason = "the canary failed; mend that, then deploy to it"
-            skip(host, reason)
+            skip(host, "the canary failed; mend that, then deploy to it")
     else:
         await bounded(rest, one, plan.parallel)
-    return Summary(
-        edgeglm=__version__,
-        started=started,
-        seconds=round(loop.time() - begun, 3),
-        bundle=str(parcel.path.resolve()),
-        reference=None if reference is None else str(reference.resolve()),
-        content_digest=parcel.manifest.content_digest,
-        options=options,
-        plan=plan,
-        devices=tuple(results[str(host)] for host in hosts),
-    )
+    return standing()
+
+
+def skipped(device: str, reason: str) -> DeviceOutcome:
+    """Return the row of a device that was not deployed to."""
+    return DeviceOutcome(device=device, outcome="skipped", reason=reason, exit_code=1)
 
 
 async def bounded(items: Sequence[T], work: Callable[[T], Awaitable[Any]], parallel: int) -> None:
@@ -175,24 +142,3 @@ async def _outcome(
             break
     on_change(name, "failed", reason)
     return DeviceOutcome(device=name, outcome="failed", reason=reason, exit_code=code)
-
-
-def summary_bytes(summary: Summary) -> bytes:
-    """Return a summary as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n"
-
-
-def summary_from_file(path: Path) -> Summary:
-    """Read a summary. Raises UserError when it is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Summary)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the summary {path}: {error}; give what --summary wrote") from error
-
-
-def still_to_do(summary: Summary) -> tuple[HostName, ...]:
-    """Return the devices of a summary that are not done. Raises UserError when all are."""
-    left = tuple(host_from_text(one.device) for one in summary.devices if one.outcome != "done")
-    if not left:
-        raise UserError("every device of that summary is done; nothing is left to replay")
-    return left

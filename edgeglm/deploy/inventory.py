@@ -13,6 +13,7 @@ import msgspec
 
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.deploy.evidence import kind_of
 from edgeglm.deploy.preflight import jetpack_of
 from edgeglm.engines.board import Board
 
@@ -39,6 +40,8 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         slots: ``{slot: bundle, content digest, state, ...}``.
         receipt: The last one.
         free_bytes: What was free where ``root`` lies.
+        kind: What makes its board comparable to others, as evidence is kept by.
+        evidence: Where the newest evidence of such a board with the receipt's library lies here.
     """
 
     name: str
@@ -56,6 +59,8 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     slots: dict[str, dict[str, Any]] = {}
     receipt: dict[str, Any] = {}
     free_bytes: int = 0
+    kind: dict[str, Any] = {}
+    evidence: str = ""
 
 
 class Inventory:
@@ -96,6 +101,7 @@ class Inventory:
             slots=dict(status["slots"]),
             receipt=dict(receipt),
             free_bytes=int(status["free_bytes"]),
+            kind=kind_of(board),
         )
         with self._open() as database:
             values = (name, record.seen, root, msgspec.json.encode(record).decode())

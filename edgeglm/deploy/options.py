@@ -9,7 +9,7 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What a person may choose, for all devices alike.
 
     Attributes:
-        root: Where it goes on the device; the device's own default if None.
+        root: Where it goes on the device; if None where it went before, else the device's own default.
         service: How it is kept running; "auto" is the best that is there.
         python: An interpreter on the device that has edgeglm already; None brings one along.
         host: The address that it listens on there.

@@ -47,7 +47,9 @@ def check_board(board: Board, parcel: Parcel, *, any_board: bool) -> None:
     """Raise UserError when the board is outside the bundle's target, with what was found."""
     resolved = target_of(parcel.bundle)
     member, why = member_for(board, resolved)
-    if member is None and board.sm is not None and not any_board:
+    if board.sm is None:
+        why = f"this is {board.words}, and no GPU is seen on it"
+    if member is None and not any_board:
         raise UserError(
             f"this device is outside target {resolved.target.name}: {why}; build a bundle for it "
             f"(edgeglm build --target ...), or pass --any-board at your own risk (bundle {parcel.path})"

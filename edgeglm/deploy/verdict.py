@@ -93,6 +93,10 @@ def _raise_as(answer: Mapping[str, Any], what: str) -> None:
     if code == 0:
         return
     words = [line.removeprefix("error: ") for line in answer["words"] if line.startswith("error: ")]
+    if any("No module named 'edgeglm" in line for line in answer["words"]):
+        raise UserError(
+            "what --python names on the device has no edgeglm; leave --python out to bring it along"
+        )
     text = words[-1] if words else "; ".join(answer["words"][-4:]) or f"status {code}"
     if code < 0:
         text = f"it was killed by signal {-code}; free some memory there and deploy again"

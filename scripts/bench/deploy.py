@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import random
-import resource
 import secrets
 import shutil
 import statistics
@@ -33,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import msgspec  # noqa: E402
+from deploy_counters import busy_seconds, children_seconds, cpu_seconds  # noqa: E402
 from deploy_page import page  # noqa: E402
 
 from edgeglm.bundle.pack import write_bundle  # noqa: E402
@@ -155,25 +155,6 @@ def rollback(bench: Bench) -> dict[str, Any]:
     return {"wall_seconds": walls, "switch_seconds": there, "cpu_seconds": work}
 
 
-def children_seconds() -> float:
-    """Return what the ended children of this process have had of a processor."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def cpu_seconds(process: int) -> float:
-    """Return what a process has had of a processor since it began."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def busy_seconds() -> float:
-    """Return what all processors of this machine have worked since it started."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    user, nice, system, _, _, interrupts, soft = fields[:7]
-    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
-
-
 def twenty(bench: Bench, seconds: float) -> dict[str, Any]:
     """Wall time of twenty devices over that of one, interleaved; finalize sleeps so long on each.
 
@@ -234,7 +215,7 @@ def nothing_secret(bench: Bench) -> dict[str, Any]:
     device = bench.device("secret", EDGEGLM_SECRET=words[0].decode())
     token = bench.work / "token"
     token.write_bytes(words[1])
-    words.append((bench.sender / ".ssh/secret").read_bytes().splitlines()[1])
+    words.append((bench.sender / ".ssh/secret").read_bytes().splitlines()[-3])
     said: list[str] = []
     summary_path = bench.work / "summary.json"
     with watcher() as seen:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from edgeglm.core.store import Store, default_store_root
-from edgeglm.deploy.fleet import FleetPlan, Summary, hosts_from_texts
+from edgeglm.deploy.fleet import hosts_from_texts
 from edgeglm.deploy.inventory import Inventory, inventory_at
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.session import deployed
+from edgeglm.deploy.summary import FleetPlan, Summary
 from tests.deploy.loopback import Device, Server, add_device, sshd, stop, stub_python
 from tests.runtime.test_retrieval import colour_bundle
 

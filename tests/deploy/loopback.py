@@ -30,7 +30,7 @@ PermitRootLogin yes
 PermitUserEnvironment yes
 MaxStartups 200
 MaxSessions 200
-LogLevel ERROR
+LogLevel {level}
 """
 
 
@@ -74,7 +74,7 @@ class Device:
 
 
 @contextmanager
-def sshd(program: str, folder: Path) -> Iterator[Server]:
+def sshd(program: str, folder: Path, *, log_level: str = "ERROR") -> Iterator[Server]:
     """Run a server as the present user, with a host key of its own, on a free port."""
     keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")]
     subprocess.run(keygen, check=True)
@@ -82,7 +82,7 @@ def sshd(program: str, folder: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (folder / "config").write_text(SSHD.format(port=port, folder=folder))
+    (folder / "config").write_text(SSHD.format(port=port, folder=folder, level=log_level))
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
@@ -126,10 +126,10 @@ def add_device(
     return Device(name, home)
 
 
-def stop(device: Device) -> None:
+def stop(device: Device, *, root: Path | None = None) -> None:
     """End what a device still runs."""
     try:
-        pid = json.loads((device.root / "run/state.json").read_bytes())["pid"]
+        pid = json.loads(((root or device.root) / "run/state.json").read_bytes())["pid"]
         if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.killpg(pid, signal.SIGKILL)
     except (OSError, KeyError):

@@ -5,6 +5,7 @@ What the stand-in for the server does is written in recipe.toml: "never ready", 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import http.server
 import json
@@ -32,7 +33,7 @@ def finalize(bundle: Path) -> None:
     receipt = {
         "bundle": manifest["name"],
         "content_digest": manifest["content_digest"],
-        "created": "2026-11-24T00:00:00+00:00",
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "board": {"model": "Stub", "machine": "x86_64", "sm": None, "gpu": None, "l4t": None},
         "library": "onnxruntime",
         "library_version": "1.24.4",

@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from edgeglm.deploy.fleet import FleetPlan
+from edgeglm.deploy.summary import FleetPlan
 from tests.deploy.proxy import cable
 from tests.deploy.test_deploy import content
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -14,8 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeglm.core.store import default_store_root
+from edgeglm.core.store import Store, default_store_root
 from tests.cli.test_bundle_commands import colour_tower
+from tests.deploy.loopback import Device, stop
 from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
 
 # The device's side itself, the questions, and the lines of the manifest that changed.
@@ -178,8 +180,49 @@ def test_evidence_of_the_device_comes_home_by_board_and_version(device, bundle, 
     kept = {path.name for path in (entry / "files").rglob("*") if path.is_file()}
     assert kept == {"receipt.json", "engine.json", "layers.json", "timing.cache", "build.log", "place.json"}
     place = json.loads((entry / "files/place.json").read_bytes())
-    assert place["board"]["model"] == "Stub"
+    assert place["board"]["machine"] == platform.machine()
     assert place["library"] == ["onnxruntime", "1.24.4"]
+
+
+def kept() -> list[Path]:
+    """The entries of the store that devices sent home."""
+    entries = (default_store_root() / "entries").iterdir()
+    return [entry for entry in entries if b"device-build" in (entry / "entry.json").read_bytes()]
+
+
+def test_evidence_is_kept_once_for_a_bundle_and_found_again_by_its_device(device, bundle, deploy, cli):
+    device("pear"), device("plum")
+    one, two = bundle("one"), bundle("two")
+    for path in (one, one, two):
+        assert deploy(path, "pear", "plum").exit_code == 0
+    assert len(kept()) == 2, "one a bundle, and not one a deploy or a device: all are of one kind"
+    for row in json.loads(cli("devices", "--json")):
+        assert content(two) in (Path(row["evidence"]) / "receipt.json").read_text()
+
+
+def test_the_timing_cache_of_one_board_helps_the_next_of_its_kind(device, bundle, deploy):
+    device("pear")
+    plum = device("plum")
+    deploy(bundle("one"), "pear")
+    two = bundle("two", recipe="finalize takes 0.3 s")
+    found = {}
+
+    def look(name: str, state: str, note: str) -> None:
+        engines = plum.root / "slots/a/bundle.finalized/engines"
+        if state == "finalize" and not note:
+            found.update({path.name: path.read_text() for path in engines.glob("*/*")})
+
+    assert deploy(two, "plum", on_change=look).exit_code == 0
+    assert sorted(found) == ["engine.json", "timing.cache"]
+    assert found["timing.cache"] == f"timing.cache of {content(plum.home.parent.parent / 'bundles/one')}"
+    assert deploy(bundle("three"), "plum").devices[0].delivered.files_sent <= 3, "it travels once"
+
+
+def test_no_quota_of_the_store_drops_what_a_device_sent_home(device, bundle, deploy, cli):
+    device("pear")
+    deploy(bundle())
+    Store(default_store_root()).collect(quota_bytes=0)
+    assert len(kept()) == 1
 
 
 def test_old_objects_go_and_those_of_both_slots_stay(device, bundle, deploy, cli):
@@ -195,6 +238,27 @@ def test_old_objects_go_and_those_of_both_slots_stay(device, bundle, deploy, cli
     cli("remove", "pear")
     assert not pear.root.exists()
     assert cli("devices", "--json") == "[]\n"
+
+
+def test_a_device_that_nobody_knows_is_named_and_forgetting_nobody_is_bad_input(device, bundle, deploy, cli):
+    device("pear")
+    deploy(bundle())
+    assert "unknown device 'peer'; known: pear; did you mean 'pear'?" in cli("devices", "peer", code=2)
+    assert "unknown device" in cli("devices", "peer", "--forget", code=2)
+    assert "--forget needs the NAMES" in cli("devices", "--forget", code=2)
+    cli("devices", "pear", "--forget")
+    assert cli("devices", "--json") == "[]\n"
+
+
+def test_a_deploy_without_a_root_goes_where_the_device_has_one(device, bundle, deploy, options):
+    pear = device("pear")
+    there = pear.home / "disk/edgeglm"
+    deploy(bundle("one"), options=msgspec.structs.replace(options, root=str(there)))
+    two = bundle("two")
+    assert deploy(two).exit_code == 0
+    assert json.loads((there / "current/slot.json").read_bytes())["content_digest"] == content(two)
+    assert not pear.root.exists()
+    stop(Device("pear", pear.home), root=there)
 
 
 def test_devices_and_logs_tell_what_is_there(device, bundle, deploy, cli):
@@ -261,7 +325,7 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     from edgeglm.cli.console import App
 
     pear = device("pear")
-    summary = _staged_on(App(json=True), bundle(), ("pear",), stub)
+    summary = _staged_on(App(json=True), bundle(), ("pear",), python=stub)
     assert summary.exit_code == 0, summary.devices
     (one,) = summary.devices
     assert one.delivered is not None

@@ -5,6 +5,7 @@ The device's SSH server and shell are this machine's; its Python and everything 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -54,19 +55,28 @@ def server(require_system: Callable[[str], str], tmp_path: Path, repository: Pat
 @pytest.mark.system
 @pytest.mark.assets
 def test_an_aarch64_device_is_given_wheels_finalizes_serves_and_goes_back(
-    server, device, deploy, options, cli, tmp_path: Path
+    server, device, deploy, options, cli, tmp_path: Path, record_property
 ):
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
     arm = device("arm", PATH=path)
     bare = msgspec.structs.replace(options, python=None, ready_seconds=300.0, rounds=7)
-    one, two = real_bundle(tmp_path / "one"), real_bundle(tmp_path / "two", scale=2.0)
-    (first,) = deploy(one, "arm", options=bare).devices
+    before, after = real_bundle(tmp_path / "one"), real_bundle(tmp_path / "two", scale=2.0)
+    (first,) = deploy(before, "arm", options=bare).devices
     assert first.outcome == "done", first.reason
     assert first.delivered is not None
     assert first.delivered.receipt["board"]["machine"] == "aarch64"
-    assert arm.record()["content_digest"] == content(one)
-    (second,) = deploy(two, "arm", options=bare).devices
+    assert arm.record()["content_digest"] == content(before)
+    (second,) = deploy(after, "arm", options=bare).devices
     assert second.outcome == "done", second.reason
-    assert arm.record()["content_digest"] == content(two)
-    cli("rollback", "arm", "--ready-seconds", "300")
-    assert arm.record()["content_digest"] == content(one)
+    assert arm.record()["content_digest"] == content(after)
+    (back,) = json.loads(cli("rollback", "arm", "--ready-seconds", "300", "--json"))
+    assert arm.record()["content_digest"] == content(before)
+    found = {
+        "machine": first.delivered.receipt["board"]["machine"],
+        "library": [first.delivered.receipt[name] for name in ("library", "library_version")],
+        "chosen": [one.delivered.chosen for one in (first, second)],
+        "seconds": [one.delivered.seconds for one in (first, second)],
+        "sent_bytes": [one.delivered.sent_bytes for one in (first, second)],
+        "rollback_seconds": back["answer"]["seconds"],
+    }
+    record_property("found", json.dumps(found))  # for scripts/bench/emulated_deploy.py

@@ -13,8 +13,10 @@ import rich.console
 from edgeglm.cli.console import App, Console
 from edgeglm.cli.deploy import live_table
 from edgeglm.core.errors import UserError
-from edgeglm.deploy.fleet import FleetPlan, still_to_do, summary_bytes, summary_from_file
+from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_bytes, summary_from_file
 from tests.deploy.test_deploy import content
+
+GIVEN = ("--service", "process", "--port", "0", "--retries", "0", "--canary", "0")
 
 
 def outcomes(summary) -> dict[str, str]:
@@ -91,14 +93,66 @@ def test_a_terminal_shows_all_devices_live_and_a_pipe_one_line_a_state():
 def test_a_summary_is_replayed_for_those_that_were_not_done(device, bundle, cli, stub, tmp_path, sender):
     pear = device("pear")
     path = bundle()
-    given = ["--service", "process", "--python", stub, "--port", "0", "--retries", "0", "--canary", "0"]
-    words = cli("deploy", path, "pear", "plum", *given, "--summary", tmp_path / "s.json", code=1)
+    words = cli(
+        "deploy", path, "pear", "plum", *GIVEN, "--python", stub, "--summary", tmp_path / "s.json", code=1
+    )
     assert "1 of 2 devices done" in words
+    assert "fp32, ONNX Runtime" in words, "what runs there, and on what evidence"
     assert pear.answers() == content(path)
     plum = device("plum")
     again = json.loads(cli("deploy", "--replay", tmp_path / "s.json", "--json"))
     assert [(one["device"], one["outcome"]) for one in again["devices"]] == [("plum", "done")]
     assert plum.answers() == content(path)
+
+
+def test_a_replay_of_another_bundle_at_the_same_place_is_refused(device, bundle, cli, stub, tmp_path, sender):
+    pear = device("pear")
+    first = content(bundle())
+    path = bundle()
+    cli("deploy", path, "pear", "plum", *GIVEN, "--python", stub, "--summary", tmp_path / "s.json", code=1)
+    device("plum")
+    bundle(tower=b"another build")
+    words = cli("deploy", "--replay", tmp_path / "s.json", code=2)
+    assert "is another bundle now" in words
+    assert pear.answers() == first
+    bundle()
+    assert "1 of 1 devices done" in cli("deploy", "--replay", tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("place", ["nowhere/s.json", "."])
+def test_a_summary_that_cannot_be_written_is_told_before_anything_is_deployed(
+    place, device, bundle, cli, stub, tmp_path
+):
+    pear = device("pear")
+    words = cli("deploy", bundle(), "pear", *GIVEN, "--python", stub, "--summary", tmp_path / place, code=2)
+    assert "cannot write the summary" in words
+    assert "name a file that can be written" in words
+    assert not pear.root.exists()
+
+
+def test_a_deploy_that_is_ended_in_the_middle_leaves_a_summary_to_go_on_from(
+    device, bundle, deploy, tmp_path, cli
+):
+    trees = [device(name) for name in ("pear", "plum", "fig")]
+    path = bundle()
+
+    def end(name: str, state: str, note: str) -> None:
+        if (name, state) == ("plum", "upload"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy(
+            path,
+            *(tree.name for tree in trees),
+            plan=FleetPlan(canary=1, parallel=1),
+            on_change=end,
+            summary_path=tmp_path / "s.json",
+        )
+    left = summary_from_file(tmp_path / "s.json")
+    assert outcomes(left) == {"pear": "done", "plum": "skipped", "fig": "skipped"}
+    assert (tmp_path / "s.json").stat().st_mode & 0o077 == 0
+    assert "2 of 2 devices done" in cli("deploy", "--replay", tmp_path / "s.json")
+    assert {tree.answers() for tree in trees} == {content(path)}
 
 
 def test_a_summary_says_when_nothing_is_left(device, bundle, deploy, tmp_path):

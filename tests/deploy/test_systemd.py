@@ -35,8 +35,8 @@ def systemd(require_system: Callable[[str], str], tmp_path: Path, repository: Pa
         pytest.skip("NOT ALLOWED HERE: a systemd of its own needs root; nothing was tested")
     for program in ("unshare", "nsenter", "systemctl"):
         require_system(program)
-    program = Path("/usr/lib/systemd/systemd")
-    if not program.exists():
+    manager = Path("/usr/lib/systemd/systemd")
+    if not manager.exists():
         pytest.skip("NOT INSTALLED: systemd; nothing was tested")
     srv = tmp_path / "srv"
     for name in ("devices", "stub", "bin"):
@@ -51,7 +51,7 @@ def systemd(require_system: Callable[[str], str], tmp_path: Path, repository: Pa
         "packages": Path(msgspec.__file__).parent.parent,
         "repository": repository,
     }
-    with booted(tmp_path / "systemd", srv, binds, str(program)) as running:
+    with booted(tmp_path / "systemd", srv, binds, str(manager)) as running:
         yield running
 
 

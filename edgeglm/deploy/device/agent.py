@@ -22,6 +22,7 @@ from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
 ROOT_VARIABLE = "EDGEGLM_ROOT"
 _SYSTEM_ROOT = Path("/var/lib/edgeglm")
 _POLL_SECONDS = 0.05
+ENGINES = Path("bundle.finalized/engines")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Message = dict[str, Any]
@@ -133,6 +134,8 @@ class Agent:
             environment.borrowed(folder, question["borrow"])
         else:
             (folder / "environment").symlink_to(Path("../../environments") / question["environment"])
+        for name, digest in question.get("engines", {}).items():
+            objects.linked(objects.object_path(layout, digest), folder / ENGINES / objects.inside(name))
         self._bring_engines(folder)
         used = sorted({*parts.values(), *question.get("reference", {}).values()})
         record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
@@ -242,10 +245,10 @@ class Agent:
         current = self.layout.pointed("current")
         if current is None:
             return
-        engines = self.layout.slots / current / "bundle.finalized" / "engines"
+        engines = self.layout.slots / current / ENGINES
         for path in sorted(engines.rglob("*")):
             if path.is_file() and not any(p.startswith(".") for p in path.relative_to(engines).parts):
-                place = folder / "bundle.finalized" / "engines" / path.relative_to(engines)
+                place = folder / ENGINES / path.relative_to(engines)
                 objects.linked(path, place)
 
 

@@ -16,7 +16,6 @@ environment (a link), slot.json
 from __future__ import annotations
 
 import ctypes
-import datetime
 import fcntl
 import json
 import os
@@ -155,6 +154,8 @@ class Lock:
 
     def _held(self) -> str:
         assert self._handle is not None
+        import datetime  # this and the like cost a small board time at every start
+
         try:
             found = json.loads(os.pread(self._handle, 4096, 0))
             age = datetime.timedelta(seconds=int(time.time() - float(found["since"])))

@@ -173,11 +173,16 @@ def wanted_files(manifest: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """Return ``{name: (sha256, size)}`` of a bundle's manifest, whose names are held to stay inside."""
     found = {}
     for name, record in manifest["files"].items():
-        parts = name.split("/")
-        if name.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in name:
-            raise Refused(f"the manifest names {name!r}, which leads out of the bundle; refuse it")
-        found[name] = (str(record["sha256"]), int(record["size"]))
+        found[inside(name)] = (str(record["sha256"]), int(record["size"]))
     return found
+
+
+def inside(name: str) -> str:
+    """Return the name of a file that stays below its folder. Raises Refused for any other."""
+    parts = name.split("/")
+    if name.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        raise Refused(f"the manifest names {name!r}, which leads out of the bundle; refuse it")
+    return name
 
 
 def remove_tree(path: Path) -> None:

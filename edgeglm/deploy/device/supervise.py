@@ -10,7 +10,6 @@ A log that both write to the end of is copied aside and emptied once it is long.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -171,6 +170,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run one supervisor in this folder."""
+    import argparse  # the agent, which imports this too, needs none of it
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--log", type=Path)

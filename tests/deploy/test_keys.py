@@ -1,0 +1,144 @@
+"""The user's own SSH: agent, locked keys, jump hosts; and a user who may not write."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.deploy.loopback import Device
+from tests.deploy.test_deploy import content
+from tests.deploy.test_refusals import reason
+
+
+@pytest.fixture
+def agent(require_system: Callable[[str], str], sender: Path, monkeypatch) -> Iterator[None]:
+    """An agent of the sender's, empty."""
+    socket = sender / "agent"
+    process = subprocess.Popen([require_system("ssh-agent"), "-D", "-a", str(socket)])
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+    for _ in range(100):
+        if subprocess.run(["ssh-add", "-l"], capture_output=True, check=False).returncode == 1:
+            break
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def add(key: Path) -> None:
+    subprocess.run(["ssh-add", "-q", str(key)], check=True)
+
+
+def lock(key: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-p", "-f", str(key), "-P", "", "-N", "a pass phrase"], check=True)
+
+
+def without(config: Path, word: str) -> None:
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if word not in line))
+
+
+def test_a_key_that_only_the_agent_has_is_enough(agent, sender, device, bundle, deploy):
+    pear = device("pear")
+    add(sender / ".ssh/pear")
+    (sender / ".ssh/pear").unlink()
+    without(sender / ".ssh/config", "Identit")
+    path = bundle()
+    assert deploy(path).exit_code == 0
+    assert pear.answers() == content(path)
+
+
+@pytest.mark.parametrize("only", ["yes", "no"])
+def test_a_locked_key_that_the_agent_has_unlocked_is_used(only, agent, sender, device, bundle, deploy):
+    pear = device("pear")
+    add(sender / ".ssh/pear")
+    lock(sender / ".ssh/pear")
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("IdentitiesOnly yes", f"IdentitiesOnly {only}"))
+    path = bundle()
+    assert deploy(path).exit_code == 0
+    assert pear.answers() == content(path)
+
+
+def test_a_locked_key_that_nobody_has_unlocked_is_told_and_not_asked_for(sender, device, bundle, deploy):
+    pear = device("pear")
+    lock(sender / ".ssh/pear")
+    assert "pear refused user" in reason(deploy(bundle()))
+    assert not pear.root.exists()
+
+
+def test_a_device_behind_a_jump_host_is_reached(sender, device, bundle, deploy):
+    pear = device("pear")
+    device("hop")
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("Host pear\n", "Host pear\n  ProxyJump hop\n"))
+    path = bundle()
+    assert deploy(path).exit_code == 0
+    assert pear.answers() == content(path)
+
+
+def test_a_jump_host_whose_key_is_not_known_is_refused(sender, device, bundle, deploy):
+    pear = device("pear")
+    device("hop")
+    (sender / "nobody").touch()
+    config = sender / ".ssh/config"
+    text = config.read_text().replace("Host pear\n", "Host pear\n  ProxyJump hop\n")
+    config.write_text(f"{text}  UserKnownHostsFile {sender / 'nobody'}\n")
+    (one,) = deploy(bundle()).devices
+    assert one.outcome == "failed"
+    assert "ey" in one.reason, one.reason
+    assert not pear.root.exists()
+
+
+@pytest.fixture
+def nobody(server, sender, device, require_system, tmp_path) -> Callable[[str], Path]:
+    """Return a function that makes a device whose sessions have no rights, and returns its home."""
+
+    def make(name: str) -> Path:
+        made: Device = device(name)
+        keys = server.folder / "authorized_keys"
+        if os.getuid() == 0:  # sshd has no other user at hand: the session gives its rights up itself
+            setpriv = require_system("setpriv")
+            drop = f"{setpriv} --reuid 65534 --regid 65534 --clear-groups"
+            made.home.mkdir(parents=True, exist_ok=True)
+            command = f'command="exec {drop} /bin/sh -c \\"$SSH_ORIGINAL_COMMAND\\""'
+            head, _, last = keys.read_text().rstrip("\n").rpartition("\n")
+            keys.write_text(f"{head}\n{command},{last}\n".lstrip("\n"))
+            for folder in (tmp_path, *tmp_path.parents):
+                if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & 0o001:
+                    folder.chmod(folder.stat().st_mode | 0o001)
+        return made.home
+
+    return make
+
+
+def test_a_user_who_may_not_write_there_is_told_so_and_nothing_is_changed(
+    nobody, device, bundle, deploy, options
+):
+    home = nobody("pear")
+    closed = home / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    words = reason(deploy(bundle(), options=msgspec.structs.replace(options, root=str(closed / "edgeglm"))))
+    assert "Permission denied; give that user the right to, or pass --root" in words
+    assert list(closed.iterdir()) == []
+
+
+def test_a_root_that_another_user_made_is_told_so_and_serves_on(nobody, device, bundle, deploy, options):
+    pear = device("plum")
+    good = bundle("good")
+    assert deploy(good, "plum").exit_code == 0
+    nobody("pear")
+    before = sorted(pear.root.rglob("*"))
+    mine = msgspec.structs.replace(options, root=str(pear.root))
+    words = reason(deploy(bundle("other"), "pear", options=mine))
+    if os.getuid() == 0:
+        assert "Permission denied" in words
+        assert sorted(pear.root.rglob("*")) == before
+    assert pear.answers() == content(good)
