@@ -6,19 +6,14 @@ on samples that no range was found on.
 
 from __future__ import annotations
 
-import importlib
-import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.calibration.conversion import (
@@ -28,6 +23,8 @@ from edgeglm.calibration.conversion import (
     ranges_from_batches,
 )
 from edgeglm.calibration.feeds import Batches, Feeds
+from edgeglm.calibration.lane_files import legal_file
+from edgeglm.calibration.origin import Origin
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import Embeddings, PrecisionPlan, plan_to_toml, require_fitting
 from edgeglm.calibration.precision import checked_feeds
@@ -36,22 +33,23 @@ from edgeglm.calibration.schemes import (
     Method,
     Scheme,
     cpu_schemes,
+    require_scheme,
     scheme_named,
 )
+from edgeglm.calibration.scoring import Measure, Metric, measure_against
 from edgeglm.calibration.search import SearchReport, search_plan
 from edgeglm.calibration.smooth import smoothed
+from edgeglm.calibration.source import source_bytes
+from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
-from edgeglm.engines.timing import compare_latency
-from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.targets.legality import require_precision
 from edgeglm.targets.schema import Target
 
-Metric = Callable[[Path], float]
-_ROUNDS = 9
+OpType = Literal["Conv", "Gemm", "MatMul"]
+OP_TYPES: tuple[OpType, ...] = ("Conv", "Gemm", "MatMul")
 _HELD_OUT_SHARE = 4  # one batch of this many is kept from the ranges
 MIN_SAMPLES = 2
 
@@ -67,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         threads: Threads inside an operator, for timing too.
         smooth: SmoothQuant's alpha for what MatMuls read; 0 for none.
         embeddings: Weight-only precision of embedding tables.
+        op_types: The products that may become INT8; without "Conv" a vision transformer is quantized in
+            its linear layers only.
     """
 
     gate: float = 0.99
@@ -76,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 1
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     embeddings: Embeddings = "high"
+    op_types: tuple[OpType, ...] = OP_TYPES
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +87,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         target: Its name.
         metric: "cosine", or the user's function.
         samples: How many samples ranges were found on, and how many measured cosines.
+        calibration: Where they came from.
         search: All evaluations, the ranking and the plan. With a user's plan there is only that one.
         sha256, size_bytes: Of ``model.onnx``; "" and 0 when nothing was written.
         score, kept, cosine: Of ``model.onnx`` itself, measured once more.
@@ -97,6 +99,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     target: str
     metric: str
     samples: tuple[int, int]
+    calibration: Origin
     search: SearchReport
     sha256: str = ""
     size_bytes: int = 0
@@ -119,13 +122,20 @@ class _Task:
     held_out: Sequence[Feeds]
     target: Target
     settings: Settings
-    measure: Callable[[Path], tuple[float, Parity]]
+    measure: Measure
     baseline: float
     progress: Progress
 
     @property
     def on_cpu(self) -> bool:
         return self.target.kind == "cpu"
+
+    @property
+    def speedup(self) -> Speedup | None:
+        """What times a file here; None where the target is another machine."""
+        if not self.on_cpu:
+            return None
+        return speedup_over(self.prepared.path, self.held_out, threads=self.settings.threads)
 
 
 def quantize_onnx(
@@ -138,6 +148,7 @@ def quantize_onnx(
     metric: Metric | None = None,
     metric_name: str = "cosine",
     plan: PrecisionPlan | None = None,
+    origin: Origin | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Search or apply a precision plan and write ``model.onnx``, ``plan.toml`` and ``report.json``.
@@ -153,6 +164,7 @@ def quantize_onnx(
         metric: Gives a file's score, higher is better; the cosine to FP32 if None.
         metric_name: What reports call it.
         plan: A plan to apply instead of searching.
+        origin: Where the samples came from, for the plan and the report.
         progress: Told of each evaluation.
 
     Raises:
@@ -160,24 +172,18 @@ def quantize_onnx(
         EdgeglmError: A quantizer failed.
     """
     settings, progress = settings or Settings(), progress or QuietProgress()
-    float8 = (settings.scheme if plan is None else plan.scheme) == "fp8"
-    require_precision(target, "fp8" if float8 else "int8")
+    _require_target(target, settings, plan)
     if batches.samples < MIN_SAMPLES:
         raise UserError(f"{batches.samples} calibration samples; give at least {MIN_SAMPLES}, better 64")
     with tempfile.TemporaryDirectory(prefix="edgeglm-quantize-") as folder:
-        prepared = prepared_model(source)
+        prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})
         seen, held_out = split_batches(batches)
         if alpha := settings.smooth if plan is None else plan.smooth:
             prepared = smoothed(prepared, seen, alpha)
-        reference = _outputs(source, held_out, settings.threads)
-
-        def measure(path: Path) -> tuple[float, Parity]:
-            found = parity(_outputs(path, held_out, settings.threads), reference)
-            return (found.mean_cosine if metric is None else _score(metric, path)), found
-
+        measure, baseline = measure_against(source, held_out, metric=metric, threads=settings.threads)
         task = _Task(
             prepared=prepared,
             seen=seen,
@@ -185,28 +191,34 @@ def quantize_onnx(
             target=target,
             settings=settings,
             measure=measure,
-            baseline=1.0 if metric is None else _score(metric, source),
+            baseline=baseline,
             progress=progress,
         )
         ranges, report = _planned(task, plan, Path(folder))
         outcome = Outcome(
             source=source.name,
             source_sha256=prepared.sha256,
-            source_bytes=source.stat().st_size,
+            source_bytes=source_bytes(source),
             target=target.name,
             metric=metric_name,
             samples=(_count(seen), _count(held_out)),
+            calibration=origin or Origin(),
             search=report,
         )
-        if report.chosen is None:
-            return outcome
-        made = Path(folder) / "model.onnx"
-        for plan in (report.chosen, *report.others):
-            file_by_plan(prepared, made, plan, ranges, task.seen)
-            done = _written(task, outcome, plan, made, out)
-            if done.passed:
-                break
-        return done
+        return outcome if report.chosen is None else _first_written(task, outcome, ranges, Path(folder), out)
+
+
+def _require_target(target: Target, settings: Settings, plan: PrecisionPlan | None) -> None:
+    """Raise UserError unless what is asked for is something that the target's runtime computes."""
+    name = settings.scheme if plan is None else plan.scheme
+    require_precision(target, "fp8" if name == "fp8" else "int8")
+    if name:
+        require_scheme(scheme_named(name), target)
+    if (settings if plan is None else plan).embeddings == "int4" and target.kind != "cpu":
+        raise UserError(
+            f"INT4 tables are an operator of ONNX Runtime, and {target.name} runs TensorRT; "
+            "take --embeddings int8"
+        )
 
 
 def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
@@ -220,30 +232,6 @@ def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
     return batches[:-held], batches[-held:]
 
 
-def metric_from_name(name: str) -> Metric:
-    """Return the function of ``module:function``, looked for in the working folder too.
-
-    It is called with the path of an ONNX file and returns a number, higher is better. Raises UserError.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not module_name or not function_name:
-        raise UserError(f"{name!r} names no metric; write it as module:function")
-    working = str(Path.cwd())
-    sys.path.insert(0, working)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"cannot import {module_name} ({error}); run from its folder, or install it"
-        ) from error
-    finally:
-        sys.path.remove(working)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"{module_name} has no function {function_name!r}; define it: path -> number")
-    return function  # type: ignore[no-any-return]
-
-
 def schemes_for(target: Target, prepared: Prepared, name: str = "") -> tuple[Scheme, ...]:
     """Return the schemes to try on a target, or the one that is asked for."""
     if name:
@@ -251,30 +239,6 @@ def schemes_for(target: Target, prepared: Prepared, name: str = "") -> tuple[Sch
     if target.kind != "cpu":
         return (SCHEMES["tensorrt"],)
     return cpu_schemes(cpu_flags(), convolutions=prepared.has_convolutions)
-
-
-def speedup_over(
-    source: Path, batches: Sequence[Feeds], *, threads: int, rounds: int = _ROUNDS
-) -> Callable[[Path], float]:
-    """Return a function that times a file beside FP32, interleaved: the lesser of batch 1 and a whole one."""
-    whole = dict(batches[0])
-    feeds = [whole]
-    with OnnxRuntimeEngine(source, threads=threads, spinning=False) as engine:
-        if all(not isinstance(spec.shape[0], int) for spec in engine.inputs if spec.shape):
-            feeds.insert(0, {name: array[:1] for name, array in whole.items()})
-
-    def measured(path: Path) -> float:
-        ratios = []
-        with (
-            OnnxRuntimeEngine(source, threads=threads, spinning=False) as fp32,
-            OnnxRuntimeEngine(path, threads=threads, spinning=False) as other,
-        ):
-            for batch in feeds:
-                found = compare_latency({"fp32": (fp32, batch), "other": (other, batch)}, rounds=rounds)
-                ratios.append(found["fp32"].median_ms / found["other"].median_ms)
-        return min(ratios)
-
-    return measured
 
 
 def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ranges, SearchReport]:
@@ -301,9 +265,7 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         baseline=task.baseline,
         gate=settings.gate,
         scratch=scratch,
-        speedup=speedup_over(task.prepared.path, task.held_out, threads=settings.threads)
-        if task.on_cpu
-        else None,
+        speedup=task.speedup,
         methods=methods,
         evaluations=settings.evaluations,
         high_precision="fp32" if task.on_cpu else "fp16",
@@ -320,13 +282,20 @@ def _fp8_maker(task: _Task, ranges: Ranges) -> Callable[[Path, PrecisionPlan], o
 
 
 def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) -> SearchReport:
-    """Measure a user's plan as it is; the gate holds for it too."""
+    """Measure a user's plan as it is; the gate holds for it too, and on a CPU it must be faster than FP32."""
     path = scratch / "candidate.onnx"
     file_by_plan(task.prepared, path, plan, ranges, task.seen)
     score, _ = task.measure(path)
     kept = score / task.baseline
-    passed = kept >= task.settings.gate
+    gain = None if task.speedup is None else task.speedup(path)
     said = f"the plan keeps {kept:.4f} of FP32"
+    passed = False
+    if kept < task.settings.gate:
+        said += f", below {task.settings.gate:g}"
+    elif gain is not None and gain <= MIN_GAIN:
+        said += f" at {gain:.2f} x its speed: it is not faster than FP32 on this machine"
+    else:
+        passed = True
     return SearchReport(
         gate=task.settings.gate,
         baseline=task.baseline,
@@ -334,24 +303,38 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
         ranking=(),
         frontier=(),
         chosen=plan if passed else None,
-        reason=said if passed else f"{said}, below {task.settings.gate:g}",
+        reason=said,
     )
 
 
-def _written(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path, out: Path) -> Outcome:
-    """Measure the very file and write it, unless it is below the gate after all."""
+def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path, out: Path) -> Outcome:
+    """Write the first of the chosen plans whose very file passes, measured once more."""
+    report, made = outcome.search, scratch / "model.onnx"
+    assert report.chosen is not None
+    for plan in (report.chosen, *report.others):
+        said = msgspec.structs.replace(plan, calibration=outcome.calibration.sentence)
+        file_by_plan(task.prepared, made, said, ranges, task.seen)
+        legal_file(made, task.target)
+        done = _judged(task, outcome, said, made)
+        if done.passed:
+            _write(done, said, made, out)
+            break
+    return done
+
+
+def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> Outcome:
     score, found = task.measure(made)
     kept = score / task.baseline
+    speedup = None if task.speedup is None else round(task.speedup(made), 3)
+    reason = ""
     if kept < task.settings.gate:
-        report = msgspec.structs.replace(
-            outcome.search, chosen=None, reason=f"the final file keeps {kept:.4f} of FP32, below the gate"
-        )
-        return msgspec.structs.replace(outcome, search=report, score=score, kept=kept)
-    speedup = None
-    if task.on_cpu:
-        timed = speedup_over(task.prepared.path, task.held_out, threads=task.settings.threads)
-        speedup = round(timed(made), 3)
-    done = msgspec.structs.replace(
+        reason = f"the final file keeps {kept:.4f} of FP32, below the gate"
+    elif speedup is not None and speedup < MIN_GAIN:
+        reason = f"the final file is {speedup:.2f} x as fast: not faster than FP32 on this machine"
+    if reason:
+        report = msgspec.structs.replace(outcome.search, chosen=None, reason=reason)
+        return msgspec.structs.replace(outcome, search=report, score=score, kept=kept, speedup=speedup)
+    return msgspec.structs.replace(
         outcome,
         search=msgspec.structs.replace(outcome.search, chosen=plan),
         sha256=sha256_file(made),
@@ -361,6 +344,9 @@ def _written(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path, out
         cosine=found.mean_cosine,
         speedup=speedup,
     )
+
+
+def _write(done: Outcome, plan: PrecisionPlan, made: Path, out: Path) -> None:
     with disk_errors(out), staging_folder(out) as staged:
         new = staged / "new"
         new.mkdir()
@@ -368,30 +354,6 @@ def _written(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path, out
         (new / "plan.toml").write_text(plan_to_toml(plan), "utf-8")
         (new / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         put_in_place(new, out)
-    return done
-
-
-def _outputs(path: Path, batches: Sequence[Feeds], threads: int) -> npt.NDArray[np.float32]:
-    """Return the first float output over all batches, float32 [n, ...]."""
-    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
-        floats = [spec.name for spec in engine.outputs if spec.dtype.startswith("float")]
-        if not floats:
-            raise UserError(f"{path.name} has no float output to compare; give --metric module:function")
-        return np.concatenate([np.asarray(engine.infer(feeds)[floats[0]], np.float32) for feeds in batches])
-
-
-def _score(metric: Metric, path: Path) -> float:
-    try:
-        value = float(metric(path))
-    except EdgeglmError:
-        raise
-    except Exception as error:  # a user's code raises anything
-        raise UserError(
-            f"the metric failed on {path.name}: {type(error).__name__}: {error}; mend it"
-        ) from error
-    if not math.isfinite(value):
-        raise UserError(f"the metric gave {value} for {path.name}; return a finite number, higher is better")
-    return value
 
 
 def _count(batches: Sequence[Feeds]) -> int:

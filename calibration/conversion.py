@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +13,7 @@ import msgspec
 
 from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Feeds, batches_of
-from edgeglm.calibration.groups import Group, quantizable_groups, with_glue
+from edgeglm.calibration.groups import WEIGHT_INPUT, Group, quantizable_groups, with_glue
 from edgeglm.calibration.modelopt_calls import fp8_model
 from edgeglm.calibration.ort_calls import (
     RangeCollector,
@@ -27,10 +27,12 @@ from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
 from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
 from edgeglm.calibration.schemes import Method, scheme_named
+from edgeglm.calibration.source import source_sha256
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
+from edgeglm.export.graph import sorted_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +47,7 @@ class Prepared:
 
     Attributes:
         path: The user's file; never written.
-        sha256: Of it.
+        sha256: Of it, and of the files that hold its weights.
         model: Named, with shapes; constants folded where the file needs that.
         groups: What can be INT8.
     """
@@ -63,8 +65,8 @@ class Prepared:
         return kinds.count("Conv") * 2 > len(kinds)
 
 
-def prepared_model(path: Path) -> Prepared:
-    """Read any FP32 ONNX file for quantizing.
+def prepared_model(path: Path, *, op_types: Collection[str] = tuple(WEIGHT_INPUT)) -> Prepared:
+    """Read any FP32 ONNX file for quantizing; only products of ``op_types`` may become INT8.
 
     Raises:
         UserError: It cannot be read or run, is quantized already, has nothing to quantize, or is older
@@ -81,7 +83,8 @@ def prepared_model(path: Path) -> Prepared:
         with tempfile.TemporaryDirectory(prefix="edgeglm-folded-") as folder:
             folded_model(path, Path(folder) / "folded.onnx")
             model = inferred_model(Path(folder) / "folded.onnx")
-    return Prepared(path=path, sha256=sha256_file(path), model=model, groups=tuple(quantizable_groups(model)))
+    groups = tuple(quantizable_groups(model, op_types=op_types))
+    return Prepared(path=path, sha256=source_sha256(path), model=model, groups=groups)
 
 
 def _wants_folding(model: onnx.ModelProto) -> bool:
@@ -262,7 +265,21 @@ def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ran
     kept = [entry for entry in model.opset_import if entry.domain in domains or not entry.domain]
     del model.opset_import[:]
     model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+    sorted_nodes(model.graph)  # the quantizers append where they like, and ONNX asks for an order
+    _require_legal(model, prepared.path.name)
     save_deterministic(model, out)
+
+
+def _require_legal(model: onnx.ModelProto, name: str) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # onnx raises several classes of its own, and protobuf's
+        raise EdgeglmError(
+            f"the INT8 variant of {name} is no legal ONNX model ({' '.join(str(error).split())[:200]}); "
+            "choose another scheme, and report this model"
+        ) from error
 
 
 def quantized_model(prepared: Prepared, plan: PrecisionPlan, ranges: Ranges) -> onnx.ModelProto:

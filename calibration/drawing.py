@@ -72,9 +72,10 @@ def calibration_set_for_model(
             batch_size=drawing.batch_size,
             seed=drawing.seed,
         )
+        _require_batch(inputs, drawing.batch_size, made.batches(TOWER).samples)
         check_feeds(inputs, made.batches(TOWER)[0], onnx_path.name)
         put_in_place(new, out)
-    return open_calibration_set(out)
+    return CalibrationSet(folder=out, record=made.record)
 
 
 def random_set_for_model(
@@ -106,17 +107,35 @@ def is_calibration_set(data: Path) -> bool:
     return (data / RECORD_NAME).is_file()
 
 
-def batches_for_model(found: CalibrationSet, onnx_path: Path) -> Batches:
-    """Return the samples of the set's part whose names are the model's inputs. Raises UserError."""
+def tower_for_model(found: CalibrationSet, onnx_path: Path) -> str:
+    """Return the set's part whose names are the model's inputs. Raises UserError."""
     names = {spec.name for spec in model_inputs(onnx_path)}
     for tower, part in found.record.towers.items():
         if set(part.tensors) == names:
-            return found.batches(tower)
+            return tower
     parts = "; ".join(f"{tower}: {', '.join(part.tensors)}" for tower, part in found.record.towers.items())
     raise UserError(
         f"{onnx_path.name} takes {', '.join(sorted(names))}, and the set holds {parts}; "
         "draw one for this model with edgeglm calibrate"
     )
+
+
+def batches_for_model(found: CalibrationSet, onnx_path: Path) -> Batches:
+    """Return the samples of that part. Raises UserError."""
+    return found.batches(tower_for_model(found, onnx_path))
+
+
+def _require_batch(inputs: Sequence[TensorSpec], batch_size: int, samples: int) -> None:
+    """Raise UserError for batches that a model of a fixed batch size cannot take."""
+    fixed = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
+    for size in sorted(fixed):
+        if batch_size != size:
+            raise UserError(f"the model takes batches of {size}, not {batch_size}; give --batch-size {size}")
+        if samples % size:
+            raise UserError(
+                f"{samples} samples do not fill batches of {size}, which the model takes; "
+                f"give --samples {max(size, samples - samples % size)}"
+            )
 
 
 def _parsed(shapes: Sequence[str]) -> Mapping[str, tuple[int, ...]]:

@@ -74,8 +74,7 @@ class Batches(Sequence[dict[str, Array]]):
         begin = self.start + position * self.batch_size
         rows = slice(begin, min(begin + self.batch_size, self.stop))
         batch = {name: np.array(array[rows]) for name, array in self.arrays.items()}
-        for array in self.arrays.values():
-            _forget_pages(array)
+        forget_pages(self.arrays.values())
         return batch
 
     def first(self, samples: int) -> Batches:
@@ -85,11 +84,12 @@ class Batches(Sequence[dict[str, Array]]):
         )
 
 
-def _forget_pages(array: Array) -> None:
-    """Give back the pages of a map that were read: they would count as this process's memory."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+def forget_pages(arrays: Iterable[Array]) -> None:
+    """Give back the pages of maps that were read: they would count as this process's memory."""
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def batches_of(feeds: Sequence[Feeds]) -> int:
@@ -100,7 +100,7 @@ def batches_of(feeds: Sequence[Feeds]) -> int:
 
 
 def mapped_npz(path: Path) -> dict[str, Array]:
-    """Return the arrays of an ``.npz``, mapped where they lie; compressed ones are read.
+    """Return the arrays of an ``.npz``, mapped where they lie; compressed ones are unpacked to disk first.
 
     Raises UserError when the file is no ``.npz``, or holds pickled objects.
     """
@@ -110,10 +110,12 @@ def mapped_npz(path: Path) -> dict[str, Array]:
             for entry in archive.infolist():
                 name = entry.filename.removesuffix(".npy")
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    with archive.open(entry) as file:
-                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                    # Without a name: the map keeps the bytes, and they go with it.
+                    with archive.open(entry) as file, tempfile.TemporaryFile() as unpacked:
+                        shutil.copyfileobj(file, unpacked, _COPY_BYTES)
+                        arrays[name] = _mapped(unpacked, unpacked, 0)
                 else:
-                    arrays[name] = _mapped(path, raw, entry)
+                    arrays[name] = _mapped(path, raw, _start_of(raw, entry))
     except FileNotFoundError:
         raise UserError(f"no file at {path}; give the path of an .npz") from None
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
@@ -121,21 +123,26 @@ def mapped_npz(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _mapped(path: Path, raw: BinaryIO, entry: zipfile.ZipInfo) -> Array:
+def _start_of(raw: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Return where the bytes of an entry begin."""
     raw.seek(entry.header_offset)
     header = raw.read(_LOCAL_HEADER_BYTES)
     name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    raw.seek(entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+    return entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+
+def _mapped(file: Path | BinaryIO, raw: BinaryIO, start: int) -> Array:
+    """Map the ``.npy`` at ``start``. A path is opened anew by numpy, and closed with the array."""
+    raw.seek(start)
     version = np.lib.format.read_magic(raw)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(raw)
     if dtype.hasobject:
-        raise ValueError(f"{entry.filename} holds Python objects")
+        raise ValueError("it holds Python objects")
     order: Literal["C", "F"] = "F" if fortran else "C"
     if 0 in shape:
         return np.empty(shape, dtype)
-    # Opened anew by numpy, and closed with the array: no descriptor is left behind.
-    mapped: Array = np.memmap(path, dtype=dtype, mode="r", offset=raw.tell(), shape=shape, order=order)
+    mapped: Array = np.memmap(file, dtype=dtype, mode="r", offset=raw.tell(), shape=shape, order=order)
     return mapped
 
 

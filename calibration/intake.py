@@ -10,6 +10,7 @@ Only what is drawn is decoded; digests are read from files a block at a time.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.calibration.feeds import mapped_npz
+from edgeglm.calibration.feeds import forget_pages, mapped_npz
 from edgeglm.calibration.sets import Candidates
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError, unknown_name
@@ -30,6 +31,7 @@ from edgeglm.engines.protocol import TensorSpec
 Array = npt.NDArray[Any]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _ALL_ROWS = 1 << 30
+_MAPPED_BYTES = 1 << 20  # of mapped rows that count as this process's memory at a time
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +87,8 @@ def candidates_from_data(
     Raises:
         UserError: No such data, or it does not fit the inputs.
     """
+    if min(reading.std) <= 0:
+        raise UserError(f"std of {reading.std} cannot divide values; give three positive numbers")
     excluded: list[str] = []
     if evaluation is not None:
         excluded = list(
@@ -120,24 +124,32 @@ def _stratum(path: Path, root: Path) -> str:
 def _from_arrays(
     files: Sequence[tuple[Path, str]], inputs: Sequence[TensorSpec], excluded: Iterable[str], *, root: Path
 ) -> Candidates:
-    opened = []
-    rows: list[tuple[int, int]] = []
+    opened, starts = [], []
     ids, strata, digests = [], [], []
-    for number, (path, group) in enumerate(files):
+    for path, group in files:
         arrays = mapped_npz(path)
         groups = arrays.pop("stratum", None)
         chosen = _matched(path, arrays, inputs)
         opened.append(chosen)
+        starts.append(len(ids))
+        kept = max(1, _MAPPED_BYTES // sum(array[:1].nbytes for array in chosen.values()))
         for row in range(len(next(iter(chosen.values())))):
-            rows.append((number, row))
+            if row % kept == 0:
+                forget_pages(chosen.values())
             ids.append(f"{path.relative_to(root).as_posix()}/{row}")
             strata.append(str(groups[row]) if groups is not None and len(groups) > row else group)
             parts = (np.ascontiguousarray(chosen[name][row]).tobytes() for name in sorted(chosen))
             digests.append(sha256_bytes(b"".join(parts)))
+        forget_pages(chosen.values())
 
     def tensors(positions: Sequence[int]) -> dict[str, Array]:
-        picked = [rows[i] for i in positions]
-        return {name: np.stack([opened[number][name][row] for number, row in picked]) for name in opened[0]}
+        found: dict[str, list[Array]] = {name: [] for name in opened[0]}
+        for position in positions:
+            number = bisect_right(starts, position) - 1
+            for name, array in opened[number].items():
+                found[name].append(np.array(array[position - starts[number]]))
+            forget_pages(opened[number].values())  # row by row: a fault maps neighbours that nobody reads
+        return {name: np.stack(values) for name, values in found.items()}
 
     return Candidates(ids=ids, strata=strata, digests=digests, tensors=tensors, evaluation_digests=excluded)
 

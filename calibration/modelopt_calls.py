@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.calibration.source import weight_files
+from edgeglm.core.errors import EdgeglmError, UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -222,7 +223,7 @@ def _onnxruntime_restored() -> Iterator[None]:
 
 @contextmanager
 def _scratch_copy(path: Path) -> Iterator[Path]:
-    """Yield a writable copy in a folder of its own: ModelOpt rewrites the file that it is given.
+    """Yield a writable copy with its weights in a folder of its own: ModelOpt rewrites what it is given.
 
     That folder is the working folder meanwhile: shape inference that stops half-way leaves its model and
     weights there, which would be the user's own, or one that cannot be written.
@@ -230,6 +231,12 @@ def _scratch_copy(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="edgeglm-modelopt-") as folder:
         copy = Path(folder) / "model.onnx"
         shutil.copyfile(path, copy)
+        for beside in weight_files(path):
+            if not beside.is_file():
+                raise UserError(f"{path.name} keeps weights in {beside.name}; put that file beside it")
+            target = Path(folder) / beside.relative_to(path.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(beside, target)
         with chdir(folder):
             yield copy
 

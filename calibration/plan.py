@@ -55,6 +55,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         smooth: SmoothQuant's alpha, 0 for none: how far outliers move from activations into weights.
         embeddings: Weight-only precision of embedding tables; "int4" is ONNX Runtime's alone.
         summary: What it reached when it was measured; free text.
+        calibration: What its ranges were found on; free text, rewritten whenever the plan is applied.
         group: All groups; nodes in none stay in high precision.
     """
 
@@ -65,6 +66,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     embeddings: Embeddings = "high"
     summary: str = ""
+    calibration: str = ""
     group: tuple[PlanGroup, ...]
 
     @property

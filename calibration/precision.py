@@ -22,6 +22,7 @@ from edgeglm.calibration.modelopt_calls import fp16_model, int8_model
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
 from edgeglm.calibration.qdq import set_activation_ranges, settle_quantizers
+from edgeglm.calibration.source import source_sha256
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -109,7 +110,7 @@ def fp16_from_fp32(
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
         sha256=sha256_file(onnx_out),
-        source_sha256=sha256_file(onnx_in),
+        source_sha256=source_sha256(onnx_in),
         precision="fp16",
         high_precision="fp16",
         fp32_nodes=tuple(fp32_nodes),
@@ -179,7 +180,7 @@ def int8_from_fp32(
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
         sha256=sha256_file(onnx_out),
-        source_sha256=sha256_file(onnx_in),
+        source_sha256=source_sha256(onnx_in),
         precision="int8",
         high_precision=high_precision,
         policy=policy,

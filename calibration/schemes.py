@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from edgeglm.core.errors import unknown_name
+from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.targets.schema import Target
 
 Activation = Literal["uint8", "int8", "dynamic", "float8"]
 Method = Literal["max", "entropy", "percentile", "mse"]
@@ -48,7 +49,9 @@ _SHIPPED = (
     Scheme(name="u8s8-chains", activation="uint8", chains=True),
     Scheme(name="u8s8-chains-reduced", activation="uint8", chains=True, reduced=True),
     Scheme(name="s8s8", activation="int8"),
+    Scheme(name="s8s8-reduced", activation="int8", reduced=True),
     Scheme(name="s8s8-chains", activation="int8", chains=True),
+    Scheme(name="s8s8-chains-reduced", activation="int8", chains=True, reduced=True),
     Scheme(name="tensorrt", activation="int8", maker="modelopt"),
     Scheme(name="fp8", activation="float8", maker="modelopt"),
 )
@@ -57,11 +60,30 @@ _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}
 _ARM = {"asimddp", "i8mm", "asimd"}
 
 
+def x86_sums_16_bits(flags: Collection[str]) -> bool:
+    """Whether a CPU with these flags adds products of 8 bits in 16, where they saturate without a word."""
+    return not (_DOT_PRODUCTS | _ARM) & set(flags)
+
+
 def scheme_named(name: str) -> Scheme:
     """Return a shipped scheme. Raises UserError that lists the known ones."""
     if name not in SCHEMES:
         raise unknown_name("INT8 scheme", name, SCHEMES)
     return SCHEMES[name]
+
+
+def require_scheme(scheme: Scheme, target: Target) -> None:
+    """Raise UserError unless a scheme's file is one that the target's runtime computes in integers or FP8."""
+    by = "onnxruntime" if target.kind == "cpu" else "modelopt"
+    if scheme.maker == by:
+        return
+    fitting = sorted(one.name for one in SCHEMES.values() if one.maker == by)
+    why = (
+        f"is for TensorRT, and {target.name} runs ONNX Runtime"
+        if target.kind == "cpu"
+        else f"is ONNX Runtime's, and {target.name} runs TensorRT, which takes symmetric Q/DQ only"
+    )
+    raise UserError(f"the scheme {scheme.name!r} {why}; take one of {', '.join(fitting)}")
 
 
 def cpu_schemes(flags: Collection[str], *, convolutions: bool) -> tuple[Scheme, ...]:
@@ -73,6 +95,6 @@ def cpu_schemes(flags: Collection[str], *, convolutions: bool) -> tuple[Scheme, 
         names = ["s8s8-chains", "u8s8-chains"] if convolutions else ["dynamic", "s8s8", "u8s8"]
     else:
         names = ["u8s8-chains", "s8s8-chains"] if convolutions else ["dynamic", "u8s8", "s8s8"]
-        if not _DOT_PRODUCTS & set(flags):  # 16-bit sums: 8-bit weights would saturate without a word
-            names = [f"{name}-reduced" if f"{name}-reduced" in SCHEMES else name for name in names]
+        if x86_sums_16_bits(flags):
+            names = [f"{name}-reduced" for name in names]
     return tuple(SCHEMES[name] for name in names)

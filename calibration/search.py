@@ -25,15 +25,11 @@ from edgeglm.calibration.groups import Group, joined_groups
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import Embeddings, PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method, Scheme
+from edgeglm.calibration.scoring import Measure
+from edgeglm.calibration.speed import MIN_GAIN, Speedup
 from edgeglm.core.progress import Progress, QuietProgress, Task
-from edgeglm.evaluate.parity import Parity
 
 Step = Literal["scheme", "alone", "greedy", "pareto"]
-#: Given a file, its score (higher is better) and its parity with FP32.
-Measure = Callable[[Path], tuple[float, Parity]]
-#: Given a file, how many times faster than FP32 it is; None where that cannot be measured.
-Speedup = Callable[[Path], float]
-_MIN_GAIN = 1.0
 _SPARES = 3
 _CLEARLY = 1.1  # two timings of one file differ by several percent
 
@@ -281,7 +277,7 @@ def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
         search.task.note(f"timing {scheme.name}")
         path = search.file(search.plan(scheme.name, "max", ()))
         gains.append((search.speedup(path), scheme))
-    return [scheme for gain, scheme in gains if gain > _MIN_GAIN]
+    return [scheme for gain, scheme in gains if gain > MIN_GAIN]
 
 
 def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method]) -> list[Evaluated]:
@@ -359,7 +355,7 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         reason = f"nothing keeps {search.gate:g} of FP32"
     else:
         best, plan = candidates[0]
-        if timed and _pace(best) <= _MIN_GAIN:
+        if timed and _pace(best) <= MIN_GAIN:
             reason = "what passes the gate is not faster than FP32 on this machine"
         else:
             speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.calibration.feeds import Batches, mapped_npz, write_npz
-from edgeglm.core.digest import canonical_json, sha256_bytes, sha256_file, sha256_json
+from edgeglm.core.digest import sha256_bytes, sha256_file, sha256_json
 from edgeglm.core.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -263,12 +262,12 @@ def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int
     for position, stratum in enumerate(strata):
         members[stratum].append(position)
     random = np.random.default_rng(seed)
-    queues = [list(random.permutation(members[stratum])) for stratum in sorted(members)]
+    queues = [random.permutation(members[stratum]) for stratum in sorted(members)]
     chosen: list[int] = []
-    while len(chosen) < count and any(queues):
+    for turn in range(max(map(len, queues), default=0)):
         for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(int(queue.pop(0)))
+            if turn < len(queue) and len(chosen) < count:
+                chosen.append(int(queue[turn]))
     return sorted(chosen)
 
 
@@ -316,8 +315,8 @@ def _coverage(values: Sequence[str], chosen: Sequence[int]) -> Coverage:
 
 
 def _write_record(folder: Path, record: CalibrationRecord) -> CalibrationSet:
-    builtins = json.loads(canonical_json(msgspec.to_builtins(record)))
-    (folder / RECORD_NAME).write_text(json.dumps(builtins, indent=1, sort_keys=True) + "\n")
+    formatted = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
+    (folder / RECORD_NAME).write_bytes(formatted)
     return CalibrationSet(folder=folder, record=record)
 
 

@@ -204,10 +204,14 @@ def _quantizer_problems(model: onnx.ModelProto, lane: Lane) -> Iterator[str]:
         if node.op_type not in QUANTIZERS:
             continue
         zero = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if zero is not None and (zero.any() or zero.dtype not in (np.int8, np.int32)):
-            yield f"node {name_of(node)!r}: TensorRT takes INT8 with a zero point of 0 only"
+        if zero is not None and (zero.any() or not _fits(zero.dtype, lane)):
+            yield f"node {name_of(node)!r}: TensorRT takes INT8 or FP8 with a zero point of 0 only"
         if lane == "A" and node.op_type == "DequantizeLinear" and node.input[0] in graph.initializers:
             yield f"node {name_of(node)!r}: TensorRT 8.5 takes no INT8 constant"
+
+
+def _fits(zero_point: np.dtype[Any], lane: Lane) -> bool:
+    return zero_point in (np.int8, np.int32) or (lane == "B" and zero_point.name.startswith("float8"))
 
 
 def _lane_a_types(model: onnx.ModelProto) -> Iterator[str]:

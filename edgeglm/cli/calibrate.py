@@ -139,20 +139,21 @@ def _show(app: App, drawn: CalibrationSet, points: list[Point]) -> None:
             f"{drawn.folder / part.file}: {len(part.samples)} samples, batches of "
             f"{drawn.record.batch_size}, {human_bytes(size)}, from {drawn.record.source} data"
         )
-        app.table(
-            ["trait", ">values drawn", ">of", ">share of all samples", "most frequent"],
-            [
-                (
-                    name,
-                    len(cover.drawn),
-                    cover.candidates,
-                    f"{cover.share:.0%}",
-                    ", ".join(f"{v}: {n}" for v, n in _frequent(cover.drawn)),
-                )
-                for name, cover in part.coverage.items()
-            ],
-            title=f"what the samples of {tower} cover",
-        )
+        if part.coverage:
+            app.table(
+                ["trait", ">values drawn", ">of", ">share of all samples", "most frequent"],
+                [
+                    (
+                        name,
+                        len(cover.drawn),
+                        cover.candidates,
+                        f"{cover.share:.0%}",
+                        ", ".join(f"{v}: {n}" for v, n in _frequent(cover.drawn)),
+                    )
+                    for name, cover in part.coverage.items()
+                ],
+                title=f"what the samples of {tower} cover",
+            )
         proof = part.disjointness
         app.print(
             f"disjoint from {proof.evaluation_samples} evaluation samples (by digest)"

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from edgeglm.calibration.any_model import Outcome
     from edgeglm.calibration.drawing import Drawing
     from edgeglm.calibration.feeds import Batches
+    from edgeglm.calibration.origin import Origin
     from edgeglm.calibration.search import SearchReport
 
 _METHODS = ("max", "percentile", "entropy", "mse")
+_OPS = ("Conv", "Gemm", "MatMul")
 _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 
 
@@ -36,6 +38,9 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
     "--smooth", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="SmoothQuant's alpha."
 )
 @click.option("--embeddings", type=click.Choice(("high", "int8", "int4")), default="high", help="Tables.")
+@click.option(
+    "--op", "op_types", multiple=True, type=click.Choice(_OPS), help="Products that may be INT8; may repeat."
+)
 @click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
 @drawing_options
@@ -54,6 +59,7 @@ def command(
     scheme: str,
     smooth: float,
     embeddings: str,
+    op_types: tuple[str, ...],
     precision_plan: Path | None,
     threads: int,
     tokenizer: Path | None,
@@ -67,8 +73,9 @@ def command(
     """
     import msgspec
 
-    from edgeglm.calibration.any_model import Settings, metric_from_name, quantize_onnx
+    from edgeglm.calibration.any_model import Settings, quantize_onnx
     from edgeglm.calibration.plan import plan_from_file
+    from edgeglm.calibration.scoring import metric_from_name
     from edgeglm.targets.schema import load_target
 
     target = load_target(target_name)
@@ -81,6 +88,7 @@ def command(
             "threads": threads,
             "smooth": smooth,
             "embeddings": embeddings,
+            "op_types": op_types or _OPS,
         },
         Settings,
     )
@@ -88,15 +96,19 @@ def command(
     function = None if metric is None else metric_from_name(metric)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeglm-samples-")))
+        batches, origin = _batches(model, data, scratch, drawing, tokenizer)
+        if origin.source == "random":
+            app.note("the ranges come from RANDOM NUMBERS; do not ship this file")
         outcome = quantize_onnx(
             model,
-            _batches(model, data, scratch, drawing, tokenizer),
+            batches,
             output,
             target=target,
             settings=settings,
             metric=function,
             metric_name=metric or "cosine",
             plan=plan,
+            origin=origin,
             progress=app.progress,
         )
     _show(app, outcome, output)
@@ -104,19 +116,25 @@ def command(
     _require_passed(outcome, target.kind == "cpu")
 
 
-def _batches(model: Path, data: Path, scratch: Path, drawing: Drawing, tokenizer: Path | None) -> Batches:
+def _batches(
+    model: Path, data: Path, scratch: Path, drawing: Drawing, tokenizer: Path | None
+) -> tuple[Batches, Origin]:
     from edgeglm.calibration.drawing import (
         TOWER,
-        batches_for_model,
         calibration_set_for_model,
         is_calibration_set,
+        tower_for_model,
     )
+    from edgeglm.calibration.origin import origin_of
     from edgeglm.calibration.sets import open_calibration_set
 
     if is_calibration_set(data):
-        return batches_for_model(open_calibration_set(data), model)
-    drawn = calibration_set_for_model(data, model, scratch / "set", drawing=drawing, tokenizer=tokenizer)
-    return drawn.batches(TOWER)
+        found = open_calibration_set(data)
+        tower = tower_for_model(found, model)
+    else:
+        found = calibration_set_for_model(data, model, scratch / "set", drawing=drawing, tokenizer=tokenizer)
+        tower = TOWER
+    return found.batches(tower), origin_of(found, tower)
 
 
 def _show(app: App, outcome: Outcome, output: Path) -> None:
@@ -150,7 +168,7 @@ def _evaluations(app: App, report: SearchReport) -> None:
             f"{found.kept:.4f}",
             f"{found.cosine:.5f}",
             "-" if found.speedup is None else f"{found.speedup:.2f}",
-            ("passed" if found.passed else "below") + (", on the frontier" if i in report.frontier else ""),
+            ("passed, on the frontier" if i in report.frontier else "passed") if found.passed else "below",
         )
         for i, found in enumerate(report.evaluations)
         if found.step != "alone"

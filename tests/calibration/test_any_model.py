@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgeglm.calibration.any_model import Settings, metric_from_name, quantize_onnx, split_batches
+from edgeglm.calibration.any_model import Settings, quantize_onnx, split_batches
 from edgeglm.calibration.conversion import int8_by_plan, prepared_model, ranges_from_batches
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
-from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes
+from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes, x86_sums_16_bits
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.cli.main import exit_code
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
+from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import tower_tensors
 
@@ -61,9 +62,11 @@ def test_every_scheme_stays_close_to_fp32_and_writes_the_same_bytes_twice(
     ranges = ranges_from_batches(prepared, batches[:4], ("max",))
     for name in ("one", "two"):
         int8_by_plan(prepared, tmp_path / name, plan, ranges)
+    onnx.checker.check_model(onnx.load(tmp_path / "one"), full_check=True)
     assert sha256_file(tmp_path / "one") == sha256_file(tmp_path / "two")
     assert sha256_file(source) == before
-    assert fidelity(tmp_path / "one", source, batches[4:]).min_cosine > 0.99
+    exact = SCHEMES[scheme].reduced or not x86_sums_16_bits(cpu_flags())
+    assert fidelity(tmp_path / "one", source, batches[4:]).min_cosine > (0.99 if exact else 0.9)
 
 
 def test_every_method_gives_ranges_within_what_was_seen(fp32_dir: Path) -> None:
@@ -191,81 +194,6 @@ def test_a_plan_that_does_not_fit_says_what_to_mend(
     assert not (tmp_path / "out").exists()
 
 
-def _bad(name: str, model: onnx.ModelProto, folder: Path) -> Path:
-    """Write one kind of model that cannot be quantized."""
-    path = folder / "model.onnx"
-    if name == "no quantizable node":
-        del model.graph.node[:]
-        model.graph.node.append(
-            onnx.helper.make_node("ReduceMean", ["pixels", "axes"], ["embedding"], keepdims=0)
-        )
-    elif name == "unsupported op":
-        model.graph.node[0].op_type, model.graph.node[0].domain = "Frobnicate", "strange"
-        model.opset_import.append(onnx.helper.make_opsetid("strange", 1))
-    elif name == "external data missing":
-        onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-        (folder / "weights.bin").unlink()
-        return path
-    elif name == "not a model":
-        path.write_bytes(b"\x08\x07 no protobuf")
-        return path
-    elif name == "old opset":
-        del model.opset_import[:]
-        model.opset_import.append(onnx.helper.make_opsetid("", 11))
-        model.ir_version = 6
-        pool = model.graph.node[-1]
-        del pool.input[1:]
-        pool.attribute.append(onnx.helper.make_attribute("axes", [2, 3]))
-    onnx.save(model, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no quantizable node", "nothing can be INT8"),
-        ("unsupported op", "cannot load"),
-        ("external data missing", "weights.bin"),
-        ("not a model", "no ONNX model"),
-        ("old opset", "opset 11"),
-    ],
-)
-def test_a_model_that_cannot_be_quantized_is_a_users_error(
-    fp32_dir: Path, tmp_path: Path, name: str, message: str
-) -> None:
-    path = _bad(name, onnx.load(fp32_dir / "image.onnx"), tmp_path)
-    with pytest.raises(UserError, match=message):
-        quantize_onnx(path, _batches("image"), tmp_path / "out", target=CPU)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_quantized_model_and_one_sample_are_refused(fp32_dir: Path, tmp_path: Path) -> None:
-    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
-    static = _plan_of(fp32_dir / "text.onnx", "u8s8")
-    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, plan=static)
-    with pytest.raises(UserError, match="quantized already"):
-        quantize_onnx(tmp_path / "out" / "model.onnx", _batches("text"), tmp_path / "x", target=CPU)
-    with pytest.raises(UserError, match="at least 2"):
-        quantize_onnx(fp32_dir / "text.onnx", _batches("text", 1), tmp_path / "x", target=CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("nothing", "module:function"), ("no_such_module:f", "cannot import"), ("json:nope", "no function")],
-)
-def test_a_metric_that_is_not_there_is_named(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        metric_from_name(name)
-
-
-def test_a_metric_that_gives_nan_or_raises_is_a_users_error(fp32_dir: Path, tmp_path: Path) -> None:
-    for metric, message in ((lambda _: float("nan"), "finite"), (lambda _: 1 / 0, "ZeroDivisionError")):
-        with pytest.raises(UserError, match=message):
-            quantize_onnx(
-                fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=metric
-            )
-
-
 def test_a_gate_that_is_unmet_exits_with_3_prints_the_ranking_and_writes_nothing(
     fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +210,7 @@ def test_a_gate_that_is_unmet_exits_with_3_prints_the_ranking_and_writes_nothing
 
 def test_weights_have_seven_bits_where_eight_would_saturate() -> None:
     avx2 = cpu_schemes({"avx2"}, convolutions=False)
-    assert {s.name for s in avx2 if s.activation != "int8"} == {"dynamic-reduced", "u8s8-reduced"}
+    assert {s.name for s in avx2} == {"dynamic-reduced", "u8s8-reduced", "s8s8-reduced"}
     assert not any(s.reduced for s in cpu_schemes({"avx2", "avx512_vnni"}, convolutions=True))
     assert cpu_schemes({"asimddp"}, convolutions=True)[0].name == "s8s8-chains"
 

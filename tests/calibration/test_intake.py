@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,38 @@ def test_compressed_archives_are_read_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         mapped_npz(tmp_path / "x.npz")["pixels"], tower_tensors("image", 4)["pixels"]
     )
+
+
+def test_a_spread_of_zero_is_refused_before_it_divides(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pictures(tmp_path / "data")
+    arguments = ["calibrate", str(tmp_path / "data"), "--model", str(fp32_dir / "image.onnx")]
+    assert exit_code([*arguments, "--output", str(tmp_path / "set"), "--std", "0", "0", "0"]) == 2
+    assert "give three positive numbers" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+@pytest.mark.parametrize("write", ["savez", "savez_compressed"])
+def test_drawing_from_many_samples_takes_the_memory_of_few(
+    fp32_dir: Path, tmp_path: Path, write: str
+) -> None:
+    """32 MB of candidates, stored or compressed; the process grows by a few."""
+    many = np.random.default_rng(0).random((10_000, 3, 16, 16), dtype=np.float32)
+    getattr(np, write)(tmp_path / "many.npz", pixels=many)
+    del many
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from edgeglm.calibration.drawing import Drawing, calibration_set_for_model, model_inputs\n"
+        "peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
+        "import edgeglm.calibration.sets, zipfile, tempfile; data, model, out = map(Path, sys.argv[1:])\n"
+        "model_inputs(model); before = peak()\n"
+        "calibration_set_for_model(data, model, out, drawing=Drawing(samples=64)); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "many.npz", fp32_dir / "image.onnx", tmp_path / "set"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 12_000  # kB

@@ -1,0 +1,89 @@
+"""The score of a file: a user's metric, or how close its first output is to FP32's."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeglm.calibration.feeds import Feeds
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.evaluate.parity import Parity, parity
+
+#: Given the path of an ONNX file, a number, higher is better.
+Metric = Callable[[Path], float]
+#: Given a file, its score and its parity with FP32.
+Measure = Callable[[Path], tuple[float, Parity]]
+
+
+def metric_from_name(name: str) -> Metric:
+    """Return the function of ``module:function``, looked for in the working folder too.
+
+    It is called with the path of an ONNX file and returns a number, higher is better. Raises UserError.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not module_name or not function_name:
+        raise UserError(f"{name!r} names no metric; write it as module:function")
+    working = str(Path.cwd())
+    sys.path.insert(0, working)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"cannot import {module_name} ({error}); run from its folder, or install it"
+        ) from error
+    finally:
+        sys.path.remove(working)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"{module_name} has no function {function_name!r}; define it: path -> number")
+    return function  # type: ignore[no-any-return]
+
+
+def measure_against(
+    source: Path, held_out: Sequence[Feeds], *, metric: Metric | None, threads: int
+) -> tuple[Measure, float]:
+    """Return what measures a file, and FP32's own score.
+
+    Without a metric the score is the mean cosine of the first output to FP32's on ``held_out``.
+
+    Raises:
+        UserError: The model has no float output, or the metric fails on FP32.
+    """
+    reference = first_outputs(source, held_out, threads)
+
+    def measure(path: Path) -> tuple[float, Parity]:
+        found = parity(first_outputs(path, held_out, threads), reference)
+        return (found.mean_cosine if metric is None else score_of(metric, path)), found
+
+    return measure, 1.0 if metric is None else score_of(metric, source)
+
+
+def first_outputs(path: Path, batches: Sequence[Feeds], threads: int) -> npt.NDArray[np.float32]:
+    """Return the first float output over all batches, float32 [n, ...]. Raises UserError without one."""
+    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+        floats = [spec.name for spec in engine.outputs if spec.dtype.startswith("float")]
+        if not floats:
+            raise UserError(f"{path.name} has no float output to compare; give --metric module:function")
+        return np.concatenate([np.asarray(engine.infer(feeds)[floats[0]], np.float32) for feeds in batches])
+
+
+def score_of(metric: Metric, path: Path) -> float:
+    """Return a user's metric of a file. Raises UserError when it fails or is not finite."""
+    try:
+        value = float(metric(path))
+    except EdgeglmError:
+        raise
+    except Exception as error:  # a user's code raises anything
+        raise UserError(
+            f"the metric failed on {path.name}: {type(error).__name__}: {error}; mend it"
+        ) from error
+    if not math.isfinite(value):
+        raise UserError(f"the metric gave {value} for {path.name}; return a finite number, higher is better")
+    return value
