@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 
@@ -26,18 +25,20 @@ from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
 from edgeglm.calibration.ort_calls import Ranges
-from edgeglm.calibration.plan import Embeddings, PrecisionPlan, plan_to_toml, require_fitting
+from edgeglm.calibration.outcome import OP_TYPES, Outcome, Settings
+from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
 from edgeglm.calibration.precision import checked_feeds
+from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.schemes import (
     SCHEMES,
-    Method,
     Scheme,
     cpu_schemes,
     require_scheme,
     scheme_named,
 )
 from edgeglm.calibration.scoring import Measure, Metric, measure_against
-from edgeglm.calibration.search import SearchReport, search_plan
+from edgeglm.calibration.search import search_plan
+from edgeglm.calibration.search_report import SearchReport
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.calibration.source import source_bytes
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
@@ -48,71 +49,8 @@ from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.legality import require_precision
 from edgeglm.targets.schema import Target
 
-OpType = Literal["Conv", "Gemm", "MatMul"]
-OP_TYPES: tuple[OpType, ...] = ("Conv", "Gemm", "MatMul")
 _HELD_OUT_SHARE = 4  # one batch of this many is kept from the ranges
 MIN_SAMPLES = 2
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model is quantized.
-
-    Attributes:
-        gate: The least share of FP32's score.
-        evaluations: The most files that the search measures.
-        methods: How ranges may be found.
-        scheme: One scheme's name, or "" for all that the target may like.
-        threads: Threads inside an operator, for timing too.
-        smooth: SmoothQuant's alpha for what MatMuls read; 0 for none.
-        embeddings: Weight-only precision of embedding tables.
-        op_types: The products that may become INT8; without "Conv" a vision transformer is quantized in
-            its linear layers only.
-    """
-
-    gate: float = 0.99
-    evaluations: int = 40
-    methods: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
-    scheme: str = ""
-    threads: int = 1
-    smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
-    embeddings: Embeddings = "high"
-    op_types: tuple[OpType, ...] = OP_TYPES
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``report.json``: what was searched and what was written.
-
-    Attributes:
-        source, source_sha256: The FP32 file's name and digest.
-        target: Its name.
-        metric: "cosine", or the user's function.
-        samples: How many samples ranges were found on, and how many measured cosines.
-        calibration: Where they came from.
-        search: All evaluations, the ranking and the plan. With a user's plan there is only that one.
-        sha256, size_bytes: Of ``model.onnx``; "" and 0 when nothing was written.
-        score, kept, cosine: Of ``model.onnx`` itself, measured once more.
-        speedup: Over FP32 here; None where the target is another machine.
-    """
-
-    source: str
-    source_sha256: str
-    target: str
-    metric: str
-    samples: tuple[int, int]
-    calibration: Origin
-    search: SearchReport
-    sha256: str = ""
-    size_bytes: int = 0
-    source_bytes: int = 0
-    score: float | None = None
-    kept: float | None = None
-    cosine: float | None = None
-    speedup: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether a model was written."""
-        return bool(self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +210,7 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         smooth=settings.smooth,
         embeddings=settings.embeddings,
         make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
+        gains=None if task.on_cpu else roofline_gains(task.prepared, target),
         progress=task.progress,
     )
     return ranges, report

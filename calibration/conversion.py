@@ -16,7 +16,6 @@ from edgeglm.calibration.feeds import Feeds, batches_of
 from edgeglm.calibration.groups import WEIGHT_INPUT, Group, quantizable_groups, with_glue
 from edgeglm.calibration.modelopt_calls import fp8_model
 from edgeglm.calibration.ort_calls import (
-    RangeCollector,
     Ranges,
     dynamic_model,
     folded_model,
@@ -26,6 +25,7 @@ from edgeglm.calibration.ort_calls import (
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
 from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
+from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
 from edgeglm.calibration.source import source_sha256
 from edgeglm.core.digest import sha256_file

@@ -11,8 +11,9 @@ import numpy as np
 
 from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model, whole_plan
 from edgeglm.calibration.feeds import Batches
-from edgeglm.calibration.ort_calls import RangeCollector, Ranges
+from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
 

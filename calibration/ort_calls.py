@@ -1,18 +1,16 @@
-"""The only file that calls onnxruntime.quantization: its calibraters and quantizers, quiet, on copies."""
+"""ONNX Runtime's quantizers, quiet, on copies. Its calibraters are called in :mod:`.ranges`."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.errors import UserError
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
 
 Range = tuple[float, float]
 Ranges = Mapping[str, Mapping[Method, Range]]
-_PERCENTILE = 99.99
-_BINS = 2048
-_SHRINKS = 0.5 ** np.linspace(0.0, 4.0, 97)  # of the largest range, to a sixteenth of it
 _ERRORS_ONLY = 3
 
 
@@ -37,100 +32,6 @@ def fp32_session(model: bytes | str, *, threads: int = 1) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-class RangeCollector:
-    """Activation ranges of a model by several methods, in one pass over batches that it does not keep.
-
-    The calibraters are ONNX Runtime's. It has none for the least squared error, and ModelOpt's 0.47
-    answers with ranges that destroy a model (its call of ``fake_tensor_quant`` gives the bits as a bias),
-    so that one is found here, on ONNX Runtime's histogram. Only histograms stay, so that memory does not
-    grow with the samples.
-
-    Args:
-        model: FP32, with inferred shapes.
-        tensors: Names of the activations.
-        methods: What :meth:`ranges` is asked for.
-        threads: Threads inside an operator.
-    """
-
-    def __init__(
-        self, model: onnx.ModelProto, tensors: Collection[str], methods: Sequence[Method], *, threads: int = 1
-    ) -> None:
-        from onnxruntime.quantization.calibrate import HistogramCollector
-
-        self.methods = tuple(methods)
-        self.inputs = {value.name for value in model.graph.input} & set(tensors)
-        self.tensors = sorted(set(tensors) - self.inputs)
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeglm-ranges-")
-        path = Path(self._folder.name) / "augmented.onnx"
-        with_outputs(model, self.tensors, path)
-        self._session = fp32_session(str(path), threads=threads)
-        self._extremes: dict[str, Range] = {}
-        self._histograms = {
-            name: HistogramCollector(
-                method=name,
-                symmetric=False,
-                num_bins=_BINS if name == "percentile" else 128,
-                num_quantized_bins=128,
-                percentile=_PERCENTILE,
-                scenario="same",
-            )
-            for name in ("percentile", "entropy")
-            if name in self.methods or (name == "percentile" and "mse" in self.methods)
-        }
-
-    def __enter__(self) -> RangeCollector:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._session = None
-        self._folder.cleanup()
-
-    def see(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Run one batch and take its values into the histograms."""
-        values = dict(zip(self.tensors, self._session.run(self.tensors, dict(feeds)), strict=True))
-        values |= {name: feeds[name] for name in self.inputs}
-        for name, array in values.items():
-            low, high = float(array.min()), float(array.max())
-            seen = self._extremes.get(name, (low, high))
-            self._extremes[name] = (min(low, seen[0]), max(high, seen[1]))
-        with contextlib.redirect_stdout(io.StringIO()):
-            for histogram in self._histograms.values():
-                histogram.collect(values)
-
-    def ranges(self) -> dict[str, dict[Method, Range]]:
-        """Return the ranges found so far: tensor -> method -> (lowest, highest). More may be seen after."""
-        found: dict[str, dict[Method, Range]] = {name: {"max": r} for name, r in self._extremes.items()}
-        with contextlib.redirect_stdout(io.StringIO()):
-            for method, histogram in self._histograms.items():
-                for name, result in histogram.compute_collection_result().items():
-                    found[name][method] = self._within(name, float(result[0]), float(result[1]))
-        if "mse" in self.methods:
-            for name, (counts, edges, *_) in self._histograms["percentile"].get_histogram_dict().items():
-                found[name]["mse"] = self._within(name, *_least_squares(counts, edges, self._extremes[name]))
-        return found
-
-    def _within(self, name: str, low: float, high: float) -> Range:
-        """Clip a range to the values that were seen; one of no width is no range."""
-        least, most = self._extremes[name]
-        low, high = max(low, least), min(high, most)
-        return (low, high) if low < high else (least, most)
-
-
-def _least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any], extremes: Range) -> Range:
-    """Return the range whose 256 steps have the least squared error over a histogram."""
-    centres = (edges[1:] + edges[:-1]).astype(np.float64) / 2
-    low, high = min(extremes[0], 0.0), max(extremes[1], 0.0)  # a quantized range always holds zero
-
-    def error(shrink: float) -> float:
-        least, most = low * shrink, high * shrink
-        step = max((most - least) / 255, 1e-30)
-        rounded = np.clip(np.rint((centres - least) / step), 0, 255) * step + least
-        return float(np.sum(counts * (rounded - centres) ** 2))
-
-    best = min(_SHRINKS, key=error)
-    return float(low * best), float(high * best)
 
 
 def inferred_model(path: Path) -> onnx.ModelProto:

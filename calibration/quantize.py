@@ -11,34 +11,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
-from edgeglm.calibration.feeds import Batches
-from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import PrecisionPlan
-from edgeglm.calibration.policy import Int8Policy, policy_named
-from edgeglm.calibration.precision import (
-    ConversionReport,
-    HighPrecision,
-    fidelity,
-    fp16_from_fp32,
-    int8_from_fp32,
-)
-from edgeglm.calibration.schemes import Method, scheme_named
-from edgeglm.calibration.search import search_plan
+from edgeglm.calibration.policy import policy_named
+from edgeglm.calibration.precision import ConversionReport, HighPrecision
+from edgeglm.calibration.schemes import Method
 from edgeglm.calibration.sets import CalibrationSet
+from edgeglm.calibration.towers import TOWERS, Precision, TowerFile, TowerFiles
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.evaluate.parity import Parity
 
-Precision = Literal["fp32", "fp16", "int8"]
-TOWERS = ("image", "text")
 REPORT_NAME = "variants.json"
 
 Metrics = Mapping[str, Any]
@@ -51,12 +34,14 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         candidates: Variants besides FP32, in the order in which they are tried.
-        schemes: Tower -> name of an INT8 scheme that makes its file instead of its policy: on a CPU
-            the ones of ONNX Runtime, whose INT8 kernels a Q/DQ file of ModelOpt does not reach.
+        schemes: Tower -> names of INT8 schemes instead of its policy: on a CPU the ones of ONNX Runtime,
+            whose INT8 kernels a Q/DQ file of ModelOpt does not reach. Each is timed beside FP32, and the
+            fastest makes the file; a tower that none is faster for stays in high precision.
         methods: How ranges are found under a scheme: tried in turn until the gate passes.
         plans: Tower -> a plan that somebody wrote or a search found; taken as it is.
-        search_evaluations: The most files that the search for one tower's plan measures; 0 for none.
-        minimum_score: The score that the search must keep.
+        search_evaluations: The most files that the search for one tower's plan measures, where both
+            towers whole in INT8 fail; 0 for no search.
+        minimum_score: The score that both towers together must keep; the search asks each for half the loss.
         policies: Tower -> name of its shipped INT8 policy, where there is no scheme.
         high_precision: What INT8 graphs compute in elsewhere: "fp16" for TensorRT (on every SM),
             "fp32" for ONNX Runtime on a CPU, where FP16 is slow.
@@ -65,7 +50,7 @@ class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
-    schemes: dict[str, str] = {}
+    schemes: dict[str, tuple[str, ...]] = {}
     methods: tuple[Method, ...] = ("max",)
     plans: dict[str, PrecisionPlan] = {}
     search_evaluations: int = 0
@@ -112,39 +97,31 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``variants.json``: what travels, what was left out and why, and every evaluation made."""
+    """``variants.json``: what travels, what was left out and why, and every evaluation made.
+
+    ``speedups`` is tower -> scheme -> how many times faster than FP32 the whole tower was on this machine.
+    """
 
     variants: dict[str, Variant]
     left_out: dict[str, str]
     trials: dict[str, list[Trial]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Converted:
-    path: Path
-    precision: Precision
-    report: ConversionReport | None
-    fidelity: Parity
+    speedups: dict[str, dict[str, float]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     """What one run of :func:`make_candidates` carries from step to step."""
 
-    fp32_dir: Path
+    files: TowerFiles
     out_dir: Path
-    scratch: Path
-    calibration: CalibrationSet
     evaluate: Evaluate
     judge: Judge
     config: QuantizeConfig
     baseline: Metrics
-    progress: Progress
     trials: dict[str, list[Trial]] = field(default_factory=dict)
-    ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
 
 
-_Found = tuple[dict[str, _Converted], Trial]
+_Found = tuple[dict[str, TowerFile], Trial]
 
 
 def make_candidates(
@@ -159,8 +136,9 @@ def make_candidates(
 ) -> QuantizeReport:
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
-    Where the configuration lets it search, the most harmful groups of a tower return to high precision.
-    When INT8 of both towers fails, each tower is tried in INT8 beside the other in high precision. The
+    When INT8 of both towers fails and the configuration lets it search, the most harmful groups of each
+    return to high precision. When that fails too, each tower is tried in INT8 beside the other in high
+    precision. The
     best that passes becomes "int8", with the precision of each tower stated. What passes in no form is
     left out, and the report says why.
 
@@ -191,18 +169,18 @@ def make_candidates(
     try:
         with progress.task("Quantizing", total=None) as task:
             task.note("evaluating fp32")
-            fp32 = {t: _fp32_tower(t, fp32_dir, calibration) for t in TOWERS}
+            files = TowerFiles(
+                fp32_dir=fp32_dir, scratch=scratch, calibration=calibration, config=config, progress=progress
+            )
+            fp32 = {tower: files.fp32(tower) for tower in TOWERS}
             baseline = evaluate("fp32", {tower: made.path for tower, made in fp32.items()})
             work = _Work(
-                fp32_dir=fp32_dir,
+                files=files,
                 out_dir=out_dir,
-                scratch=scratch,
-                calibration=calibration,
                 evaluate=evaluate,
                 judge=judge,
                 config=config,
                 baseline=baseline,
-                progress=progress,
             )
             variants = {"fp32": _keep(work, "fp32", fp32, baseline)}
             left_out: dict[str, str] = {}
@@ -211,47 +189,78 @@ def make_candidates(
                 found = _fp16(work) if name == "fp16" else _int8(work)
                 task.advance()
                 if found is None:
-                    left_out[name] = _reasons(work.trials[name])
+                    left_out[name] = _reasons(work, name)
                 else:
                     made, trial = found
                     variants[name] = _keep(work, name, made, trial.metrics)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    report = QuantizeReport(variants=variants, left_out=left_out, trials=work.trials)
+    report = QuantizeReport(variants=variants, left_out=left_out, trials=work.trials, speedups=files.speedups)
     _write_report(out_dir / REPORT_NAME, report)
     return report
 
 
 def _fp16(work: _Work) -> _Found | None:
-    made = {tower: _fp16_tower(work, tower) for tower in TOWERS}
+    made = {tower: work.files.fp16(tower) for tower in TOWERS}
     trial = _try(work, "fp16", made)
     return (made, trial) if trial.verdict.passed else None
 
 
 def _int8(work: _Work) -> _Found | None:
-    """Both towers in INT8, else the better mix with high precision.
-
-    High precision is FP16 where the target computes in it, and FP32 on a CPU, where FP16 is slow.
-    """
+    """Both towers whole in INT8, else both by a searched plan, else the better mix with high precision."""
+    files = work.files
+    paying = [tower for tower in TOWERS if files.pays(tower)]
+    if not paying:
+        return None
+    high = {tower: files.high(tower) for tower in TOWERS}
+    methods = work.config.methods if any(files.is_open(tower) for tower in TOWERS) else ("max",)
     tried = []
-    for method in work.config.methods if any(_is_open(work, tower) for tower in TOWERS) else ("max",):
-        int8 = {tower: _tower_by_method(work, tower, method) for tower in TOWERS}
+    for method in methods:
+        int8 = {**high, **{tower: files.int8(tower, method) for tower in paying}}
         trial = _try(work, "int8", int8)
         if trial.verdict.passed:
             return int8, trial
         tried.append((trial.verdict.score, int8))
+    if work.config.search_evaluations:
+        searched = _searched(work, paying)
+        if searched:
+            planned = {tower: int8[tower] for tower in paying if tower in work.config.plans}
+            made = {**high, **planned, **searched}
+            trial = _try(work, "int8", made)
+            if trial.verdict.passed:
+                return made, trial
     int8 = max(tried, key=lambda found: found[0])[1]
-    high = {tower: _high_tower(work, tower) for tower in TOWERS}
-    mixes = [{**high, tower: int8[tower]} for tower in TOWERS]
+    mixes = [{**high, tower: int8[tower]} for tower in paying] if len(paying) > 1 else []
     passing = [found for mix in mixes if (found := (mix, _try(work, "int8", mix)))[1].verdict.passed]
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
 
 
-def _reasons(trials: Sequence[Trial]) -> str:
+def _searched(work: _Work, towers: Sequence[str]) -> dict[str, TowerFile]:
+    """Return the towers by plans that cost each its part of what both may lose; none for one without."""
+
+    def score(paths: Mapping[str, Path]) -> float:
+        return work.judge(work.evaluate("int8", paths), work.baseline).score
+
+    part = 1 - (1 - work.config.minimum_score) / len(towers)
+    plans = {
+        tower: work.files.searched(tower, score, part) for tower in towers if tower not in work.config.plans
+    }
+    return {tower: work.files.by_plan(tower, plan) for tower, plan in plans.items() if plan is not None}
+
+
+def _reasons(work: _Work, name: str) -> str:
+    trials = work.trials.get(name)
+    if not trials:
+        times = ", ".join(
+            f"{tower} {scheme} {gain:.2f} x"
+            for tower, timed in sorted(work.files.speedups.items())
+            for scheme, gain in sorted(timed.items())
+        )
+        return f"no INT8 scheme is faster than FP32 on this machine ({times})"
     return "; ".join(f"{_label(trial.precisions)}: {trial.verdict.reason}" for trial in trials)
 
 
-def _try(work: _Work, name: str, made: Mapping[str, _Converted]) -> Trial:
+def _try(work: _Work, name: str, made: Mapping[str, TowerFile]) -> Trial:
     metrics = dict(work.evaluate(name, {tower: tower_made.path for tower, tower_made in made.items()}))
     trial = Trial(
         precisions={tower: tower_made.precision for tower, tower_made in made.items()},
@@ -263,128 +272,7 @@ def _try(work: _Work, name: str, made: Mapping[str, _Converted]) -> Trial:
     return trial
 
 
-def _fp32_tower(tower: str, fp32_dir: Path, calibration: CalibrationSet) -> _Converted:
-    path = fp32_dir / f"{tower}.onnx"
-    same = fidelity(path, path, calibration.batches(tower)[:1])
-    return _Converted(path=path, precision="fp32", report=None, fidelity=same)
-
-
-def _fp16_tower(work: _Work, tower: str) -> _Converted:
-    out = work.scratch / f"{tower}-fp16.onnx"
-    record = work.scratch / f"{tower}-fp16.json"
-    if record.is_file():  # already made for the FP16 candidate
-        report = msgspec.json.decode(record.read_bytes(), type=ConversionReport)
-    else:
-        few = work.calibration.batches(tower, work.config.fp16_samples)
-        report = fp16_from_fp32(work.fp32_dir / f"{tower}.onnx", out, few)
-        record.write_bytes(msgspec.json.encode(report))
-    return _measured(work, tower, out, "fp16", report)
-
-
-def _high_tower(work: _Work, tower: str) -> _Converted:
-    if work.config.high_precision == "fp16":
-        return _fp16_tower(work, tower)
-    return _fp32_tower(tower, work.fp32_dir, work.calibration)
-
-
-def _is_open(work: _Work, tower: str) -> bool:
-    """Whether another method may give another file."""
-    scheme = work.config.schemes.get(tower, "")
-    fixed = tower in work.config.plans or work.config.search_evaluations
-    return bool(scheme) and not fixed and scheme_named(scheme).activation != "dynamic"
-
-
-def _tower_by_method(work: _Work, tower: str, method: Method) -> _Converted:
-    """Return a tower in INT8: by its plan, by a searched one, by its scheme, else by its policy."""
-    config = work.config
-    scheme = config.schemes.get(tower, "")
-    if tower not in config.plans and not scheme and not config.search_evaluations:
-        return _int8_tower(work, tower, _policy(work, tower))
-    seen, _ = _split(work, tower)
-    if tower not in work.ready:
-        prepared = prepared_model(work.fp32_dir / f"{tower}.onnx")
-        methods = tuple(dict.fromkeys((*config.methods, *_methods(config.plans.get(tower)))))
-        work.ready[tower] = prepared, ranges_from_batches(prepared, seen, methods)
-    prepared, ranges = work.ready[tower]
-    plan = config.plans.get(tower)
-    if plan is None and config.search_evaluations:
-        plan = _searched(work, tower, scheme or "tensorrt", prepared, ranges)
-    if plan is None:
-        plan = whole_plan(prepared, scheme or "tensorrt", method, config.high_precision)
-    out = work.scratch / f"{tower}-{plan.scheme}-{method}.onnx"
-    report = file_by_plan(prepared, out, plan, ranges, seen)
-    return _measured(work, tower, out, "int8", report)
-
-
-def _methods(plan: PrecisionPlan | None) -> tuple[Method, ...]:
-    return () if plan is None else tuple(plan.int8_nodes.values())
-
-
-def _searched(
-    work: _Work, tower: str, scheme: str, prepared: Prepared, ranges: Ranges
-) -> PrecisionPlan | None:
-    """Search a plan on the task's metric, the other tower in FP32; None if none is found."""
-    config = work.config
-    _, held_out = _split(work, tower)
-    fp32 = {name: work.fp32_dir / f"{name}.onnx" for name in TOWERS}
-    if (done := work.scratch / f"{tower}-plan.json").is_file():
-        return msgspec.json.decode(done.read_bytes(), type=PrecisionPlan)
-
-    def measure(path: Path) -> tuple[float, Parity]:
-        metrics = work.evaluate("int8", {**fp32, tower: path})
-        return work.judge(metrics, work.baseline).score, fidelity(path, fp32[tower], held_out)
-
-    report = search_plan(
-        prepared,
-        ranges,
-        (scheme_named(scheme),),
-        measure=measure,
-        baseline=1.0,
-        gate=config.minimum_score,
-        scratch=work.scratch,
-        methods=config.methods,
-        evaluations=config.search_evaluations,
-        high_precision=config.high_precision,
-        progress=work.progress,
-    )
-    if report.chosen is not None:
-        done.write_bytes(msgspec.json.encode(report.chosen))
-    return report.chosen
-
-
-def _int8_tower(work: _Work, tower: str, policy: Int8Policy) -> _Converted:
-    out = work.scratch / f"{tower}-int8.onnx"
-    seen, _ = _split(work, tower)
-    report = int8_from_fp32(
-        work.fp32_dir / f"{tower}.onnx",
-        out,
-        seen,
-        policy=policy,
-        high_precision=work.config.high_precision,
-    )
-    return _measured(work, tower, out, "int8", report)
-
-
-def _policy(work: _Work, tower: str) -> Int8Policy:
-    return policy_named(work.config.policies[tower])
-
-
-def _split(work: _Work, tower: str) -> tuple[Batches, Batches]:
-    """Return the batches that ranges are found on, and those that the cosine is measured on."""
-    batches = work.calibration.batches(tower)
-    held = max(1, min(len(batches) // 2, -(-work.config.held_out // work.calibration.record.batch_size)))
-    return (batches[:-held], batches[-held:]) if len(batches) > 1 else (batches, batches)
-
-
-def _measured(
-    work: _Work, tower: str, path: Path, precision: Precision, report: ConversionReport
-) -> _Converted:
-    _, held_out = _split(work, tower)
-    measured = fidelity(path, work.fp32_dir / f"{tower}.onnx", held_out)
-    return _Converted(path=path, precision=precision, report=report, fidelity=measured)
-
-
-def _keep(work: _Work, name: str, made: Mapping[str, _Converted], metrics: Metrics) -> Variant:
+def _keep(work: _Work, name: str, made: Mapping[str, TowerFile], metrics: Metrics) -> Variant:
     folder = work.out_dir / name
     folder.mkdir(parents=True, exist_ok=True)
     for tower, tower_made in made.items():

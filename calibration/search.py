@@ -7,13 +7,13 @@
    says of a prefix of the ranking is found by halving.
 4. Pareto: the rest of the evaluations goes to taking groups back, the largest first, while the gate holds.
 
-Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target), the share of
-INT8 weights stands in for it, only to order what is tried; the device decides by timing.
+Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target), the target's
+roofline stands in for it, only to order what is tried; the device decides by timing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,73 +26,21 @@ from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import Embeddings, PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.calibration.scoring import Measure
+from edgeglm.calibration.search_report import (
+    Evaluated,
+    Ranked,
+    SchemeTime,
+    SearchReport,
+    Step,
+    explained,
+    frontier,
+    pace,
+    worth_mending,
+)
 from edgeglm.calibration.speed import MIN_GAIN, Speedup
 from edgeglm.core.progress import Progress, QuietProgress, Task
 
-Step = Literal["scheme", "alone", "greedy", "pareto"]
 _SPARES = 3
-_CLEARLY = 1.1  # two timings of one file differ by several percent
-
-
-class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file that was made and measured.
-
-    Attributes:
-        step: What it was made for.
-        scheme, methods: How.
-        high: Groups in high precision.
-        int8_share: Share of the weights that are INT8.
-        score: The metric's value; cosine without a metric.
-        kept: Score over FP32's.
-        cosine: Mean cosine to FP32 on samples that no range was found on.
-        speedup: Over FP32 on this machine; None where it was not measured.
-        passed: Whether it is above the gate.
-    """
-
-    step: Step
-    scheme: str
-    method: Method
-    high: tuple[str, ...]
-    int8_share: float
-    score: float
-    kept: float
-    cosine: float
-    speedup: float | None
-    passed: bool
-
-
-class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one group costs when it alone is INT8: metric lost (of FP32's) and cosine."""
-
-    group: str
-    nodes: tuple[str, ...]
-    lost: float
-    cosine: float
-
-
-class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a search.
-
-    Attributes:
-        gate: The least share of FP32's score that passes.
-        baseline: FP32's score.
-        evaluations: In the order in which they were made; the same every time but for ``speedup``.
-        ranking: The most harmful group first; empty if no ranking was needed.
-        frontier: Places in ``evaluations`` of those that no other beats in both speed and score.
-        chosen: The plan, or None when nothing passes the gate.
-        others: The next best that pass, for the case that the chosen one's final file does not: on a
-            TensorRT target that one computes in FP16 besides, and what was measured in FP32.
-        reason: Why that, or why nothing.
-    """
-
-    gate: float
-    baseline: float
-    evaluations: tuple[Evaluated, ...]
-    ranking: tuple[Ranked, ...]
-    frontier: tuple[int, ...]
-    chosen: PrecisionPlan | None
-    reason: str
-    others: tuple[PrecisionPlan, ...] = ()
 
 
 @dataclass
@@ -111,6 +59,8 @@ class _Search:
     embeddings: Embeddings
     make: Callable[[Path, PrecisionPlan], object] | None
     groups: tuple[Group, ...]
+    gains: Mapping[str, float]
+    timings: list[SchemeTime] = field(default_factory=list)
     done: list[Evaluated] = field(default_factory=list)
     plans: list[PrecisionPlan] = field(default_factory=list)
     known: dict[tuple[str, str, tuple[str, ...]], Evaluated] = field(default_factory=dict)
@@ -138,6 +88,11 @@ class _Search:
             group=groups,
         )
 
+    def gain(self, group: Group) -> float:
+        """What INT8 saves of a group by the roofline; without one, its weights."""
+        found = sum(self.gains.get(node, 0.0) for node in group.nodes)
+        return found if found > 0 else group.weights * 1e-15
+
     def file(self, plan: PrecisionPlan) -> Path:
         path = self.scratch / "candidate.onnx"
         if self.make is not None:
@@ -156,6 +111,7 @@ class _Search:
         score, parity = self.measure(path)
         kept = score / self.baseline if self.baseline > 0 else float("nan")
         total = sum(group.weights for group in self.groups)
+        whole = sum(self.gain(group) for group in self.groups)
         # Alone, a group shows what it costs; nobody would ship it, so its time is not taken.
         speedup = self.speedup(path) if self.speedup and step != "alone" else None
         found = Evaluated(
@@ -164,6 +120,7 @@ class _Search:
             method=method,
             high=tuple(sorted(high)),
             int8_share=round(sum(g.weights for g in self.groups if g.name not in high) / total, 4),
+            saved=round(sum(self.gain(g) for g in self.groups if g.name not in high) / whole, 4),
             score=score,
             kept=kept,
             cosine=parity.mean_cosine,
@@ -205,6 +162,7 @@ def search_plan(
     smooth: float = 0.0,
     embeddings: Embeddings = "high",
     make: Callable[[Path, PrecisionPlan], object] | None = None,
+    gains: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> SearchReport:
     """Find the fastest plan that keeps ``gate`` of the baseline.
@@ -224,6 +182,7 @@ def search_plan(
         smooth: SmoothQuant's alpha, with which ``prepared`` was made.
         embeddings: What plans say about embedding tables.
         make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
+        gains: Node -> seconds that INT8 saves by the roofline, to order what is tried.
         progress: Told of each evaluation.
     """
     with (progress or QuietProgress()).task("Searching a precision plan", total=evaluations) as task:
@@ -243,41 +202,31 @@ def search_plan(
             embeddings=embeddings,
             make=make,
             groups=tuple(groups),
+            gains=gains or {},
         )
         paying = _paying(search, schemes)
         starts = _starts(search, paying, methods)
         ranking: tuple[Ranked, ...] = ()
-        best = min(starts, key=lambda e: (e.passed, _pace(e)), default=None)
-        wanted = [e for e in starts if not e.passed and (best is None or _worth(e, starts))]
+        best = min(starts, key=lambda e: (e.passed, pace(e)), default=None)
+        wanted = [e for e in starts if not e.passed and (best is None or worth_mending(e, starts))]
         if wanted and len(groups) > 1:
-            lead = max(wanted, key=_pace)
+            lead = max(wanted, key=pace)
             ranking = _ranking(search, lead)
-            for start in sorted(wanted, key=_pace, reverse=True):
+            for start in sorted(wanted, key=pace, reverse=True):
                 _greedy(search, start, ranking)
         return _concluded(search, ranking, bool(paying))
-
-
-def _pace(found: Evaluated) -> float:
-    """Order by measured speed, else by how much is INT8."""
-    return found.speedup if found.speedup is not None else found.int8_share
-
-
-def _worth(found: Evaluated, starts: Sequence[Evaluated]) -> bool:
-    """Whether a failing start may still beat the fastest that passes: only then is it mended."""
-    passing = [_pace(e) for e in starts if e.passed]
-    return not passing or _pace(found) > _CLEARLY * max(passing)
 
 
 def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
     """Return the schemes that are faster than FP32 with everything in INT8; all, where nothing is timed."""
     if search.speedup is None:
         return list(schemes)
-    gains = []
     for scheme in schemes:
         search.task.note(f"timing {scheme.name}")
         path = search.file(search.plan(scheme.name, "max", ()))
-        gains.append((search.speedup(path), scheme))
-    return [scheme for gain, scheme in gains if gain > MIN_GAIN]
+        search.timings.append(SchemeTime(scheme=scheme.name, speedup=round(search.speedup(path), 3)))
+    paying = {timed.scheme for timed in search.timings if timed.speedup > MIN_GAIN}
+    return [scheme for scheme in schemes if scheme.name in paying]
 
 
 def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method]) -> list[Evaluated]:
@@ -330,8 +279,8 @@ def _greedy(search: _Search, start: Evaluated, ranking: Sequence[Ranked]) -> Non
     if passing is None:
         return
     returned = list(passing.high)
-    sizes = {group.name: group.weights for group in search.groups}
-    for name in sorted(returned, key=lambda n: -sizes[n]):
+    sizes = {group.name: search.gain(group) for group in search.groups}
+    for name in sorted(returned, key=lambda n: (-sizes[n], n)):
         if search.left <= 0:
             return
         fewer = [other for other in returned if other != name]
@@ -346,7 +295,7 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         for evaluated, plan in zip(search.done, search.plans, strict=True)
         if evaluated.step != "alone" and evaluated.passed
     ]
-    candidates.sort(key=lambda found: (_pace(found[0]), found[0].kept), reverse=True)
+    candidates.sort(key=lambda found: (pace(found[0]), found[0].kept), reverse=True)
     chosen: PrecisionPlan | None = None
     others: tuple[PrecisionPlan, ...] = ()
     if timed and not any_paid:
@@ -355,50 +304,22 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         reason = f"nothing keeps {search.gate:g} of FP32"
     else:
         best, plan = candidates[0]
-        if timed and _pace(best) <= MIN_GAIN:
+        if timed and pace(best) <= MIN_GAIN:
             reason = "what passes the gate is not faster than FP32 on this machine"
         else:
             speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""
             reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
-            chosen = _explained(plan, best, ranking, reason)
-            others = tuple(_explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
+            chosen = explained(plan, best, ranking, reason)
+            others = tuple(explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
     return SearchReport(
         gate=search.gate,
         baseline=search.baseline,
         evaluations=tuple(search.done),
         ranking=ranking,
-        frontier=tuple(_frontier(search.done)),
+        frontier=tuple(frontier(search.done)),
         chosen=chosen,
         reason=reason,
         others=others,
+        timings=tuple(search.timings),
+        order="timed" if timed else "roofline",
     )
-
-
-def _explained(
-    plan: PrecisionPlan, best: Evaluated, ranking: Sequence[Ranked], summary: str
-) -> PrecisionPlan:
-    """Write into each group what was measured of it."""
-    alone: Mapping[str, Ranked] = {ranked.group: ranked for ranked in ranking}
-
-    def reason(group: PlanGroup) -> str:
-        if group.name not in alone:
-            return "the whole model passed in INT8"
-        found = alone[group.name]
-        said = f"alone in INT8 it costs {found.lost:.4f} of the metric, cosine {found.cosine:.5f}"
-        return said if group.name not in best.high else f"returned: {said}"
-
-    groups = tuple(msgspec.structs.replace(group, reason=reason(group)) for group in plan.group)
-    return msgspec.structs.replace(plan, group=groups, summary=summary)
-
-
-def _frontier(done: Sequence[Evaluated]) -> Iterator[int]:
-    places = [i for i, found in enumerate(done) if found.step != "alone"]
-    for i in places:
-        beaten = any(
-            _pace(done[j]) >= _pace(done[i])
-            and done[j].kept >= done[i].kept
-            and (_pace(done[j]), done[j].kept) != (_pace(done[i]), done[i].kept)
-            for j in places
-        )
-        if not beaten:
-            yield i

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from edgeglm.build.evaluations import exported_on_tracks, read_preprocessing
-from edgeglm.build.pools import gate_pools, pool_gates
+from edgeglm.build.evaluations import read_preprocessing
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.calibration.plan import PrecisionPlan, plan_from_file
 from edgeglm.calibration.quantize import QuantizeConfig as CandidatesConfig
-from edgeglm.calibration.quantize import Verdict, make_candidates
+from edgeglm.calibration.quantize import make_candidates
 from edgeglm.calibration.schemes import Method, cpu_schemes
 from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
 from edgeglm.core.digest import sha256_bytes
@@ -25,8 +25,6 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.evaluate.gates import Verdict as GateVerdict
-from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
 from edgeglm.targets.schema import Target
 
 #: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
@@ -37,7 +35,8 @@ _PHRASES = 2000  # candidates for the text calibration set
 class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The recipe's table, the gate, what INT8 graphs compute in besides, and what makes them.
 
-    ``schemes`` depends on the instructions of the machine that builds for a CPU, so they are in the key.
+    ``schemes`` are what the instructions of the machine that builds for a CPU may like, so they are in the
+    key; which of them makes the files is timed.
     """
 
     quantize: QuantizeConfig
@@ -45,7 +44,7 @@ class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     minimum_ratio: float
     high_precision: Literal["fp16", "fp32"]
     seed: int
-    schemes: dict[str, str] = {}
+    schemes: dict[str, tuple[str, ...]] = {}
     plans: dict[str, PrecisionPlan] = {}
 
 
@@ -59,6 +58,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
     name = "quantize"
     code: ClassVar[tuple[str, ...]] = (
         "edgeglm.build.quantize_stage",
+        "edgeglm.build.tower_scores",
         "edgeglm.build.pools",
         "edgeglm.calibration",
         "edgeglm.evaluate",
@@ -71,27 +71,13 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Draw the set, make the candidates, evaluate each on its very file."""
         pairs, exported = PairSet.open(inputs["pairs"]), inputs["export"].path
-        pools = gate_pools(pairs.tracks)
-        embeddings: dict[str, Any] = {}
-
-        def evaluate(_: str, files: Mapping[str, Path]) -> dict[str, Any]:
-            try:
-                metrics, rows = exported_on_tracks(files, pairs, exported, context.threads, self.config.seed)
-            except UnusableEmbeddingsError as error:
-                return {"unusable": str(error)}
-            key = tuple(sha256_bytes(path.read_bytes()) for _, path in sorted(files.items()))
-            embeddings[repr(key)] = rows
-            return msgspec.to_builtins(metrics)  # type: ignore[no-any-return]
-
-        def judge(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> Verdict:
-            if "unusable" in metrics:
-                return Verdict(passed=False, score=0.0, reason=str(metrics["unusable"]))
-            found, reference = _typed(metrics), _typed(baseline)
-            gates = pool_gates("mAP@10 / FP32", found, reference, pools, self.config.minimum_ratio)
-            verdict = GateVerdict(candidate="it", gates=gates)
-            score = min(gate.value for gate in gates)
-            return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
-
+        scores = TowerScores(
+            pairs,
+            exported,
+            threads=context.threads,
+            seed=self.config.seed,
+            minimum=self.config.minimum_ratio,
+        )
         with context.store.scratch() as scratch:
             calibration = calibration_set_from_arrays(
                 scratch / "calibration",
@@ -107,8 +93,8 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                 scratch / "fp32",
                 scratch / "models",
                 calibration,
-                evaluate=evaluate,
-                judge=judge,
+                evaluate=lambda _, files: scores.metrics(files),
+                judge=scores.judged,
                 config=CandidatesConfig(
                     candidates=self.config.candidates,
                     policies={
@@ -128,9 +114,9 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                 shutil.copytree(scratch / "models" / variant, out / "models" / variant)
             shutil.copyfile(calibration.folder / "calibration.json", out / "calibration.json")
         gallery = gallery_rows(pairs)
-        for name, kept in report.variants.items():
-            key = tuple(sha for _, sha in sorted(kept.sha256.items()))
-            np.save(out / f"embeddings-{name}.npy", embeddings[repr(key)][gallery])
+        for name in report.variants:
+            rows = scores.image_rows(out / "models" / name / "image.onnx")
+            np.save(out / f"embeddings-{name}.npy", rows[gallery])
         tried = msgspec.to_builtins(report)
         (out / "variants.json").write_text(json.dumps(tried, indent=1, sort_keys=True))
         (out / "precision_plan.json").write_text(json.dumps(_plan(tried), indent=1, sort_keys=True))
@@ -144,7 +130,7 @@ def quantize_config(
     on_cpu = target.kind == "cpu"
     flags = cpu_flags()
     schemes = {
-        tower: cpu_schemes(flags, convolutions=tower == "image")[0 if tower == "image" else 1].name
+        tower: tuple(scheme.name for scheme in cpu_schemes(flags, convolutions=tower == "image"))
         for tower in ("image", "text")
     }
     paths = {"image": recipe.quantize.image_plan, "text": recipe.quantize.text_plan}
@@ -206,10 +192,6 @@ def _texts(pairs: PairSet, targets: Path) -> list[str]:
     asked = {query.text for track in pairs.tracks for query in track.queries}
     texts: list[str] = json.loads((targets / "texts.json").read_text("utf-8"))
     return [text for text in texts if text not in asked][:_PHRASES]
-
-
-def _typed(metrics: Mapping[str, Any]) -> dict[str, TrackMetrics]:
-    return msgspec.convert(dict(metrics), dict[str, TrackMetrics])
 
 
 def _plan(tried: Mapping[str, Any]) -> dict[str, Any]:

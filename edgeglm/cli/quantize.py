@@ -13,11 +13,11 @@ from edgeglm.cli.calibrate import drawing_options
 from edgeglm.cli.console import App, human_bytes, json_option
 
 if TYPE_CHECKING:
-    from edgeglm.calibration.any_model import Outcome
     from edgeglm.calibration.drawing import Drawing
     from edgeglm.calibration.feeds import Batches
     from edgeglm.calibration.origin import Origin
-    from edgeglm.calibration.search import SearchReport
+    from edgeglm.calibration.outcome import Outcome
+    from edgeglm.calibration.search_report import SearchReport
 
 _METHODS = ("max", "percentile", "entropy", "mse")
 _OPS = ("Conv", "Gemm", "MatMul")
@@ -73,7 +73,8 @@ def command(
     """
     import msgspec
 
-    from edgeglm.calibration.any_model import Settings, quantize_onnx
+    from edgeglm.calibration.any_model import quantize_onnx
+    from edgeglm.calibration.outcome import Settings
     from edgeglm.calibration.plan import plan_from_file
     from edgeglm.calibration.scoring import metric_from_name
     from edgeglm.targets.schema import load_target
@@ -139,6 +140,7 @@ def _batches(
 
 def _show(app: App, outcome: Outcome, output: Path) -> None:
     report = outcome.search
+    _timings(app, report)
     _ranking(app, report)
     _evaluations(app, report)
     if outcome.passed:
@@ -148,6 +150,15 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
             f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
         )
         app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
+
+
+def _timings(app: App, report: SearchReport) -> None:
+    """Show what every scheme gains, which is all there is to see where none does."""
+    if report.timings:
+        rows = [(timed.scheme, f"{timed.speedup:.2f}") for timed in report.timings]
+        app.table(["the whole model by scheme", ">x FP32 here"], rows)
+    elif report.order == "roofline" and report.evaluations:
+        app.note("speed is not measured here: the roofline orders the search, and the device times the file")
 
 
 def _ranking(app: App, report: SearchReport) -> None:

@@ -188,15 +188,16 @@ class ExportConfig(Section, frozen=True, kw_only=True):
 class QuantizeConfig(Section, frozen=True, kw_only=True):
     """Which candidates are made and on how many calibration samples.
 
-    ``search_evaluations`` lets the build search each tower's INT8 plan on the task's metric, measuring so
-    many files at most; ``image_plan`` and ``text_plan`` are paths of plans to apply instead.
+    Where both towers whole in INT8 fail the gate, ``search_evaluations`` lets the build search each tower's
+    plan on the task's metric, measuring so many files at most; ``image_plan`` and ``text_plan`` are paths
+    of plans to apply instead.
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
     calibration_samples: Positive = 128
     image_policy: str = "linear-and-conv"
     text_policy: str = "expanding"
-    search_evaluations: Count = 0
+    search_evaluations: Count = 12
     image_plan: str = ""
     text_plan: str = ""
 

@@ -35,7 +35,8 @@ from quantization_models import (
     subjects,
 )
 
-from edgeglm.calibration.any_model import Outcome, Settings, quantize_onnx
+from edgeglm.calibration.any_model import quantize_onnx
+from edgeglm.calibration.outcome import Outcome, Settings
 from edgeglm.calibration.precision import fidelity
 from edgeglm.core.store import Store, default_store_root
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine

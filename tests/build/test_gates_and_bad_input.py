@@ -10,10 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from edgeglm.build.evaluations import exported_on_tracks
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.verify import open_bundle
 from tests.build.conftest import Project, Said
 
@@ -47,15 +46,15 @@ def test_below_a_gate_nothing_is_packed(
 def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
     project: Project, cold: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worse_at_fp16(towers: Mapping[str, Path], *others: Any) -> Any:
-        metrics, rows = exported_on_tracks(towers, *others)
-        if towers["image"].parent.name != "fp32":
-            value = metrics["held-out"].map10.value / 2
-            half = msgspec.structs.replace(metrics["held-out"].map10, value=value)
-            metrics = {"held-out": msgspec.structs.replace(metrics["held-out"], map10=half)}
-        return metrics, rows
+    measured = TowerScores.metrics
 
-    monkeypatch.setattr("edgeglm.build.quantize_stage.exported_on_tracks", worse_at_fp16)
+    def worse_at_fp16(self: TowerScores, files: Mapping[str, Path]) -> dict[str, Any]:
+        found = measured(self, files)
+        if files["image"].parent.name != "fp32":
+            found["held-out"]["map10"]["value"] /= 2
+        return found
+
+    monkeypatch.setattr(TowerScores, "metrics", worse_at_fp16)
     changed = ("--set", 'quantize.candidates=["fp16"]', "--set", "gates.quantized_ratio=0.98")
     said = project.build("jetson-orin-nano", *changed, output=tmp_path / "bundle")
     assert said.code == 0, said.err

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgeglm.calibration.any_model import Settings, quantize_onnx, split_batches
+from edgeglm.calibration.any_model import quantize_onnx, split_batches
 from edgeglm.calibration.conversion import int8_by_plan, prepared_model, ranges_from_batches
 from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes, x86_sums_16_bits

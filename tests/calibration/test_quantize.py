@@ -34,6 +34,12 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
     return calibration_set_from_arrays(folder, towers, preprocessing={}, samples=16, batch_size=4)
 
 
+@pytest.fixture(autouse=True)
+def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small are not faster in INT8, which is not what most of these tests ask."""
+    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: lambda _: 1.5)
+
+
 class Measured:
     """An evaluation that gives each pair of precisions a score, and remembers the files it saw."""
 
@@ -108,7 +114,7 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
         judge=_judge,
         config=QuantizeConfig(
             candidates=("int8",),
-            schemes={"image": "u8s8-chains", "text": scheme} if scheme else {},
+            schemes={"image": ("u8s8-chains",), "text": (scheme,)} if scheme else {},
             search_evaluations=6,
             high_precision="fp32" if scheme else "fp16",
         ),
@@ -117,7 +123,47 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
     assert conversion.plan is not None
     assert conversion.quantized_nodes == ("up/MatMul",)
     assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
-    assert len(measured) <= 2 * 6 + 2
+    assert len(measured) <= 2 * 6 + 3  # FP32, both whole, both searched
+
+
+def test_on_a_cpu_the_fastest_scheme_makes_the_tower_and_one_that_never_pays_stays_in_fp32(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(path: Path) -> float:
+        if path.name.startswith("image"):
+            return 0.7
+        return 1.9 if "-dynamic-" in path.name else 1.4
+
+    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: timed)
+    config = QuantizeConfig(
+        candidates=("int8",),
+        schemes={"image": ("u8s8-chains",), "text": ("u8s8", "dynamic")},
+        high_precision="fp32",
+    )
+    report = make_candidates(
+        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=_judge, config=config
+    )
+    made = report.variants["int8"]
+    assert made.precisions == {"image": "fp32", "text": "int8"}
+    assert made.conversions["text"].plan is not None
+    assert made.conversions["text"].plan.scheme == "dynamic"
+    assert report.speedups == {"image": {"u8s8-chains": 0.7}, "text": {"u8s8": 1.4, "dynamic": 1.9}}
+
+
+def test_no_int8_travels_where_nothing_is_faster_and_the_times_say_so(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: lambda _: 0.5)
+    config = QuantizeConfig(
+        candidates=("int8",),
+        schemes={"image": ("u8s8-chains",), "text": ("u8s8",)},
+        high_precision="fp32",
+    )
+    report = make_candidates(
+        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=_judge, config=config
+    )
+    assert sorted(report.variants) == ["fp32"]
+    assert "image u8s8-chains 0.50 x" in report.left_out["int8"]
 
 
 def _reads_float(path: Path, layer: str) -> bool:
@@ -138,7 +184,9 @@ def test_a_plan_that_somebody_wrote_is_applied_as_it_is(
         calibration,
         evaluate=Measured({}),
         judge=_judge,
-        config=QuantizeConfig(candidates=("int8",), plans={"text": plan}, schemes={"image": "u8s8-chains"}),
+        config=QuantizeConfig(
+            candidates=("int8",), plans={"text": plan}, schemes={"image": ("u8s8-chains",)}
+        ),
     )
     assert report.variants["int8"].conversions["text"].plan == plan
     assert report.variants["int8"].conversions["text"].quantized_nodes == ("up/MatMul",)

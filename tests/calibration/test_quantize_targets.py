@@ -14,9 +14,10 @@ pytest.importorskip("modelopt")
 
 import onnx
 
-from edgeglm.calibration.any_model import Settings, quantize_onnx
+from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import prepared_model, whole_plan
 from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import plan_from_file
 from edgeglm.calibration.precision import fp16_from_fp32
 from edgeglm.calibration.source import source_bytes, source_sha256
