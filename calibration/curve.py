@@ -14,8 +14,11 @@ from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.ranges import RangeCollector
+from edgeglm.calibration.schemes import Method, x86_sums_16_bits
+from edgeglm.calibration.scoring import Metric, score_of
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
+from edgeglm.engines.environment import cpu_flags
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,11 +26,13 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Attributes:
         samples: How many.
+        kept: What is kept of FP32's score by a user's metric; None without one.
         mean_cosine, min_cosine: To FP32, on samples that no point's ranges were found on.
         moved: Mean change of the ranges' widths since the point before; 1 at the first.
     """
 
     samples: int
+    kept: float | None = None
     mean_cosine: float
     min_cosine: float
     moved: float
@@ -45,28 +50,39 @@ def sizes_from_text(text: str) -> list[int]:
 
 
 def curve_of_sizes(
-    onnx_path: Path, batches: Batches, sizes: Sequence[int], *, progress: Progress | None = None
+    onnx_path: Path,
+    batches: Batches,
+    sizes: Sequence[int],
+    *,
+    method: Method = "max",
+    metric: Metric | None = None,
+    progress: Progress | None = None,
 ) -> list[Point]:
-    """Measure the whole model in static INT8 for each size; ranges by the largest value, found once.
+    """Measure the whole model in static INT8 for each size, each sample run once for all sizes.
 
-    The last quarter of the samples only measures. Raises UserError when a size leaves none for it.
+    Args:
+        onnx_path: The FP32 model.
+        batches: The samples; the last quarter only measures cosines.
+        sizes: Ascending.
+        method: How ranges are found.
+        metric: A user's score of a file, measured on each point's file.
+        progress: Told of each point.
+
+    Raises UserError when a size leaves no sample to measure on.
     """
-    held = max(1, batches.samples // 4)
-    most = batches.samples - held
-    if sizes[-1] > most:
-        raise UserError(
-            f"{batches.samples} samples leave {most} to calibrate on and {held} to measure, and the curve "
-            f"asks for {sizes[-1]}; draw more samples, or give smaller sizes"
-        )
+    most = largest_size(batches.samples, sizes)
+    baseline = None if metric is None else score_of(metric, onnx_path)
     prepared = prepared_model(onnx_path)
     scheme = "u8s8-chains" if prepared.has_convolutions else "u8s8"
-    plan = whole_plan(prepared, scheme)
+    if x86_sums_16_bits(cpu_flags()):
+        scheme += "-reduced"
+    plan = whole_plan(prepared, scheme, method)
     held_out = Batches(batches.arrays, batches.batch_size, start=batches.start + most, stop=batches.stop)
     points: list[Point] = []
     before: Ranges = {}
     with (
         tempfile.TemporaryDirectory(prefix="edgeglm-curve-") as folder,
-        RangeCollector(prepared.model, activations_of(prepared), ("max",)) as collector,
+        RangeCollector(prepared.model, activations_of(prepared), (method,)) as collector,
         (progress or QuietProgress()).task("Calibration curve", total=len(sizes)) as task,
     ):
         seen = 0
@@ -84,9 +100,10 @@ def curve_of_sizes(
             points.append(
                 Point(
                     samples=size,
+                    kept=None if metric is None or not baseline else score_of(metric, out) / baseline,
                     mean_cosine=found.mean_cosine,
                     min_cosine=found.min_cosine,
-                    moved=_moved(before, ranges),
+                    moved=_moved(before, ranges, method),
                 )
             )
             before = ranges
@@ -94,11 +111,23 @@ def curve_of_sizes(
     return points
 
 
-def _moved(before: Ranges, after: Ranges) -> float:
+def largest_size(samples: int, sizes: Sequence[int]) -> int:
+    """Return how many of ``samples`` may find ranges. Raises UserError when a size asks for more."""
+    held = max(1, samples // 4)
+    most = samples - held
+    if sizes[-1] > most:
+        raise UserError(
+            f"{samples} samples leave {most} to calibrate on and {held} to measure, and the curve "
+            f"asks for {sizes[-1]}; draw more samples, or give smaller sizes"
+        )
+    return most
+
+
+def _moved(before: Ranges, after: Ranges, method: Method) -> float:
     if not before:
         return 1.0
     changes = []
     for name, found in after.items():
-        width, old = (high - low for low, high in (found["max"], before[name]["max"]))
+        width, old = (high - low for low, high in (found[method], before[name][method]))
         changes.append((width - old) / width if width else 0.0)
     return float(np.mean(changes))

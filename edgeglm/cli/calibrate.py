@@ -13,8 +13,10 @@ from edgeglm.cli.console import App, human_bytes, json_option
 
 if TYPE_CHECKING:
     from edgeglm.calibration.curve import Point
+    from edgeglm.calibration.schemes import Method
     from edgeglm.calibration.sets import CalibrationSet
 
+METHODS = ("max", "percentile", "entropy", "mse")
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 8
 
@@ -76,6 +78,8 @@ def drawing_options(command: F) -> F:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--evaluation", type=click.Path(path_type=Path), help="Data that no sample may be in.")
 @click.option("--curve", help="Sizes such as 16,32,64,128: what INT8 keeps when calibrated on so many.")
+@click.option("--metric", help="module:function, called with a file's path: what the curve shows besides.")
+@click.option("--method", type=click.Choice(METHODS), default="max", show_default=True, help="Of the curve.")
 @click.option("--shape", "shapes", multiple=True, help="name:1x3x224x224, for random data.")
 @click.option("--allow-random-calibration", is_flag=True, help="Write noise; the record says so.")
 @drawing_options
@@ -88,6 +92,8 @@ def command(
     output: Path,
     evaluation: Path | None,
     curve: str | None,
+    metric: str | None,
+    method: Method,
     shapes: tuple[str, ...],
     allow_random_calibration: bool,
     tokenizer: Path | None,
@@ -112,6 +118,14 @@ def command(
             "no data to calibrate on; give samples that the model will really see, "
             "or --allow-random-calibration, whose ranges are wrong for real inputs"
         )
+    sizes = None
+    if curve is not None:  # before anything is written
+        from edgeglm.calibration.curve import curve_of_sizes, largest_size, sizes_from_text
+        from edgeglm.calibration.scoring import metric_from_name
+
+        sizes = sizes_from_text(curve)
+        largest_size(drawing.samples, sizes)
+        function = None if metric is None else metric_from_name(metric)
     if data is None:
         drawn = random_set_for_model(
             model, output, drawing=drawing, shapes=shapes, allow_random=allow_random_calibration
@@ -121,10 +135,10 @@ def command(
             data, model, output, drawing=drawing, tokenizer=tokenizer, evaluation=evaluation
         )
     points: list[Point] = []
-    if curve is not None:
-        from edgeglm.calibration.curve import curve_of_sizes, sizes_from_text
-
-        points = curve_of_sizes(model, drawn.batches(TOWER), sizes_from_text(curve), progress=app.progress)
+    if sizes is not None:
+        points = curve_of_sizes(
+            model, drawn.batches(TOWER), sizes, method=method, metric=function, progress=app.progress
+        )
         (output / "curve.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(points), indent=1) + b"\n"
         )
@@ -162,8 +176,17 @@ def _show(app: App, drawn: CalibrationSet, points: list[Point]) -> None:
         )
     if points:
         app.table(
-            [">samples", ">mean cosine", ">worst cosine", ">ranges moved"],
-            [(p.samples, f"{p.mean_cosine:.5f}", f"{p.min_cosine:.5f}", f"{p.moved:.2%}") for p in points],
+            [">samples", ">kept", ">mean cosine", ">worst cosine", ">ranges moved"],
+            [
+                (
+                    p.samples,
+                    "-" if p.kept is None else f"{p.kept:.4f}",
+                    f"{p.mean_cosine:.5f}",
+                    f"{p.min_cosine:.5f}",
+                    f"{p.moved:.2%}",
+                )
+                for p in points
+            ],
             title="INT8 calibrated on the first so many samples",
         )
 

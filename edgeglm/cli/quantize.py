@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.calibrate import drawing_options
+from edgeglm.cli.calibrate import METHODS, drawing_options
 from edgeglm.cli.console import App, human_bytes, json_option
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgeglm.calibration.outcome import Outcome
     from edgeglm.calibration.search_report import SearchReport
 
-_METHODS = ("max", "percentile", "entropy", "mse")
 _OPS = ("Conv", "Gemm", "MatMul")
 _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 
@@ -32,7 +31,7 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 @click.option("--metric", help="module:function, called with a file's path; higher is better.")
 @click.option("--gate", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Of FP32's score.")
 @click.option("--evaluations", type=click.IntRange(1), default=40, show_default=True, help="Most files.")
-@click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS), help="Ranges; may repeat.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Ranges; may repeat.")
 @click.option("--scheme", default="", help="One INT8 scheme instead of all that the target may like.")
 @click.option(
     "--smooth", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="SmoothQuant's alpha."
@@ -84,7 +83,7 @@ def command(
         {
             "gate": gate,
             "evaluations": evaluations,
-            "methods": methods or _METHODS,
+            "methods": methods or METHODS,
             "scheme": scheme,
             "threads": threads,
             "smooth": smooth,

@@ -233,3 +233,28 @@ def test_drawing_from_many_samples_takes_the_memory_of_few(
         check=True,
     )
     assert int(done.stdout) < 12_000  # kB
+
+
+def test_a_curve_that_cannot_be_drawn_is_refused_before_the_set_is_written(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", str(_npz(tmp_path / "x.npz")), "--model", str(fp32_dir / "image.onnx")]
+    for sizes, message in (("4,x", "cannot read the sizes"), ("4,100", "give smaller sizes")):
+        drawn = [*arguments, "--output", str(tmp_path / "set"), "--samples", "8", "--curve", sizes]
+        assert exit_code(drawn) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "set").exists()
+
+
+def test_a_curve_shows_what_the_users_own_metric_keeps(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "halves.py").write_text("def score(path):\n    return 1.0 if 'int8' in path.name else 2.0\n")
+    monkeypatch.chdir(tmp_path)
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 16)["pixels"])
+    code = exit_code(
+        ["calibrate", str(data), "--model", str(fp32_dir / "image.onnx"), "--output", str(tmp_path / "set"),
+         "--samples", "16", "--curve", "4,8", "--metric", "halves:score", "--method", "mse", "--json"]
+    )  # fmt: skip
+    assert code == 0
+    assert [point["kept"] for point in json.loads(capsys.readouterr().out)["curve"]] == [0.5, 0.5]
