@@ -125,7 +125,9 @@ def _from_arrays(
     files: Sequence[tuple[Path, str]], inputs: Sequence[TensorSpec], excluded: Iterable[str], *, root: Path
 ) -> Candidates:
     opened, starts = [], []
-    ids, strata, digests = [], [], []
+    ids: list[str] = []
+    strata: list[str] = []
+    digests: list[str] = []
     for path, group in files:
         arrays = mapped_npz(path)
         groups = arrays.pop("stratum", None)

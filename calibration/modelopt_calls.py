@@ -87,8 +87,12 @@ def int8_model(
     method: Literal["max", "entropy"],
     high_precision: Literal["fp16", "fp32"],
     per_channel_matmul: bool,
+    op_types: Sequence[str] | None = None,
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Insert Q/DQ by ModelOpt, at ``nodes`` or where its own rules say. Returns it and the warnings."""
+    """Insert Q/DQ by ModelOpt, at ``nodes``, or by its own rules among ``op_types``.
+
+    Returns it and the warnings.
+    """
     import onnx
 
     with _scratch_copy(path) as copy, said_by_modelopt() as said, _onnxruntime_restored():
@@ -103,6 +107,7 @@ def int8_model(
                 calibration_data_reader=FeedReader(batches),
                 calibration_eps=[_CPU],
                 nodes_to_quantize=None if nodes is None else [f"{re.escape(name)}$" for name in nodes],
+                op_types_to_quantize=None if op_types is None else list(op_types),
                 high_precision_dtype=high_precision,
                 output_path=str(out),
                 log_level="WARNING",

@@ -28,7 +28,7 @@ from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.schema import Target
 
 #: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
-_METHODS: tuple[Method, ...] = ("percentile", "max")
+METHODS: tuple[Method, ...] = ("percentile", "max")
 _PHRASES = 2000  # candidates for the text calibration set
 
 
@@ -103,7 +103,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                     },
                     high_precision=self.config.high_precision,
                     schemes=self.config.schemes,
-                    methods=_METHODS,
+                    methods=METHODS,
                     plans=self.config.plans,
                     search_evaluations=self.config.quantize.search_evaluations,
                     minimum_score=self.config.minimum_ratio,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from edgeglm.evaluate.gates import Verdict as GateVerdict
 from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError, evaluate_tracks
 from edgeglm.evaluate.towers import TextSettings, gallery_images, image_embeddings, text_embeddings
 
+T = TypeVar("T")
 FloatRows = npt.NDArray[np.float32]
 _KEPT = 4  # files a tower whose embeddings are remembered: FP32 and the latest
 
@@ -47,7 +48,7 @@ class TowerScores:
 
     def metrics(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """Return the metrics of every track, or ``{"unusable": why}`` for embeddings that are not finite."""
-        texts = _remembered(self._texts, sha256_file(files["text"]), dict)
+        texts = _remembered(self._texts, sha256_file(files["text"]), dict[tuple[str, ...], FloatRows])
 
         def embedded(queries: list[str]) -> FloatRows:
             key = tuple(queries)
@@ -76,6 +77,11 @@ class TowerScores:
 
         return _remembered(self._images, sha256_file(path), made)
 
+    def forget(self) -> None:
+        """Drop all embeddings."""
+        self._images.clear()
+        self._texts.clear()
+
     def judged(self, metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> Verdict:
         """Hold the worst pool of queries against the gate."""
         if "unusable" in metrics:
@@ -87,7 +93,7 @@ class TowerScores:
         return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
 
 
-def _remembered(kept: dict[str, Any], key: str, make: Any) -> Any:
+def _remembered(kept: dict[str, T], key: str, make: Callable[[], T]) -> T:
     """Return what is kept under a key, made if it is not; the oldest but the first (FP32's) goes."""
     if key not in kept:
         while len(kept) >= _KEPT:

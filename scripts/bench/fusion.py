@@ -1,25 +1,24 @@
 """Graph passes: speed of fused graphs, fidelity of the lanes, FP16 overflows found.
 
-    .venv/bin/python scripts/bench/fusion.py [BUNDLE]
+    .venv/bin/python scripts/bench/fusion.py [--bundle BUNDLE] [PART ...]
 
+Parts, all by default: `overflows`, `lanes`, `reports`, `speed`.
 Exports MiniLM-L6 and EfficientNet-Lite0 (real weights, fetched with pip), takes the student towers of
 BUNDLE too, and writes docs/bench/fusion.json and .md:
 
 - ONNX Runtime's speed on each graph as exported, after its own transformer optimizer, and after our
   rewrite: medians of interleaved rounds in one process, as ratios;
-- what each becomes on lane A and lane B: its answers against the export, and a TensorRT-RTX build;
+- what each becomes on lane A and lane B, in floats and in INT8 Q/DQ: its answers, and a TensorRT-RTX build;
+- what runtimes fuse of each, and which node keeps them from the rest;
 - the planted FP16 overflows: a plain cast and onnxruntime.transformers.float16 beside lint and AutoCast,
   each run node by node in FP16.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +32,18 @@ import onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the planted graphs are those of the tests
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fusion_page import ROUNDS, page  # noqa: E402
+from quantization_page import stamped  # noqa: E402
 
 from edgeglm.build.export_model import export_model  # noqa: E402
+from edgeglm.calibration.conversion import (  # noqa: E402
+    file_by_plan,
+    prepared_model,
+    ranges_from_batches,
+    whole_plan,
+)
 from edgeglm.calibration.precision import fp16_from_fp32  # noqa: E402
 from edgeglm.compile.stage import tower_profile  # noqa: E402
 from edgeglm.compile.worker import BuildRequest, engine_built_apart  # noqa: E402
@@ -43,6 +52,7 @@ from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.store import Store, default_store_root  # noqa: E402
 from edgeglm.evaluate.parity import cosine_rows  # noqa: E402
 from edgeglm.export.fp16_lint import fp16_ready  # noqa: E402
+from edgeglm.export.fusion import fusions_of_file  # noqa: E402
 from edgeglm.export.graph import sorted_nodes  # noqa: E402
 from edgeglm.export.lanes import checked_lane, outputs_apart  # noqa: E402
 from edgeglm.export.lowering import lane_a_from_onnx  # noqa: E402
@@ -53,13 +63,13 @@ from tests.export.graphs import answers, normal  # noqa: E402
 from tests.export.planted import WIDTH, cast_to_fp16, fp16_answers, planted  # noqa: E402
 
 OUT = ROOT / "docs" / "bench"
-ROUNDS, SECONDS = 15, 0.1
+SECONDS = 0.1
 Feeds = Mapping[str, Any]
 
 
-def models(folder: Path, bundle: Path | None) -> dict[str, tuple[str, Path]]:
+def models(folder: Path, bundle: Path | None, store: Store) -> dict[str, tuple[str, Path]]:
     """Return ``{name: (tower, file)}``."""
-    store, found = Store(default_store_root()), {}
+    found = {}
     for asset, title in (("minilm-l6", "MiniLM-L6"), ("efficientnet-lite0", "EfficientNet-Lite0")):
         for tower in export_model(asset, folder / asset, store, QuietProgress()):
             found[title] = (tower.tower, folder / asset / tower.file)
@@ -202,94 +212,89 @@ def overflows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def page(data: dict[str, Any]) -> str:
-    """Return the page in Markdown."""
-    lines = [
-        "# Graph passes",
-        "",
-        f"`scripts/bench/fusion.py` at commit {data['commit']}, {data['machine']}. Medians of {ROUNDS} "
-        "interleaved rounds, CPU time of the one thread that computes, as ratios: above 1 is faster than the "
-        "graph as exported.",
-        "",
-        "## Fused graphs in ONNX Runtime",
-        "",
-        "Peers: the graph as exported, whose session fuses what it knows, and `onnxruntime.transformers`.",
-        "",
-        "| model | rewritten | batch 1: ours | batch 1: transformers | batch 8: ours | batch 8: transformers "
-        "| largest difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in data["speed"].items():
-        made = ", ".join(f"{count} {kind}" for kind, count in row["made"].items()) or "nothing"
-        cells = [f"{row[f'batch {b}'][who]:.2f}x" for b in (1, 8) for who in ("rewritten", "transformers")]
-        lines.append(f"| {name} | {made} | {' | '.join(cells)} | {row['max_abs']:.1e} |")
-    lines += [
-        "",
-        "Rows where nothing was rewritten hold the same graph twice: what they differ from 1 is noise. On a "
-        "CPU the session fuses most of it itself, so that little is left to win.",
-        "",
-        "## Lanes",
-        "",
-        "Lane A: opset 16, FP32. Lane B: opset 19 or 20, FP16 by AutoCast after the lint. Differences are "
-        "those of unit embeddings. Engines: TensorRT-RTX for SM 8.6, built without a GPU; no TensorRT 8.5 "
-        "was at hand, so that lane A is held against its parser's operator table.",
-        "",
-        "| model | lane A: nodes rewritten | kept in FP32 | seconds | difference | engine "
-        "| lane B: difference | cosine | engine |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
-    ]
-    for name, row in data["lanes"].items():
-        a, b = row["A"], row["B"]
-        lines.append(
-            f"| {name} | {a['rewritten']} | {a['fp32_nodes']} | {a['seconds']} | {a['max_abs']:.1e} "
-            f"| {a['engine']} | {b['max_abs']:.1e} | {b['min_cosine']:.6f} | {b['engine']} |"
-        )
-    rows = data["overflows"]
-    found = sum(row["found"] for row in rows)
-    broken = sum(row["plain_cast_cosine"] < 0.99 for row in rows)
-    mended = sum(row["mended_cosine"] > 0.999 for row in rows)
-    lines += [
-        "",
-        "## Planted FP16 overflows",
-        "",
-        f"Found {found} of {len(rows)}; the plain cast breaks {broken}, {mended} answer as FP32 after the "
-        "lint. Cosine to FP32 of the worst row, 0 for NaN or infinity. onnxruntime.transformers.float16 "
-        "clamps constants to what FP16 holds.",
-        "",
-        "| planted | found | plain cast | onnxruntime.transformers.float16 | lint, then AutoCast |",
-        "| --- | --- | ---: | ---: | ---: |",
-        *(
-            f"| {row['planted']} | {'yes' if row['found'] else 'no'} | {row['plain_cast_cosine']:.4f} "
-            f"| {row['onnxruntime_cosine']:.4f} | {row['mended_cosine']:.4f} |"
-            for row in rows
-        ),
-        *data.get("notes", []),
-        "",
-    ]
-    return "\n".join(lines)
+def int8_lanes(path: Path, tower: str, folder: Path) -> dict[str, Any]:
+    """Return what becomes of the INT8 Q/DQ file on both lanes: differences are to that file on lane B.
+
+    Its ranges are of inputs of ordinary size, not of a task: what is asked is whether lanes agree.
+    """
+    batches = [feeds(path, tower, batch) for batch in (1, 3)]
+    prepared = prepared_model(path)
+    plan = whole_plan(prepared, "tensorrt", "max", "fp16")
+    file_by_plan(
+        prepared, folder / "int8.onnx", plan, ranges_from_batches(prepared, batches, ("max",)), batches
+    )
+    checked_lane(folder / "int8.onnx", "B", target=load_target("jetson-orin-nano"))
+    lowered = lane_a_from_onnx(folder / "int8.onnx", folder / "int8-a.onnx")
+    report = checked_lane(
+        folder / "int8-a.onnx",
+        "A",
+        target=load_target("jetson-agx-xavier"),
+        reference=folder / "int8.onnx",
+        batches=batches,
+        least_cosine=0.99,
+    )
+    return {
+        "nodes": len(plan.int8_nodes),
+        "A": {
+            "opset": lowered.opset,
+            "quantized": lowered.quantized,
+            "max_abs": report.max_abs,
+            "min_cosine": report.min_cosine,
+        },
+        "B": {"engine": engine(folder / "int8.onnx", tower, "int8")},
+    }
+
+
+def reported(path: Path, folder: Path) -> dict[str, Any]:
+    """Return the fusion report of an FP32 file, and of the INT8 file that `int8_lanes` left."""
+    found = {}
+    for precision, file in (("FP32", path), ("INT8", folder / "int8.onnx")):
+        report = fusions_of_file(file)
+        missed = {}
+        for row in report.rows:
+            if not row.fused:
+                missed.setdefault((row.runtime, row.pattern, row.why), []).append(row.blocker)
+        found[precision] = {
+            "counts": {runtime: report.counts(runtime) for runtime in ("onnxruntime", "tensorrt")},
+            "missed": [
+                {"runtime": runtime, "pattern": pattern, "why": why, "prevented_by": blockers}
+                for (runtime, pattern, why), blockers in missed.items()
+            ],
+            "quantizers": [{"node": note.node, "why": note.why} for note in report.quantizers],
+        }
+    return found
 
 
 def main() -> None:
     """Measure and write both files."""
-    bundle = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    machine = f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores, shared with other work"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=[], metavar="PART")
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--store", type=Path, default=default_store_root())
+    asked = parser.parse_args()
+    parts = asked.parts or ["overflows", "lanes", "reports", "speed"]
+    path = OUT / "fusion.json"
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    if isinstance(data.get("overflows"), list):  # of an earlier form, whose rows name no commit
+        data = {}
+    data["command"] = "scripts/bench/fusion.py"
     with tempfile.TemporaryDirectory(prefix="edgeglm-bench-") as scratch:
-        folder = Path(scratch)
-        found = models(folder, bundle)
-        data: dict[str, Any] = {
-            "command": "scripts/bench/fusion.py [BUNDLE]",
-            "commit": commit,
-            "machine": machine,
-            "overflows": overflows(folder),
-            "lanes": {name: lanes(path, tower, folder) for name, (tower, path) in found.items()},
-            "speed": {name: speeds(path, tower) for name, (tower, path) in found.items()},
-        }
-    (OUT / "fusion.json").write_text(json.dumps(data, indent=1) + "\n")
-    (OUT / "fusion.md").write_text(page(data))
+        if "overflows" in parts:
+            data["overflows"] = stamped({"rows": overflows(Path(scratch))})
+        for name, (tower, file) in models(Path(scratch), asked.bundle, Store(asked.store)).items():
+            folder = Path(scratch) / name.replace(" ", "-").replace(",", "")
+            folder.mkdir()
+            if "lanes" in parts:
+                found = {**lanes(file, tower, folder), "int8": int8_lanes(file, tower, folder)}
+                data.setdefault("lanes", {})[name] = stamped(found)
+            if "reports" in parts:
+                if not (folder / "int8.onnx").is_file():
+                    int8_lanes(file, tower, folder)
+                data.setdefault("reports", {})[name] = stamped(reported(file, folder))
+            if "speed" in parts:
+                data.setdefault("speed", {})[name] = stamped(speeds(file, tower))
+            path.write_text(json.dumps(data, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(data))
 
 
 if __name__ == "__main__":

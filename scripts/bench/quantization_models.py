@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import backbone_onnx
 from edgeglm.assets.fetch import fetch_asset
-from edgeglm.build.evaluations import exported_on_tracks
 from edgeglm.build.export_model import export_model
-from edgeglm.build.pools import gate_pools, pooled_map10
+from edgeglm.build.pools import pooled_map10
 from edgeglm.build.quantize_stage import calibration_candidates
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.modelopt_calls import FeedReader, int8_model
+from edgeglm.calibration.outcome import OP_TYPES, OpType
 from edgeglm.calibration.sets import calibration_set_from_arrays
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import QuietProgress
@@ -34,13 +34,20 @@ from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
 
 BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One FP32 model. ``score`` is its task's metric; without one, cosines on ``held_out`` are the score."""
+    """One FP32 model.
+
+    Attributes:
+        score: Its task's metric; without one, cosines on ``held_out`` are the score.
+        op_types: What is quantized of it, by edgeglm and its peers alike.
+        forget: Drops embeddings that the score remembers, so that a search pays for them.
+    """
 
     name: str
     path: Path
@@ -50,25 +57,29 @@ class Subject:
     reach: float = 0.99
     beyond: float = 0.995
     speed_reach: float = 1.3
+    op_types: tuple[OpType, ...] = OP_TYPES
+    forget: Callable[[], None] = field(default=lambda: None)
 
 
 def subjects(store: Store, folder: Path, only: set[str]) -> Iterator[Subject]:
     """Yield the models one after the other; ``only`` names some of them."""
-    pairs, exported, targets = (newest(store, kind) for kind in ("pairs", "export", "targets"))
-    opened = PairSet.open(pairs)
+    opened = PairSet.open(newest(store, "pairs"))
     for tower in ("image", "text"):
         if wanted(f"student {tower}", only):
-            yield student(tower, opened, exported, targets, folder)
-    texts = json.loads((targets.path / "texts.json").read_text("utf-8"))
+            yield student(tower, opened, newest(store, "export"), newest(store, "targets"), folder)
     progress = QuietProgress()
     if wanted("MiniLM-L6", only):
-        export_model("minilm-l6", folder / "minilm", store, progress, resolution=0, max_length=32, opset=20)
+        texts = opened.training_texts()[::7]  # sorted, so that neighbours are alike
+        if not (folder / "minilm" / "text.onnx").is_file():
+            export_model(
+                "minilm-l6", folder / "minilm", store, progress, resolution=0, max_length=32, opset=20
+            )
         tokenizer = Tokenizer(next((folder / "minilm").rglob("tokenizer.json")), lowercase=False)
         yield Subject(
             name="MiniLM-L6",
             path=folder / "minilm" / "text.onnx",
             calibration=tokens(tokenizer, texts[:128]),
-            held_out=tokens(tokenizer, texts[2000:2064]),
+            held_out=tokens(tokenizer, texts[128:192]),
             reach=0.985,
             beyond=0.99,
         )
@@ -78,7 +89,8 @@ def subjects(store: Store, folder: Path, only: set[str]) -> Iterator[Subject]:
     ):
         if wanted(name, only):
             path = folder / f"{asset}.onnx"
-            backbone_onnx(asset, fetch_asset(asset, store, progress), path, resolution=resolution)
+            if not path.is_file():
+                backbone_onnx(asset, fetch_asset(asset, store, progress), path, resolution=resolution)
             rows = opened.by_role("labelled")[:: max(1, len(opened.by_role("labelled")) // (samples * 2))]
             pixels = model_input_from_pixels(np.asarray(opened.images[rows[: samples * 2]]), resolution)
             batch = BATCH if samples >= 64 else 4
@@ -90,6 +102,7 @@ def subjects(store: Store, folder: Path, only: set[str]) -> Iterator[Subject]:
                 reach=reach,
                 beyond=0.99,
                 speed_reach=1.0 if name == "ViT-S" else 1.3,
+                op_types=("Gemm", "MatMul") if name == "ViT-S" else OP_TYPES,
             )
 
 
@@ -119,11 +132,14 @@ def student(tower: str, pairs: PairSet, exported: Artifact, targets: Artifact, f
     )
     batches = drawn.batches(tower)
     fp32 = {name: exported.path / "models" / "fp32" / f"{name}.onnx" for name in ("image", "text")}
-    everything = tuple(track for pool in gate_pools(pairs.tracks).values() for track in pool)
+    scores = TowerScores(pairs, exported.path, threads=1, seed=0, minimum=0.99)
+    everything = tuple(track for pool in scores.pools.values() for track in pool)
 
     def score(path: Path) -> float:
-        metrics, _ = exported_on_tracks({**fp32, tower: path}, pairs, exported.path, 1, 0)
-        return pooled_map10(metrics, everything)
+        metrics = scores.metrics({**fp32, tower: path})
+        if "unusable" in metrics:
+            raise UnusableEmbeddingsError(metrics["unusable"])
+        return pooled_map10(msgspec.convert(metrics, dict[str, TrackMetrics]), everything)
 
     return Subject(
         name=f"student {tower}",
@@ -131,24 +147,28 @@ def student(tower: str, pairs: PairSet, exported: Artifact, targets: Artifact, f
         calibration=batches.first(128),
         held_out=batches[128 // BATCH :],
         score=score,
+        forget=scores.forget,
     )
 
 
-def tokens(tokenizer: Tokenizer, texts: list[str]) -> Batches:
+def tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
     """Return texts as batches of token ids."""
-    ids, mask = tokenizer.encode(texts, max_length=32)
+    ids, mask = tokenizer.encode(list(texts), max_length=32)
     return Batches({"input_ids": ids, "attention_mask": mask}, BATCH)
 
 
 def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
     """Yield each peer's name and what makes its file, from the same calibration samples."""
+    only = None if subject.op_types == OP_TYPES else list(subject.op_types)
 
     def static() -> Path:
         from onnxruntime.quantization import quantize_static
 
         out = folder / "static.onnx"
         with quiet():
-            quantize_static(str(subject.path), str(out), FeedReader(subject.calibration))
+            quantize_static(
+                str(subject.path), str(out), FeedReader(subject.calibration), op_types_to_quantize=only
+            )
         return out
 
     def dynamic() -> Path:
@@ -156,10 +176,10 @@ def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[
 
         out = folder / "dynamic.onnx"
         with quiet():
-            quantize_dynamic(str(subject.path), str(out))
+            quantize_dynamic(str(subject.path), str(out), op_types_to_quantize=only)
         return out
 
-    def modelopt() -> Path:
+    def modelopt(high_precision: Literal["fp16", "fp32"], name: str) -> Path:
         import onnx
 
         model, _ = int8_model(
@@ -167,15 +187,17 @@ def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[
             subject.calibration,
             nodes=None,
             method="entropy",
-            high_precision="fp16",
+            high_precision=high_precision,
             per_channel_matmul=False,
+            op_types=only,
         )
-        onnx.save(model, folder / "modelopt.onnx")
-        return folder / "modelopt.onnx"
+        onnx.save(model, folder / name)
+        return folder / name
 
     yield "ONNX Runtime quantize_static, defaults", static
     yield "ONNX Runtime quantize_dynamic, defaults", dynamic
-    yield "ModelOpt, defaults", modelopt
+    yield "ModelOpt, defaults", lambda: modelopt("fp16", "modelopt.onnx")
+    yield "ModelOpt, FP32 besides", lambda: modelopt("fp32", "modelopt-fp32.onnx")
 
 
 @contextlib.contextmanager
@@ -188,41 +210,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-MEMORY_CHILD = """
-import json, resource, sys
-import numpy as np
-from pathlib import Path
-from edgeglm.calibration.feeds import Batches, mapped_npz
-path, data, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-batches = Batches(mapped_npz(data), 8)
-if how.startswith("edgeglm"):
-    from edgeglm.calibration.conversion import prepared_model, ranges_from_batches
-    ranges_from_batches(prepared_model(path), batches, tuple(how.partition(" ")[2].split(",")))
-else:
-    import contextlib, io, tempfile
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-    from edgeglm.calibration.modelopt_calls import FeedReader
-    method = getattr(CalibrationMethod, how)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        out = str(Path(folder) / "augmented.onnx")
-        made = create_calibrator(path, ["Conv", "Gemm"], augmented_model_path=out, calibrate_method=method)
-        made.collect_data(FeedReader(batches))
-        made.compute_data()
-print(json.dumps({"peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
-"""
-
-
-def memory_data(path: Path, samples: int, example: Mapping[str, Any]) -> None:
-    """Write ``samples`` rows like the example's, chunk by chunk."""
-    from edgeglm.calibration.feeds import write_npz
-
-    def chunks() -> Iterator[dict[str, Any]]:
-        rows = len(next(iter(example.values())))
-        for start in range(0, samples, rows):
-            count = min(rows, samples - start)
-            yield {name: array[:count] for name, array in example.items()}
-
-    with tempfile.TemporaryDirectory():
-        write_npz(path, chunks(), samples)

@@ -115,6 +115,7 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
         config=QuantizeConfig(
             candidates=("int8",),
             schemes={"image": ("u8s8-chains",), "text": (scheme,)} if scheme else {},
+            policies={"image": "linear-and-conv", "text": "linear-only"},
             search_evaluations=6,
             high_precision="fp32" if scheme else "fp16",
         ),

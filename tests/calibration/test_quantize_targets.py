@@ -74,7 +74,7 @@ def test_a_scheme_that_the_target_does_not_compute_is_refused(
         {"plan": whole_plan(prepared_model(source), scheme)},
     ):
         with pytest.raises(UserError, match=message):
-            quantize_onnx(source, _batches("text"), tmp_path / "out", target=target, **chosen)  # type: ignore[arg-type]
+            quantize_onnx(source, _batches("text"), tmp_path / "out", target=target, **chosen)
 
 
 def test_int4_tables_are_refused_where_tensorrt_would_have_to_read_them(
@@ -143,7 +143,7 @@ def _with_weights_beside(source: Path, folder: Path) -> Path:
         folder / "model.onnx",
         save_as_external_data=True,
         location="weights.bin",
-        size_threshold=0,
+        size_threshold=100,
     )
     return folder / "model.onnx"
 
