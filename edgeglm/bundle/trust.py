@@ -137,8 +137,11 @@ class _Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_age(trust: Trust, manifest: Manifest, origin: str) -> None:
-    """Raise UserError for a bundle that is older than one of its name that was accepted before."""
-    if trust.folder is None or not trust.required or trust.allow_downgrade:
+    """Raise UserError for a bundle that is older than one of its name that was accepted before.
+
+    ``allow_unsigned`` does not change this: to go back is a decision of its own.
+    """
+    if trust.folder is None or not trust.keys or trust.allow_downgrade:
         return
     newest = _seen(trust.folder).newest.get(manifest.name)
     if newest is not None and _moment(manifest.created) < _moment(newest):
@@ -148,9 +151,13 @@ def check_age(trust: Trust, manifest: Manifest, origin: str) -> None:
         )
 
 
-def accept(trust: Trust, manifest: Manifest) -> None:
-    """Remember a bundle that was finalized, and after a permitted downgrade the older one."""
-    if trust.folder is None or not trust.required:
+def accept(trust: Trust, manifest: Manifest, signature: SignatureState) -> None:
+    """Remember a bundle that was finalized, and after a permitted downgrade the older one.
+
+    One that no trusted key signed is not remembered: nobody vouches for the date that it states, and one
+    of the year 9999 would lock all later ones out.
+    """
+    if trust.folder is None or signature.signer is None:
         return
     path = trust.folder / SEEN_NAME
     with disk_errors(path), (trust.folder / ".seen.lock").open("w") as lock:

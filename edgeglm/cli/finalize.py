@@ -53,7 +53,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
     with open_bundle(bundle, trust=trust) as opened:
         if engine == "trtexec" or (engine in ("auto", "native") and needs_trtexec(opened, board)):
             by_hand = finalize_by_trtexec(opened, progress=app.progress, any_board=any_board)
-            accept(trust, opened.manifest)
+            accept(trust, opened.manifest, opened.signature)
             _print_by_trtexec(app, by_hand, finalized_folder(bundle))
             return
         options = FinalizeOptions(
@@ -73,7 +73,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
             progress=app.progress,
             options=options,
         )
-        accept(trust, opened.manifest)
+        accept(trust, opened.manifest, opened.signature)
     place = finalized_folder(bundle) / RECEIPT_NAME
     app.print(f"{receipt.board.words}; {'; '.join(receipt.notes)}")
     app.table(

@@ -142,13 +142,45 @@ def test_an_older_bundle_is_a_replay_unless_it_is_meant(
         sign_bundle(path, [key("maker")])
     trust = trusting("maker")
     with open_bundle(new) as bundle:
-        accept(trust, bundle.manifest)
+        accept(trust, bundle.manifest, bundle.signature)
     with pytest.raises(UserError, match="an old one may be a replay; pass --allow-downgrade"):
         open_bundle(old)
     open_bundle(new).close()
     with open_bundle(old, trust=trust_here(allow_downgrade=True)) as bundle:
-        accept(trust, bundle.manifest)
+        accept(trust, bundle.manifest, bundle.signature)
     open_bundle(old).close()
+
+
+def test_leave_to_take_unsigned_bundles_is_no_leave_to_go_back(
+    tmp_path: Path, manifest: Manifest, sources, key: Keys, trusting
+):
+    old = write_bundle(tmp_path / "old", sources=sources, manifest=manifest)
+    later = msgspec.structs.replace(manifest, created="2026-12-01T00:00:00Z")
+    new = write_bundle(tmp_path / "new", sources=sources, manifest=later)
+    sign_bundle(new, [key("maker")])
+    trust = trusting("maker")
+    with open_bundle(new) as bundle:
+        accept(trust, bundle.manifest, bundle.signature)
+    for signed in (False, True):
+        if signed:
+            sign_bundle(old, [key("maker")])
+        with pytest.raises(UserError, match="an old one may be a replay; pass --allow-downgrade"):
+            open_bundle(old, trust=trust_here(allow_unsigned=True))
+    open_bundle(old, trust=trust_here(allow_unsigned=True, allow_downgrade=True)).close()
+
+
+def test_an_unsigned_bundle_with_a_late_date_locks_no_signed_one_out(
+    tmp_path: Path, manifest: Manifest, sources, key: Keys, trusting
+):
+    trusting("maker")
+    late = msgspec.structs.replace(manifest, created="9999-12-31T00:00:00Z")
+    unsigned = write_bundle(tmp_path / "late", sources=sources, manifest=late)
+    trust = trust_here(allow_unsigned=True)
+    with open_bundle(unsigned, trust=trust) as bundle:
+        accept(trust, bundle.manifest, bundle.signature)
+    signed = write_bundle(tmp_path / "new", sources=sources, manifest=manifest)
+    sign_bundle(signed, [key("maker")])
+    open_bundle(signed).close()
 
 
 def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path, key: Keys):
