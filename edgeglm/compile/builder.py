@@ -10,18 +10,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from edgeglm.compile.decision import refused_here
 from edgeglm.compile.layers import layer_table
 from edgeglm.compile.shapes import tensor_records, whole_profiles
-from edgeglm.compile.trt_api import BuilderConfig, Library, Parser, TrtApi, load_trt
+from edgeglm.compile.trt_api import BuilderConfig, Parser, RtxConfig, RtxModule, TrtApi, load_trt
 from edgeglm.compile.trt_callbacks import BuildWatch, recorded_log
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.libraries import Library, broken
 from edgeglm.engines.plan import PlanMetadata, ShapeRange
 from edgeglm.targets.build_options import BuildOptions, option_refusals
 from edgeglm.targets.legality import require_precision
@@ -41,10 +43,16 @@ class EnginePlan:
     layers: str | None = None
 
     def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Write ``<name>.plan`` and ``<name>.json`` beside it; return both paths."""
+        """Write ``<name>.plan``, beside it ``<name>.json`` and ``<name>.log``; return the first two paths.
+
+        Where the builder gave layers, ``<name>.layers.json`` too. The timing cache is the caller's to keep.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         plan, record = folder / f"{name}.plan", folder / f"{name}.json"
         plan.write_bytes(self.plan)
+        (folder / f"{name}.log").write_text("\n".join([*self.log, ""]), "utf-8")
+        if self.layers is not None:
+            (folder / f"{name}.layers.json").write_text(self.layers, "utf-8")
         record.write_bytes(msgspec.json.format(msgspec.json.encode(self.metadata), indent=1))
         return plan, record
 
@@ -92,7 +100,10 @@ def engine_from_onnx(
     started = time.perf_counter()
     watch = BuildWatch(progress or QuietProgress(), f"engine {variant} {tower}".strip())
     with recorded_log(api) as log:
-        builder = api.module.Builder(log.logger)
+        try:
+            builder = api.module.Builder(log.logger)
+        except (RuntimeError, TypeError) as error:  # pybind's word for "the driver does not start"
+            raise broken(library, error, "mend the driver") from error
         network = builder.create_network(_strongly_typed(api))
         parser = api.module.OnnxParser(network, log.logger)  # kept: the network's weights are the parser's
         _parse(parser, onnx_path)
@@ -133,7 +144,11 @@ def engine_from_onnx(
         )
         kept = bytes(cache.serialize()) if cache is not None else None
         # TensorRT-RTX builds for GPUs that are not here; its plans are opened on the device only.
-        layers = layer_table(api.module, log.logger, data) if library == "tensorrt" else None
+        layers = (
+            layer_table(api.module, log.logger, data, library=library, options=metadata.options)
+            if library == "tensorrt"
+            else None
+        )
         return EnginePlan(
             plan=data, metadata=metadata, log=tuple(log.lines), timing_cache=kept, layers=layers
         )
@@ -191,9 +206,10 @@ def _parse(parser: Parser, onnx_path: Path) -> None:
 
 def _configure(api: TrtApi, config: BuilderConfig, sms: tuple[int, ...], options: BuildOptions) -> None:
     if api.library == "tensorrt-rtx":
-        config.num_compute_capabilities = len(sms)
+        rtx, capabilities = cast(RtxConfig, config), cast(RtxModule, api.module).ComputeCapability
+        rtx.num_compute_capabilities = len(sms)
         for index, sm in enumerate(sms):
-            config.set_compute_capability(getattr(api.module.ComputeCapability, f"SM{sm}"), index)
+            rtx.set_compute_capability(getattr(capabilities, f"SM{sm}"), index)
     for name in options.chosen:
         if name != "hardware_compatible":
             config.set_flag(getattr(api.module.BuilderFlag, name.upper()))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeglm.compile.trt_api import Library, installed_version
 from edgeglm.core.errors import UserError
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.libraries import Library, installed_version
 from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.description import dotted_sm
 from edgeglm.targets.legality import check_lane, options_refusal

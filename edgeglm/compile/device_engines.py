@@ -175,11 +175,14 @@ def _carried(
             and metadata.onnx_sha256 == onnx
             and largest >= options.largest_batch
         ):
-            plan, kept = bundle.file(name), bundle.file(record)
+            log = name.removesuffix(".plan") + ".log"
+            parts = {ENGINE_PLAN: bundle.file(name), ENGINE_RECORD: bundle.file(record)}
+            if log in bundle.manifest.files:
+                parts[BUILD_LOG] = bundle.file(log)
 
-            def copy(staged: Path, plan: Path = plan, kept: Path = kept) -> None:
-                shutil.copyfile(plan, staged / ENGINE_PLAN)
-                shutil.copyfile(kept, staged / ENGINE_RECORD)
+            def copy(staged: Path, parts: Mapping[str, Path] = parts) -> None:
+                for part, source in parts.items():
+                    shutil.copyfile(source, staged / part)
 
             _put(place, copy)
             return _kept(place, signature, onnx)

@@ -1,28 +1,30 @@
 """The compile stage: every engine that can be built here, and the reason for every one that cannot.
 
 Input ``quantize`` holds ``models/<variant>/image.onnx`` and ``models/<variant>/text.onnx``. The
-artifact holds ``engines/<variant>-<tower>-sm<SM>.plan`` with its record beside it, and
-``compile.json``, which accounts for every member of the target.
+artifact holds ``engines/<variant>-<tower>-sm<SM>.plan`` with its record and the builder's log beside it,
+and ``compile.json``, which accounts for every member of the target. What native TensorRT timed is kept in
+the store, outside of all keys: it makes the next build of the same graph quicker and no other.
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from edgeglm.bundle.atomic import disk_errors
 from edgeglm.compile.decision import MemberPlan, plan_compile
-from edgeglm.compile.trt_api import Library
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
-from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.engines.libraries import Library
 from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
 from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.legality import check_precision
@@ -140,7 +142,7 @@ class CompileStage(Stage[CompileConfig]):
                 # Members of one SM share their engines, unless they ask for other ones.
                 where = (plan.library, plan.member.sm, plan.member.engine)
                 if where not in built:
-                    built[where] = self._engines(plan, variants, quantized, out, context.progress)
+                    built[where] = self._engines(plan, variants, quantized, out, context)
                 engines = built[where]
             members.append(_member_record(plan, engines))
         record = CompileRecord(target=self.config.target.target.name, members=tuple(members))
@@ -161,20 +163,18 @@ class CompileStage(Stage[CompileConfig]):
                     assert metadata.onnx_sha256 == onnx
 
     def _engines(
-        self, plan: MemberPlan, variants: list[str], quantized: Artifact, out: Path, progress: Progress
+        self, plan: MemberPlan, variants: list[str], quantized: Artifact, out: Path, context: Context
     ) -> tuple[EngineRecord, ...]:
         """Build each distinct file once: a tower whose INT8 did not pay is the same file in two variants."""
         records: list[EngineRecord] = []
         made: dict[str, EngineRecord] = {}
-        with progress.task(f"engines for {plan.member.name}", len(variants) * len(TOWERS)) as task:
+        with context.progress.task(f"engines for {plan.member.name}", len(variants) * len(TOWERS)) as task:
             for variant in variants:
                 for tower in TOWERS:
                     name = f"models/{variant}/{tower}.onnx"
                     digest = quantized.files[name]
                     if digest not in made or made[digest].file is None:
-                        made[digest] = self._engine(
-                            plan, variant, tower, quantized.path / name, out, progress
-                        )
+                        made[digest] = self._engine(plan, variant, tower, quantized.path / name, out, context)
                     shared = made[digest]
                     records.append(msgspec.structs.replace(shared, variant=variant, tower=tower))
                     task.advance()
@@ -187,7 +187,7 @@ class CompileStage(Stage[CompileConfig]):
         tower: Tower,
         model: Path,
         out: Path,
-        progress: Progress,
+        context: Context,
     ) -> EngineRecord:
         assert plan.library is not None
         precision = precision_of(variant)
@@ -195,6 +195,7 @@ class CompileStage(Stage[CompileConfig]):
         if not verdict.ok:
             return EngineRecord(variant=variant, tower=tower, failure=verdict.reason)
         options = plan.member.engine or BuildOptions()
+        cache = _timing_cache(context.store.root, plan, sha256_file(model))
         try:
             request = BuildRequest(
                 onnx_path=str(model),
@@ -205,17 +206,36 @@ class CompileStage(Stage[CompileConfig]):
                 options=options,
                 variant=variant,
                 tower=tower,
+                timing_cache=str(cache) if cache.is_file() else None,
             )
-            engine = engine_built_apart(request, progress)
+            engine = engine_built_apart(request, context.progress)
         except UserError:
             raise
         except EdgeglmError as error:
             if precision not in self.config.tolerated:
                 raise
             return EngineRecord(variant=variant, tower=tower, failure=str(error))
+        if engine.timing_cache is not None:
+            _keep(cache, engine.timing_cache)
         own = f"-{plan.member.name}" if plan.member.engine else ""
         path, _ = engine.write(out / "engines", f"{variant}-{tower}-sm{plan.member.sm}{own}")
         return EngineRecord(variant=variant, tower=tower, file=path.relative_to(out).as_posix())
+
+
+def _timing_cache(store: Path, plan: MemberPlan, onnx: str) -> Path:
+    """Return where the times of one graph's tactics are kept, for one version on one kind of GPU."""
+    return store / "timing" / f"{plan.library}-{plan.version}-sm{plan.member.sm}-{onnx[:16]}.cache"
+
+
+def _keep(place: Path, cache: bytes) -> None:
+    with disk_errors(place):
+        place.parent.mkdir(exist_ok=True)
+        new = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        try:
+            new.write_bytes(cache)
+            new.replace(place)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def variants_of(files: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeglm.compile.trt_api import BuilderConfig, Library, TrtApi
+from edgeglm.compile.trt_api import BuilderConfig, TrtApi
 from edgeglm.core.progress import Progress, Task
+from edgeglm.engines.libraries import Library
 
 _SEVERITIES = ("internal error", "error", "warning", "info")
 """TensorRT's severities by value; 4 is verbose and not kept."""

@@ -8,8 +8,6 @@ board and release, so the name is looked up), ``/proc/meminfo`` and the control 
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
 import re
 from collections.abc import Mapping
@@ -18,18 +16,13 @@ from pathlib import Path
 import msgspec
 
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.libraries import MODULES, installed_version
 
 _TEGRA_SMS = {"tegra194": 72, "tegra234": 87, "tegra264": 110}
 _TEGRA_GPUS = {"tegra194": "Volta (Xavier)", "tegra234": "Ampere (Orin)", "tegra264": "Blackwell (Thor)"}
+_GPU_CLOCK = re.compile(r"gpu|\.gv11b$|\.ga10b$")
+"""The folder of the GPU's clock: JetPack 5 names it for the chip, ``17000000.ga10b``, later ones ``gpu``."""
 _TRTEXEC = "usr/src/tensorrt/bin/trtexec"
-_PYTHON_PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "tensorrt": (("tensorrt",), ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")),
-    "tensorrt-rtx": (
-        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-        ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
-    ),
-    "onnxruntime": (("onnxruntime",), ("onnxruntime", "onnxruntime-gpu")),
-}
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,12 +126,8 @@ def board_from_files(root: Path, *, libraries: Mapping[str, str] | None = None) 
 
 def installed_libraries() -> dict[str, str]:
     """Return ``{library: version}`` of the inference libraries that Python would find; imports none."""
-    found = {}
-    for library, (modules, distributions) in _PYTHON_PARTS.items():
-        if all(importlib.util.find_spec(name) is None for name in modules):
-            continue
-        found[library] = next(filter(None, map(_version, distributions)), "unknown")
-    return found
+    versions = {library: installed_version(library) for library in MODULES}
+    return {library: version for library, version in versions.items() if version is not None}
 
 
 def conditions(root: Path = Path("/")) -> Conditions:
@@ -152,8 +141,8 @@ def conditions(root: Path = Path("/")) -> Conditions:
     clocks = {}
     if (khz := _number(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")) is not None:
         clocks["cpu0"] = khz / 1e3
-    for device in sorted((root / "sys/class/devfreq").glob("*gpu*")):
-        if (hertz := _number(device / "cur_freq")) is not None:
+    for device in sorted((root / "sys/class/devfreq").glob("*")):
+        if _GPU_CLOCK.search(device.name) and (hertz := _number(device / "cur_freq")) is not None:
             clocks["gpu"] = hertz / 1e6
     throttled = tuple(
         _text(device / "type").strip() or device.name
@@ -249,10 +238,3 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

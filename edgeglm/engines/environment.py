@@ -16,6 +16,7 @@ from typing import Literal
 
 from edgeglm.core.store import default_store_root
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.libraries import installed_version
 
 Level = Literal["ok", "warn", "error"]
 
@@ -117,18 +118,17 @@ def onnxruntime_findings() -> list[Finding]:
 
 def tensorrt_findings() -> Iterator[Finding]:
     """Say which builder libraries are installed. None is needed to build a bundle."""
-    tensorrt = _first_version("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-    if importlib.util.find_spec("tensorrt") is not None:
-        yield Finding(level="ok", subject="TensorRT", text=tensorrt or "installed by the system")
+    if (tensorrt := installed_version("tensorrt")) is not None:
+        text = "installed by the system" if tensorrt == "unknown" else tensorrt
+        yield Finding(level="ok", subject="TensorRT", text=text)
     else:
         yield Finding(
             level="ok",
             subject="TensorRT",
             text="absent: engines for Jetson are built on the board by finalize",
         )
-    rtx = _first_version("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
-    if rtx or importlib.util.find_spec("tensorrt_rtx") is not None:
-        yield Finding(level="ok", subject="TensorRT-RTX", text=rtx or "installed")
+    if (rtx := installed_version("tensorrt-rtx")) is not None:
+        yield Finding(level="ok", subject="TensorRT-RTX", text="installed" if rtx == "unknown" else rtx)
     elif platform.machine() == "x86_64":
         text = "absent, so engines for T4, A10, A100, L4, L40S are deferred; pip install 'edgeglm[build]'"
         yield Finding(level="warn", subject="TensorRT-RTX", text=text)
@@ -204,7 +204,3 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _first_version(*distributions: str) -> str | None:
-    return next((version for name in distributions if (version := _version(name))), None)

@@ -7,7 +7,6 @@ call at a time; the asynchronous runner is another matter.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,10 +18,10 @@ from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.cuda_memory import CudaMemory
+from edgeglm.engines.libraries import imported_library
 from edgeglm.engines.plan import PlanMetadata, TensorRecord
 from edgeglm.engines.protocol import Array, Engine, Feeds, TensorSpec
-
-_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+from edgeglm.engines.trt_runtime import CudaEngine, ExecutionContext, Runtime, opened_engine
 
 
 class TensorRtEngine(Engine):
@@ -40,7 +39,7 @@ class TensorRtEngine(Engine):
         self.name = name or str(plan)
         self._resources = ExitStack()
         self._memory: CudaMemory | None = None
-        self._context: Any = None
+        self._context: ExecutionContext | None = None
         self._lock = threading.Lock()
 
     @property
@@ -64,12 +63,18 @@ class TensorRtEngine(Engine):
             raise UserError(f"{self.path} was altered or cut off; run 'edgeglm finalize' again")
         with ExitStack() as resources:
             self._memory = resources.enter_context(CudaMemory())
-            runtime = module.Runtime(module.Logger(module.Logger.ERROR))
-            engine = runtime.deserialize_cuda_engine(data)
-            if engine is None:
+            opened = opened_engine(
+                module,
+                module.Logger(module.Logger.ERROR),
+                data,
+                library=self.metadata.library,
+                options=self.metadata.options,
+            )
+            if opened is None:
                 raise EdgeglmError(
                     f"{self.metadata.library} cannot load {self.path}; run 'edgeglm finalize' again"
                 )
+            runtime, engine = opened
             self._context = engine.create_execution_context()
             if self._context is None:  # how TensorRT says that the activations do not fit
                 raise EdgeglmError(
@@ -90,7 +95,7 @@ class TensorRtEngine(Engine):
             self._memory.bind()
             return self._executed(feeds, self._context, self._memory)
 
-    def _executed(self, feeds: Feeds, context: Any, memory: CudaMemory) -> list[Array]:
+    def _executed(self, feeds: Feeds, context: ExecutionContext, memory: CudaMemory) -> list[Array]:
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
                 raise UserError(
@@ -100,7 +105,8 @@ class TensorRtEngine(Engine):
             context.set_tensor_address(name, memory.upload(name, array))
         results = []
         for spec in self.outputs:
-            shape = tuple(context.get_tensor_shape(spec.name))
+            sizes = context.get_tensor_shape(spec.name)
+            shape = tuple(sizes[axis] for axis in range(len(sizes)))
             result = np.empty(shape, dtype=spec.dtype)
             context.set_tensor_address(spec.name, memory.buffer(spec.name, max(1, result.nbytes)))
             results.append(result)
@@ -111,7 +117,7 @@ class TensorRtEngine(Engine):
             memory.download(spec.name, result)
         return results
 
-    def _drop(self, engine: Any, runtime: Any) -> None:
+    def _drop(self, engine: CudaEngine, runtime: Runtime) -> None:
         self._context = None
         del engine, runtime  # in this order, as TensorRT asks: context, engine, runtime
 
@@ -131,16 +137,7 @@ class TensorRtEngine(Engine):
             )
 
     def _module(self) -> Any:
-        for name in _MODULES[self.metadata.library]:
-            try:
-                return importlib.import_module(name)
-            except ModuleNotFoundError:
-                continue
-            except (ImportError, OSError, RuntimeError) as error:
-                raise EdgeglmError(
-                    f"{self.metadata.library} is installed but broken: {error}; install it again"
-                ) from error
-        raise UserError(f"{self.metadata.library} is not installed here; finalize with ONNX Runtime")
+        return imported_library(self.metadata.library, absent="finalize with ONNX Runtime")
 
 
 def _spec(record: TensorRecord) -> TensorSpec:

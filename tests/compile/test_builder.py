@@ -13,11 +13,12 @@ pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX builds on x86-64 hosts only")
 
 from edgeglm.compile.builder import EnginePlan, engine_from_onnx
-from edgeglm.compile.trt_api import installed_version, load_trt
+from edgeglm.compile.trt_api import load_trt
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Task
 from edgeglm.engines.cuda_devices import cuda_devices
+from edgeglm.engines.libraries import installed_version
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, plan_metadata_from_file
 from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import Target, load_target
@@ -80,6 +81,9 @@ def test_the_record_beside_the_plan_says_what_it_was_made_from(half: Path, tmp_p
     assert [(t.name, t.dtype, t.shape) for t in metadata.inputs] == [("pixels", "float32", (-1, 3, 4, 4))]
     assert [t.name for t in metadata.outputs] == ["embedding"]
     assert any("opset" in line.lower() for line in engine.log)
+    assert plan.with_suffix(".log").read_text().splitlines() == [
+        line for entry in engine.log for line in entry.splitlines()
+    ]
 
 
 def test_a_text_tower_with_two_dynamic_dimensions_is_built(tmp_path: Path, text_tower: Tower) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from edgeglm.compile import builder as builder_module
 from edgeglm.compile.builder import engine_from_onnx
+from edgeglm.compile.layers import layer_table
 from edgeglm.compile.trt_api import TrtApi
 from edgeglm.core.errors import UserError
 from edgeglm.engines.cuda_devices import CudaDevice
@@ -150,9 +151,46 @@ def test_a_board_does_not_build_for_another(config: Config, tmp_path: Path) -> N
 
 
 def test_tensorrt_8_is_told_to_take_lane_a(config: Config, tmp_path: Path) -> None:
-    api = TrtApi(library="tensorrt", module=native_module(config))
-    api.module.NetworkDefinitionCreationFlag = SimpleNamespace()
+    module = native_module(config)
+    module.NetworkDefinitionCreationFlag = SimpleNamespace()
+    api = TrtApi(library="tensorrt", module=module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder_module, "load_trt", lambda _: api)
         with pytest.raises(UserError, match="lane A"):
             build(tmp_path, "jetson-agx-thor")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA initialization failure with error: 35"), TypeError("null")]
+)
+def test_a_tensorrt_that_cannot_start_is_said_and_not_a_crash(
+    error: Exception, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: object) -> None:
+        raise error
+
+    module = native_module(config)
+    module.Builder = start
+    api = TrtApi(library="tensorrt", module=module)
+    monkeypatch.setattr(builder_module, "load_trt", lambda _: api)
+    with pytest.raises(UserError, match=f"tensorrt is installed but broken: {error}; .*mend the driver"):
+        build(tmp_path, "jetson-agx-thor")
+
+
+def test_the_layers_of_a_version_compatible_plan_are_listed_too(tmp_path: Path) -> None:
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, _: object) -> None: ...
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            inspector = SimpleNamespace(get_engine_information=lambda _: "[]")
+            engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+            return engine if self.engine_host_code_allowed else None
+
+    module = SimpleNamespace(
+        __version__="10", Runtime=Runtime, LayerInformationFormat=SimpleNamespace(JSON="json")
+    )
+    wide = {"version_compatible": True}
+    assert layer_table(module, None, b"plan", library="tensorrt", options=wide) == "[]"
+    assert layer_table(module, None, b"plan", library="tensorrt", options={}) is None

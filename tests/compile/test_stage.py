@@ -22,13 +22,14 @@ from edgeglm.compile.stage import (
 )
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.artifact import Artifact, listing_of
+from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.engines.cuda_devices import cuda_devices
-from edgeglm.engines.plan import plan_metadata_from_file
+from edgeglm.engines.plan import PlanMetadata, plan_metadata_from_file
 from edgeglm.targets.schema import load_target, resolve_target
 
 BARE = Host(tensorrt=None, tensorrt_rtx=None, sms=())
@@ -172,6 +173,42 @@ def test_an_int8_failure_is_recorded_with_the_builders_words_and_an_fp16_failure
     record = compile_record_from_file(stage(only_int8, context).artifact.file("compile.json"))
     assert record.members[0].status == "deferred"
     assert "no engine could be built here" in record.members[0].reason
+
+
+def test_a_host_with_the_gpu_keeps_the_builders_log_and_times_no_tactic_twice(
+    tmp_path: Path, context: Context, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bytes | None] = []
+
+    def built(request: BuildRequest, progress: Progress) -> EnginePlan:
+        given.append(Path(request.timing_cache).read_bytes() if request.timing_cache else None)
+        plan = request.tower.encode()
+        metadata = PlanMetadata(
+            library="tensorrt",
+            library_version="10.13.3",
+            sms=(90,),
+            onnx_sha256=sha256_file(Path(request.onnx_path)),
+            plan_sha256=sha256_bytes(plan),
+            size_bytes=len(plan),
+            profiles=request.profiles,
+            precision=request.precision,
+            inputs=(),
+            outputs=(),
+        )
+        timed = (given[-1] or b"") + b"timed "
+        return EnginePlan(plan=plan, metadata=metadata, log=("[info] x",), timing_cache=timed, layers="[]")
+
+    here = Host(tensorrt="10.13.3", tensorrt_rtx=None, sms=(90,))
+    monkeypatch.setattr("edgeglm.compile.decision.this_host", lambda: here)
+    monkeypatch.setattr("edgeglm.compile.stage.engine_built_apart", built)
+    inputs = {"quantize": models(tmp_path / "q", fp16=True)}
+    artifact = CompileStage(compile_config(load_target("h100")))(inputs, context).artifact
+    assert artifact.file("engines/fp16-text-sm90.log").read_text() == "[info] x\n"
+    assert artifact.file("engines/fp16-text-sm90.layers.json").read_text() == "[]"
+    other = CompileStage(compile_config(load_target("h100"), max_length=24))  # another key, the same graphs
+    other(inputs, context)
+    assert given == [None, None, b"timed ", b"timed "]
+    assert not any(name.endswith(".cache") for name in artifact.files), "it is of this machine"
 
 
 @RTX

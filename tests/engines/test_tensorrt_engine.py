@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgeglm.compile.trt_api import load_trt
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines import tensorrt_engine as module
@@ -39,6 +40,10 @@ class Memory:
     def __init__(self) -> None:
         self.arrays: dict[str, Any] = {}
         self.closed = False
+        self.engine: Any = None
+        self.runtime = SimpleNamespace(
+            engine_host_code_allowed=False, deserialize_cuda_engine=lambda _: self.engine
+        )
 
     def __enter__(self) -> Memory:
         return self
@@ -84,7 +89,11 @@ class Context:
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory()
-    engine = SimpleNamespace(create_execution_context=Context)
+    memory.engine = SimpleNamespace(
+        create_execution_context=Context,
+        weight_streaming_budget_v2=1000,
+        get_weight_streaming_automatic_budget=lambda: 400,
+    )
 
     class Logger:
         ERROR = 1
@@ -94,7 +103,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     library = SimpleNamespace(
         __version__="10.3.0",
         Logger=Logger,
-        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: engine),
+        Runtime=lambda _: memory.runtime,
     )
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     orin = CudaDevice(name="Orin", sm=87, memory_bytes=1)
@@ -152,6 +161,65 @@ def test_no_gpu_is_said_before_the_library_is_asked(memory: Memory, plan: Path, 
     monkeypatch.setattr(module, "cuda_devices", lambda: ())
     with pytest.raises(UserError, match="here is no GPU"):
         module.TensorRtEngine(plan, RECORD).load()
+
+
+def test_a_version_compatible_plan_may_run_the_code_that_it_brings(memory: Memory, plan: Path):
+    """TensorRT refuses such a plan otherwise, and its self-test would fail."""
+    memory.runtime.deserialize_cuda_engine = lambda _: (
+        memory.engine if memory.runtime.engine_host_code_allowed else None
+    )
+    with pytest.raises(EdgeglmError, match="cannot load"):
+        module.TensorRtEngine(plan, RECORD).load()
+    wide = msgspec.structs.replace(RECORD, options={"version_compatible": True})
+    with module.TensorRtEngine(plan, wide) as engine:
+        assert engine.infer({"pixels": np.ones((1, 2), np.float32)})["embedding"].tolist() == [[2.0, 2.0]]
+
+
+def test_weights_are_streamed_only_where_that_was_asked_for(memory: Memory, plan: Path):
+    module.TensorRtEngine(plan, RECORD).load()
+    assert memory.engine.weight_streaming_budget_v2 == 1000, "all weights stay on the GPU"
+    module.TensorRtEngine(plan, msgspec.structs.replace(RECORD, options={"weight_streaming": True})).load()
+    assert memory.engine.weight_streaming_budget_v2 == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
+            r"libnvinfer\.so\.10: cannot",
+        ),
+        ("raise OSError('libnvinfer.so.10: wrong ELF class')", "wrong ELF class"),
+        ("import a_module_that_it_needs", "No module named 'a_module_that_it_needs'"),
+        ("this is no Python", "invalid syntax"),
+    ],
+    ids=["no library", "wrong library", "no dependency", "no package"],
+)
+def test_a_tensorrt_that_is_there_and_broken_is_the_users_to_mend(
+    body: str, words: str, memory: Memory, plan: Path, tmp_path: Path, monkeypatch
+):
+    (tmp_path / "packages/tensorrt").mkdir(parents=True)
+    (tmp_path / "packages/tensorrt/__init__.py").write_text(f"{body}\n")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    with pytest.raises(
+        UserError, match=f"tensorrt is installed but broken: .*{words}.*; install it again, or"
+    ):
+        module.TensorRtEngine(plan, RECORD).load()
+    with pytest.raises(
+        UserError, match=f"tensorrt is installed but broken: .*{words}.*; install it again, or"
+    ):
+        load_trt("tensorrt")
+
+
+def test_a_driver_that_does_not_start_is_said(memory: Memory, plan: Path, monkeypatch):
+    def start(_: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "Runtime", start)
+    with pytest.raises(UserError, match=r"installed but broken: pybind11.*mend the driver"):
+        module.TensorRtEngine(plan, RECORD).load()
+    assert memory.closed
 
 
 def test_an_absent_library_is_named(plan: Path, monkeypatch):
