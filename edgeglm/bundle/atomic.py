@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,15 @@ def disk_errors(destination: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {destination}: {error.strerror or error}; nothing was changed there, {remedy}"
         ) from error
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[str]:
+    """Yield a folder in the place for temporary files. Raises UserError where none can be made."""
+    with disk_errors(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix=prefix)
+    with folder as path:
+        yield path
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeglm.bundle.atomic import disk_errors, scratch_folder
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.paths import inside
 from edgeglm.bundle.receipt import finalized_folder
@@ -29,7 +30,7 @@ from edgeglm.compile.route import member_for, target_of
 from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
-from edgeglm.engines.board import Board
+from edgeglm.engines.board import Board, Conditions
 from edgeglm.engines.power import Energy
 
 RECEIPT_NAME = "receipt-trtexec.json"
@@ -63,16 +64,22 @@ class TrtexecCandidate(_Record, frozen=True, kw_only=True):
 
 
 class TrtexecBoard(_Record, frozen=True, kw_only=True):
-    """The board as the script read it."""
+    """The board as the script read it, with the memory that was free before it built."""
 
     model: str
     sm: str
     l4t: str
     power_mode: str
+    memory_bytes: int = 0
+    memory_available_bytes: int = 0
 
 
 class TrtexecReceipt(_Record, frozen=True, kw_only=True):
-    """What the script found and chose; ``energy`` is what timing all candidates took."""
+    """What the script found and chose; ``energy`` is what timing all candidates took.
+
+    ``signature_checked`` says that a trusted key's signature was checked before the script was run, which
+    only edgeglm does.
+    """
 
     schema: int
     bundle: str
@@ -86,6 +93,8 @@ class TrtexecReceipt(_Record, frozen=True, kw_only=True):
     signature_checked: bool
     chosen: str
     candidates: tuple[TrtexecCandidate, ...]
+    before: Conditions = Conditions()
+    after: Conditions = Conditions()
     energy: Energy | None = None
 
 
@@ -117,11 +126,12 @@ def finalize_by_trtexec(
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
     sources = shell_sources(bundle, target_of(bundle))
-    with tempfile.TemporaryDirectory(prefix="edgeglm-trtexec-") as folder:
+    with scratch_folder("edgeglm-trtexec-") as folder:
         for name, data in sources.items():
             place = inside(Path(folder), name)
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(data)
+            with disk_errors(place):
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(data)
         script = Path(folder, SCRIPT_NAME)
         command = ["sh", str(script), *(["--any-board"] if any_board else [])]
         finalized = finalized_folder(bundle.origin)
@@ -130,10 +140,12 @@ def finalize_by_trtexec(
             "EDGEGLM_BUNDLE": str(bundle.path.absolute()),
             "EDGEGLM_SHELL": folder,
             "EDGEGLM_FINALIZED": str(finalized),
+            "EDGEGLM_LOCKED": "yes",
+            "EDGEGLM_SIGNATURE_CHECKED": "true" if bundle.signature.signer is not None else "false",
         }
         if root != Path("/"):
             environment["EDGEGLM_ROOT"] = str(root)
-        with alone(finalized):  # the script's own lock keeps other scripts away
+        with alone(finalized):  # the lock that the script takes where it is run by hand
             _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
     written = finalized / RECEIPT_NAME
     try:

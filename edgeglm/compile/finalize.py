@@ -38,6 +38,7 @@ from edgeglm.compile.worker import engine_built_apart
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board, conditions
+from edgeglm.engines.libraries import BrokenLibraryError
 from edgeglm.engines.plan import PlanMetadata
 from edgeglm.engines.power import PowerWatch
 from edgeglm.engines.protocol import Engine
@@ -199,7 +200,7 @@ def _tried(
 ) -> _Ready | CandidateRecord:
     """Build one candidate and hold it against its goldens; a failure is a record and not the end.
 
-    What no other candidate would mend, such as a full disk, is a UserError of the build and is raised.
+    What no other candidate would mend, such as a full disk or a broken library, is raised.
     """
     engines: dict[str, DeviceEngine] = {}
     make = tools.portable
@@ -223,6 +224,8 @@ def _tried(
     try:
         with tools.embedder(bundle, variant.name, make) as embedding:
             result = golden_check(bundle, embedding.embed_images, embedding.embed_text, variant=variant.name)
+    except BrokenLibraryError:
+        raise
     except EdgeglmError as error:
         return CandidateRecord(variant=variant.name, status="failed", reason=str(error), engines=uses)
     selftest = SelfTest(

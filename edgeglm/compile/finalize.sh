@@ -57,10 +57,29 @@ END
 # ---------------------------------------------------------------------------------------------------
 
 say() { printf '%s\n' "$*"; }
+told=no
 fail() {
-  code="$1"
+  code="$1" told=yes
   shift
   printf 'error: %s\n' "$*" >&2
+  exit "$code"
+}
+no_space() { fail 2 "no space is left for $out; free some and begin again"; }
+full() { # whether a file of 64 kB can no longer be written there
+  if dd if=/dev/zero of="$work/probe" bs=1024 count=64 >/dev/null 2>&1; then
+    rm -f "$work/probe"
+    return 1
+  fi
+  rm -f "$work/probe"
+}
+ended() { # clean up, and say why a write failed, which the shell says in its own words only
+  code=$?
+  [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
+  if [ "$code" -ne 0 ] && [ "$code" -ne 130 ] && [ "$told" = no ] && full; then
+    printf 'error: no space is left for %s; free some and begin again\n' "$out" >&2
+    code=2
+  fi
+  rm -rf "$work"
   exit "$code"
 }
 
@@ -115,8 +134,8 @@ free="$(awk '/^MemAvailable:/{print $2}' "$root/proc/meminfo")"
 [ "${free:-0}" -ge "$need" ] ||
   fail 2 "building needs $((need / 1024)) MB and $((${free:-0} / 1024)) MB are free; end other programs or add swap"
 
-total="$(awk '/^MemTotal:/{print $2}' "$root/proc/meminfo")"
-granted="$(options | awk -v sm="$sm" -v kb="${total:-0}" -v lane="$lane" '$1 == sm && $3 == lane {
+memory="$(awk '/^MemTotal:/{print $2}' "$root/proc/meminfo")"
+granted="$(options | awk -v sm="$sm" -v kb="${memory:-0}" -v lane="$lane" '$1 == sm && $3 == lane {
   line = $0; sub(/^[^ ]+ [^ ]+ [^ ]+ /, "", line); if (kb >= $2) exit} END {print line}')"
 case "$granted" in
   no\ *) fail 2 "${granted#no }" ;;
@@ -126,33 +145,41 @@ set -- ${granted:-ok 8 32}
 usual_batch="$2" largest_batch="$3"
 shift 3
 asked="$*"
+loading='' # what an engine built so needs when it is loaded: leave to run its code, a budget for its weights
+case " $asked " in *" --versionCompatible "*) loading=--versionCompatible ;; esac
+case " $asked " in *" --allowWeightStreaming "*) loading="$loading --weightStreamingBudget=-1" ;; esac
 
-mkdir -p "$out/engines"
-lock="$out/.trtexec.lock"
-if ! mkdir "$lock" 2>/dev/null; then
-  owner="$(cat "$lock/pid" 2>/dev/null || echo 0)"
-  if [ "$owner" -gt 0 ] && kill -0 "$owner" 2>/dev/null; then
-    fail 2 "another finalize is at work (process $owner); wait until it has ended"
-  fi
-  rm -rf "$lock" # its process was killed
-  mkdir "$lock" 2>/dev/null || fail 2 "another finalize has just begun; wait until it has ended"
+mkdir -p "$out/engines" 2>/dev/null ||
+  fail 2 "cannot write $out: no space is left or no permission; free some space or make it writable"
+# The lock is the kernel's: it is given up with the process, however that ends, and is edgeglm's own, which
+# holds it already where it runs this script.
+lock="$out/.lock"
+if [ "${EDGEGLM_LOCKED:-no}" = no ]; then
+  command -v flock >/dev/null || fail 2 "no flock on this board; install util-linux"
+  [ ! -L "$lock" ] || fail 2 "$lock is a link; remove it"
+  exec 9>>"$lock" || fail 2 "cannot write $lock; make $out writable"
+  flock -n 9 || {
+    owner="$(sed -n 's/.*"pid":\([0-9]*\).*/ (process \1)/p' "$lock")"
+    fail 2 "another finalize is at work$owner; wait until it has ended"
+  }
+  printf '{"pid":%s,"started":"%s"}' $$ "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" >"$lock" || no_space
 fi
-echo $$ >"$lock/pid"
+for left in "$out"/.work.*; do rm -rf "$left"; done # of one that was killed
 work="$out/.work.$$"
 watcher=''
-trap '[ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true; rm -rf "$lock" "$work"' EXIT
+trap ended EXIT
 trap 'exit 130' INT TERM
-rm -rf "$work"
-mkdir "$work"
+mkdir "$work" 2>/dev/null || no_space
 : >"$work/power"
 
 timed() { # the latency of one call, and what the board took meanwhile
   if [ -n "$tegrastats" ]; then
-    "$tegrastats" --interval 100 >>"$work/power" 2>/dev/null &
+    "$tegrastats" --interval 100 >>"$work/power" 2>/dev/null 9>&- &
     watcher=$!
   fi
   ended=0
-  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 \
+  # shellcheck disable=SC2086 # flags are words
+  "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$single" --warmUp=200 --duration=1 $loading \
     >"$work/time.log" 2>&1 || ended=1
   if [ -n "$watcher" ]; then
     kill "$watcher" 2>/dev/null || true
@@ -160,6 +187,47 @@ timed() { # the latency of one call, and what the board took meanwhile
     watcher=''
   fi
   return $ended
+}
+
+text_of() { # a file's content as it may stand in JSON; nothing where it cannot be read
+  tr -d '\000-\037"\134' 2>/dev/null <"$1" || true
+}
+
+bytes_of() { awk -v kb="$1" 'BEGIN {printf "%.0f", kb * 1024}'; }
+
+measured() { # what, file, unit: "what": the number in the file by the unit; nothing where it tells none
+  number="$(text_of "$2")"
+  case "$number" in '' | *[!0-9-]*) return 0 ;; esac
+  awk -v n="$number" -v u="$3" -v w="$1" 'BEGIN {printf ", \"%s\": %.1f", w, n / u}'
+}
+
+conditions() { # heat, clocks and what holds back now, as far as the board tells: as edgeglm's own receipt
+  heat='' clocks='' throttled=''
+  for zone in "$root"/sys/class/thermal/thermal_zone*; do
+    kind="$(text_of "$zone/type")"
+    heat="$heat$(measured "${kind:-${zone##*/}}" "$zone/temp" 1000)"
+  done
+  clocks="$(measured cpu0 "$root/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq" 1000)"
+  for device in "$root"/sys/class/devfreq/*; do
+    case "${device##*/}" in
+      *gpu* | *.gv11b | *.ga10b) clocks="$clocks$(measured gpu "$device/cur_freq" 1000000)" && break ;;
+    esac
+  done
+  for device in "$root"/sys/class/thermal/cooling_device*; do
+    kind="$(text_of "$device/type")"
+    case "$kind" in *fan*) continue ;; esac # one that turns holds nothing back
+    case "$(text_of "$device/cur_state")" in '' | 0 | *[!0-9]*) ;; *) throttled="$throttled, \"${kind:-${device##*/}}\"" ;; esac
+  done
+  printf '{"temperatures_c": {%s}, "clocks_mhz": {%s}, "throttled": [%s]}' \
+    "${heat#, }" "${clocks#, }" "${throttled#, }"
+}
+
+power_mode() { # the name that nvpmodel gives the present mode
+  number="$(text_of "$root/var/lib/nvpmodel/status" | sed -n 's/.*pmode:0*\([0-9][0-9]*\).*/\1/p')"
+  [ -n "$number" ] || { printf unknown && return 0; }
+  mode="$(sed -n "s/^ *< *POWER_MODEL  *ID=0*$number  *NAME=\([^ >\"]*\).*/\1/p" \
+    "$root/etc/nvpmodel.conf" 2>/dev/null | head -n 1)"
+  printf '%s' "${mode:-mode $number}"
 }
 
 energy() { # joules of each rail that every line of tegrastats tells: "VDD_IN 4900mW/5000mW", now and the mean
@@ -259,25 +327,30 @@ one_engine() { # build, test and time one tower; sets signature, worst, agreed, 
     mkdir "$work/new"
     cache="$out/timing/$digest-$version-$sm.cache" # of this very file; one of another release is refused
     mkdir -p "$out/timing"
+    room="$(df -Pk "$out" 2>/dev/null | awk 'NR == 2 {print $4}')"
+    [ "${room:-$((bytes / 1024 + 1024))}" -ge $((bytes / 1024 + 1024)) ] ||
+      fail 2 "an engine needs about $((bytes / 1048576 + 1)) MB and $((room / 1024)) MB are free for $out; free some space and begin again"
     if ! build; then
+      full && no_space
       [ -s "$cache" ] || return 1
       rm -f "$cache" # it may be what was refused: once more without
       build || return 1
     fi
-    (cd "$work/new" && sha256sum engine.plan >engine.sha256)
-    mv "$work/new" "$place"
+    (cd "$work/new" && sha256sum engine.plan >engine.sha256) || return 1
+    mv "$work/new" "$place" || return 1
   fi
   feeds=
   for pair in $(printf '%s' "$inputs" | tr ',' ' '); do
     feeds="$feeds${feeds:+,}${pair%%:*}:$beside/${pair#*:}"
   done
+  # shellcheck disable=SC2086 # flags are words
   "$trtexec" "--loadEngine=$place/engine.plan" "--shapes=$goldens" "--loadInputs=$feeds" --iterations=1 \
-    --warmUp=0 --duration=0 "--exportOutput=$work/output.json" >"$work/run.log" 2>&1 || return 1
+    --warmUp=0 --duration=0 $loading "--exportOutput=$work/output.json" >"$work/run.log" 2>&1 || return 1
   { # without sed -i, which POSIX has not
     tr -d '\n\r\t ' <"$work/output.json" | sed 's/.*"name":"embedding"//; s/.*"values":\[//; s/\].*//' |
       tr ',' '\n'
     echo
-  } | sed '/^$/d' >"$work/actual"
+  } | sed '/^$/d' >"$work/actual" || return 1
   worst="$(cosine "$work/actual" "$beside/$expected")"
   if [ "$neighbours" = - ]; then agreed=null; else agreed="$(agreement "$work/actual" "$beside/$neighbours")"; fi
   timed || return 1
@@ -285,21 +358,24 @@ one_engine() { # build, test and time one tower; sets signature, worst, agreed, 
   [ -n "$milliseconds" ]
 }
 
+before="$(conditions)"
 records='' best='' best_total='' used='' differs=no
 for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
   printf '%s\n' "$mine" | awk -v v="$variant" '$1 == v' >"$work/towers"
   total=0 status=passed parts=''
-  while read -r _ tower _ precision onnx _ expected pins neighbours least usual most single goldens inputs; do
+  while read -r _ tower _ precision onnx bytes expected pins neighbours least usual most single goldens inputs; do
     say "$variant $tower: build, test, time"
     worst=-1 agreed=null milliseconds=0 signature=''
     if one_engine "$precision" "$onnx" "$expected" "$least" "$usual" "$most" "$single" "$goldens" "$inputs"; then
       used="$used $signature"
       awk -v c="$worst" -v l="$least_cosine" -v a="$agreed" -v m="$least_agreement" \
         'BEGIN {exit !(c + 0 >= l + 0 && (a == "null" || a + 0 >= m + 0))}' || {
+        full && no_space
         status="its golden outputs differ here"
         differs=yes
       }
     else
+      full && no_space
       status="trtexec failed, see $out/last.log"
       cat "$work"/new/build.log "$work"/run.log "$work"/time.log >"$out/last.log" 2>/dev/null || true
     fi
@@ -315,26 +391,29 @@ for variant in $(printf '%s\n' "$mine" | awk '!seen[$1]++ {print $1}'); do
   fi
 done
 [ -n "$best" ] || [ "$differs" = yes ] ||
-  fail 1 "trtexec built or ran no candidate; mend what $out/last.log says, as a full disk, and begin again"
+  fail 1 "trtexec built or ran no candidate; mend what $out/last.log says and begin again"
 [ -n "$best" ] || fail 3 "no candidate answers here as it did where the bundle was made; build it for this board anew"
 
 for place in "$out/engines"/*; do
   [ ! -e "$place/engine.json" ] || continue # edgeglm's own, which its receipt names
   case " $used " in *" ${place##*/} "*) ;; *) rm -rf "$place" ;; esac
 done
-mode="$(sed -n 's/.*pmode:0*\([0-9][0-9]*\).*/\1/p' "$root/var/lib/nvpmodel/status" 2>/dev/null || true)"
+after="$(conditions)"
 cat >"$work/receipt" <<END
 {
  "schema": 1,
  "bundle": "$name",
  "models_digest": "$content",
  "created": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
- "board": {"model": "$model", "sm": "$sm", "l4t": "$l4t", "power_mode": "${mode:-unknown}"},
+ "board": {"model": "$model", "sm": "$sm", "l4t": "$l4t", "power_mode": "$(power_mode)",
+  "memory_bytes": $(bytes_of "${memory:-0}"), "memory_available_bytes": $(bytes_of "${free:-0}")},
  "target": "$target",
  "library": "trtexec",
  "library_version": "$version",
  "lane": "$lane",
- "signature_checked": false,
+ "signature_checked": ${EDGEGLM_SIGNATURE_CHECKED:-false},
+ "before": $before,
+ "after": $after,
  "energy": $(energy),
  "chosen": "$best",
  "candidates": [

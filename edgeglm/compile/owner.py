@@ -35,8 +35,9 @@ def alone(folder: Path) -> Iterator[None]:
                 f"{folder.name}: another finalize is at work{_owner(handle)}; wait until it has ended"
             ) from error
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, msgspec.json.encode(_Owner(pid=os.getpid(), started=started)), 0)
+        with disk_errors(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, msgspec.json.encode(_Owner(pid=os.getpid(), started=started)), 0)
         yield
     finally:
         os.close(handle)

@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,11 @@ from typing import Any
 
 import msgspec
 
+from edgeglm.bundle.atomic import disk_errors, scratch_folder
 from edgeglm.compile.builder import EnginePlan, engine_from_onnx
-from edgeglm.compile.trt_api import Library
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress
+from edgeglm.engines.libraries import Library
 from edgeglm.engines.plan import PlanMetadata, ShapeRange
 from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import Target
@@ -56,7 +56,7 @@ def engine_built_apart(request: BuildRequest, progress: Progress) -> EnginePlan:
 
     A child that dies raises EdgeglmError with its last words. Ctrl-C stops the child and is raised.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeglm-build-") as folder:
+    with scratch_folder("edgeglm-build-") as folder:
         plan, words = Path(folder) / "plan", Path(folder) / "words"
         name = f"engine {request.variant} {request.tower}".strip()
         with (
@@ -181,15 +181,16 @@ def _main(plan: Path) -> int:
             tower=request.tower,
             timing_cache=Path(request.timing_cache).read_bytes() if request.timing_cache else None,
         )
+        with disk_errors(plan):
+            plan.write_bytes(engine.plan)
+            cache, layers = _beside(plan)
+            if engine.timing_cache is not None:
+                cache.write_bytes(engine.timing_cache)
+            if engine.layers is not None:
+                layers.write_text(engine.layers, "utf-8")
     except EdgeglmError as error:
         send({"error": str(error), "user": isinstance(error, UserError)})
         return 1
-    plan.write_bytes(engine.plan)
-    cache, layers = _beside(plan)
-    if engine.timing_cache is not None:
-        cache.write_bytes(engine.timing_cache)
-    if engine.layers is not None:
-        layers.write_text(engine.layers, "utf-8")
     send({"done": {"metadata": engine.metadata, "log": engine.log}})
     return 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,20 @@ def image_tower() -> Callable[..., Path]:
 def text_tower() -> Callable[..., Path]:
     """Return ``write_text_tower``."""
     return write_text_tower
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 kB, mounted where the engines of a bundle ``demo`` go."""
+    place = tmp_path / "demo.finalized"
+    place.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(place)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"NO SMALL DISK: {mount.stderr.decode().strip()}; root is needed to mount one")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def write_image_tower(

@@ -16,7 +16,7 @@ from edgeglm.compile.owner import alone
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import board_from_files
-from tests.compile.test_shell import ORIN, XAVIER, board, with_shell
+from tests.compile.shell_board import ORIN, XAVIER, board, with_shell
 
 QUIET = QuietProgress()
 

@@ -13,109 +13,22 @@ import msgspec
 import pytest
 
 from edgeglm.bundle.opened import Bundle
-from edgeglm.bundle.receipt import Receipt, finalized_folder, read_receipt, why_foreign
+from edgeglm.bundle.receipt import finalized_folder, read_receipt, why_foreign
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.cli import main as cli
 from edgeglm.cli.finalize import _embedder
-from edgeglm.compile.builder import EnginePlan
 from edgeglm.compile.device_engines import build_signature
 from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
 from edgeglm.compile.owner import alone
 from edgeglm.compile.timed import fastest
 from edgeglm.compile.worker import BuildRequest
-from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
-from edgeglm.core.progress import Progress, QuietProgress
+from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import Board
-from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
-from edgeglm.engines.plan import PlanMetadata
+from edgeglm.engines.libraries import broken
 from edgeglm.runtime.finalized import choice_here
-from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
-from tests.cli.test_bundle_commands import colour_tower
+from tests.compile.stand_ins import LAPTOP, NANO, ORIN, QUICK, THOR, Builder, finalized, made, portable
 from tests.engines.test_power import sensor
-from tests.runtime.test_retrieval import colour_bundle, colour_engine
-
-LAPTOP = Board(
-    model="Some CPU",
-    machine="x86_64",
-    memory_bytes=8 << 30,
-    memory_available_bytes=6 << 30,
-    libraries={"onnxruntime": "1.24.4"},
-)
-ORIN = Board(
-    model="NVIDIA Jetson AGX Orin Developer Kit",
-    machine="aarch64",
-    soc="tegra234",
-    l4t="36.4.3",
-    sm=87,
-    gpu="Ampere (Orin)",
-    memory_bytes=65_800_000_000,
-    memory_available_bytes=50_000_000_000,
-    libraries={"onnxruntime": "1.23.2", "tensorrt": "10.3.0"},
-)
-NANO = msgspec.structs.replace(ORIN, memory_bytes=7_800_000_000, memory_available_bytes=5_000_000_000)
-THOR = msgspec.structs.replace(ORIN, soc="tegra264", sm=110, l4t="38.2", memory_bytes=131_000_000_000)
-QUICK = FinalizeOptions(rounds=7, threads=1)
-
-
-def made(folder: Path, target: str = "cpu", *, int8_text: float = 1.0) -> Path:
-    scales = {"fp32": 1.0, "int8": int8_text}
-    parts: dict[str, Path | bytes] = {
-        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scales[variant])
-        for variant in scales
-        for kind in ("image", "text")
-    }
-    parts["target.toml"] = toml_from_resolved(resolve_target(load_target(target))).encode()
-    return colour_bundle(folder, **parts)
-
-
-def portable(path: Path, threads: int) -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine(path, threads=threads)
-
-
-class Builder:
-    """A stand-in for the builder and for what runs its plans."""
-
-    def __init__(self, *, fails: str = "") -> None:
-        self.requests: list[BuildRequest] = []
-        self.fails = fails
-
-    def __call__(self, request: BuildRequest, progress: Progress) -> EnginePlan:
-        self.requests.append(request)
-        if request.variant == self.fails:
-            raise EdgeglmError("cannot build int8/text.onnx: node 'odd'; leave this variant out")
-        plan = f"plan of {request.variant} {request.tower}".encode()
-        sms = tuple(target.sm for target in request.targets if target.sm)
-        metadata = PlanMetadata(
-            library=request.library,
-            library_version="10.3.0",
-            sms=sms,
-            onnx_sha256=sha256_file(Path(request.onnx_path)),
-            plan_sha256=sha256_bytes(plan),
-            size_bytes=len(plan),
-            profiles=request.profiles,
-            precision=request.precision,
-            inputs=(),
-            outputs=(),
-            variant=request.variant,
-            tower=request.tower,
-            seconds=1.5,
-        )
-        return EnginePlan(plan=plan, metadata=metadata, log=("[info] built",))
-
-    def run(self, plan: Path, metadata: PlanMetadata) -> Any:
-        assert sha256_file(plan) == metadata.plan_sha256
-        return colour_engine(Path(metadata.variant) / f"{metadata.tower}.onnx", 1)
-
-
-def finalized(
-    path: Path, board: Board = LAPTOP, *, builder: Builder | None = None, options: FinalizeOptions = QUICK
-) -> Receipt:
-    builder = builder or Builder()
-    tools = Tools(
-        embedder=_embedder, portable=portable, native=builder.run, build=builder, root=Path("/nowhere")
-    )
-    with open_bundle(path) as bundle:
-        return finalize(bundle, board=board, tools=tools, progress=QuietProgress(), options=options)
 
 
 def test_the_receipt_of_a_board_with_sensors_says_what_timing_took(tmp_path: Path):
@@ -273,14 +186,40 @@ def test_a_candidate_that_cannot_be_built_leaves_the_others(tmp_path: Path):
     assert not isinstance(caught.value, GateError), "nothing was measured against a gate"
 
 
-def test_a_full_disk_ends_it_at_once_and_says_so(tmp_path: Path):
-    def full(request: BuildRequest, progress: Progress) -> EnginePlan:
-        raise UserError("cannot write engine.plan: No space left on device; free some space")
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_full_disk_ends_it_at_once_and_names_the_place(left: int, tmp_path: Path, small_disk: Path, capsys):
+    path = made(tmp_path / "demo")
+    (small_disk / "fill").write_bytes(bytes(96 * 1024 - left))
+    assert cli.exit_code(["finalize", str(path), "--rounds", "7"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write {small_disk}/"), said
+    assert "No space left on device" in said
+    assert said.rstrip().endswith("free some space or choose another disk")
+    assert sorted(path.name for path in small_disk.iterdir()) == [".lock", "fill"]
 
-    tools = Tools(embedder=_embedder, portable=portable, native=Builder().run, build=full)
-    path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
-    with open_bundle(path) as bundle, pytest.raises(UserError, match="No space left"):
+
+def test_a_tensorrt_that_broke_since_the_engines_were_built_ends_it_with_the_remedy(tmp_path: Path):
+    path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
+    finalized(path, ORIN, builder=builder)
+
+    def fails(plan: Path, metadata: object) -> None:
+        raise broken("tensorrt", ImportError("libnvinfer.so.10: cannot open"), "finalize with ONNX Runtime")
+
+    tools = Tools(embedder=_embedder, portable=portable, native=fails, build=builder, root=tmp_path)  # type: ignore[arg-type]
+    with open_bundle(path) as bundle, pytest.raises(UserError, match=r"broken: libnvinfer\.so\.10"):
         finalize(bundle, board=ORIN, tools=tools, progress=QuietProgress(), options=QUICK)
+
+
+def test_a_disk_that_an_engine_fills_ends_it_and_no_other_candidate_is_tried(
+    tmp_path: Path, small_disk: Path
+):
+    path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
+    (small_disk / "fill").write_bytes(bytes(92 * 1024))
+    with pytest.raises(UserError, match=rf"cannot write {small_disk}/engines/\w+: No space left"):
+        finalized(path, ORIN, builder=builder)
+    assert len(builder.requests) == 1
+    (small_disk / "fill").unlink()
+    assert finalized(path, ORIN, builder=builder).chosen == "int8"
 
 
 @pytest.mark.parametrize(
@@ -382,7 +321,6 @@ def test_a_broken_receipt_is_said_and_not_worked_around(tmp_path: Path, choice):
 
 def test_the_command_makes_an_archive_ready_too(tmp_path: Path, capsys):
     from edgeglm.bundle.archive import archive_from_folder
-    from edgeglm.cli import main as cli
 
     folder = made(tmp_path / "demo")
     with open_bundle(folder) as bundle:
@@ -405,8 +343,8 @@ def test_a_bundle_stays_verifiable_after_it_was_finalized(tmp_path: Path):
 
 def test_a_gpu_host_gets_real_tensorrt_rtx_engines(tmp_path: Path):
     pytest.importorskip("tensorrt_rtx_bindings")
-    from edgeglm.compile.trt_api import installed_version
     from edgeglm.compile.worker import engine_built_apart
+    from edgeglm.engines.libraries import installed_version
 
     version = installed_version("tensorrt-rtx")
     assert version is not None

@@ -14,7 +14,7 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli import main as cli
 from edgeglm.compile.triton import triton_models, write_repository
 from edgeglm.core.errors import UserError
-from tests.compile.test_finalize import LAPTOP, ORIN, finalized, made
+from tests.compile.stand_ins import LAPTOP, ORIN, finalized, made
 from tests.runtime.test_retrieval import colour_bundle
 
 EMBEDDING = (TensorRecord(name="embedding", dtype="float32", shape=("batch", 3)),)

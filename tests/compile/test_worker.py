@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_a_builder_that_crashes_is_an_error_with_its_last_words(
     monkeypatch.setattr(sys, "executable", str(crashing))
     with pytest.raises(EdgeglmError, match=message):
         engine_built_apart(request_for(half), QuietProgress())
+
+
+def test_a_disk_too_full_for_an_engine_is_the_users_and_named(
+    half: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    (small_disk / "fill").write_bytes(bytes(88 * 1024))
+    with pytest.raises(UserError, match=rf"cannot write {small_disk}/\S+: No space left.*free some space"):
+        engine_built_apart(request_for(half), QuietProgress())
+    assert [path.name for path in small_disk.iterdir()] == ["fill"]
 
 
 class Interrupted:
