@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeglm.data.tracks import folded
+from edgeglm.distill.words import forbidden_texts
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 #: How many words a drawn phrase has, and how often.
@@ -58,7 +59,7 @@ def distillation_texts(
         excluded: Texts of every evaluation; none of them is drawn, whatever its case or hyphens.
         seed: Of the draw.
     """
-    forbidden = {folded(text) for text in excluded} - {folded(text) for text in captions}
+    forbidden = forbidden_texts(excluded, captions)
     domain = sorted({word for text in captions for word in _WORD.findall(text.lower())})
     rng = np.random.default_rng((seed, 1))
     found = dict.fromkeys(captions)

@@ -70,28 +70,33 @@ class TargetsStage(Stage[TargetsConfig]):
     """What the teacher says to the texts a student learns from.
 
     ``texts.json`` (the distinct captions first), ``text_embeddings.npy`` float32 [T, D], and ``words.npy``
-    float32 [W, D]: the embedding of each entry of the vocabulary alone.
+    float32 [W, D]: a start for each entry of the vocabulary, which is what the teacher says to it alone
+    unless an evaluation asks for it. Of the texts of evaluations the teacher answers captions only.
     """
 
     name = "targets"
     code: ClassVar[tuple[str, ...]] = (
         "edgeglm.distill.corpus",
         "edgeglm.distill.stages",
+        "edgeglm.distill.words",
         "edgeglm.evaluate.towers",
         "edgeglm.data.tokenization",
     )
-    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "tokenizers", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu", "onnx", "tokenizers", "numpy")
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Draw the texts, embed them in ONNX Runtime."""
         from edgeglm.distill.corpus import distillation_texts, whole_words
-        from edgeglm.evaluate.towers import TextSettings, text_embeddings, token_embeddings
+        from edgeglm.distill.words import asked_entries, forbidden_texts, word_rows
+        from edgeglm.evaluate.towers import TextSettings, text_embeddings
 
         pairs, teacher = PairSet.open(inputs["pairs"]), inputs["teacher"].path
         tokenizer, settings = teacher_tokenizer(teacher)
         asked = {query.text for track in pairs.tracks for query in track.queries}
+        captions = pairs.training_texts()
+        forbidden = forbidden_texts(asked, captions)
         texts = distillation_texts(
-            pairs.training_texts(),
+            captions,
             whole_words(tokenizer.vocabulary()),
             count=self.config.corpus,
             excluded=asked,
@@ -101,10 +106,12 @@ class TargetsStage(Stage[TargetsConfig]):
         with context.progress.task("Student: the teacher's words", total=None):
             text = TextSettings(tokenizer=tokenizer, max_length=settings.max_length)
             rows = text_embeddings(path, texts, text, threads=threads)
-            np.save(out / "words.npy", token_embeddings(path, tokenizer, threads=threads))
+            words = word_rows(path, tokenizer, forbidden, threads=threads)
+            np.save(out / "words.npy", words)
         (out / "texts.json").write_text(json.dumps(texts, ensure_ascii=False))
         np.save(out / "text_embeddings.npy", rows)
-        return {"captions": len(pairs.training_texts()), "texts": len(texts)}
+        withheld = int(asked_entries(tokenizer, forbidden).sum())
+        return {"captions": len(captions), "texts": len(texts), "words": len(words), "withheld": withheld}
 
 
 class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

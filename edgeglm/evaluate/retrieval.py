@@ -20,7 +20,7 @@ Shapes: Q queries, G gallery items, D embedding size, K = 10, P relevant (query,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -121,6 +121,18 @@ def evaluate_track(
         UnusableEmbeddingsError: An embedding is NaN or infinite.
         ValueError: Shapes disagree, a query has no relevant item, or a position is out of range.
     """
+    return _evaluated(query_embeddings, gallery_embeddings, relevant, bootstrap=bootstrap, seed=seed)[0]
+
+
+def _evaluated(
+    query_embeddings: FloatArray,
+    gallery_embeddings: FloatArray,
+    relevant: Sequence[Sequence[int]],
+    *,
+    bootstrap: int,
+    seed: int,
+) -> tuple[TrackMetrics, npt.NDArray[np.float64]]:
+    """Return the metrics of a track, and AP@10 of each query, float64 [Q]."""
     _check_embeddings(query_embeddings, gallery_embeddings)
     queries, gallery = len(query_embeddings), len(gallery_embeddings)
     pair_query_P, pair_item_P = _relevant_pairs(relevant, queries, gallery)
@@ -133,7 +145,7 @@ def evaluate_track(
     back_AK = back_GK[np.unique(pair_item_P)]  # the A items that answer some query
 
     ap_Q = _average_precision(hits_QK, np.bincount(pair_query_P))
-    return TrackMetrics(
+    metrics = TrackMetrics(
         map10=_bootstrap_mean(ap_Q, resamples=bootstrap, seed=seed),
         r1=float(hits_QK[:, 0].mean()),
         r10=float(hits_QK.any(axis=1).mean()),
@@ -142,6 +154,7 @@ def evaluate_track(
         queries=queries,
         gallery=gallery,
     )
+    return metrics, ap_Q
 
 
 def average_precisions(
@@ -186,6 +199,7 @@ def evaluate_tracks(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
+    precisions: MutableMapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> dict[str, TrackMetrics]:
     """Return ``{track name: metrics}``. Each distinct query text is embedded once, in one call.
 
@@ -195,6 +209,7 @@ def evaluate_tracks(
         image_embeddings: float32 [N, D] of all images, row i being image i.
         bootstrap: As for :func:`evaluate_track`.
         seed: As for :func:`evaluate_track`.
+        precisions: Filled with AP@10 of each query, float64 [Q], by track.
 
     Raises:
         ValueError: As :func:`evaluate_track`, or a track's gallery repeats an image or does not
@@ -210,13 +225,15 @@ def evaluate_tracks(
     for track in tracks:
         if track.name in found:
             raise ValueError(f"two tracks are called {track.name!r}")
-        found[track.name] = evaluate_track(
+        found[track.name], ap_Q = _evaluated(
             text_embeddings[[row_of[query.text] for query in track.queries]],
             image_embeddings[np.asarray(track.gallery, dtype=np.int64)],
             positions_in_gallery(track),
             bootstrap=bootstrap,
             seed=seed,
         )
+        if precisions is not None:
+            precisions[track.name] = ap_Q
     return found
 
 

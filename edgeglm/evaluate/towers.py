@@ -5,7 +5,7 @@ Shapes: N images, R resolution, T texts, L tokens, D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,9 +69,11 @@ def text_embeddings(path: Path, texts: Sequence[str], settings: TextSettings, *,
     return np.zeros((0, 0), np.float32) if out is None else out
 
 
-def token_embeddings(path: Path, tokenizer: Tokenizer, *, threads: int) -> FloatRows:
-    """Embed every entry of the vocabulary as a text of its own. Returns float32 [W, D]."""
-    ids = tokenizer.lone_tokens()
+def token_embeddings(
+    path: Path, tokenizer: Tokenizer, entries: npt.NDArray[np.int64], *, threads: int
+) -> FloatRows:
+    """Embed the entries of the vocabulary with these ids as texts of their own. Returns float32 [n, D]."""
+    ids = tokenizer.lone_tokens()[entries]
     rows = []
     with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
         for batch in np.array_split(ids, -(-len(ids) // (4 * BATCH))):
@@ -94,8 +96,11 @@ def towers_on_tracks(
     text: TextSettings,
     threads: int,
     seed: int = 0,
+    precisions: MutableMapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> tuple[dict[str, TrackMetrics], FloatRows]:
     """Evaluate the files ``{"image": path, "text": path}`` on every track.
+
+    ``precisions`` is filled with AP@10 of each query by track.
 
     Returns:
         The metrics by track, and the embeddings float32 [N, D] of all N images, zero where no gallery
@@ -109,6 +114,10 @@ def towers_on_tracks(
     rows = np.zeros((len(images), embedded.shape[1]), np.float32)
     rows[chosen] = embedded
     metrics = evaluate_tracks(
-        tracks, lambda texts: text_embeddings(towers["text"], texts, text, threads=threads), rows, seed=seed
+        tracks,
+        lambda texts: text_embeddings(towers["text"], texts, text, threads=threads),
+        rows,
+        seed=seed,
+        precisions=precisions,
     )
     return metrics, rows
