@@ -15,9 +15,12 @@ from edgeglm.cli.console import App, json_option
 @click.option("--recipe", default="default", show_default=True, help=RECIPE_HELP)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 @click.option("--data", type=click.Path(path_type=Path), help="Your own pairs: a folder or a Parquet file.")
+@click.option("--skip-bad", is_flag=True, help="As the build was told: leave out unusable pairs.")
 @json_option
 @click.pass_obj
-def command(app: App, target: str, recipe: str, overrides: tuple[str, ...], data: Path | None) -> None:
+def command(
+    app: App, target: str, recipe: str, overrides: tuple[str, ...], data: Path | None, skip_bad: bool
+) -> None:
     """Say for each stage of a build whether the store has it, and if not, why it would run.
 
     Nothing is downloaded.
@@ -28,7 +31,7 @@ def command(app: App, target: str, recipe: str, overrides: tuple[str, ...], data
 
     wanted = load_target(target)
     store = app.store()
-    asked = resolved_recipe(recipe, overrides, data)
+    asked = resolved_recipe(recipe, overrides, data, skip_bad)
     found = explain(plan_build(asked, wanted, store, app.progress, download=False), store)
     rows = []
     for entry in found:

@@ -111,6 +111,23 @@ def test_a_wrong_override_is_bad_input(override: str):
         recipe_from_toml("seed = 0", origin="r", overrides=[override])
 
 
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file():
+    with pytest.raises(
+        UserError, match=r"^--set student\.text_epochs=x: student\.text_epochs: Expected `int`"
+    ):
+        recipe_from_toml("seed = 1", origin="r.toml", overrides=["seed=2", "student.text_epochs=x"])
+    with pytest.raises(UserError, match=r"^--set student\.epoch=3: unknown recipe key"):
+        recipe_from_toml("", origin="r.toml", overrides=["student.epoch=3"])
+    with pytest.raises(UserError, match=r"^r\.toml: "):
+        recipe_from_toml("seed = 'x'", origin="r.toml", overrides=["student.text_epochs=x"])
+
+
+def test_a_table_without_values_is_not_written():
+    assert "engine" not in toml_tree(Recipe())
+    asked = recipe_from_toml("[engine]\nrefit = true", origin="r.toml")
+    assert toml_tree(asked)["engine"] == {"refit": True}
+
+
 @given(st.text(max_size=60), st.lists(st.text(max_size=20), max_size=2))
 @example("", ["data.labelled.x=1", "a.b.c=1"])
 def test_no_text_makes_the_parser_fail_in_another_way(text: str, overrides: list[str]):
