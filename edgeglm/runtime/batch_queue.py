@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.requests import Request
@@ -43,6 +44,11 @@ class BatchPolicy:
                     f"preferred batch size {size} is not in 1..{self.max_batch_size}; "
                     "change it or max_batch_size"
                 )
+
+    @cached_property
+    def eager(self) -> bool:
+        """Whether a free engine takes what there is, whatever it is."""
+        return not self.preferred_batch_sizes and not self.max_queue_delay_microseconds
 
     @property
     def delay(self) -> float:
@@ -80,19 +86,26 @@ class _Bucket:
         taken: list[Request] = []
         for priority in sorted(self.lines):
             line = self.lines[priority]
-            wanted = min(size - len(taken), len(line))
-            taken += [line.popitem(last=False)[1] for _ in range(wanted)]
+            if len(line) <= size - len(taken):
+                taken += line.values()
+                line.clear()
+            else:
+                taken += [line.popitem(last=False)[1] for _ in range(size - len(taken))]
         self.count -= len(taken)
         return taken
 
 
 class BatchQueue:
-    """Waiting requests, by bucket. ``policies`` holds one policy a tower."""
+    """Waiting requests, by bucket. ``policies`` holds one policy a tower.
+
+    ``timed`` says whether there may be deadlines to look at, in the queue or in what was taken last.
+    """
 
     def __init__(self, policies: dict[str, BatchPolicy]) -> None:
         self._policies = policies
         self._buckets: dict[tuple[str, object], _Bucket] = {}
         self._count = 0
+        self.timed = False
 
     def __len__(self) -> int:
         return self._count
@@ -112,6 +125,10 @@ class BatchQueue:
         if line is None:
             line = bucket.lines[request.priority] = OrderedDict()
         line[request.number] = request
+        if not self._count:
+            self.timed = False
+        if request.deadline is not None:
+            self.timed = True
         self._count += 1
         bucket.count = count = bucket.count + 1
         policy = self._policies[request.tower]
@@ -136,8 +153,15 @@ class BatchQueue:
         """
         best: tuple[tuple[int, float, int], _Bucket, int] | None = None
         for (tower, _), bucket in self._buckets.items():
-            size = self._policies[tower].size_now(bucket.count, now - bucket.oldest().started)
+            policy, count = self._policies[tower], bucket.count
+            if policy.eager:
+                size = min(count, policy.max_batch_size)
+            else:
+                size = policy.size_now(count, now - bucket.oldest().started)
             if size:
+                if len(self._buckets) == 1:
+                    best = ((0, 0.0, 0), bucket, size)  # no other to compare with
+                    break
                 first = bucket.first()
                 rank = (first.priority, first.started, first.number)
                 if best is None or rank < best[0]:

@@ -12,6 +12,8 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.protocol import Engine, TensorSpec, check_feeds
 from edgeglm.runtime.requests import Array, EngineFailedError, Failure, Request, Results, Sample, is_finite
 
+_MUCH = 2**21  # bytes, of which looking for NaN would hold the event loop up for more than about 0.3 ms
+
 Prepare = Callable[[Sequence[object]], "Sequence[Sample | EdgeglmError]"]
 
 
@@ -71,6 +73,7 @@ class TowerContract:
             for spec in self.inputs
             if all(isinstance(size, int) for size in spec.shape[1:])
         ]
+        self._names = [spec.name for spec in self.inputs]
         self._all_fixed = len(self._fixed) == len(self.inputs)
 
     def place(self, request: Request) -> None:
@@ -116,6 +119,10 @@ class TowerContract:
 
     def feeds(self, requests: Sequence[Request]) -> dict[str, Array]:
         """Join samples of one bucket into ``{input: [N, ...]}``, ragged ones filled up."""
+        if len(requests) == 1 and not self.source.pad_to_bucket:
+            sample = requests[0].sample
+            assert sample is not None
+            return {name: _alone(sample[name]) for name in self._names}
         samples = [request.sample for request in requests]
         used = None
         if self.source.ragged:
@@ -137,45 +144,65 @@ class TowerContract:
             feeds[spec.name] = batch
         return feeds
 
-    def results(self, requests: Sequence[Request], outputs: Mapping[str, Array]) -> Results:
-        """Check the answers of a call. A row with NaN or infinity fails alone.
+    def results(
+        self, requests: Sequence[Request], feeds: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> Results:
+        """Make the results of a call. The loop looks for NaN while the next call runs, unless there is much.
 
         Raises EngineFailedError for a wrong number of rows.
         """
+        size = 0
         for name, array in outputs.items():
             if not array.ndim or len(array) != len(requests):
                 raise EngineFailedError(
                     f"tower {self.name!r} gave {name} of shape {list(array.shape)} for {len(requests)} "
                     "samples; export the model again"
                 )
-        if all(is_finite(array) for array in outputs.values()):
-            return Results(requests, outputs)
-        failures, good = [], []
+            size += array.nbytes
+        outside = None
+        if requests[0].raw is None or any(request.raw is None for request in requests):
+            outside = feeds
+            for array in feeds.values():
+                size += array.nbytes
+        results = Results(requests, outputs, (), outside, False)
+        return self.looked_over(results) if size > _MUCH else results
+
+    def looked_over(self, results: Results) -> Results:
+        """Return results of which whoever met NaN or infinity has failed, and nobody else.
+
+        A row of the answer that holds them fails alone. Of a batch that was fed with them no other row can
+        be trusted: what an engine makes of one sample may depend on the largest number of the batch. The
+        others are then in ``again``.
+        """
+        requests, outputs, feeds = results.answered, results.outputs, results.feeds
+        if feeds is not None and not all(map(is_finite, feeds.values())):
+            failures = self.not_finite(requests)
+            if failures:
+                bad = {failure.request for failure in failures}
+                again = [request for request in requests if request not in bad]
+                return Results((), {}, [*results.failures, *failures], again=again)
+        if all(map(is_finite, outputs.values())):
+            return Results(requests, outputs, results.failures)
+        failures, good = [*results.failures], []
         for row, request in enumerate(requests):
-            bad = [name for name, array in outputs.items() if not is_finite(array[row])]
-            if not bad:
+            names = [name for name, array in outputs.items() if not is_finite(array[row])]
+            if not names:
                 good.append(row)
                 continue
             error = EngineFailedError(
-                f"tower {self.name!r} gave NaN or infinity in {', '.join(bad)} for this input; "
+                f"tower {self.name!r} gave NaN or infinity in {', '.join(names)} for this input; "
                 "look at the input, or run 'edgeglm verify --run' on the bundle"
             )
             failures.append(Failure(request, error))
         kept = {name: array[good] for name, array in outputs.items()}
         return Results([requests[row] for row in good], kept, failures)
 
-    def not_finite(self, requests: Sequence[Request], feeds: Mapping[str, Array]) -> list[Failure]:
-        """Return the failures of those whose arrays, from outside, hold NaN or infinity; usually none.
-
-        One look at a batch: looking at each sample on its arrival cost a quarter of a request.
-        """
-        if all(request.raw is not None for request in requests):
-            return []
-        if all(is_finite(array) for array in feeds.values()):
-            return []
+    def not_finite(self, requests: Sequence[Request]) -> list[Failure]:
+        """Return the failures of those whose arrays, from outside, hold NaN or infinity; usually none."""
         found = []
         for request in requests:
-            assert request.sample is not None
+            if request.raw is not None or request.sample is None:
+                continue
             bad = [name for name, array in request.sample.items() if not is_finite(array)]
             if bad:
                 error = UserError(
@@ -202,3 +229,8 @@ class TowerContract:
         rest = [size for size in spec.shape[1:] if isinstance(size, int)]
         ragged = spec.name in self.source.ragged
         return (batch, length, *rest) if ragged else (batch, *rest)
+
+
+def _alone(array: Array) -> Array:
+    """Return a batch of one: the caller's array itself, where an engine can take it."""
+    return array[None] if array.flags.c_contiguous else array.copy()[None]

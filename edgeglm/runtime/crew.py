@@ -1,4 +1,4 @@
-"""A crew: threads that take batches from one queue, and know what to do when a batch goes wrong.
+"""A crew: threads that take batches from one queue.
 
 A batch that raises is halved and tried again, so a bad request fails alone. A call that hangs cannot be
 stopped: its worker is given up, its requests fail, what it had not begun goes back to the queue, and
@@ -7,99 +7,17 @@ another worker takes its place.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
-from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError, Failure, Request, Results
+from edgeglm.runtime.requests import DeadlineExceededError, Failure, Request, Results, late_text
 from edgeglm.runtime.times import StageTimes, Times, added
+from edgeglm.runtime.worker import Call, GivenUpError, Handler, Worker, failure_from
 
 _FOR_EVER = 1e9  # seconds
-_SUSPICIOUS = 3  # batches in a row of which no request was answered
-
-
-class Handler(Protocol):
-    """What a worker does with a batch. Made, used and closed in the worker's own thread."""
-
-    def run(self, batch: Sequence[Request]) -> Results:
-        """Return how each request of the batch ended. May raise: the batch is then halved."""
-
-    def check(self) -> None:
-        """Raise if it cannot serve anybody any more."""
-
-    def close(self) -> None:
-        """Give the resources back."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call in progress: when it began, whom it serves, and the parts of the batch yet to come."""
-
-    since: float
-    batch: Sequence[Request]
-    waiting: tuple[Sequence[Request], ...]
-
-
-class Worker(threading.Thread):
-    """One thread of a crew. Daemonic: one that hangs must not keep the process alive."""
-
-    def __init__(self, crew: Crew, number: int) -> None:
-        super().__init__(name=f"edgeglm-{crew.name}-{number}", daemon=True)
-        self.crew = crew
-        self.call: Call | None = None
-        self.opening_since: float | None = time.monotonic()
-        self.given_up = False
-        self._failed_batches = 0
-
-    def run(self) -> None:
-        """Make the handler, take batches till the crew stops, close the handler."""
-        try:
-            handler = self.crew.make_handler()
-        except BaseException as error:  # whoever waits for this worker must hear of it, whatever it was
-            self.crew.worker_opened(self, error)
-            return
-        try:
-            self.crew.worker_opened(self, None)
-            while batch := self.crew.next_batch(self):
-                self._serve(batch, handler)
-        except _GivenUpError:
-            pass
-        except BaseException as error:  # a dead engine, or a fault of the crew: its callers must not wait
-            self.crew.worker_died(self, error)
-        finally:
-            with contextlib.suppress(Exception):
-                handler.close()
-            self.crew.worker_left(self)
-
-    def _serve(self, batch: Sequence[Request], handler: Handler) -> None:
-        parts, answered = [batch], False
-        while parts:
-            part = parts.pop()
-            self.crew.begin(self, part, tuple(parts))
-            try:
-                results = handler.run(part)
-            except BaseException as error:  # nothing may end this thread while requests wait for it
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
-                    continue
-                results = Results((), {}, [Failure(part[0], _failure(error))])
-            else:
-                answered = True
-            self.crew.end(self, results)
-        self._failed_batches = 0 if answered else self._failed_batches + 1
-        if self._failed_batches >= _SUSPICIOUS:
-            # Bad requests, or a dead engine? Harmless input tells: should it fail too, this worker goes.
-            self._failed_batches = 0
-            self.crew.begin(self, (), ())
-            handler.check()
-            self.call = None
 
 
 class Crew:
@@ -130,7 +48,7 @@ class Crew:
         died: Callable[[Crew], None],
         left: Callable[[Crew], None],
     ) -> None:
-        self.name = name
+        self.name, self._wait_stage = name, f"{name}-wait"
         self.make_handler = make_handler
         self.size = workers
         self._batches: Counter[tuple[str, int]] = Counter()
@@ -226,7 +144,7 @@ class Crew:
             for worker in tuple(self._workers):
                 call = worker.call
                 if worker.opening_since is not None and worker.opening_since < opening_before:
-                    call = Call(worker.opening_since, (), ())
+                    call = Call(worker.opening_since, ())
                 elif call is None or call.since >= before:
                     continue
                 calls.append(call)
@@ -242,9 +160,9 @@ class Crew:
         with self._lock:
             if worker.given_up:
                 return
-            call = worker.call or Call(0.0, self._queue.clear(), ())
+            call = worker.call or Call(0.0, self._queue.clear())
             self._part_with(worker, call)
-        self._deliver(Results((), {}, [Failure(request, _failure(error)) for request in call.batch]))
+        self._deliver(Results((), {}, [Failure(request, failure_from(error)) for request in call.batch]))
         self._died(self)
 
     def _part_with(self, worker: Worker, call: Call) -> None:
@@ -255,36 +173,61 @@ class Crew:
                 self._queue.put(request)
         self._changed.notify_all()
 
-    def next_batch(self, worker: Worker) -> list[Request]:
-        """Wait for a batch; empty once the crew stops and nothing waits. Called by workers."""
-        with self._lock:
-            while True:
+    def exchanged(self, worker: Worker, results: Results) -> Sequence[Request]:
+        """Deliver the results of a whole batch and return the next one. Called by workers."""
+        if worker.given_up:
+            raise GivenUpError
+        self._deliver(results)
+        done, worker.call = worker.call, None  # only now: should delivery fail, the call's requests are known
+        return self.next_batch(worker, done)
+
+    def next_batch(self, worker: Worker, done: Call | None = None) -> Sequence[Request]:
+        """Wait for a batch, and note that its call begins; empty once the crew stops and nothing waits.
+
+        Called by workers. ``done`` is the call that has just ended, if it is yet to be noted.
+        """
+        told = not len(
+            self._queue
+        )  # most likely nobody waits: who is answered should not wait for these books
+        if told:
+            self._unoccupied()
+        while True:
+            with self._lock:
                 if worker.given_up:
-                    return []
+                    return ()
                 now = time.monotonic()
+                if done is not None:
+                    self._note(done, now)
+                    done = None
                 batch = self._queue.take(now + _FOR_EVER if self._hurrying else now)
                 if batch:
                     if self._idle and self._queue.seconds_to_ready(now) == 0:
                         self._changed.notify()
-                    late = [r for r in batch if r.deadline is not None and r.deadline <= now]
-                    if late and not (batch := self._without_late(batch, late, now)):
-                        continue
+                    if self._queue.timed:
+                        late = [r for r in batch if r.deadline is not None and r.deadline <= now]
+                        if late and not (batch := self._without_late(batch, late, now)):
+                            continue
+                    worker.call = Call(now, batch)
+                    self._batches[batch[0].tower, len(batch)] += 1
                     return batch
                 if self._stopping:
-                    return []
-                wait = self._queue.seconds_to_ready(now)
-                self._unoccupied()
-                self._idle += 1
-                try:
-                    self._changed.wait(wait)
-                finally:
-                    self._idle -= 1
+                    return ()
+                if told:
+                    self._idle += 1
+                    try:
+                        self._changed.wait(self._queue.seconds_to_ready(now))
+                    finally:
+                        self._idle -= 1
+                    told = False
+                    continue
+            self._unoccupied()  # not under the lock: it lets others run
+            told = True
 
     def begin(self, worker: Worker, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...]) -> None:
         """Note that a call begins. Called by workers; ends one that was given up."""
         with self._lock:
             if worker.given_up:
-                raise _GivenUpError
+                raise GivenUpError
             worker.call = Call(time.monotonic(), batch, waiting)
             if batch:
                 self._batches[batch[0].tower, len(batch)] += 1
@@ -293,16 +236,16 @@ class Crew:
         """Deliver the results of a call, and note that it ended. Called by workers."""
         with self._lock:
             if worker.given_up:
-                raise _GivenUpError
+                raise GivenUpError
             if worker.call is not None and worker.call.batch:
-                self._note(worker.call)
+                self._note(worker.call, time.monotonic())
         self._deliver(results)
         worker.call = None  # only now: should delivery fail, the call's requests are known
 
-    def _note(self, call: Call) -> None:
+    def _note(self, call: Call, now: float) -> None:
         tower = call.batch[0].tower
-        waited = call.since - min(request.started for request in call.batch)
-        for stage, seconds in ((self.name, time.monotonic() - call.since), (f"{self.name}-wait", waited)):
+        waited = call.since - call.batch[0].started
+        for stage, seconds in ((self.name, now - call.since), (self._wait_stage, waited)):
             times = self._times.get((stage, tower))
             if times is None:
                 times = self._times[stage, tower] = Times()
@@ -335,26 +278,3 @@ class Crew:
         failures = [Failure(r, DeadlineExceededError(late_text(r, now))) for r in late]
         self._deliver(Results((), {}, failures))
         return [request for request in batch if request not in late]
-
-
-def late_text(request: Request, now: float) -> str:
-    """Say how a deadline was missed, and what to do."""
-    return (
-        f"no answer within {(request.deadline or now) - request.started:.3g} s; "
-        "allow more time, or lower the load"
-    )
-
-
-class _GivenUpError(Exception):
-    """Ends the thread of a worker that was given up."""
-
-
-def _failure(error: BaseException) -> EdgeglmError:
-    if isinstance(error, (UserError, EngineFailedError)):
-        return error
-    failure = EngineFailedError(
-        f"the engine failed on this request: {type(error).__name__}: {error}; look at the input, "
-        "or run 'edgeglm doctor'"
-    )
-    failure.__cause__ = error
-    return failure

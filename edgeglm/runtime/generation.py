@@ -66,7 +66,7 @@ class Generation:
             ),
             workers=config.instances,
             deliver=answered,
-            unoccupied=self._mail.ring,
+            unoccupied=self._mail.ring_idle,
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
             died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
@@ -80,7 +80,7 @@ class Generation:
             make_handler=lambda: PreparationHandler(sources, self.contracts),
             workers=config.preparation_threads,
             deliver=forwarding(delivered, self.inference.put),
-            unoccupied=self._mail.ring,
+            unoccupied=self._mail.ring_idle,
             opened=lambda crew, error: self._tell(self._worker_opened, crew, error),
             died=lambda crew: self._tell(self._replace, crew, 1),
             left=lambda crew: self._tell(self._crew_left, crew),
@@ -116,6 +116,14 @@ class Generation:
         request.home = self
         self.held.add(request)
         (self.preparation if request.sample is None else self.inference).put((request,))
+
+    def looked_over(self, results: Results) -> Results:
+        """Return results of one tower in which nobody has met NaN without failing."""
+        return self.contracts[results.answered[0].tower].looked_over(results)
+
+    def resubmit(self, requests: Sequence[Request]) -> None:
+        """Queue requests once more, of which another one spoilt the batch."""
+        self.inference.put(requests)
 
     def check_raw(self, tower: str) -> None:
         """Raise UserError if a tower does not exist or takes no raw input."""

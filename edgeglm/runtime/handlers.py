@@ -48,20 +48,19 @@ class EngineHandler:
 
     def run(self, batch: Sequence[Request]) -> Results:
         """Call the engine once for requests of one tower and bucket."""
-        contract = self._contracts[batch[0].tower]
+        tower = batch[0].tower
+        contract = self._contracts[tower]
         feeds = contract.feeds(batch)
-        failures = contract.not_finite(batch, feeds)
-        if failures:
-            bad = {failure.request for failure in failures}
-            batch = [request for request in batch if request not in bad]
-            if not batch:
-                return Results((), {}, failures)
-            feeds = contract.feeds(batch)
         self._before_call()
-        results = contract.results(batch, self._engines[contract.name].infer(feeds))
-        if failures:
-            return Results(results.answered, results.outputs, [*failures, *results.failures])
-        return results
+        try:
+            outputs = self._engines[tower].infer_checked(feeds)
+        except BaseException:
+            if failures := contract.not_finite(batch):  # theirs is the fault
+                bad = {failure.request for failure in failures}
+                again = [request for request in batch if request not in bad]
+                return Results((), {}, failures, again=again)
+            raise
+        return contract.results(batch, feeds, outputs)
 
     def check(self) -> None:
         """Call each engine with one sample of ones, as far as its shapes are known."""

@@ -12,9 +12,17 @@ import numpy as np
 from edgeglm.runtime.generation import Generation
 from edgeglm.runtime.times import StageTimes, added
 
-Event = Literal["accepted", "answered", "failed", "expired", "cancelled", "shed"]
+Event = Literal["accepted", "turned_away", "answered", "failed", "expired", "cancelled", "shed"]
 
-_EVENTS: tuple[Event, ...] = ("accepted", "answered", "failed", "expired", "cancelled", "shed")
+_EVENTS: tuple[Event, ...] = (
+    "accepted",
+    "turned_away",
+    "answered",
+    "failed",
+    "expired",
+    "cancelled",
+    "shed",
+)
 _LATENCIES_KEPT = 4096
 _POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
@@ -23,8 +31,11 @@ _POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 class RunnerStats:
     """What a runner has done so far.
 
+    ``accepted + turned_away == answered + failed + expired + cancelled + shed + held``, at any time.
+
     Attributes:
-        accepted: Requests that got a place. Each has ended as one of the next five or is ``held``.
+        accepted: Requests that got a place.
+        turned_away: Requests that expired or were shed without ever having had a place.
         answered: Ended with a result.
         failed: Ended with an error of the input or the engine.
         expired: Ended at their deadline, those that never got a place included.
@@ -39,6 +50,7 @@ class RunnerStats:
     """
 
     accepted: int
+    turned_away: int
     answered: int
     failed: int
     expired: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -19,7 +18,8 @@ Array = npt.NDArray[Any]
 Sample = Mapping[str, Array]
 
 _numbers = itertools.count()
-_SMALL = 16_384  # elements, below which a mask costs less than the ceremony around a sum
+_VIEWED = 2**16  # bytes of a batch of answers that one caller may keep alive
+_SMALL = 65_536  # elements
 
 
 class Priority(IntEnum):
@@ -101,30 +101,61 @@ class Failure:
     error: EdgeglmError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Results:
     """How the requests of one call ended. Row i of each array in ``outputs`` answers ``answered[i]``.
 
     They travel as a batch and are cut apart at their destination, so that a worker's time goes into
     calls. Preparation gives no outputs: what it answered is ready for an engine.
+
+    Attributes:
+        feeds: What the engine was fed, if it may hold NaN and nobody has looked yet.
+        seen: Whether somebody has looked for NaN in the outputs.
     """
 
     answered: Sequence[Request]
     outputs: Mapping[str, Array]
     failures: Sequence[Failure] = ()
+    feeds: Mapping[str, Array] | None = None
+    seen: bool = True
+    again: Sequence[Request] = ()
 
 
 def is_finite(array: Array) -> bool:
     """Say whether a float array holds no NaN and no infinity; other dtypes always pass.
 
-    Large arrays are summed, in one pass that makes no mask: a sum is finite unless a term is not. An
-    honest overflow of the sum is told from the rest by a second look.
+    A mask's bytes are searched: numpy's own way to ask whether all of a small mask is true takes longer than
+    making it. Nor is a small array worth a call of BLAS, which lets go of the interpreter lock.
     """
     if array.dtype.kind != "f":
         return True
-    if array.size > _SMALL:
-        wide = np.float32 if array.dtype == np.float16 else array.dtype
-        with np.errstate(all="ignore"):
-            if math.isfinite(array.sum(dtype=wide)):
-                return True
-    return bool(np.isfinite(array).all())
+    mask = np.isfinite(array)
+    return b"\0" not in mask.tobytes() if mask.size <= _SMALL else bool(mask.all())
+
+
+def rows_of(results: Results) -> Iterable[dict[str, Array]]:
+    """Cut the outputs of a call apart, one answer a request.
+
+    Answers that are small together are views of one copy, which lives as long as the last of them. Of larger
+    ones each row is copied, so that a caller who keeps one does not keep the batch in memory.
+    """
+    outputs = results.outputs
+    if sum(array.nbytes for array in outputs.values()) > _VIEWED:
+        return [
+            {name: array[row].copy() for name, array in outputs.items()}
+            for row in range(len(results.answered))
+        ]
+    if len(outputs) == 1:
+        [(name, array)] = outputs.items()
+        if array.ndim > 1:
+            return [{name: row} for row in array.copy()]
+    copies = {name: array.copy() for name, array in outputs.items()}
+    return [{name: copy[row, ...] for name, copy in copies.items()} for row in range(len(results.answered))]
+
+
+def late_text(request: Request, now: float) -> str:
+    """Say how a deadline was missed, and what to do."""
+    return (
+        f"no answer within {(request.deadline or now) - request.started:.3g} s; "
+        "allow more time, or lower the load"
+    )

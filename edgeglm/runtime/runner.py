@@ -17,29 +17,28 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import UserError
 from edgeglm.runtime.admission import Admission
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerContract
-from edgeglm.runtime.crew import late_text
+from edgeglm.runtime.ends import Ends, embedding, overloaded
 from edgeglm.runtime.generation import Generation, requests_of
-from edgeglm.runtime.ledger import Event, Ledger, RunnerStats
+from edgeglm.runtime.ledger import Ledger, RunnerStats
 from edgeglm.runtime.opening import Source, opened_source
 from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
     EngineFailedError,
-    OverloadedError,
     Priority,
     Request,
-    Results,
     RunnerClosedError,
     Sample,
+    late_text,
 )
 from edgeglm.runtime.times import StageTimes
 
@@ -63,6 +62,7 @@ class Runner:
         self._current: Generation | None = None
         self._generations: list[Generation] = []
         self._ledger = Ledger()
+        self._ends = Ends(self._admission, self._ledger)
         self._watchdog: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals: list[signal.Signals] = []
@@ -97,7 +97,7 @@ class Runner:
         A text that is too long loses its end, as in training. Raises UserError for an empty one.
         """
         outputs = await self._answer("text", raw=text, deadline=deadline, priority=priority)
-        return _embedding("text", outputs)
+        return embedding("text", outputs)
 
     async def embed_image(
         self, image: bytes | Path, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -107,7 +107,7 @@ class Runner:
         Raises UserError for a file that is damaged, missing or too large to decode.
         """
         outputs = await self._answer("image", raw=image, deadline=deadline, priority=priority)
-        return _embedding("image", outputs)
+        return embedding("image", outputs)
 
     def infer(
         self,
@@ -179,7 +179,9 @@ class Runner:
                 for wait in waits:
                     wait.cancel()
         for request in requests_of(self._generations):
-            self._fail(request, RunnerClosedError("the runner was closed before an answer; open another one"))
+            self._ends.fail(
+                request, RunnerClosedError("the runner was closed before an answer; open another one")
+            )
         await self._shut()
 
     def close_on(self, *signals: signal.Signals) -> None:
@@ -242,7 +244,7 @@ class Runner:
         )
         self._check(request, generation)
         if deadline is not None and not deadline > 0:
-            self._ledger.count("expired")
+            self._ends.turn_away("expired")
             raise DeadlineExceededError(late_text(request, now))
         if not self._admission.admit():
             await self._wait_for_place(request)
@@ -261,14 +263,14 @@ class Runner:
         self._ledger.count("accepted")
         if request.deadline is not None:
             left = request.deadline - time.monotonic()  # it may have waited for its place
-            request.timer = loop.call_later(max(left, 0.0), self._expire, request)
+            request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
         if self._watchdog is None:
             self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
         try:
             outputs: dict[str, Array] = await future
             return outputs
         except asyncio.CancelledError:
-            self._cancel(request)
+            self._ends.cancel(request)
             raise
 
     def _check(self, request: Request, generation: Generation) -> None:
@@ -285,15 +287,15 @@ class Runner:
             assert self._current is not None
             victim = self._current.evict(request.priority)
             if victim is not None:
-                self._fail(victim, _overloaded(self.config.capacity), count="shed")
+                self._ends.fail(victim, overloaded(self.config.capacity), count="shed")
             if victim is None or not self._admission.admit():
-                self._ledger.count("shed")
-                raise _overloaded(self.config.capacity)
+                self._ends.turn_away("shed")
+                raise overloaded(self.config.capacity)
             return
         try:
             await self._admission.place(request.priority, request.deadline)
         except TimeoutError:
-            self._ledger.count("expired")
+            self._ends.turn_away("expired")
             raise DeadlineExceededError(late_text(request, time.monotonic())) from None
 
     def _usable(self) -> tuple[Generation, asyncio.AbstractEventLoop]:
@@ -308,59 +310,6 @@ class Runner:
         if asyncio.get_running_loop() is not loop:
             raise UserError("the runner belongs to another event loop; open one in this loop")
         return generation, loop
-
-    def _deliver(self, results: Results) -> None:
-        """End requests as a crew says; the one hop back of a batch.
-
-        Rows are copied, so that a caller who keeps one does not keep the batch in memory.
-        """
-        now = time.monotonic()
-        outputs = results.outputs.items()
-        answered = []
-        for row, request in enumerate(results.answered):
-            if not request.settled:
-                request.settled = True
-                answered.append(request)
-                if request.timer is not None:
-                    request.timer.cancel()
-                future = request.future
-                if future is not None and not future.done():
-                    future.set_result({name: array[row].copy() for name, array in outputs})
-        if answered:
-            self._ledger.answered([now - request.started for request in answered])
-            cast("Generation", answered[0].home).forget(answered)
-            self._admission.release(len(answered))
-        for failure in results.failures:
-            late = isinstance(failure.error, DeadlineExceededError)
-            self._fail(failure.request, failure.error, count="expired" if late else "failed")
-
-    def _fail(self, request: Request, error: EdgeglmError, count: Event = "failed") -> None:
-        if request.settled:
-            return
-        self._settle(request)
-        self._ledger.count(count)
-        if request.future is not None and not request.future.done():
-            request.future.set_exception(error)
-
-    def _expire(self, request: Request) -> None:
-        if not request.settled:
-            cast("Generation", request.home).withdraw(request)
-            error = DeadlineExceededError(late_text(request, time.monotonic()))
-            self._fail(request, error, count="expired")
-
-    def _cancel(self, request: Request) -> None:
-        if not request.settled:
-            self._settle(request)
-            self._ledger.count("cancelled")
-            cast("Generation", request.home).withdraw(request)
-
-    def _settle(self, request: Request) -> None:
-        """Note that a request has ended, and give its place to the next. The caller sets the future."""
-        request.settled = True
-        if request.timer is not None:
-            request.timer.cancel()
-        cast("Generation", request.home).forget((request,))
-        self._admission.release()
 
     def _look_for_hung(self) -> None:
         assert self._loop is not None
@@ -379,7 +328,7 @@ class Runner:
         except BaseException:
             opened.close()
             raise
-        generation = Generation(opened, self.config, deliver=self._deliver, fail=self._fail)
+        generation = Generation(opened, self.config, deliver=self._ends.deliver, fail=self._ends.fail)
         await generation.open()
         self._generations.append(generation)
         return generation
@@ -408,15 +357,3 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _embedding(tower: str, outputs: Mapping[str, Array]) -> FloatRow:
-    if "embedding" not in outputs:
-        raise EngineFailedError(
-            f"tower {tower!r} gives {sorted(outputs)}, not 'embedding'; build the bundle again"
-        )
-    return np.asarray(outputs["embedding"], dtype=np.float32)
-
-
-def _overloaded(capacity: int) -> OverloadedError:
-    return OverloadedError(f"the runner holds {capacity} requests already; try later, or raise its capacity")

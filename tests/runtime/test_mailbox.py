@@ -120,7 +120,8 @@ def test_mailboxes_leave_no_files_open():
     loop.close()
 
 
-def test_what_is_put_in_without_a_sound_waits_for_the_bell(loop):
+@pytest.mark.parametrize("bell", ["ring", "ring_idle"])
+def test_what_is_put_in_without_a_sound_waits_for_the_bell(loop, bell):
     async def main() -> None:
         mailbox = Mailbox(loop)
         read: list[int] = []
@@ -128,8 +129,8 @@ def test_what_is_put_in_without_a_sound_waits_for_the_bell(loop):
         await asyncio.sleep(0.01)
         assert read == []
         mailbox.put(read.append, 2)
-        mailbox.ring()
-        mailbox.ring()
+        getattr(mailbox, bell)()
+        getattr(mailbox, bell)()
         while len(read) < 2:
             await asyncio.sleep(0.001)
         assert read == [1, 2]

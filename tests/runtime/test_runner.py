@@ -11,16 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeglm.core.errors import UserError
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
     DeadlineExceededError,
     EngineFailedError,
     OverloadedError,
     Priority,
+    Request,
     Results,
     RunnerClosedError,
     is_finite,
+    rows_of,
 )
+from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import (
     HANG,
     MISCOUNT,
@@ -137,6 +144,83 @@ def test_a_bad_request_fails_alone(values: list[float], most: int):
             assert stats.held == stats.waiting == 0
 
     run(main)
+
+
+def test_one_sample_with_nan_does_not_spoil_the_answers_of_its_batch():
+    """As dynamic quantization does, this engine scales a batch by its largest number."""
+    doubler = Doubler()
+
+    def scaled(feeds: Feeds, _: object) -> list[np.ndarray]:
+        doubler.batches.append(feeds["x"][:, 0].tolist())
+        doubler.entered.set()
+        assert doubler.gate.wait(20)
+        return [feeds["x"] / feeds["x"].max() * feeds["x"].max() * 2]
+
+    doubler.function = scaled  # type: ignore[assignment]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            first = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            values = [2.0, float("nan"), 3.0, float("inf"), 4.0]
+            tasks = [asyncio.create_task(doubled(served, value)) for value in values]
+            await asyncio.sleep(0)
+            doubler.gate.set()
+            assert await first == 2.0
+            answers = await ended(*tasks)
+            assert [answers[0], answers[2], answers[4]] == [4.0, 6.0, 8.0]
+            assert all(isinstance(answer, UserError) for answer in (answers[1], answers[3]))
+            assert doubler.batches[-1] == [2.0, 3.0, 4.0]
+            assert (served.stats().answered, served.stats().failed) == (4, 2)
+
+    run(main)
+
+
+def test_nan_in_much_data_is_found_in_the_engines_thread_and_fails_alone():
+    width = 700_000  # 2.8 MB a sample
+    spec = [TensorSpec(name="x", dtype="float32", shape=("B", width))]
+    source = TowerSource(
+        engine=lambda: FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"] * 2])
+    )
+
+    async def main() -> None:
+        async with Runner({"wide": source}, RunnerConfig(warm_up=False)) as served:
+            good, bad = np.ones(width, np.float32), np.ones(width, np.float32)
+            bad[-1] = np.nan
+            asks = [served.infer("wide", {"x": array}) for array in (good, bad, good)]
+            first, second, third = await ended(*asks)
+            assert isinstance(second, UserError)
+            assert (first["x"] == 2).all()
+            assert (third["x"] == 2).all()
+
+    run(main)
+
+
+def test_a_sample_that_is_a_slice_of_something_is_answered():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            answer = await served.infer("double", {"x": np.arange(6, dtype=np.float32)[1::3]})
+            assert answer["y"].tolist() == [2.0, 8.0]
+
+    run(main)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 70_000)])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_an_answer_is_the_callers_own(shape: tuple[int, ...], outputs: int):
+    arrays = {f"y{i}": np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for i in range(outputs)}
+    requests = [Request("double") for _ in range(shape[0])]
+    rows = list(rows_of(Results(requests, arrays)))
+    for row, answer in enumerate(rows):
+        assert answer.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert answer[name].shape == shape[1:]
+            assert (answer[name] == array[row]).all()
+            assert not np.shares_memory(answer[name], array)
+            base = answer[name].base
+            kept = answer[name] if base is None else base
+            assert kept.nbytes <= max(2**16, answer[name].nbytes)
 
 
 def test_the_error_of_a_bad_request_says_what_the_engine_said():

@@ -1,0 +1,136 @@
+"""A worker: one thread of a crew, which serves batch after batch and knows what to do when one goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
+
+if TYPE_CHECKING:
+    from edgeglm.runtime.crew import Crew
+
+_SUSPICIOUS = 3  # batches in a row of which no request was answered
+
+
+class Handler(Protocol):
+    """What a worker does with a batch. Made, used and closed in the worker's own thread."""
+
+    def run(self, batch: Sequence[Request]) -> Results:
+        """Return how each request of the batch ended. May raise: the batch is then halved."""
+
+    def check(self) -> None:
+        """Raise if it cannot serve anybody any more."""
+
+    def close(self) -> None:
+        """Give the resources back."""
+
+
+class Call:
+    """A call in progress: when it began, whom it serves, and the parts of the batch yet to come."""
+
+    __slots__ = ("batch", "since", "waiting")
+
+    def __init__(
+        self, since: float, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...] = ()
+    ) -> None:
+        self.since, self.batch, self.waiting = since, batch, waiting
+
+
+class Worker(threading.Thread):
+    """One thread of a crew. Daemonic: one that hangs must not keep the process alive."""
+
+    def __init__(self, crew: Crew, number: int) -> None:
+        super().__init__(name=f"edgeglm-{crew.name}-{number}", daemon=True)
+        self.crew = crew
+        self.call: Call | None = None
+        self.opening_since: float | None = time.monotonic()
+        self.given_up = False
+        self._failed_batches = 0
+
+    def run(self) -> None:
+        """Make the handler, take batches till the crew stops, close the handler."""
+        try:
+            handler = self.crew.make_handler()
+        except BaseException as error:  # whoever waits for this worker must hear of it, whatever it was
+            self.crew.worker_opened(self, error)
+            return
+        try:
+            self.crew.worker_opened(self, None)
+            batch = self.crew.next_batch(self)
+            while batch:
+                batch = self._served(batch, handler)
+        except GivenUpError:
+            pass
+        except BaseException as error:  # a dead engine, or a fault of the crew: its callers must not wait
+            self.crew.worker_died(self, error)
+        finally:
+            with contextlib.suppress(Exception):
+                handler.close()
+            self.crew.worker_left(self)
+
+    def _served(self, batch: Sequence[Request], handler: Handler) -> Sequence[Request]:
+        """Serve a batch and return the next."""
+        try:
+            results = handler.run(batch)
+        except BaseException as error:  # nothing may end this thread while requests wait for it
+            self._serve_in_parts(batch, handler, error)
+            return self.crew.next_batch(self)
+        self._failed_batches = 0
+        return self.crew.exchanged(self, results)
+
+    def _serve_in_parts(self, batch: Sequence[Request], handler: Handler, error: BaseException) -> None:
+        """Serve a batch that raised by halves, and by halves of these, so that a bad request fails alone."""
+        parts, answered = _halves(batch), False
+        if not parts:
+            self.crew.end(self, _failed(batch[0], error))
+        while parts:
+            part = parts.pop()
+            self.crew.begin(self, part, tuple(parts))
+            try:
+                results = handler.run(part)
+            except BaseException as again:
+                if halves := _halves(part):
+                    parts += halves
+                    continue
+                results = _failed(part[0], again)
+            else:
+                answered = True
+            self.crew.end(self, results)
+        self._failed_batches = 0 if answered else self._failed_batches + 1
+        if self._failed_batches >= _SUSPICIOUS:
+            # Bad requests, or a dead engine? Harmless input tells: should it fail too, this worker goes.
+            self._failed_batches = 0
+            self.crew.begin(self, (), ())
+            handler.check()
+            self.call = None
+
+
+class GivenUpError(Exception):
+    """Ends the thread of a worker that was given up."""
+
+
+def failure_from(error: BaseException) -> EdgeglmError:
+    """Return the error that a caller gets for what an engine raised."""
+    if isinstance(error, (UserError, EngineFailedError)):
+        return error
+    failure = EngineFailedError(
+        f"the engine failed on this request: {type(error).__name__}: {error}; look at the input, "
+        "or run 'edgeglm doctor'"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _halves(batch: Sequence[Request]) -> list[Sequence[Request]]:
+    """Return the second half and the first, to be popped; nothing for a batch of one."""
+    middle = len(batch) // 2
+    return [batch[middle:], batch[:middle]] if middle else []
+
+
+def _failed(request: Request, error: BaseException) -> Results:
+    return Results((), {}, [Failure(request, failure_from(error))])
