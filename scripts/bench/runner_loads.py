@@ -26,11 +26,13 @@ class Rounds:
     """Rounds of a measurement on a machine with other tenants: the quietest count.
 
     Yields round numbers until ``wanted`` rounds saw others take at most ``QUIET`` of all cores, or the
-    time is up; after a loud one it rests. ``best`` then picks the quietest ``wanted`` of all.
+    time is up; after a loud one it rests. ``best`` then picks the quietest ``wanted`` of all. ``own`` tells
+    the CPU seconds of what is measured: of this process, unless it measures others.
     """
 
     wanted: int
     seconds: float
+    own: Callable[[], float] = time.process_time
     shares: list[float] = field(default_factory=list)
 
     async def __aiter__(self) -> AsyncIterator[int]:
@@ -39,11 +41,11 @@ class Rounds:
         while len(self.shares) < self.wanted or (
             time.monotonic() < until and sum(share <= QUIET for share in self.shares) < self.wanted
         ):
-            busy, idle, own, started = *_ticks(), time.process_time(), time.monotonic()
+            busy, idle, own, started = *_ticks(), self.own(), time.monotonic()
             yield len(self.shares)
             busy_after, idle_after = _ticks()
             total = busy_after - busy + idle_after - idle
-            mine = (time.process_time() - own) * os.sysconf("SC_CLK_TCK")
+            mine = (self.own() - own) * os.sysconf("SC_CLK_TCK")
             self.shares.append(min(1.0, max(0.0, (busy_after - busy - mine) / max(total, 1))))
             if self.shares[-1] > QUIET and started < until:
                 await asyncio.sleep(2.0)
@@ -61,6 +63,19 @@ def _ticks() -> tuple[int, int]:
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     idle = fields[3] + fields[4]
     return sum(fields) - idle, idle
+
+
+def group_seconds(session: int) -> float:
+    """Return the CPU seconds that the living processes of a session have used."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def raw_rate(engine: Engine, feeds: Sequence[Mapping[str, Array]], samples: int, seconds: float) -> float:
@@ -96,7 +111,7 @@ async def poisson_p99(ask: Ask, samples: Sequence[Sample], rate: float, seconds:
     """
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds)))
     latencies: list[float] = []
-    tasks = []
+    tasks: set[asyncio.Task[None]] = set()  # those in flight: ended ones would be work for the collector
 
     async def one(sample: Sample, due: float) -> None:
         await ask(sample)
@@ -107,7 +122,9 @@ async def poisson_p99(ask: Ask, samples: Sequence[Sample], rate: float, seconds:
         wait = started + moment - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(samples[i % len(samples)], started + moment)))
+        task = asyncio.create_task(one(samples[i % len(samples)], started + moment))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     return float(np.percentile(latencies, 99))
 

@@ -21,8 +21,8 @@ def dense_model(path: Path, depth: int) -> Path:
     return _saved(path, nodes, inputs, outputs, weights)
 
 
-def picture_model(path: Path, side: int, channels: int, depth: int) -> Path:
-    """Write ``pixels`` float32 [B, 3, S, S] -> ``y`` [B, channels]: a stem and ``depth`` 3x3 convolutions."""
+def picture_model(path: Path, side: int, channels: int, depth: int, output: str = "y") -> Path:
+    """Write ``pixels`` float32 [B, 3, S, S] -> [B, channels]: a stem and ``depth`` 3x3 convolutions."""
     rng = np.random.default_rng(0)
     nodes, weights, before = [], [], "pixels"
     for layer in range(depth + 1):
@@ -35,9 +35,9 @@ def picture_model(path: Path, side: int, channels: int, depth: int) -> Path:
         nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
         before = f"r{layer}"
     nodes.append(helper.make_node("GlobalAveragePool", [before], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["y"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], [output]))
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, side, side])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", channels])]
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", channels])]
     return _saved(path, nodes, inputs, outputs, weights)
 
 

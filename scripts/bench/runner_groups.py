@@ -1,0 +1,196 @@
+"""What the runner keeps of an engine's speed, what it adds to a request, and what length buckets save."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from runner_loads import FixedDelayBatcher, Rounds, circle_rate, raw_rate
+from runner_models import VOCABULARY, WIDTH, dense_model, picture_model, text_model
+from runner_report import Row, row
+
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.protocol import TensorSpec
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.runner import Runner
+from edgeglm.runtime.towers import default_length_buckets
+
+BATCH = 32
+ROUNDS = 7
+SECONDS = 60.0  # for one group to find quiet rounds in
+DELAY = 0.005  # seconds that the fixed-delay batcher waits
+MAX_LENGTH = 32
+
+
+def source(path: Path, threads: int) -> TowerSource:
+    """Serve an ONNX file as a tower that takes arrays."""
+    return TowerSource(engine=lambda: OnnxRuntimeEngine(path, threads=threads))
+
+
+async def throughput(folder: Path, threads: int) -> list[Row]:
+    """Measure what callers in a circle get of what a bare loop gets."""
+    rng = np.random.default_rng(1)
+    cases = [
+        ("throughput / raw, calls of 3 ms and more", dense_model(folder / "large.onnx", 10), "x", (WIDTH,)),
+        ("throughput / raw, calls of 0.2 to 1 ms", dense_model(folder / "small.onnx", 1), "x", (WIDTH,)),
+        (
+            "throughput / raw, calls of 3 ms and more, 49 kB a sample",
+            picture_model(folder / "picture.onnx", 64, 24, 3),
+            "pixels",
+            (3, 64, 64),
+        ),
+    ]
+    found = []
+    for (title, path, name, shape), reach in zip(
+        cases, ((0.97, 0.99), (0.8, 0.9), (0.97, 0.99)), strict=True
+    ):
+        samples = [{name: rng.random(shape, dtype=np.float32)} for _ in range(BATCH)]
+        feeds = {name: np.stack([sample[name] for sample in samples])}
+        ratios, peers, calls = [], [], []
+        rounds = Rounds(ROUNDS, SECONDS)
+        with OnnxRuntimeEngine(path, threads=threads) as engine:
+            async with (
+                Runner({"tower": source(path, threads)}, RunnerConfig()) as runner,
+                FixedDelayBatcher(engine, BATCH, DELAY) as batcher,
+            ):
+                asks = {"runner": lambda s, to=runner: to.infer("tower", s), "fixed delay": batcher.infer}
+                await circle_rate(asks["runner"], samples, 4 * BATCH, 0.2)
+                async for turn in rounds:
+                    rates = {}
+                    for system in ("raw", *asks)[:: 1 if turn % 2 else -1]:
+                        if system == "raw":
+                            rates[system] = raw_rate(engine, [feeds], BATCH, 0.5)
+                        else:
+                            rates[system] = await circle_rate(asks[system], samples, 4 * BATCH, 0.5)
+                    ratios.append(rates["runner"] / rates["raw"])
+                    peers.append(rates["fixed delay"] / rates["raw"])
+                    calls.append(BATCH / rates["raw"] * 1e3)
+        peer = statistics.median(peers[number] for number in rounds.best())
+        note = (
+            f"batch {BATCH}, a raw call takes {statistics.median(calls):.2f} ms, {4 * BATCH} callers, "
+            f"{threads} thread(s) each; the fixed-delay ({DELAY * 1e3:g} ms) batcher, which checks nothing, "
+            f"keeps {peer:.3f}"
+        )
+        found.append(row(title, "ratio", ratios, *reach, note, rounds))
+    return found
+
+
+def no_op() -> FakeEngine:
+    """Make an engine that gives back what it gets."""
+    spec = [TensorSpec(name="x", dtype="float32", shape=("B", 8))]
+    made = FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"]])
+    made.calls = _Forgetful()
+    return made
+
+
+class _Forgetful(list[Any]):
+    def append(self, _: object) -> None:
+        """Keep nothing: a benchmark makes many calls."""
+
+
+async def overhead() -> list[Row]:
+    """Measure what a request costs when the engine costs nothing."""
+    sample = {"x": np.ones(8, np.float32)}
+    loop = asyncio.get_running_loop()
+
+    async def bare(_: object) -> None:
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        await future
+
+    added, peers, single = [], [], []
+    rounds = Rounds(ROUNDS, SECONDS)
+    with no_op() as engine:
+        async with (
+            Runner({"tower": TowerSource(engine=no_op)}, RunnerConfig()) as runner,
+            FixedDelayBatcher(engine, BATCH, DELAY) as batcher,
+        ):
+
+            async def ask(one: dict[str, np.ndarray]) -> object:
+                return await runner.infer("tower", one)
+
+            async for _ in rounds:
+                base = 1 / await circle_rate(bare, [sample], 64, 0.3)
+                added.append((1 / await circle_rate(ask, [sample], 64, 0.6) - base) * 1e6)
+                peers.append((1 / await circle_rate(batcher.infer, [sample], 64, 0.3) - base) * 1e6)
+                times = []
+                for _ in range(2000):
+                    started = time.perf_counter()
+                    await ask(sample)
+                    times.append(time.perf_counter() - started)
+                single.append(statistics.median(times) * 1e6)
+    peer = statistics.median(peers[number] for number in rounds.best())
+    note = (
+        f"time a request minus that of a bare asyncio future; the fixed-delay ({DELAY * 1e3:g} ms) batcher, "
+        f"which checks nothing, adds {peer:.1f}"
+    )
+    return [
+        row("added us a request, engine that does nothing, 64 callers", "us", added, 10, 5, note, rounds),
+        row(
+            "p50 us of one caller, engine that does nothing",
+            "us",
+            single,
+            60,
+            35,
+            f"into the engine's thread and back; the fixed-delay batcher waits {DELAY * 1e6:g} for company",
+            rounds,
+        ),
+    ]
+
+
+async def lengths(folder: Path, threads: int) -> list[Row]:
+    """Measure what length buckets save on texts of many lengths."""
+    path = text_model(folder / "text.onnx", 2)
+    rng = np.random.default_rng(3)
+    sizes = np.clip(np.rint(rng.lognormal(np.log(11), 0.5, 512)), 3, MAX_LENGTH).astype(int)
+    samples = [
+        {"input_ids": rng.integers(0, VOCABULARY, size), "attention_mask": np.ones(size, np.int64)}
+        for size in sizes
+    ]
+    ragged = {"input_ids": 0, "attention_mask": 0}
+
+    def tower(buckets: tuple[int, ...], *, full: bool) -> TowerSource:
+        return TowerSource(
+            engine=lambda: OnnxRuntimeEngine(path, threads=threads),
+            ragged=ragged,
+            length_buckets=buckets,
+            pad_to_bucket=full,
+        )
+
+    sources = {
+        "bucketed": tower(default_length_buckets(MAX_LENGTH), full=False),
+        "longest in batch": tower((MAX_LENGTH,), full=False),
+        "padded": tower((MAX_LENGTH,), full=True),
+    }
+    padded = [
+        {name: np.stack([np.pad(s[name], (0, MAX_LENGTH - len(s[name]))) for s in part]) for name in ragged}
+        for part in (samples[at : at + BATCH] for at in range(0, len(samples), BATCH))
+    ]
+    ratios: dict[str, list[float]] = {"padded": [], "longest in batch": [], "raw padded": []}
+    with OnnxRuntimeEngine(path, threads=threads) as engine:
+        async with Runner(sources, RunnerConfig()) as runner:
+            rounds = Rounds(ROUNDS, SECONDS)
+            async for turn in rounds:
+                names = list(sources)[turn % 3 :] + list(sources)[: turn % 3]
+                rates = {}
+                for name in names:
+
+                    async def ask(sample: dict[str, np.ndarray], tower: str = name) -> object:
+                        return await runner.infer(tower, sample)
+
+                    rates[name] = await circle_rate(ask, samples, 8 * BATCH, 0.6)
+                rates["raw padded"] = raw_rate(engine, padded, len(samples), 0.6)
+                for name, values in ratios.items():
+                    values.append(rates["bucketed"] / rates[name])
+    raw, longest = (statistics.median(ratios[name]) for name in ("raw padded", "longest in batch"))
+    note = (
+        f"lengths {sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}, padded to {MAX_LENGTH}; against a "
+        f"bare padded session.run loop {raw:.2f}, against padding to the longest in the batch {longest:.2f}"
+    )
+    return [row("mixed-length text, bucketed / padded", "ratio", ratios["padded"], 1.6, 1.9, note, rounds)]

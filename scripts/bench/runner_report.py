@@ -1,0 +1,85 @@
+"""Rows of the runner's benchmark, and the page that they make."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner_loads import QUIET, Rounds
+
+Row = dict[str, Any]
+
+
+def row(
+    name: str, unit: str, measured: Sequence[float], reach: float, beyond: float, note: str, rounds: Rounds
+) -> Row:
+    """One line of the table; ``unit`` is ratio (the more the better) or us (the less the better)."""
+    values = [measured[number] for number in rounds.best()]
+    value = statistics.median(values)
+    good = value <= reach if unit == "us" else value >= reach
+    better = value <= beyond if unit == "us" else value >= beyond
+    return {
+        "name": name,
+        "unit": unit,
+        "value": round(value, 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
+        "rounds": len(values),
+        "rounds_tried": len(measured),
+        "others_cpu": rounds.others(),
+        "reach": reach,
+        "beyond": beyond,
+        "result": "beyond" if better else "reached" if good else "falls short",
+        "note": note,
+    }
+
+
+def commit_of(root: Path) -> str:
+    """Return the commit of a checkout, and say so if its code, the pages of figures aside, is not that."""
+    words = [
+        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        for command in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/bench"),
+        )
+    ]
+    return f"{words[0]}, changed" if words[1] else words[0]
+
+
+def markdown(report: Mapping[str, Any], tried: Mapping[str, str]) -> str:
+    """Write the report as a page. ``tried`` says of rows that fall short what was."""
+    lines = [
+        "# The runner beside its peers",
+        "",
+        f"Machine: {report['machine']}; Python {report['python']}, ONNX Runtime {report['onnxruntime']}.",
+        "The runner's configuration is the default one, watchdog included; the engines that it is given have",
+        "as many threads as noted, those of the other systems of a row as many. Medians of interleaved",
+        "rounds, with the lowest and the highest round.",
+        f"Rounds in which other work took over {QUIET:.0%} of all cores were made again, as long as time",
+        "allowed; others' CPU is the most that it took in a round that counts.",
+        "",
+        "| what | median | rounds: low to high | reach | beyond | result | others' CPU | commit | notes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in report["rows"]:
+        rounds = str(found["rounds"])
+        if found["low"] is not None:
+            rounds += f": {found['low']:g} to {found['high']:g}"
+        sign = "<=" if found["unit"] == "us" else ">="
+        lines.append(
+            f"| {found['name']} | {found['value']:g} | {rounds} "
+            f"| {sign} {found['reach']:g} | {sign} {found['beyond']:g} | {found['result']} "
+            f"| {found['others_cpu']:.0%} | {found['commit']} | {found['note']} |"
+        )
+    short = {found["name"] for found in report["rows"] if found["result"] == "falls short"}
+    for name in sorted(short & tried.keys()):
+        lines += ["", f"**{name}** falls short. {tried[name][0].upper()}{tried[name][1:]}"]
+    for found in report["rows"]:
+        for system, shares in found.get("p99_in_full_batch_calls", {}).items():
+            text = ", ".join(f"{share}: {value:g}" for share, value in shares.items())
+            lines += ["", f"p99 in full-batch calls at shares of the raw rate, {system}: {text}."]
+    lines += ["", f"Made by `{report['command']}`; figures in `runner.json`.", ""]
+    return "\n".join(lines)
