@@ -7,10 +7,10 @@ tested as arithmetic. The rules are those of Triton's dynamic batcher (its model
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.requests import Request
@@ -70,7 +70,7 @@ class _Bucket:
     __slots__ = ("count", "lines")
 
     def __init__(self) -> None:
-        self.lines: dict[int, OrderedDict[int, Request]] = {}
+        self.lines: dict[int, dict[int, Request]] = {}
         self.count = 0
 
     def oldest(self) -> Request:
@@ -90,7 +90,10 @@ class _Bucket:
                 taken += line.values()
                 line.clear()
             else:
-                taken += [line.popitem(last=False)[1] for _ in range(size - len(taken))]
+                first = list(islice(line.values(), size - len(taken)))
+                for request in first:
+                    del line[request.number]
+                taken += first
         self.count -= len(taken)
         return taken
 
@@ -123,7 +126,7 @@ class BatchQueue:
             bucket = self._buckets[key] = _Bucket()
         line = bucket.lines.get(request.priority)
         if line is None:
-            line = bucket.lines[request.priority] = OrderedDict()
+            line = bucket.lines[request.priority] = {}
         line[request.number] = request
         if not self._count:
             self.timed = False

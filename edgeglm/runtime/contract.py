@@ -73,6 +73,7 @@ class TowerContract:
             for spec in self.inputs
             if all(isinstance(size, int) for size in spec.shape[1:])
         ]
+        self._only = self._fixed[0] if len(self._fixed) == len(self.inputs) == 1 else None
         self._names = [spec.name for spec in self.inputs]
         self._all_fixed = len(self._fixed) == len(self.inputs)
 
@@ -80,7 +81,12 @@ class TowerContract:
         """Set the length and bucket of a request's sample. Raises UserError for one that does not fit."""
         sample = request.sample
         assert sample is not None
-        if self._all_fixed and type(sample) is dict and len(sample) == len(self._fixed):
+        if self._only is not None and type(sample) is dict and len(sample) == 1:
+            name, dtype, shape = self._only
+            array = sample.get(name)
+            if type(array) is np.ndarray and array.dtype == dtype and array.shape == shape:
+                return
+        elif self._all_fixed and type(sample) is dict and len(sample) == len(self._fixed):
             for name, dtype, shape in self._fixed:
                 array = sample.get(name)
                 if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:

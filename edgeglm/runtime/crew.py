@@ -106,6 +106,12 @@ class Crew:
                 if not request.settled and queue.put(request) and self._idle:
                     self._changed.notify()
 
+    def put_one(self, request: Request) -> None:
+        """Queue one request that has just come."""
+        with self._lock:
+            if self._queue.put(request) and self._idle:
+                self._changed.notify()
+
     def remove(self, request: Request) -> bool:
         """Take out a request that is no longer wanted; False if it is not waiting here."""
         with self._lock:

@@ -115,7 +115,7 @@ class Generation:
         """Take a request that was checked and counted as held."""
         request.home = self
         self.held.add(request)
-        (self.preparation if request.sample is None else self.inference).put((request,))
+        (self.preparation if request.sample is None else self.inference).put_one(request)
 
     def looked_over(self, results: Results) -> Results:
         """Return results of one tower in which nobody has met NaN without failing."""

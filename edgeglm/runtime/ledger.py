@@ -12,10 +12,9 @@ import numpy as np
 from edgeglm.runtime.generation import Generation
 from edgeglm.runtime.times import StageTimes, added
 
-Event = Literal["accepted", "turned_away", "answered", "failed", "expired", "cancelled", "shed"]
+Event = Literal["turned_away", "answered", "failed", "expired", "cancelled", "shed"]
 
 _EVENTS: tuple[Event, ...] = (
-    "accepted",
     "turned_away",
     "answered",
     "failed",
@@ -67,6 +66,7 @@ class Ledger:
     """Counts of one runner. For its event loop."""
 
     def __init__(self) -> None:
+        self.accepted = 0
         self._counts: dict[Event, int] = dict.fromkeys(_EVENTS, 0)
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._past_batches: Counter[tuple[str, int]] = Counter()
@@ -110,6 +110,7 @@ class Ledger:
             points = np.percentile(np.asarray(self._latencies) * 1e3, list(_POINTS.values()))
             latency = {name: float(p) for name, p in zip(_POINTS, points, strict=True)}
         return RunnerStats(
+            accepted=self.accepted,
             **self._counts,
             held=held,
             waiting=sum(len(crew) for generation in generations for crew in generation.crews),

@@ -77,7 +77,6 @@ class Request:
     def __init__(
         self,
         tower: str,
-        *,
         raw: object = None,
         sample: Sample | None = None,
         priority: int = Priority.NORMAL,

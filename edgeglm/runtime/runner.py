@@ -11,7 +11,6 @@ once, with a result, an error, or at its deadline.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -40,6 +39,7 @@ from edgeglm.runtime.requests import (
     Sample,
     late_text,
 )
+from edgeglm.runtime.residence import Residence
 from edgeglm.runtime.times import StageTimes
 
 FloatRow = npt.NDArray[np.float32]
@@ -66,14 +66,13 @@ class Runner:
         self._watchdog: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals: list[signal.Signals] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        self._home: Residence | None = None
 
     async def __aenter__(self) -> Runner:
         """Load and warm up. Raises UserError for a bundle or an engine that cannot be used."""
         if self._state != "new":
             raise UserError("a runner is opened once; make another one")
-        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._home = Residence()
         self._state = "opening"
         try:
             self._current = await self._opened(self._source)
@@ -161,14 +160,12 @@ class Runner:
         What is not answered within ``drain_timeout`` ends with RunnerClosedError. May be called again, also
         after it was cancelled.
         """
-        if self._state == "new":
-            self._state = "closed"
-        if os.getpid() != self._pid:
+        home = self._home
+        if home is None or home.forked:
             self._state = "closed"  # in a forked child there is nothing to close
-        if self._state == "closed":
+        if home is None or self._state == "closed":
             return
-        if asyncio.get_running_loop() is not self._loop:
-            raise UserError("the runner belongs to another event loop; close it in that loop")
+        home.check("close it in that loop")
         self._state = "closing"
         self._admission.refuse(lambda: RunnerClosedError("the runner is being closed; open another one"))
         waits = [asyncio.ensure_future(g.emptied()) for g in self._generations if g.held]
@@ -189,10 +186,9 @@ class Runner:
 
         Requests that were accepted are answered; later ones raise RunnerClosedError, which ends the callers.
         """
-        self._usable()
-        assert self._loop is not None
+        _, loop = self._usable()
         for number in signals:
-            self._loop.add_signal_handler(number, lambda: self._spawn(self.close()))
+            loop.add_signal_handler(number, lambda: self._spawn(self.close()))
             self._signals.append(number)
 
     @property
@@ -234,14 +230,7 @@ class Runner:
         if deadline is not None and not isinstance(deadline, (int, float)):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
-        request = Request(
-            tower,
-            raw=raw,
-            sample=sample,
-            priority=priority,
-            started=now,
-            deadline=None if deadline is None else now + deadline,
-        )
+        request = Request(tower, raw, sample, priority, now, None if deadline is None else now + deadline)
         self._check(request, generation)
         if deadline is not None and not deadline > 0:
             self._ends.turn_away("expired")
@@ -260,7 +249,7 @@ class Runner:
         except BaseException:
             self._admission.release()
             raise
-        self._ledger.count("accepted")
+        self._ledger.accepted += 1
         if request.deadline is not None:
             left = request.deadline - time.monotonic()  # it may have waited for its place
             request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
@@ -300,24 +289,21 @@ class Runner:
 
     def _usable(self) -> tuple[Generation, asyncio.AbstractEventLoop]:
         """Return what serves now. Raises where an answer could never come."""
-        generation, loop = self._current, self._loop
-        if self._state != "open" or generation is None or loop is None:
+        generation, home = self._current, self._home
+        if self._state != "open" or generation is None or home is None:
             if self._state in ("new", "opening"):
                 raise UserError("the runner is not open; use it in an 'async with' statement")
             raise RunnerClosedError("the runner is closed; open another one")
-        if os.getpid() != self._pid:
-            raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
-        if asyncio.get_running_loop() is not loop:
-            raise UserError("the runner belongs to another event loop; open one in this loop")
-        return generation, loop
+        home.check()
+        return generation, home.loop
 
     def _look_for_hung(self) -> None:
-        assert self._loop is not None
+        assert self._home is not None
         for generation in self._generations:
             generation.look_for_hung(self.config.hang_after)
         again = any(generation.held for generation in self._generations)
         self._watchdog = (
-            self._loop.call_later(self.config.hang_after / 4, self._look_for_hung) if again else None
+            self._home.loop.call_later(self.config.hang_after / 4, self._look_for_hung) if again else None
         )
 
     async def _opened(self, source: Source) -> Generation:
@@ -343,9 +329,9 @@ class Runner:
     async def _shut(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._loop is not None:
+        if self._home is not None:
             for number in self._signals:
-                self._loop.remove_signal_handler(number)
+                self._home.loop.remove_signal_handler(number)
         self._signals.clear()
         for generation in tuple(self._generations):
             await generation.shut()
