@@ -2,7 +2,8 @@
 
     .venv/bin/python scripts/bench/soak.py --minutes 30
 
-Requests for arrays, texts and pictures come at random moments at twice the measured rate. Some are cancelled,
+Requests for arrays, texts and pictures come at random moments, at twice the rate that was answered lately on
+a machine that may have other work. Some are cancelled,
 alone or with all others of a client that disconnects; some have deadlines; some make the engine raise, a few
 make it hang; bundles are swapped all the while. Every answer is compared with the bare engine's, and the
 runner's books with what was asked. Writes docs/bench/soak.json and soak.md.
@@ -18,7 +19,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ CLIENTS = 32
 SWAP_SECONDS = 5.0
 HANG_EVERY = 30.0  # seconds between hung calls, in the mean
 HANG_AFTER = 1.0
+LATEST = 0.5  # seconds by which arrivals may lag
 TOWERS = ("tower",) * 8 + ("text", "image")  # in turn: who is asked
 
 
@@ -59,6 +61,8 @@ class Soak:
         self.clients: list[set[asyncio.Task[None]]] = [set() for _ in range(CLIENTS)]
         self.ends: Counter[str] = Counter()
         self.begun = self.entered = self.hangs = 0
+        self.rate = 1.0
+        self.rates: list[float] = []
         self.rss: list[float] = []
 
     async def asked(self, runner: Runner, number: int, kind: str, **options: Any) -> tuple[str, Any]:
@@ -100,13 +104,17 @@ class Soak:
             self.ends["cancelled"] += 1
 
     async def arrivals(self, runner: Runner, rate: float, seconds: float) -> None:
-        """Send requests at random moments."""
-        started = due = time.perf_counter()
-        next_hang = started + self.random.exponential(HANG_EVERY)
-        while due < started + seconds:
-            due += self.random.exponential(1 / rate)
-            if (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
+        """Send requests at random moments, ``rate`` a second at first, then what ``paced`` says."""
+        self.rate = rate
+        due = time.perf_counter()
+        until, next_hang = due + seconds, due + self.random.exponential(HANG_EVERY)
+        while due < until:
+            due += self.random.exponential(1 / self.rate)
+            wait = due - time.perf_counter()
+            if wait > 0 or self.begun % 32 == 0:
+                await asyncio.sleep(max(wait, 0))
+            if wait < -LATEST:  # the process was not let run: that time is no part of the soak
+                due, until, next_hang = due - wait, until - wait, next_hang - wait
             draw = self.random.random(4)
             kind = "poisoned" if draw[0] < 0.005 else "not finite" if draw[0] < 0.008 else "good"
             deadline = float(draw[1]) if draw[1] < 0.3 else None
@@ -124,6 +132,16 @@ class Soak:
             elif draw[2] < 0.051:
                 for other in tuple(client):
                     other.cancel()
+
+    async def paced(self, runner: Runner) -> None:
+        """Keep the load at twice what was answered in the best period of the last minute."""
+        answered: deque[float] = deque([self.rate / 2], maxlen=round(60 / SWAP_SECONDS))
+        while True:
+            before, since = runner.stats().answered, time.perf_counter()
+            await asyncio.sleep(SWAP_SECONDS)
+            answered.append((runner.stats().answered - before) / (time.perf_counter() - since))
+            self.rate = 2 * max(answered)
+            self.rates.append(self.rate)
 
     async def swaps(self, runner: Runner) -> None:
         """Swap for ever."""
@@ -146,10 +164,13 @@ class Soak:
             turns = [{"turn": np.array(number)} for number in range(10 * COUNT)]
             rate = await circle_rate(lambda s: self.asked(runner, int(s["turn"]), "good"), turns, 128, 3.0)
             before = runner.stats()
-            others = [asyncio.create_task(work) for work in (self.watch(), self.swaps(runner))]
+            self.rate = 2 * rate
+            works = (self.watch(), self.swaps(runner), self.paced(runner))
+            others = [asyncio.create_task(work) for work in works]
             await self.arrivals(runner, 2 * rate, seconds)
-            others[1].cancel()
-            await asyncio.gather(others[1], return_exceptions=True)
+            for task in others[1:]:
+                task.cancel()
+            await asyncio.gather(*others[1:], return_exceptions=True)
         await asyncio.sleep(0)
         lost = sum(len(client) for client in self.clients)
         others[0].cancel()
@@ -159,7 +180,7 @@ class Soak:
         early, late = np.mean(self.rss[quarter : 2 * quarter]), np.mean(self.rss[-quarter:])
         return {
             "minutes": round(seconds / 60, 2),
-            "rate": round(2 * rate),
+            "rate": round(float(np.median(self.rates or [self.rate]))),
             "requests": self.begun,
             "ends": dict(self.ends.most_common()),
             "lost": lost,
