@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,8 @@ async def deliver(
         report.enter("finalize")
         receipt = await finalized(device, slot, options, report)
         map10 = await judged(device, slot, status, parcel, options, report)
-        tools.keep(await evidence_from(device, slot, str(host), board, receipt))
+        # Writing waits for this machine's disk, and the other devices need not wait for that.
+        await asyncio.to_thread(tools.keep, await evidence_from(device, slot, str(host), board, receipt))
         url = None
         if options.activate:
             report.enter("switch", "waiting until it answers")
@@ -119,8 +122,10 @@ async def deliver(
             url = await _url(device)
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")
-        tools.inventory.remember_manifest(parcel.manifest_bytes)
-        tools.inventory.seen(str(host), await device.ask("status"), facts, board, receipt, root=device.root)
+        status = await device.ask("status")
+        await asyncio.to_thread(tools.inventory.remember_manifest, parcel.manifest_bytes)
+        seen = partial(tools.inventory.seen, root=device.root)
+        await asyncio.to_thread(seen, str(host), status, facts, board, receipt)
         return Delivered(
             device=str(host),
             board=board.words,

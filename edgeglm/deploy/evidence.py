@@ -97,12 +97,12 @@ def kept_evidence(evidence: Evidence, store: Store) -> Path:
         (folder / "place.json").write_bytes(msgspec.json.encode(evidence.place))
         return {"key": evidence.place, "device": evidence.device, "measured": {}, **said}
 
-    artifact, _ = store.put(key, SENT_HOME, write)
-    for old in evidence_in(store):
-        same = old.place == evidence.place and old.content_digest == said["content_digest"]
-        if same and old.key != key and old.created <= said["created"]:
-            store.drop(old.key)
-    return artifact.path
+    store.put(key, SENT_HOME, write)
+    kept = evidence_in(store, kind=kind_of(evidence.board), receipt=evidence.receipt)
+    same = [one for one in kept if one.content_digest == said["content_digest"]]
+    for old in same[1:]:  # two devices may be here at once, and either may be the newer
+        store.drop(old.key)
+    return same[0].folder
 
 
 def evidence_in(
