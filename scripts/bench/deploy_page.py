@@ -26,27 +26,23 @@ def page(found: dict[str, Any]) -> str:
             ),
         ]
     if back := found.get("rollback"):
+        what = "`edgeglm rollback`" if back["whole_command"] else "rollback, without the command's start"
         rows.append(
             (
                 back,
-                f"`edgeglm rollback`, real server, the whole command, median of {len(back['wall_seconds'])}",
+                f"{what}, real server, median of {len(back['wall_seconds'])}",
                 f"{median(back['wall_seconds']):.2f} s ({median(back['cpu_seconds']):.2f} s of CPU; "
                 f"the switch on the device {median(back['switch_seconds']):.2f} s)",
                 "2 s",
             )
         )
     for row in found.get("twenty", {}).get("rows", ()):
-        rows.append(
-            (
-                found["twenty"],
-                f"twenty devices over one, stand-ins, finalize {row['finalize_seconds']:g} s, "
-                f"median of {len(row['ratios'])}",
-                f"{median(row['ratios']):.2f}x ({median(row['twenty']):.1f} s, {median(row['one']):.1f} s; "
-                f"CPU of the sender {median(row['sender_cpu_seconds']):.1f} s, of the twenty "
-                f"{median(row['devices_cpu_seconds']):.1f} s)",
-                "3x",
-            )
-        )
+        took = f"{median(row['ratios']):.2f}x ({median(row['twenty']):.1f} s, {median(row['one']):.1f} s"
+        if work := row.get("sender_cpu_seconds"):
+            others = median(row["devices_cpu_seconds"])
+            took += f"; CPU of the sender {median(work):.1f} s, of the twenty {others:.1f} s"
+        what = f"twenty devices over one, stand-ins, finalize {row['finalize_seconds']:g} s"
+        rows.append((found["twenty"], f"{what}, median of {len(row['ratios'])}", f"{took})", "3x"))
     if real := found.get("real"):
         rows.append(
             (
@@ -96,4 +92,5 @@ def page(found: dict[str, Any]) -> str:
 
 def made(part: dict[str, Any]) -> str:
     """Say at which commit, when, and beside how much other work."""
-    return f"{part['commit']}, {part['date']}, load {part['load_average']:.1f}"
+    load = part["load_average"]
+    return f"{part['commit']}, {part['date']}" + ("" if load is None else f", load {load:.1f}")
