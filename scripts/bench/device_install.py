@@ -23,6 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from runner_report import commit_of  # noqa: E402
+
 from tests.cli.test_bundle_commands import colour_tower  # noqa: E402
 from tests.runtime.test_retrieval import colour_bundle  # noqa: E402
 
@@ -117,9 +119,7 @@ def main() -> None:
             digits = lock.name.split("-")[1].removeprefix("py")
             row = measured(f"{digits[0]}.{digits[1:]}", lock, folder, bundle)
             rows += [row] if row is not None else []
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = commit_of(ROOT)
     report = {
         "command": ".venv/bin/python scripts/bench/device_install.py",
         "commit": commit,
