@@ -121,7 +121,13 @@ def quantize_onnx(
         seen, held_out = split_batches(batches)
         if alpha := settings.smooth if plan is None else plan.smooth:
             prepared = smoothed(prepared, seen, alpha)
-        measure, baseline = measure_against(source, held_out, metric=metric, threads=settings.threads)
+        measure, baseline = measure_against(
+            source,
+            held_out,
+            metric=metric,
+            threads=settings.threads,
+            integers=target.kind == "cpu",
+        )
         task = _Task(
             prepared=prepared,
             seen=seen,

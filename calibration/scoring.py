@@ -47,11 +47,13 @@ def metric_from_name(name: str) -> Metric:
 
 
 def measure_against(
-    source: Path, held_out: Sequence[Feeds], *, metric: Metric | None, threads: int
+    source: Path, held_out: Sequence[Feeds], *, metric: Metric | None, threads: int, integers: bool = True
 ) -> tuple[Measure, float]:
     """Return what measures a file, and FP32's own score.
 
-    Without a metric the score is the mean cosine of the first output to FP32's on ``held_out``.
+    Without a metric the score is the mean cosine of the first output to FP32's on ``held_out``. Without
+    ``integers`` Q/DQ are computed as they are written, as TensorRT's sums are exact; ONNX Runtime's kernels
+    saturate on a CPU without VNNI.
 
     Raises:
         UserError: The model has no float output, or the metric fails on FP32.
@@ -59,15 +61,17 @@ def measure_against(
     reference = first_outputs(source, held_out, threads)
 
     def measure(path: Path) -> tuple[float, Parity]:
-        found = parity(first_outputs(path, held_out, threads), reference)
+        found = parity(first_outputs(path, held_out, threads, integers=integers), reference)
         return (found.mean_cosine if metric is None else score_of(metric, path)), found
 
     return measure, 1.0 if metric is None else score_of(metric, source)
 
 
-def first_outputs(path: Path, batches: Sequence[Feeds], threads: int) -> npt.NDArray[np.float32]:
+def first_outputs(
+    path: Path, batches: Sequence[Feeds], threads: int, *, integers: bool = True
+) -> npt.NDArray[np.float32]:
     """Return the first float output over all batches, float32 [n, ...]. Raises UserError without one."""
-    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+    with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=integers) as engine:
         floats = [spec.name for spec in engine.outputs if spec.dtype.startswith("float")]
         if not floats:
             raise UserError(f"{path.name} has no float output to compare; give --metric module:function")

@@ -42,6 +42,8 @@ class OnnxRuntimeEngine(Engine):
             ONNX Runtime would fall back without a word, this raises UserError.
         optimization: Graph optimisation level.
         spinning: Whether idle threads spin for a while: quicker calls, at other processes' cost.
+        integers: Whether products between Q/DQ run in integer kernels. Without, they are computed as they
+            are written, which is what TensorRT's exact sums give on any machine.
         io_binding: Whether inputs and outputs are bound to memory of the provider's device, which is kept
             from call to call; calls then wait for each other. None for where that is a GPU's.
         name: What errors call it; the file's name if None.
@@ -55,6 +57,7 @@ class OnnxRuntimeEngine(Engine):
         providers: Sequence[str] = ("CPUExecutionProvider",),
         optimization: Optimization = "all",
         spinning: bool = True,
+        integers: bool = True,
         io_binding: bool | None = None,
         name: str | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class OnnxRuntimeEngine(Engine):
         self.providers = tuple(providers)
         self.optimization = optimization
         self.spinning = spinning
+        self.integers = integers
         self.io_binding = memory_of(self.providers[0]) == "cuda" if io_binding is None else io_binding
         self._bound: BoundSession | None = None
         self._session: Any = None
@@ -133,6 +137,8 @@ class OnnxRuntimeEngine(Engine):
         options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[self.optimization])
         if not self.spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not self.integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             session = runtime.InferenceSession(str(self.path), options, providers=list(self.providers))
         except Exception as error:  # its exceptions share no base of their own

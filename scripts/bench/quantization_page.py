@@ -89,8 +89,8 @@ def _row(row: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         f"{row['min_cosine']:.5f}",
         speeds,
         row["megabytes"],
-        row["wall_seconds"],
-        row["cpu_seconds"],
+        row.get("wall_seconds", "-"),
+        row.get("cpu_seconds", "-"),
         result,
         row["commit"],
     )

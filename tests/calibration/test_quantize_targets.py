@@ -15,11 +15,17 @@ pytest.importorskip("modelopt")
 import onnx
 
 from edgeglm.calibration.any_model import quantize_onnx
-from edgeglm.calibration.conversion import prepared_model, whole_plan
+from edgeglm.calibration.conversion import (
+    int8_by_plan,
+    prepared_model,
+    ranges_from_batches,
+    whole_plan,
+)
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import plan_from_file
 from edgeglm.calibration.precision import fp16_from_fp32
+from edgeglm.calibration.scoring import measure_against
 from edgeglm.calibration.source import source_bytes, source_sha256
 from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
@@ -101,6 +107,18 @@ def test_what_is_written_for_tensorrt_is_legal_on_the_targets_lane(
     )
     assert outcome.passed
     assert lane_problems(onnx.load(tmp_path / "out" / "model.onnx"), lane, target) == ()
+
+
+def test_an_int8_file_for_tensorrt_is_scored_alike_on_cpus_that_saturate(
+    fp32_dir: Path, tmp_path: Path
+) -> None:
+    """Without VNNI an 8-bit weight overflows 16-bit sums in integer kernels; Q/DQ as written do not."""
+    source, batches = fp32_dir / "text.onnx", _batches("text")
+    prepared = prepared_model(source)
+    ranges = ranges_from_batches(prepared, batches[:4], ("max",))
+    int8_by_plan(prepared, tmp_path / "wide.onnx", whole_plan(prepared, "s8s8"), ranges)
+    measure, _ = measure_against(source, batches[4:], metric=None, threads=1, integers=False)
+    assert measure(tmp_path / "wide.onnx")[0] > 0.9995  # 0.9993 where sums saturate
 
 
 def test_random_calibration_stands_in_the_plan_and_the_report_and_is_warned_of(
