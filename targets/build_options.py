@@ -35,6 +35,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         optimization_level: 0 (quick build) to 5 (slow build); None for the library's default.
         usual_batch: What the engine is tuned for.
         largest_batch: The most that it takes at once. The runtime sends up to 32.
+        bucket_batches: Batches with an optimization profile, and on the device a context and a CUDA graph,
+            of their own: quicker calls for a longer build. None for 1, the usual and the largest; an
+            empty list for no such profiles.
     """
 
     version_compatible: bool = False
@@ -45,11 +48,20 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
     usual_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
     largest_batch: Annotated[int, msgspec.Meta(ge=32)] = 32
+    bucket_batches: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] | None = None
 
     @property
     def batch(self) -> Range:
         """The least, the usual and the largest batch of an engine."""
         return (1, min(self.usual_batch, self.largest_batch), self.largest_batch)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The batches with profiles of their own, rising; none is above the largest batch."""
+        asked = self.bucket_batches
+        if asked is None:
+            asked = (1, self.usual_batch, self.largest_batch)
+        return tuple(sorted({min(size, self.largest_batch) for size in asked}))
 
     @property
     def chosen(self) -> tuple[str, ...]:

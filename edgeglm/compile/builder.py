@@ -210,6 +210,9 @@ def _configure(api: TrtApi, config: BuilderConfig, sms: tuple[int, ...], options
         rtx.num_compute_capabilities = len(sms)
         for index, sm in enumerate(sms):
             rtx.set_compute_capability(getattr(capabilities, f"SM{sm}"), index)
+        # Else no call can be captured; streamed weights need memory that the library takes while it runs.
+        if hasattr(api.module.BuilderFlag, "REQUIRE_USER_ALLOCATION") and not options.weight_streaming:
+            config.set_flag(api.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for name in options.chosen:
         if name != "hardware_compatible":
             config.set_flag(getattr(api.module.BuilderFlag, name.upper()))

@@ -23,7 +23,7 @@ from edgeglm.bundle.receipt import (
 )
 from edgeglm.compile.builder import EnginePlan
 from edgeglm.compile.route import Route
-from edgeglm.compile.stage import precision_of, tower_profile
+from edgeglm.compile.stage import precision_of, tower_profiles
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.digest import sha256_file, sha256_json
 from edgeglm.core.errors import UserError
@@ -90,7 +90,7 @@ def device_engines(
             targets=(route.member,),
             library=route.library,
             precision=precision_of(variant.name),
-            profiles=(tower_profile(tower, options.batch, length),),
+            profiles=tower_profiles(tower, options.batch, length, options.buckets),
             options=options,
             variant=variant.name,
             tower=tower,
@@ -102,7 +102,7 @@ def device_engines(
         signature = build_signature(request, onnx_sha256=onnx, board=board, version=route.version)
         place = folder / signature
         engine = _kept(place, signature, onnx) or _carried(
-            bundle, route, board, place, signature, onnx, options
+            bundle, route, board, place, signature, onnx, request
         )
         if engine is None:
             built = build(request, progress)
@@ -158,9 +158,10 @@ def _carried(
     place: Path,
     signature: str,
     onnx: str,
-    options: BuildOptions,
+    request: BuildRequest,
 ) -> DeviceEngine | None:
     """Take a plan that the bundle brought, if it is for this library, version and GPU, and large enough."""
+    options = request.options
     for name in bundle.names("engines"):
         record = name.removesuffix(".plan") + ".json"
         if not name.endswith(".plan") or record not in bundle.manifest.files:
@@ -174,6 +175,7 @@ def _carried(
             and board.sm in metadata.sms
             and metadata.onnx_sha256 == onnx
             and largest >= options.largest_batch
+            and len(metadata.profiles) >= len(request.profiles)
         ):
             log = name.removesuffix(".plan") + ".log"
             parts = {ENGINE_PLAN: bundle.file(name), ENGINE_RECORD: bundle.file(record)}

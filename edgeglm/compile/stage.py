@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.engines.libraries import Library
 from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
+from edgeglm.engines.profiles import default_length_buckets
 from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.legality import check_precision
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
@@ -106,7 +107,12 @@ class CompileStage(Stage[CompileConfig]):
     """Builds what can be built here and says why the rest cannot."""
 
     name = "compile"
-    code: ClassVar[tuple[str, ...]] = ("edgeglm.compile", "edgeglm.engines.plan", "edgeglm.targets.legality")
+    code: ClassVar[tuple[str, ...]] = (
+        "edgeglm.compile",
+        "edgeglm.engines.plan",
+        "edgeglm.engines.profiles",
+        "edgeglm.targets.legality",
+    )
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what this machine can build with, as far as it matters for this target."""
@@ -202,7 +208,7 @@ class CompileStage(Stage[CompileConfig]):
                 targets=(plan.member,),
                 library=plan.library,
                 precision=precision,
-                profiles=(tower_profile(tower, options.batch, self.config.length),),
+                profiles=tower_profiles(tower, options.batch, self.config.length, options.buckets),
                 options=options,
                 variant=variant,
                 tower=tower,
@@ -252,8 +258,28 @@ def precision_of(variant: str) -> str:
     return variant.split("-")[0]
 
 
+def tower_profiles(
+    tower: str, batch: Range, length: Range, buckets: Sequence[int]
+) -> tuple[dict[str, ShapeRange], ...]:
+    """Return the profile for any shape, and one a bucket: a single shape for each batch and length.
+
+    Args:
+        tower: Which.
+        batch: The least, the usual and the largest batch.
+        length: The same of a text's tokens; the buckets are those of the runner up to the largest.
+        buckets: The batches that get profiles of their own.
+    """
+    lengths = default_length_buckets(length[2]) if tower == "text" else (0,)
+    single = [
+        tower_profile(tower, (size, size, size), (tokens, tokens, tokens))
+        for tokens in lengths
+        for size in buckets
+    ]
+    return (tower_profile(tower, batch, length), *single)
+
+
 def tower_profile(tower: str, batch: Range, length: Range) -> dict[str, ShapeRange]:
-    """Return the optimization profile of a tower by its contract; -1 keeps the graph's own size."""
+    """Return one optimization profile of a tower by its contract; -1 keeps the graph's own size."""
     if tower == "image":
         low, usual, high = ((size, -1, -1, -1) for size in batch)
         return {"pixels": ShapeRange(min=low, opt=usual, max=high)}

@@ -10,6 +10,7 @@ from edgeglm.bundle.goldens import goldens
 from edgeglm.bundle.opened import Bundle
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_files
+from edgeglm.engines.profiles import in_length_bucket
 from edgeglm.engines.protocol import Engine, Feeds
 from edgeglm.engines.timing import compare_latency
 
@@ -46,9 +47,11 @@ def fastest(bundle: Bundle, timed: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _single_feeds(bundle: Bundle) -> dict[str, Feeds]:
-    """Return one golden picture and one golden text as model input."""
+    """Return one golden picture and one golden text as model input, filled up as a runner would."""
     inputs, preprocessing = goldens(bundle), bundle.preprocessing
     tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
     ids, mask = tokenizer.encode(list(inputs.texts[:1]), max_length=preprocessing.text.max_length)
+    ids = in_length_bucket(ids, preprocessing.text.max_length, tokenizer.pad_id)
+    mask = in_length_bucket(mask, preprocessing.text.max_length, 0)
     pixels = model_input_from_files(list(inputs.images[:1]), preprocessing.image)
     return {"image": {"pixels": pixels}, "text": {"input_ids": ids, "attention_mask": mask}}

@@ -223,6 +223,7 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     are those of ``edgeglm.targets.build_options.BuildOptions``, where each is explained; a device of the
     target that grants one of them under no release stops the build. ``usual_batch`` is what an engine is
     tuned for, ``largest_batch`` the most that it takes at once; a text's length is ``student.max_length``.
+    ``bucket_batches`` get a profile, a context and a CUDA graph each.
     """
 
     version_compatible: bool | None = None
@@ -233,6 +234,7 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
     usual_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     largest_batch: Annotated[int, msgspec.Meta(ge=32)] | None = None
+    bucket_batches: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] | None = None
 
 
 class PackConfig(Section, frozen=True, kw_only=True):

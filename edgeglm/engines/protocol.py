@@ -47,9 +47,20 @@ class TensorSpec:
 
 
 class Engine(ABC):
-    """Base of all backends. A subclass fills ``load``, ``close``, ``_run`` and the two declarations."""
+    """Base of all backends. A subclass fills ``load``, ``close``, ``_run`` and the two declarations.
+
+    Attributes:
+        exact_shapes: Whether calls of the very shapes that it was made for are quicker than any near
+            them, so that a caller with length buckets fills up to the bucket's length.
+    """
 
     name: str
+    exact_shapes: bool = False
+
+    @property
+    def bucket_batches(self) -> tuple[int, ...]:
+        """Batch sizes that it was made for, worth a call each before it serves; usually none."""
+        return ()
 
     @property
     @abstractmethod

@@ -22,6 +22,8 @@ class Shape(Protocol):
 class ExecutionContext(Protocol):
     """``IExecutionContext``."""
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool: ...  # noqa: D102
+    def set_device_memory(self, memory: int, size: int) -> None: ...  # noqa: D102
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...  # noqa: D102
     def set_tensor_address(self, name: str, memory: int) -> bool: ...  # noqa: D102
     def get_tensor_shape(self, name: str) -> Shape: ...  # noqa: D102
@@ -39,9 +41,19 @@ class CudaEngine(Protocol):
 
     weight_streaming_budget_v2: int
 
+    @property
+    def num_optimization_profiles(self) -> int: ...  # noqa: D102
+    @property
+    def device_memory_size_v2(self) -> int: ...  # noqa: D102
     def get_weight_streaming_automatic_budget(self) -> int: ...  # noqa: D102
-    def create_execution_context(self) -> ExecutionContext | None: ...  # noqa: D102
+    def create_execution_context(self, strategy: Any) -> ExecutionContext | None: ...  # noqa: D102
     def create_engine_inspector(self) -> Inspector: ...  # noqa: D102
+
+
+class RtxEngine(CudaEngine, Protocol):
+    """``ICudaEngine`` of TensorRT-RTX."""
+
+    def create_runtime_config(self) -> Any: ...  # noqa: D102
 
 
 class Runtime(Protocol):
@@ -59,6 +71,8 @@ class RuntimeModule(Protocol):
     def __version__(self) -> str: ...
     @property
     def Runtime(self) -> Callable[[Any], Runtime]: ...  # noqa: D102, N802
+    @property
+    def ExecutionContextAllocationStrategy(self) -> Any: ...  # noqa: D102, N802
     @property
     def LayerInformationFormat(self) -> Any: ...  # noqa: D102, N802
 

@@ -60,6 +60,7 @@ class TowerContract:
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self.source = source
+        self._whole_length = source.pad_to_bucket or engine.exact_shapes
         for spec in self.inputs:
             if not spec.shape or isinstance(spec.shape[0], int):
                 raise UserError(
@@ -134,7 +135,7 @@ class TowerContract:
         if self.source.ragged:
             lengths = np.array([request.length for request in requests])
             longest = lengths.max()
-            if self.source.pad_to_bucket:
+            if self._whole_length:
                 longest = self.bucket_length(int(longest))
             used = np.arange(longest) < lengths[:, None]
         feeds: dict[str, Array] = {}

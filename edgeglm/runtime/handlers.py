@@ -38,7 +38,7 @@ class EngineHandler:
             for name, source in sources.items():
                 engine = resources.enter_context(source.engine())
                 contract = TowerContract(name, engine, source)
-                for size in warm_up_batches[name]:
+                for size in _sizes(warm_up_batches[name], engine):
                     for feeds in contract.warm_up_feeds(size):
                         engine.infer(feeds)
                 self._engines[name], self._contracts[name] = engine, contract
@@ -72,6 +72,11 @@ class EngineHandler:
     def close(self) -> None:
         """Close the engines."""
         self._resources.close()
+
+
+def _sizes(asked: Sequence[int], engine: Engine) -> Sequence[int]:
+    """Add to the batch sizes of a warm-up those that the engine was made for and that may come."""
+    return sorted({*asked, *(size for size in engine.bucket_batches if asked and size <= max(asked))})
 
 
 class PreparationHandler:

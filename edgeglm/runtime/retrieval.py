@@ -19,6 +19,7 @@ from edgeglm.bundle.opened import Bundle, Gallery
 from edgeglm.core.errors import UserError
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_files
+from edgeglm.engines.profiles import in_length_bucket
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
@@ -185,7 +186,13 @@ class Retriever:
         if tower not in self._engines:
             path = self.bundle.model(self.variant, tower)
             self._engines[tower] = self._resources.enter_context(self._make_engine(path, self.threads))
-        outputs = self._engines[tower].infer(feeds)
+        engine = self._engines[tower]
+        if tower == "text" and self._tokenizer is not None and getattr(engine, "exact_shapes", False):
+            longest, values = self._preprocessing.text.max_length, {"input_ids": self._tokenizer.pad_id}
+            feeds = {
+                name: in_length_bucket(rows, longest, values.get(name, 0)) for name, rows in feeds.items()
+            }
+        outputs = engine.infer(feeds)
         if "embedding" not in outputs:
             raise self.bundle.broken(self.model_name(tower), f"it gives {sorted(outputs)}, not 'embedding'")
         embedding_ND = np.asarray(outputs["embedding"], dtype=np.float32)

@@ -11,6 +11,7 @@ from edgeglm.bundle.opened import Bundle
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import ImagePreprocessing, model_input_from_files
+from edgeglm.engines.profiles import default_length_buckets as default_length_buckets
 from edgeglm.engines.protocol import Engine
 from edgeglm.runtime.contract import Prepare, TowerSource
 from edgeglm.runtime.requests import Sample
@@ -62,19 +63,6 @@ def sources_from_bundle(
             prepare = image_preparation(preprocessing.image) if tower == "image" else None
             sources[tower] = TowerSource(engine=_maker(engine, path, threads), prepare=prepare)
     return sources
-
-
-def default_length_buckets(longest: int) -> tuple[int, ...]:
-    """Return lengths that grow by a third to a half up to ``longest``: 8, 12, 16, 24, 32, 48, ...
-
-    Padding within a bucket then costs less than a third of the work, and there are few enough buckets
-    for each to fill up under load.
-    """
-    lengths, step = [], 8
-    while step < longest:
-        lengths += [step, step + step // 2]
-        step *= 2
-    return (*(length for length in lengths if length < longest), longest)
 
 
 def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:

@@ -34,9 +34,12 @@ WANTED: dict[str, tuple[str, ...]] = {
     ),
     "ICudaEngine": (
         "weight_streaming_budget_v2", "get_weight_streaming_automatic_budget", "create_execution_context",
-        "create_engine_inspector",
+        "create_engine_inspector", "num_optimization_profiles", "device_memory_size_v2",
     ),
-    "IExecutionContext": ("set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3"),
+    "IExecutionContext": (
+        "set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3",
+        "set_optimization_profile_async", "set_device_memory",
+    ),
     "IHostMemory": ("nbytes",),
     "ILogger": ("__init__", "log"),
     "INetworkDefinition": ("num_inputs", "num_outputs", "get_input", "get_output"),
@@ -44,6 +47,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "IProgressMonitor": ("__init__", "phase_start", "step_complete", "phase_finish"),
     "ITensor": ("name", "dtype", "shape"),
     "ITimingCache": ("serialize",),
+    "ExecutionContextAllocationStrategy": ("STATIC", "USER_MANAGED"),
     "LayerInformationFormat": ("JSON",),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -237,7 +238,7 @@ def test_what_a_recipe_asks_is_in_the_engines(tmp_path: Path, context: Context, 
 
 
 def test_what_no_release_or_no_machine_grants_is_refused_before_anything_is_made() -> None:
-    def ask(name: str, **options: bool) -> None:
+    def ask(name: str, **options: Any) -> None:
         require_options(resolve_target(load_target(name), EngineConfig(**options)))
 
     ask("jetson-agx-orin-64gb", weight_streaming=True, refit=True)
