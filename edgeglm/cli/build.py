@@ -209,7 +209,7 @@ def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], **chosen: Any) 
     ``chosen`` are fields of DeployOptions.
     """
     from edgeglm.cli.deploy import live_table, print_rows
-    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
     from edgeglm.deploy.summary import FleetPlan

@@ -90,7 +90,7 @@ def command(
     Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
     after its golden outputs were right there, and is undone by itself when the server never gets ready.
     """
-    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
     from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_from_file

@@ -25,7 +25,7 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
     import asyncio
 
     from edgeglm.core.errors import unknown_name
-    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.inventory import inventory_at
     from edgeglm.deploy.remote import each, refreshed
 

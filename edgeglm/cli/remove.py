@@ -24,7 +24,7 @@ def command(
     """
     import asyncio
 
-    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.inventory import inventory_at
     from edgeglm.deploy.remote import each, removed
 

@@ -21,7 +21,7 @@ def command(
     """Switch each of DEVICES back to the bundle that it served before."""
     import asyncio
 
-    from edgeglm.deploy.fleet import hosts_from_texts
+    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.inventory import inventory_at
     from edgeglm.deploy.remote import each, rolled_back
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
-from edgeglm.deploy.hosts import HostName
+from edgeglm.deploy.hosts import HostName, owner_here
 from edgeglm.deploy.inventory import Inventory
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
@@ -235,12 +233,3 @@ def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployO
 def _wheels(tools: Tools, facts: Mapping[str, Any]) -> Wheels:
     major, minor, _ = facts["python"]
     return tools.wheels((major, minor), str(facts["machine"]), str(facts["glibc"]))
-
-
-def owner_here() -> str:
-    """Return who deploys, for the lock of a device."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "somebody"
-    return f"{user}@{socket.gethostname()}"

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from edgeglm.bundle.receipt import ENGINE_RECORD, TIMING_CACHE
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError
 from edgeglm.core.store import SENT_HOME, Store
@@ -137,6 +136,8 @@ def timing_caches(store: Store, board: Board) -> dict[str, Path]:
     Of each version of the library the newest; a version that is not the device's own is not used there. A
     timing cache travels with the record of its engine, which says what it is of.
     """
+    from edgeglm.bundle.receipt import ENGINE_RECORD, TIMING_CACHE
+
     found: dict[str, Path] = {}
     seen: list[Any] = []
     for kept in evidence_in(store, kind=kind_of(board)):

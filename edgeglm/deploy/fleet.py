@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import EdgeglmError
 from edgeglm.deploy.connection import ConnectionLostError
 from edgeglm.deploy.delivery import Tools, deliver
-from edgeglm.deploy.hosts import HostName, host_from_text
+from edgeglm.deploy.hosts import HostName, bounded
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.report import Report
 from edgeglm.deploy.summary import DeviceOutcome, FleetPlan, Summary
 
-T = TypeVar("T")
 OnChange = Callable[[str, str, str], None]
 """Is told (device, state, note) of every change."""
 
 _RETRY_SECONDS = (1.0, 4.0)
-
-
-def hosts_from_texts(texts: Sequence[str]) -> tuple[HostName, ...]:
-    """Parse the devices of a command line. Raises UserError for none, a malformed one, or one twice."""
-    hosts = tuple(map(host_from_text, texts))
-    if not hosts:
-        raise UserError("no device was named; give at least one user@host")
-    doubles = sorted({host.text for host in hosts if [h.text for h in hosts].count(host.text) > 1})
-    if doubles:
-        raise UserError(f"{', '.join(doubles)} is named twice; name each device once")
-    return hosts
 
 
 async def deploy_fleet(
@@ -105,17 +92,6 @@ async def deploy_fleet(
 def skipped(device: str, reason: str) -> DeviceOutcome:
     """Return the row of a device that was not deployed to."""
     return DeviceOutcome(device=device, outcome="skipped", reason=reason, exit_code=1)
-
-
-async def bounded(items: Sequence[T], work: Callable[[T], Awaitable[Any]], parallel: int) -> None:
-    """Run ``work`` on all items, at most ``parallel`` at a time."""
-    places = asyncio.Semaphore(max(1, parallel))
-
-    async def placed(item: T) -> None:
-        async with places:
-            await work(item)
-
-    await asyncio.gather(*map(placed, items))
 
 
 async def _outcome(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edgeglm.compile.route import member_for, target_of
 from edgeglm.core.errors import UserError
-from edgeglm.deploy.parcel import Parcel
 from edgeglm.engines.board import Board, board_from_files
+
+if TYPE_CHECKING:
+    from edgeglm.deploy.parcel import Parcel
 
 CLOCK_SECONDS = 600.0
 _ROOM = 1.1
@@ -45,6 +46,8 @@ def jetpack_of(board: Board) -> str | None:
 
 def check_board(board: Board, parcel: Parcel, *, any_board: bool) -> None:
     """Raise UserError when the board is outside the bundle's target, with what was found."""
+    from edgeglm.compile.route import member_for, target_of  # a rollback needs none of it, and shall be quick
+
     resolved = target_of(parcel.bundle)
     member, why = member_for(board, resolved)
     if board.sm is None:

@@ -9,9 +9,7 @@ import msgspec
 
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.deploy.connection import Device, connected, printable
-from edgeglm.deploy.delivery import owner_here
-from edgeglm.deploy.fleet import bounded
-from edgeglm.deploy.hosts import HostName
+from edgeglm.deploy.hosts import HostName, bounded, owner_here
 from edgeglm.deploy.inventory import DeviceRecord, Inventory
 from edgeglm.deploy.preflight import board_from_facts
 

@@ -38,7 +38,7 @@ from deploy_page import page  # noqa: E402
 from edgeglm.bundle.pack import write_bundle  # noqa: E402
 from edgeglm.bundle.verify import open_bundle  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
-from edgeglm.deploy.fleet import hosts_from_texts  # noqa: E402
+from edgeglm.deploy.hosts import hosts_from_texts  # noqa: E402
 from edgeglm.deploy.options import DeployOptions  # noqa: E402
 from edgeglm.deploy.session import deployed  # noqa: E402
 from edgeglm.deploy.summary import FleetPlan, Summary  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgeglm.core.store import Store, default_store_root
-from edgeglm.deploy.fleet import hosts_from_texts
+from edgeglm.deploy.hosts import hosts_from_texts
 from edgeglm.deploy.inventory import Inventory, inventory_at
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.session import deployed

@@ -18,8 +18,7 @@ from edgeglm.bundle.sign import sign_bundle
 from edgeglm.bundle.signing import make_key
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.evidence import evidence_from
-from edgeglm.deploy.fleet import hosts_from_texts
-from edgeglm.deploy.hosts import host_from_text
+from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.preflight import check_clock, check_space
 from edgeglm.deploy.report import Report
