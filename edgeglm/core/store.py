@@ -9,6 +9,7 @@ An entry that no longer matches its digests is dropped and counts as a miss.
     <root>/used/<key>                   touched at every hit; orders the garbage collection
     <root>/locks/<key>                  one writer a key
     <root>/scratch/                     unfinished work; swept when no process owns it
+    <root>/checkpoints/<key>/           states of trainings that were cut off; they go after a week
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +36,7 @@ ENTRY_SCHEMA = 1
 DEFAULT_QUOTA_BYTES = 20 << 30
 SENT_HOME = "device-build"
 """The kind of what a device sent home: no rerun here makes it again, so no quota drops it."""
+CHECKPOINT_SECONDS = 7 * 24 * 3600
 
 
 def default_store_root() -> Path:
@@ -144,7 +147,10 @@ class Store:
         return sorted(found, key=lambda entry: (entry.last_used, entry.key))
 
     def collect(self, *, quota_bytes: int | None = None) -> list[StoreEntry]:
-        """Remove the longest unused entries until the rest fits the quota; return what went."""
+        """Remove the longest unused entries until the rest fits the quota; return what went.
+
+        Checkpoints that no training touched for a week go as well; with a quota of 0 all of them.
+        """
         quota = self.quota_bytes if quota_bytes is None else quota_bytes
         entries = self.entries()
         total = sum(entry.size_bytes for entry in entries)
@@ -160,7 +166,19 @@ class Store:
             total -= entry.size_bytes
             removed.append(entry)
         self._sweep_scratch()
+        self._sweep_checkpoints(0 if quota == 0 else CHECKPOINT_SECONDS)
         return removed
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the states that trainings keep until they are done."""
+        return self.root / "checkpoints"
+
+    def _sweep_checkpoints(self, seconds: int) -> None:
+        for folder in self.checkpoints.glob("*"):
+            touched = max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+            if time.time() - touched >= seconds:
+                _remove_tree(folder)
 
     def _commit(self, key: str, kind: str, staged: Path, provenance: dict[str, Any]) -> Artifact:
         listing = listing_of(staged / "files")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.train.checkpoint import Checkpoint
 from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup_cosine
@@ -25,7 +25,7 @@ B = TypeVar("B")
 _ALLOCATION_FAILED = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
-class DivergedError(EdgeglmError):
+class DivergedError(UserError):
     """A loss became NaN or infinite."""
 
 
@@ -49,6 +49,7 @@ class FitOptions:
         patience: Stop after so many epochs whose mean loss is not a thousandth better; 0 for never.
         checkpoint: Where to keep the state, and to go on from.
         lower: What to lower where memory does not suffice, in the user's words.
+        rate: What to lower where the loss diverges, in the user's words.
     """
 
     schedule: Schedule = "cosine"
@@ -57,6 +58,7 @@ class FitOptions:
     patience: int = 0
     checkpoint: Checkpoint | None = None
     lower: str = "the batch size"
+    rate: str = "the learning rate"
 
 
 def fit(
@@ -104,7 +106,7 @@ def fit(
     warmup = max(1, min(warmup, total // 10))
     factor_at = SCHEDULES[options.schedule]
     first, curve, finished = 0, list[float](), False
-    keeper = options.checkpoint
+    keeper, unwritten = options.checkpoint, None
     if keeper is not None and (kept := keeper.read(trained, optimizer)) is not None:
         first, curve, finished = kept
     step = first * steps_per_epoch
@@ -119,7 +121,10 @@ def fit(
                 loss = loss_of(batch)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    raise _diverged(title, value, place, step, epoch, keeper)
+                    if keeper is not None:
+                        keeper.write(unwritten)
+                    where = f"the loss of batch {place} is {value} at step {step} of epoch {epoch}"
+                    raise DivergedError(f"{title}: {where}{_kept(keeper)}; lower {options.rate}")
                 if waiting == 0:
                     optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss if options.accumulate == 1 else loss / options.accumulate)
@@ -135,10 +140,12 @@ def fit(
             curve.append(sum(losses) / max(1, len(losses)))
             task.note(f"loss {curve[-1]:.3f}")
             finished = epoch + 1 == epochs or _stands_still(curve, options.patience)
-            if keeper is not None and (finished or (epoch + 1) % keeper.every == 0):
-                keeper.write(
+            if keeper is not None:
+                state = keeper.state(
                     epoch=epoch, curve=curve, parameters=trained, optimizer=optimizer, finished=finished
                 )
+                written = (finished or keeper.due(epoch)) and keeper.write(state)
+                unwritten = None if written else state or unwritten
             if finished:
                 break
     return curve
@@ -180,18 +187,8 @@ def _memory_advice(title: str, options: FitOptions) -> Iterator[None]:
 
 
 def _kept(keeper: Checkpoint | None) -> str:
-    if keeper is None or not keeper.path.exists():
-        return ""
-    return f"; the last good state is kept in {keeper.path}"
-
-
-def _diverged(
-    title: str, value: float, place: int, step: int, epoch: int, keeper: Checkpoint | None
-) -> DivergedError:
-    return DivergedError(
-        f"{title}: the loss of batch {place} is {value} at step {step} of epoch {epoch}{_kept(keeper)}; "
-        "lower the learning rate"
-    )
+    path = None if keeper is None else keeper.last_good()
+    return "" if path is None else f"; the last good state is kept in {path}"
 
 
 def shuffled(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:

@@ -270,3 +270,18 @@ def test_an_altered_download_shows_both_digests(tmp_path: Path):
         UserError, match=f"{sha256_bytes(b'wrong')}.*{sha256_bytes(b'right')}.*fetch it again"
     ):
         verify_file(path, sha256_bytes(b"right"))
+
+
+def test_states_of_trainings_that_were_given_up_go_after_a_week(tmp_path: Path):
+    store = Store(tmp_path)
+    for name, days in (("fresh", 1), ("stale", 8)):
+        folder = store.checkpoints / name
+        folder.mkdir(parents=True)
+        (folder / "heads.pt").write_bytes(b"state")
+        then = time.time() - days * 24 * 3600
+        for path in (folder / "heads.pt", folder):
+            os.utime(path, (then, then))
+    store.collect()
+    assert [path.name for path in store.checkpoints.iterdir()] == ["fresh"]
+    store.collect(quota_bytes=0)
+    assert list(store.checkpoints.iterdir()) == []

@@ -110,6 +110,13 @@ def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_refused(tmp_path: Pat
         trained(path)
 
 
+@pytest.mark.parametrize("held", [[1, 2], {"identity": "one"}, torch.zeros(3)])
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, held: Any) -> None:
+    torch.save(held, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt is no checkpoint of a training; delete it"):
+        trained(tmp_path / "a.pt")
+
+
 def fitted(losses: list[float], options: FitOptions, *, epochs: int = 2, per_epoch: int = 3) -> Any:
     weight = torch.nn.Parameter(torch.ones(1))
     values = iter(losses)
@@ -135,6 +142,20 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state_and_says_where(tmp_
     kept = torch.load(path, weights_only=True)
     assert kept["epoch"] == 0
     assert torch.isfinite(kept["parameters"][0]).all()
+
+
+def test_a_diverged_training_leaves_a_good_state_though_none_was_to_be_kept(tmp_path: Path) -> None:
+    path, before = tmp_path / "a.pt", tmp_path / "before.pt"
+    options = FitOptions(checkpoint=Checkpoint(path=path, identity="x", every=0), rate="x.rate")
+    with pytest.raises(DivergedError, match=r"epoch 1; the last good state .*a\.pt; lower x\.rate"):
+        fitted([1, 1, 1, 1, math.nan, 1], options)
+    assert torch.load(path, weights_only=True)["epoch"] == 0
+    path.unlink()
+    before.touch()
+    options = FitOptions(checkpoint=Checkpoint(path=path, identity="x", every=0, before=before))
+    with pytest.raises(DivergedError, match=r"kept in .*before\.pt; lower"):
+        fitted([math.nan], options)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -185,8 +206,9 @@ def test_parameters_that_are_no_numbers_are_never_kept(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.tensor([math.nan]))
     keeper = Checkpoint(path=tmp_path / "a.pt", identity="x")
     optimizer = torch.optim.AdamW([weight])
-    kept = keeper.write(epoch=0, curve=[], parameters=[weight], optimizer=optimizer, finished=False)
-    assert not kept
+    state = keeper.state(epoch=0, curve=[], parameters=[weight], optimizer=optimizer, finished=False)
+    assert state is None
+    assert not keeper.write(state)
     assert not keeper.path.exists()
 
 
