@@ -32,6 +32,12 @@ def asset_member(artifact: Artifact, inner: str) -> bytes:
         return file.read()
 
 
+def member_head(artifact: Artifact, inner: str, count: int) -> bytes:
+    """Return the first ``count`` bytes of one inner file; fewer where it is shorter. As ``asset_member``."""
+    with _opened(artifact, inner) as file:
+        return file.read(count)
+
+
 def extract_member_to(artifact: Artifact, inner: str, destination: Path) -> Path:
     """Copy one inner file to ``destination`` in constant memory and return ``destination``.
 

@@ -11,28 +11,28 @@ import msgspec
 
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.section import Count, Fraction, Positive, Rate, Section
+from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, TeacherConfig
+
+__all__ = [
+    "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "OptimisationConfig",
+    "PackConfig", "QuantizeConfig", "Recipe", "Section", "StudentConfig", "TeacherConfig",
+    "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
+]  # fmt: skip
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Rate = Annotated[float, msgspec.Meta(gt=0.0)]
-Weight = Annotated[float, msgspec.Meta(ge=0.0)]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all recipe tables: immutable, every key known."""
-
 
 class DataConfig(Section, frozen=True, kw_only=True):
     """Where the image-text pairs come from and how they are split.
 
     ``source = "icons"`` fetches the founding icon sets; ``"folder"`` reads ``path/pairs.jsonl``;
-    ``"parquet"`` reads the file at ``path`` with the columns ``image`` and ``text``.
+    ``"parquet"`` reads the file at ``path`` with the columns ``image`` and ``text``. Lines or rows of one's
+    own data may say ``category`` and ``subcategory``, and those without a text are unlabelled; ``categories``
+    takes the groups and subgroups that Unicode puts emoji into for those of the icons.
     """
 
     source: Literal["icons", "folder", "parquet"] = "icons"
@@ -44,99 +44,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     unseen_fraction: Fraction = 0.1
     inductive_fraction: Fraction = 0.5
     skip_bad: bool = False
-
-
-Tuning = Literal["lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "partial", "full"]
-
-
-class DomainConfig(Section, frozen=True, kw_only=True):
-    """How the unlabelled images of the target style take part in the teacher; by default they do not.
-
-    Options add up. ``mmd_weight``, ``coral_weight`` and ``dann_weight`` pull the embeddings of labelled and
-    unlabelled images together while heads are trained: by kernel means (Long et al., DAN, 2015), by
-    covariances (Sun & Saenko, Deep CORAL, 2016), or against a discriminator behind a gradient reversal
-    (Ganin & Lempitsky, 2015). ``consistency_weight`` asks an unlabelled view for what the mean of all
-    views says (mean teacher without a second network; Tarvainen & Valpola, 2017). ``curriculum`` is
-    the share, risen to linearly, by which a labelled feature may be moved to the target's statistics:
-    domains in between (MixStyle, Zhou et al., 2021; AdaBN, Li et al., 2016). ``pseudo_label_rounds`` times,
-    after all else, images and concepts that choose each other become pairs, and the heads train
-    ``pseudo_label_epochs`` more on them too (pseudo-labels: Lee, 2013; mutual neighbours as the test).
-    """
-
-    mmd_weight: Weight = 0.0
-    coral_weight: Weight = 0.0
-    dann_weight: Weight = 0.0
-    consistency_weight: Weight = 0.0
-    curriculum: Fraction = 0.0
-    pseudo_label_rounds: Count = 0
-    pseudo_label_epochs: Positive = 10
-
-    def uses_unlabelled(self) -> bool:
-        """Return whether any option is on."""
-        weights = (self.mmd_weight, self.coral_weight, self.dann_weight, self.consistency_weight)
-        return any(weights) or self.curriculum > 0 or self.pseudo_label_rounds > 0
-
-
-class OptimisationConfig(Section, frozen=True, kw_only=True):
-    """How the teacher's loops step; the defaults are a warm-up, a cosine, and nothing else.
-
-    ``schedule`` is the fall of the rate. ``adaptive_clip`` above 0 keeps each unit's gradient below that
-    ratio of its weights (AGC, Brock et al., 2021; 0.01 to 0.1). ``accumulate`` batches make one step.
-    ``patience`` above 0 stops after so many epochs without a better mean loss. ``checkpoint_epochs``
-    above 0 keeps the state in the store every so many epochs, and a build that was killed goes on from it.
-    """
-
-    schedule: Literal["cosine", "exponential"] = "cosine"
-    adaptive_clip: Weight = 0.0
-    accumulate: Positive = 1
-    patience: Count = 0
-    checkpoint_epochs: Count = 0
-
-
-class TeacherConfig(Section, frozen=True, kw_only=True):
-    """The pretrained towers and how they are aligned on the pairs.
-
-    ``image`` lists the backbones whose features are joined, ``text`` is the text model: names of
-    pinned assets, ``hf:owner/name`` ids or local folders. ``views`` counts the augmented copies of each
-    image, ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the
-    heads on frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it
-    frozen), and the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images.
-
-    ``tuning`` says how the text tower is tuned in the second phase: ``lora`` (Hu et al., 2022), ``rslora``
-    (Kalajdzievski, 2023), ``dora`` (Liu et al., 2024), ``ia3`` (Liu et al., 2022), ``bottleneck`` adapters
-    (Houlsby et al., 2019), ``prompt`` (Lester et al., 2021) or ``p-tuning`` (Liu et al., 2021) with
-    ``virtual_tokens``, ``partial`` (the last ``tuned_blocks`` blocks) or ``full``; the last two learn at
-    ``tuned_rate``, all others at ``lora_learning_rate``. With ``tuned_blocks`` above 0 only so many last
-    blocks are tuned, by any way but prompts, and what the blocks before them say is computed once and kept.
-    """
-
-    image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
-    text: str = "minilm-l6"
-    embedding_dim: Positive = 256
-    resolution: Count = 128
-    views: Count = 3
-    hidden: Positive = 512
-    warmup_epochs: Positive = 8
-    epochs: Positive = 20
-    batch_size: Positive = 512
-    learning_rate: Rate = 1e-3
-    weight_decay: Fraction = 0.05
-    input_dropout: Fraction = 0.3
-    dropout: Fraction = 0.2
-    temperature: Rate = 0.05
-    lora_epochs: Count = 2
-    lora_batch_size: Positive = 256
-    lora_learning_rate: Rate = 1e-3
-    lora_rank: Positive = 8
-    lora_alpha: Rate = 16.0
-    lora_dropout: Fraction = 0.05
-    lora_targets: tuple[str, ...] = ("query", "value")
-    tuning: Tuning = "lora"
-    tuned_blocks: Count = 0
-    tuned_rate: Rate = 1e-4
-    virtual_tokens: Positive = 8
-    domain: DomainConfig = DomainConfig()
-    optimisation: OptimisationConfig = OptimisationConfig()
+    categories: bool = False
 
 
 class StudentConfig(Section, frozen=True, kw_only=True):
@@ -289,12 +197,18 @@ def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"cannot read the recipe {path}: {error}; give a readable UTF-8 TOML file") from error
     recipe = recipe_from_toml(text, origin=str(path), overrides=overrides)
     data, teacher, folder = recipe.data, recipe.teacher, path.parent
+    read = teacher.pretraining
     if data.path is not None:
         data = msgspec.structs.replace(data, path=str((folder / data.path).resolve()))
     teacher = msgspec.structs.replace(
         teacher,
         image=tuple(_beside(name, folder) for name in teacher.image),
         text=_beside(teacher.text, folder),
+        pretraining=msgspec.structs.replace(
+            read,
+            corpus=tuple(name if name == "cldr" else str((folder / name).resolve()) for name in read.corpus),
+            glossary=str((folder / read.glossary).resolve()) if read.glossary else "",
+        ),
     )
     return msgspec.structs.replace(recipe, data=data, teacher=teacher)
 

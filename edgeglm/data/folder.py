@@ -19,6 +19,7 @@ from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import DataConfig
 from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.data.copies import LIKENESS, near_pairs, thumbnails_of
 from edgeglm.data.icons import PairsConfig
 from edgeglm.data.pairs import (
     KIND,
@@ -37,6 +38,7 @@ from edgeglm.data.tracks import folded
 from edgeglm.data.transforms import decoded_image, pixels_from_image
 
 DOMAIN = "own"
+UNLABELLED_DOMAIN = "unlabelled"
 INPUT = "own"
 
 
@@ -62,13 +64,16 @@ class OwnPairsStage(Stage[PairsConfig]):
     """The input ``own`` (of ``own_data_artifact``) to a pairs artifact.
 
     One row an image; lines that name the same file give it more captions. ``data.unseen_fraction`` of the
-    images are held, drawn by a seeded hash in groups: images with equal pixels or a common caption never
-    straddle. The track "held-out" asks for the held images by their captions. ``data.concepts`` takes that
-    many images. The result does not depend on where the data lies, nor on the order of equal lines.
+    images with a text are held, drawn by a seeded hash in groups: images that look the same or have a common
+    caption never straddle. Images without a text train as unlabelled ones, in a domain of their own, but
+    for those that look like one with a text, which are left out. The track "held-out" asks for the held
+    images by their captions. ``data.concepts`` takes that many images. The result does not depend on where
+    the data lies, nor on the order of equal lines.
     """
 
     name = KIND
     code = (
+        "edgeglm.data.copies",
         "edgeglm.data.folder",
         "edgeglm.data.pairs",
         "edgeglm.data.records",
@@ -99,16 +104,28 @@ class OwnPairsStage(Stage[PairsConfig]):
             chosen = hashed_order(images, seed=self.config.seed, purpose="subset")[: data.concepts]
             images = {name: images[name] for name in sorted(chosen)}
         kept, digests = _write_images(images, out, data.image_size, bad, context)
-        if len(kept) < 2:
+        captions = {name: _captions(images[name]) for name in kept}
+        count = sum(bool(texts) for texts in captions.values())
+        if count < 2:
             raise UserError(
-                f"{own.path} gives {len(kept)} usable pair{'' if len(kept) == 1 else 's'}; retrieval needs "
+                f"{own.path} gives {count} usable pair{'' if count == 1 else 's'}; retrieval needs "
                 "two at least, and to learn anything a few hundred, so add pairs"
             )
-        captions = {name: tuple(dict.fromkeys(record.text for record in images[name])) for name in kept}
-        rows = _rows(captions, digests, data.unseen_fraction, self.config.seed)
+        alike = _alike(out, captions)
+        left = {j for i, j in alike if captions[kept[i]] and not captions[kept[j]]}
+        if left:
+            whole = np.load(out / "images.npy", mmap_mode="r")
+            _shorten(out, whole[[i for i in range(len(kept)) if i not in left]])
+        names = [name for i, name in enumerate(kept) if i not in left]
+        digests = [digest for i, digest in enumerate(digests) if i not in left]
+        same = [(kept[i], kept[j]) for i, j in alike if not {i, j} & left]
+        rows = _rows({name: captions[name] for name in names}, digests, same, self.config)
+        rows = [_with_kinds(row, images[name]) for row, name in zip(rows, names, strict=True)]
         tracks = _held_out(rows, digests)
         summary = {
             "images": len(rows),
+            "unlabelled": sum(row.role == "unlabelled" for row in rows),
+            "unlabelled_copies_left_out": len(left),
             "captions": sum(len(row.captions) for row in rows),
             "held": sum(row.role == "held" for row in rows),
             "skipped": dict(sorted(bad.counts.items())),
@@ -124,7 +141,8 @@ class OwnPairsStage(Stage[PairsConfig]):
         trained = {folded(text) for text in pairs.training_texts()}
         held = {folded(text) for row in pairs.rows if row.role == "held" for text in row.captions}
         assert held.isdisjoint(trained), "a held caption is trained on"
-        assert not pairs.overlap(pairs.by_role("labelled").tolist()), "a held image is trained on"
+        training = pairs.by_role("labelled", "unlabelled").tolist()
+        assert not pairs.overlap(training), "a held image is trained on"
 
 
 def _captioned(records: Iterator[Record]) -> dict[str, list[Record]]:
@@ -134,6 +152,24 @@ def _captioned(records: Iterator[Record]) -> dict[str, list[Record]]:
         name = record.name if isinstance(record.image, Path) else sha256_bytes(record.image)[:32]
         images[name].append(record)
     return images
+
+
+def _captions(records: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(record.text for record in records if record.text is not None))
+
+
+def _with_kinds(row: Pair, records: Sequence[Record]) -> Pair:
+    """Add the first category and subcategory that some line of the image names."""
+    category = next((record.category for record in records if record.category), "")
+    subcategory = next((record.subcategory for record in records if record.subcategory), "")
+    return msgspec.structs.replace(row, category=category, subcategory=subcategory)
+
+
+def _alike(out: Path, captions: Mapping[str, Sequence[str]]) -> list[tuple[int, int]]:
+    """Return the places of images that look the same, both ways round."""
+    images = np.load(out / "images.npy", mmap_mode="r")
+    small = thumbnails_of(images, range(len(captions)))
+    return [(i, j) for i, j in near_pairs(small, small, tolerance=LIKENESS) if i != j]
 
 
 def _write_images(
@@ -178,24 +214,34 @@ def _shorten(out: Path, used: npt.NDArray[np.uint8]) -> None:
 
 
 def _rows(
-    captions: Mapping[str, Sequence[str]], digests: Sequence[str], held_fraction: float, seed: int
+    captions: Mapping[str, Sequence[str]],
+    digests: Sequence[str],
+    alike: Sequence[tuple[str, str]],
+    config: PairsConfig,
 ) -> list[Pair]:
-    links = [
+    links: list[Sequence[str]] = [
         [name, f"\0pixels {digest}", *(f"\0text {folded(text)}" for text in captions[name])]
         for name, digest in zip(captions, digests, strict=True)
     ]
-    groups = joined_groups(links)
+    groups = joined_groups([*links, *alike])
     sizes: dict[str, int] = defaultdict(int)
-    for name in captions:
-        sizes[groups[name]] += 1
+    for name, texts in captions.items():
+        if texts:
+            sizes[groups[name]] += 1
     if len(sizes) < 2:
         raise UserError(
             "all images share one caption or one picture, so none can be held out for evaluation; "
             "add pairs that differ"
         )
-    held = drawn_groups(sizes, min(held_fraction, 0.5), seed=seed, purpose="held-out")
-    return [
-        Pair(
+    fraction = min(config.data.unseen_fraction, 0.5)
+    held = drawn_groups(sizes, fraction, seed=config.seed, purpose="held-out")
+
+    def row(name: str, texts: Sequence[str]) -> Pair:
+        if not texts:
+            unlabelled = {"text": "", "captions": (), "concept": f"{UNLABELLED_DOMAIN}/{name}"}
+            where = {"domain": UNLABELLED_DOMAIN, "role": "unlabelled"}
+            return msgspec.convert({"id": f"{DOMAIN}/{name}", **unlabelled, **where}, Pair)
+        return Pair(
             id=f"{DOMAIN}/{name}",
             text=texts[0],
             captions=tuple(texts),
@@ -203,8 +249,8 @@ def _rows(
             domain=DOMAIN,
             role="held" if groups[name] in held else "labelled",
         )
-        for name, texts in captions.items()
-    ]
+
+    return [row(name, texts) for name, texts in captions.items()]
 
 
 def _held_out(rows: Sequence[Pair], digests: Sequence[str]) -> list[Track]:

@@ -15,6 +15,7 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.recipe import DataConfig, Section
 from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.data.categories import CATEGORIES_ASSET, Kinds, kind_of, kinds_from_emoji_json
 from edgeglm.data.concepts import CATALOGUE_STYLES, Concept, concepts_of
 from edgeglm.data.iconsets import IconSet, icon_set_from_json
 from edgeglm.data.pairs import KIND, Licence, Pair, PairSet, Role, empty_images, pixels_sha256, write_pairs
@@ -23,6 +24,7 @@ from edgeglm.data.splits import drawn_groups, hashed_order, joined_groups
 from edgeglm.data.tracks import folded, icon_tracks, keywords_from_cldr
 
 KEYWORDS_ASSET = "cldr-annotations"
+_NO_ICONS = (KEYWORDS_ASSET, CATEGORIES_ASSET)
 
 
 class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +41,8 @@ def icon_asset_names(data: DataConfig) -> tuple[str, ...]:
     for style in styles:
         if style not in icon_sets:
             raise unknown_name("icon set", style, icon_sets)
-    return (*dict.fromkeys((*styles, *CATALOGUE_STYLES)), KEYWORDS_ASSET)
+    kinds = (CATEGORIES_ASSET,) if data.categories else ()
+    return (*dict.fromkeys((*styles, *CATALOGUE_STYLES)), KEYWORDS_ASSET, *kinds)
 
 
 class PairsStage(Stage[PairsConfig]):
@@ -53,6 +56,7 @@ class PairsStage(Stage[PairsConfig]):
 
     name = KIND
     code = (
+        "edgeglm.data.categories",
         "edgeglm.data.concepts",
         "edgeglm.data.icons",
         "edgeglm.data.iconsets",
@@ -80,7 +84,7 @@ class PairsStage(Stage[PairsConfig]):
         """Render every chosen icon and write the artifact. Returns counts and seconds."""
         data, seed = self.config.data, self.config.seed
         names = icon_asset_names(data)
-        sets = {name: _icon_set(name, inputs[name]) for name in names if name != KEYWORDS_ASSET}
+        sets = {name: _icon_set(name, inputs[name]) for name in names if name not in _NO_ICONS}
         concepts = _chosen(concepts_of(sets), data.concepts, seed)
         icons = [(style, c) for style in _styles(data) for c in concepts if style in c.icons]
 
@@ -96,7 +100,13 @@ class PairsStage(Stage[PairsConfig]):
         seconds = time.perf_counter() - started
 
         split = _split_of(concepts, icons, digests, data, seed)
-        rows = [_row(style, concept, split.role(style, concept, data.target)) for style, concept in icons]
+        kinds: Kinds = {}
+        if data.categories:
+            member = catalogue()[CATEGORIES_ASSET].members["emoji"]
+            kinds = kinds_from_emoji_json(asset_member(inputs[CATEGORIES_ASSET], member))
+        rows = [
+            _row(style, concept, split.role(style, concept, data.target), kinds) for style, concept in icons
+        ]
         by_code = keywords_from_cldr(
             asset_member(inputs[KEYWORDS_ASSET], catalogue()[KEYWORDS_ASSET].members["en"])
         )
@@ -115,7 +125,7 @@ class PairsStage(Stage[PairsConfig]):
             "copies_across_sides": len(_copies_across_sides(rows, digests)),
             "tracks": {t.name: {"queries": len(t.queries), "gallery": len(t.gallery)} for t in tracks},
         }
-        licences = [_licence(name, inputs[name]) for name in (*_styles(data), KEYWORDS_ASSET)]
+        licences = [_licence(name, inputs[name]) for name in names if name in (*_styles(data), *_NO_ICONS)]
         write_pairs(out, rows=rows, tracks=tracks, licences=licences, summary=summary)
         return {**summary, "render_seconds": round(seconds, 2)}
 
@@ -189,7 +199,8 @@ def _chosen(concepts: Sequence[Concept], count: int | None, seed: int) -> tuple[
     return tuple(sorted(ordered[:count], key=lambda concept: concept.name))
 
 
-def _row(style: str, concept: Concept, role: Role) -> Pair:
+def _row(style: str, concept: Concept, role: Role, kinds: Kinds) -> Pair:
+    category, subcategory = kind_of(concept.codes, kinds)
     return Pair(
         id=f"{style}/{concept.name}",
         text=concept.captions[0],
@@ -197,6 +208,8 @@ def _row(style: str, concept: Concept, role: Role) -> Pair:
         concept=concept.name,
         domain=style,
         role=role,
+        category=category,
+        subcategory=subcategory,
     )
 
 

@@ -25,11 +25,13 @@ Role = Literal["labelled", "unlabelled", "held"]
 Pixels = npt.NDArray[np.uint8]
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Pair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One image with its texts.
 
     ``role``: "labelled" image and text may train; "unlabelled" the image may, its text may not;
-    "held" neither may, in any form. ``captions`` starts with ``text``.
+    "held" neither may, in any form. ``captions`` starts with ``text``; an image of which nobody said
+    anything has neither. ``category`` and ``subcategory`` are empty where they are not known, and may train
+    where the text may.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     concept: str
     domain: str
     role: Role
+    category: str = ""
+    subcategory: str = ""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,6 +159,8 @@ class PairSet:
         if shape[1] != shape[2]:
             raise UserError(f"{self.path}: images are {shape[1]} by {shape[2]}, not square; make it again")
         for row in self.rows:
+            if row.role == "unlabelled" and not row.text and not row.captions:
+                continue
             if not row.captions or row.captions[0] != row.text or not all(row.captions):
                 raise UserError(f"{self.path}: {row.id} has no proper captions; make it again")
         for track in self.tracks:

@@ -13,6 +13,8 @@ import msgspec
 from edgeglm.core.errors import UserError
 
 PAIRS_FILE = "pairs.jsonl"
+UNLABELLED_FOLDER = "unlabelled"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BATCH_ROWS = 256
 
 
@@ -20,17 +22,21 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line of ``pairs.jsonl``. Other keys are let through: it is data, and often has more columns."""
 
     image: str
-    text: str
+    text: str | None = None
+    category: str = ""
+    subcategory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One image with one caption. ``where`` says which line or row it is, for messages."""
+    """One image with one caption, or, unlabelled, with None. ``where`` is its line or row, for messages."""
 
     image: Path | bytes
     name: str
-    text: str
+    text: str | None
     where: str
+    category: str = ""
+    subcategory: str = ""
 
 
 class BadRecords:
@@ -62,27 +68,40 @@ def source_file(path: Path, kind: str) -> Path:
 def records_of(file: Path, bad: BadRecords) -> Iterator[Record]:
     """Yield the records of a ``pairs.jsonl`` or, by any other name, a Parquet file.
 
-    Image paths are relative to the file's folder and must stay inside it. Bad lines, missing images and
-    empty captions go to ``bad``. Raises UserError for those, for a path that climbs out, and for a file
-    that cannot be read at all.
+    Image paths are relative to the file's folder and must stay inside it. A line without ``text`` is an
+    unlabelled image, and so is every picture in the folder ``unlabelled`` beside a ``pairs.jsonl``. Bad
+    lines, missing images and empty captions go to ``bad``. Raises UserError for those, for a path that
+    climbs out, and for a file that cannot be read at all.
     """
     rows = _jsonl_rows(file, bad) if file.suffix == ".jsonl" else _parquet_rows(file)
     root = file.parent.resolve()
-    for where, image, text in rows:
-        if not isinstance(text, str) or not text.strip():
+    for where, image, text, category, subcategory in rows:
+        if text is not None and (not isinstance(text, str) or not text.strip()):
             bad.add("empty caption", f"{where}: the caption is empty; write one")
             continue
-        caption = " ".join(text.split())
+        caption = None if text is None else " ".join(text.split())
+        kinds = {"category": " ".join(category.split()), "subcategory": " ".join(subcategory.split())}
         if isinstance(image, bytes) and image:
-            yield Record(image=image, name=where.rpartition(" ")[2], text=caption, where=where)
+            yield Record(image=image, name=where.rpartition(" ")[2], text=caption, where=where, **kinds)
         elif isinstance(image, str) and image.strip():
             path = _inside(root, image, where)
             if path.is_file():
-                yield Record(image=path, name=path.relative_to(root).as_posix(), text=caption, where=where)
+                name = path.relative_to(root).as_posix()
+                yield Record(image=path, name=name, text=caption, where=where, **kinds)
             else:
                 bad.add("missing image", f"{where}: no image at {path}; put it there, mend the path")
         else:
             bad.add("missing image", f"{where}: there is no image; give one")
+    if file.suffix == ".jsonl":
+        yield from _unlabelled(root)
+
+
+def _unlabelled(root: Path) -> Iterator[Record]:
+    """Yield every picture under ``unlabelled``; a link is followed no further than a line's would be."""
+    for path in sorted((root / UNLABELLED_FOLDER).rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.suffix.lower() in PICTURES and path.is_file():
+            yield Record(image=_inside(root, name, name), name=name, text=None, where=name)
 
 
 def _inside(root: Path, image: str, where: str) -> Path:
@@ -96,7 +115,7 @@ def _inside(root: Path, image: str, where: str) -> Path:
     return path
 
 
-def _jsonl_rows(file: Path, bad: BadRecords) -> Iterator[tuple[str, str, str]]:
+def _jsonl_rows(file: Path, bad: BadRecords) -> Iterator[tuple[str, str, str | None, str, str]]:
     decoder = msgspec.json.Decoder(_Line)
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -108,10 +127,10 @@ def _jsonl_rows(file: Path, bad: BadRecords) -> Iterator[tuple[str, str, str]]:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 bad.add("broken line", f'{where}: {error}; write {{"image": path, "text": caption}}')
                 continue
-            yield where, parsed.image, parsed.text
+            yield where, parsed.image, parsed.text, parsed.category, parsed.subcategory
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any]]:
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any, str, str]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -126,12 +145,14 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any]]:
                 "rename the columns to image and text"
             )
         number = 0
-        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=["image", "text"]):
+        kinds = [name for name in ("category", "subcategory") if name in columns]
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=["image", "text", *kinds]):
             for row in batch.to_pylist():
                 image = row["image"]
                 if isinstance(image, dict):  # as the datasets library writes images
                     image = image.get("bytes") or image.get("path")
-                yield f"{file} row {number}", image, row["text"]
+                said = (str(row.get(name) or "") for name in ("category", "subcategory"))
+                yield f"{file} row {number}", image, row["text"], *said
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a whole Parquet file: {error}; write it again") from error

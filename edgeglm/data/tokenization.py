@@ -64,6 +64,24 @@ class Tokenizer:
         ids[:, len(before)] = np.arange(count)
         return ids
 
+    def pieces(self, text: str) -> list[tuple[int, int, int]]:
+        """Return each token of a text, special ones left out: its id, and the characters it stands for."""
+        text = text.lower() if self._lowercase else text
+        found = self._backend.encode(text, add_special_tokens=False)
+        places = zip(found.ids, found.offsets, strict=True)
+        return [(int(one), int(start), int(end)) for one, (start, end) in places]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Return the special ids before a text and those after it."""
+        special = list(self._backend.encode("", add_special_tokens=True).ids)
+        return special[: len(special) // 2], special[len(special) // 2 :]
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id that stands for a masked token, or None where the tokenizer has none."""
+        found = (self._backend.token_to_id(token) for token in ("[MASK]", "<mask>"))
+        return next((int(one) for one in found if one is not None), None)
+
     @property
     def pad_id(self) -> int:
         """The id that fills up short sequences; masked, so its value changes no embedding."""

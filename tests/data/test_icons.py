@@ -21,6 +21,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import DataConfig
 from edgeglm.core.stage import Context, StageResult
 from edgeglm.core.store import Store, default_store_root
+from edgeglm.data.categories import CATEGORIES_ASSET
 from edgeglm.data.concepts import base_concept, concepts_of, is_skin_tone_variant
 from edgeglm.data.icons import KEYWORDS_ASSET, PairsConfig, PairsStage, icon_asset_names
 from edgeglm.data.iconsets import icon_set_from_json, rgb_from_svg
@@ -175,6 +176,27 @@ def test_licences_travel_with_the_pairs(packages: dict[str, Artifact], tmp_path:
     pairs = PairSet.open(built(packages, tmp_path / "store").artifact)
     assert [licence.name for licence in pairs.licences] == [*DataConfig().labelled, "twemoji", KEYWORDS_ASSET]
     assert all(licence.attribution for licence in pairs.licences)
+
+
+def test_icons_are_told_their_groups_where_the_recipe_asks(
+    packages: dict[str, Artifact], tmp_path: Path
+) -> None:
+    plain = PairSet.open(built(packages, tmp_path / "store").artifact)
+    assert {(row.category, row.subcategory) for row in plain.rows} == {("", "")}
+    listed = [
+        {"codes": f"1F{i:03X} FE0F", "group": "Things", "subgroup": f"kind-{i % 3}", "name": name}
+        for i, name in enumerate(NAMES[:-1])
+    ]
+    asset = package(tmp_path / "groups", "emoji.json", {"emoji.json": listed})
+    made = built({**packages, CATEGORIES_ASSET: asset}, tmp_path / "store", categories=True).artifact
+    pairs = PairSet.open(made)
+    kinds = {row.concept: (row.category, row.subcategory) for row in pairs.rows}
+    for i, name in enumerate(NAMES):
+        if name in kinds:
+            assert kinds[name] == (("Things", f"kind-{i % 3}") if name != NAMES[-1] else ("", ""))
+    assert CATEGORIES_ASSET in [licence.name for licence in pairs.licences]
+    assert CATEGORIES_ASSET in icon_asset_names(DataConfig(categories=True))
+    assert CATEGORIES_ASSET not in icon_asset_names(DataConfig())
 
 
 def test_a_wrong_style_is_refused_with_the_nearest_name() -> None:
