@@ -73,9 +73,10 @@ def write_bert(folder: Path) -> Path:
     """Write a text model of random weights that pools by the mean; return ``folder``."""
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(**_sizes(), vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=32)
+    words = (*WORDS, "[MASK]")
+    config = BertConfig(**_sizes(), vocab_size=len(SPECIAL) + len(words), max_position_embeddings=32)
     _save(BertModel, config, folder)
-    write_wordpiece(folder / "tokenizer.json")
+    write_wordpiece(folder / "tokenizer.json", words)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     return folder
@@ -88,6 +89,23 @@ def write_vit(folder: Path) -> Path:
     _save(ViTModel, ViTConfig(**_sizes(), image_size=32, patch_size=8), folder)
     settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """Write a dual encoder of random weights for 32 pixels, with causal texts; return ``folder``."""
+    from transformers import CLIPConfig, CLIPModel
+
+    words = len(SPECIAL) + len(WORDS)
+    text = {**_sizes(), "vocab_size": words, "max_position_embeddings": 32}
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    vision = {**_sizes(), "image_size": 32, "patch_size": 8}
+    _save(
+        CLIPModel, CLIPConfig(text_config={**text, **ends}, vision_config=vision, projection_dim=24), folder
+    )
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    write_wordpiece(folder / "tokenizer.json")
     return folder
 
 

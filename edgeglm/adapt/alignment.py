@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from edgeglm.adapt.domains import Domains, DomainTerms, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
+from edgeglm.adapt.meta import reptile
+from edgeglm.adapt.multitask import Kinds, Multitask
 from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
@@ -71,6 +74,8 @@ class Alignment:
         seed: int,
         progress: Progress,
         domains: Domains | None = None,
+        kinds: Sequence[Kinds] = (),
+        meta_tasks: Sequence[Tensor] = (),
         checkpoints: Callable[[str], Checkpoint] | None = None,
     ) -> None:
         self.features_VNF = features_VNF
@@ -84,8 +89,13 @@ class Alignment:
         self.merge_difference = 0.0
         self.text_features = text.all_features(concepts.texts)
         self.checkpoints = checkpoints
+        self._ended: Path | None = None
         self.pseudo_labels: list[int] = []
         self._new_heads()
+        self.meta_tasks = meta_tasks
+        self.multitask = (
+            Multitask(config.multitask, kinds, self.image_head, config.embedding_dim) if kinds else None
+        )
         self.domains = domains
         self.terms: DomainTerms | None = None
         if domains is not None:
@@ -96,6 +106,8 @@ class Alignment:
     def run(self) -> None:
         """Go through all phases. The heads and the merged text tower are the result."""
         config = self.config
+        if self.meta_tasks:
+            self._fit_first_state()
         self._fit_heads("warm-up", config.warmup_epochs if config.lora_epochs else config.epochs)
         if config.lora_epochs:
             self._fit_lora()
@@ -132,6 +144,37 @@ class Alignment:
         self.text_head = head(self.text_features.shape[1], 0.0)
         self.text_head.standardise(self.text_features)
 
+    def _fit_first_state(self) -> None:
+        """Find where the heads start (:mod:`edgeglm.adapt.meta`)."""
+        wanted = self.config.multitask
+
+        def batches(place_M: Tensor, rng: np.random.Generator) -> Iterator[Batch]:
+            for _ in range(wanted.reptile_steps):
+                count = min(self.config.batch_size, len(place_M))
+                chosen = place_M[torch.from_numpy(rng.choice(len(place_M), count, replace=False))]
+                yield self._batch(chosen, rng)
+
+        def loss_of(batch: Batch) -> Tensor:
+            text_CD = self.text_head(self.text_features[batch.caption_C])
+            image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
+            return concept_contrastive(
+                image_BD, text_CD, batch.concept_B, temperature=self.config.temperature
+            )
+
+        self.image_head.train()
+        self.text_head.train()
+        self.curves["first state"] = reptile(
+            [*self.image_head.parameters(), *self.text_head.parameters()],
+            self.meta_tasks,
+            batches,
+            loss_of,
+            rounds=wanted.reptile_rounds,
+            reach=wanted.reptile_reach,
+            learning_rate=self.config.learning_rate,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
     def _fit_heads(self, phase: str, epochs: int, *, least: int = 0) -> None:
         config = self.config
 
@@ -146,6 +189,11 @@ class Alignment:
             self.terms.begin(epochs * steps)
             if others := self.terms.parameters():
                 groups.append(Group(parameters=others, learning_rate=config.learning_rate))
+        carried: list[Carried] = [] if self.terms is None else [self.terms]
+        if self.multitask is not None:
+            groups.extend(self.multitask.groups(config.learning_rate))
+            carried.append(self.multitask)
+            self.multitask.train(True)
         self.image_head.train()
         self.text_head.train()
         self.curves[phase] = fit(
@@ -156,13 +204,12 @@ class Alignment:
             steps_per_epoch=steps,
             title=f"Teacher: {phase}",
             progress=self.progress,
-            options=self._options(phase, [] if self.terms is None else [self.terms]),
+            options=self._options(phase, carried),
         )
 
     def _fit_lora(self) -> None:
         config = self.config
         adapters: Sequence[nn.Parameter] = enable_tuning(self.text, config)
-        whole = config.tuning in ("partial", "full")
         self.trainable = sum(parameter.numel() for parameter in adapters)
         first_caption = self.concepts.names()
         bank_KF = self.text_features[first_caption].clone()
@@ -189,7 +236,7 @@ class Alignment:
                 [
                     Group(
                         parameters=adapters,
-                        learning_rate=config.tuned_rate if whole else config.lora_learning_rate,
+                        learning_rate=config.tuned_rate if self._tunes_whole() else config.lora_learning_rate,
                     ),
                     self._heads(config.learning_rate * _LORA_HEAD_RATE),
                 ],
@@ -235,40 +282,56 @@ class Alignment:
         if self.terms is not None:
             features_BF = self.terms.labelled(features_BF, batch.place_B)
         image_BD = self.image_head(features_BF)
-        loss = concept_contrastive(image_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
+        read_BD = image_BD if self.multitask is None else self.multitask.shown(image_BD)
+        loss = concept_contrastive(read_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
+        if self.multitask is not None:
+            loss = self.multitask.joined(loss, features_BF, image_BD, batch.place_B)
         return loss if self.terms is None else loss + self.terms.loss(self.image_head, image_BD)
 
     def _options(self, phase: str, carried: Sequence[Carried]) -> FitOptions:
         wanted = self.config.optimisation
         kept = None if self.checkpoints is None else self.checkpoints(phase)
+        if kept is not None:
+            kept = replace(kept, carried=carried, before=self._ended)
+            self._ended = kept.path
+        tuned = "teacher.tuned_rate" if self._tunes_whole() else "teacher.lora_learning_rate"
         return FitOptions(
             schedule=wanted.schedule,
             adaptive_clip=wanted.adaptive_clip,
             accumulate=wanted.accumulate,
             patience=wanted.patience,
-            checkpoint=None if kept is None else replace(kept, carried=carried),
+            checkpoint=kept,
+            rate=tuned if phase == "lora" else "teacher.learning_rate",
             lower=_LOWER_TUNING if phase == "lora" else _LOWER_HEADS,
         )
+
+    def _tunes_whole(self) -> bool:
+        return self.config.tuning in ("partial", "full")
 
     def _heads(self, rate: float) -> Group:
         parameters = [*self.image_head.parameters(), *self.text_head.parameters()]
         return Group(parameters=parameters, learning_rate=rate, weight_decay=self.config.weight_decay)
 
     def _batches(self, phase: str, epoch: int, size: int) -> Iterator[Batch]:
-        concepts, views = self.concepts, len(self.features_VNF)
         rng = np.random.default_rng((self.seed, len(phase), epoch))
-        for chosen in shuffled(len(concepts.image_N), size, seed=int(rng.integers(1 << 31))):
-            concept_B = concepts.concept_N[chosen]
-            chosen_C = _taking_part(concept_B, len(concepts), rng)
-            own = [concepts.captions[c] for c in chosen_C.tolist()]
-            yield Batch(
-                place_B=chosen,
-                image_B=concepts.image_N[chosen],
-                view_B=torch.from_numpy(rng.integers(0, views, len(chosen))),
-                concept_B=torch.searchsorted(chosen_C, concept_B),
-                chosen_C=chosen_C,
-                caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in own]),
-            )
+        count = len(self.concepts.image_N)
+        for chosen in shuffled(count, size, seed=int(rng.integers(1 << 31))):
+            yield self._batch(chosen, rng)
+
+    def _batch(self, chosen: Tensor, rng: np.random.Generator) -> Batch:
+        """Draw the other concepts, a view of each image, and a caption of each concept."""
+        concepts = self.concepts
+        concept_B = concepts.concept_N[chosen]
+        chosen_C = _taking_part(concept_B, len(concepts), rng)
+        own = [concepts.captions[c] for c in chosen_C.tolist()]
+        return Batch(
+            place_B=chosen,
+            image_B=concepts.image_N[chosen],
+            view_B=torch.from_numpy(rng.integers(0, len(self.features_VNF), len(chosen))),
+            concept_B=torch.searchsorted(chosen_C, concept_B),
+            chosen_C=chosen_C,
+            caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in own]),
+        )
 
 
 def _taking_part(concept_B: Tensor, count: int, rng: np.random.Generator) -> Tensor:

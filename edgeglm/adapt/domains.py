@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import DomainConfig
+from edgeglm.data.copies import near_pairs, thumbnails_of
 from edgeglm.data.pairs import PairSet
 from edgeglm.models.projection import normalized
 from edgeglm.train.concepts import Concepts
@@ -52,20 +53,15 @@ class Domains:
 
     @classmethod
     def of(cls, pairs: PairSet, concepts: Concepts) -> Domains:
-        """Collect them, and refuse what would leak or could not work.
-
-        Raises:
-            UserError: There are too few unlabelled images, all of them are of a labelled domain, or one
-                equals an image of the evaluation.
-        """
+        """Collect them. Raises UserError where there are too few unlabelled images."""
         unlabelled = pairs.by_role("unlabelled")
         if len(unlabelled) < MIN_UNLABELLED:
             raise UserError(
                 f"teacher.domain asks for unlabelled images, and the pairs hold {len(unlabelled)}; "
-                f"give at least {MIN_UNLABELLED} (data.target with data.inductive_fraction below 1), "
+                f"give at least {MIN_UNLABELLED} (in a folder of your own: a folder unlabelled/ or lines "
+                "without text; of the icons: data.target with data.inductive_fraction below 1), "
                 "or leave teacher.domain out"
             )
-        refuse_leakage(pairs, [*unlabelled.tolist(), *concepts.image_N.tolist()])
         domains = [pairs.rows[i].domain for i in concepts.image_N.tolist()]
         place = {name: index for index, name in enumerate(sorted(set(domains)))}
         return cls(
@@ -75,12 +71,20 @@ class Domains:
 
 
 def refuse_leakage(pairs: PairSet, chosen: Sequence[int]) -> None:
-    """Raise UserError if an image that would train equals, pixel by pixel, one that is evaluated on."""
-    if copies := pairs.overlap(chosen):
-        shown = ", ".join(pairs.rows[i].id for i in copies[:3])
+    """Raise UserError if an image that would train is a copy of one that is evaluated on.
+
+    Copies have equal pixels, or look the same (:mod:`edgeglm.data.copies`).
+    """
+    copies = pairs.overlap(chosen)
+    if not copies:
+        held = sorted(pairs.evaluation_images())
+        shown = near_pairs(thumbnails_of(pairs.images, chosen), thumbnails_of(pairs.images, held))
+        copies = tuple(chosen[i] for i in sorted({i for i, _ in shown}))
+    if copies:
+        names = ", ".join(pairs.rows[i].id for i in copies[:3])
         raise UserError(
             f"{len(copies)} of the images to train on are copies of images held out for evaluation "
-            f"({shown}), so every figure would be wrong; take the copies out of the data"
+            f"({names}), so every figure would be wrong; take the copies out of the data"
         )
 
 

@@ -73,7 +73,7 @@ class PretrainedModel(nn.Module):
         *,
         alpha: float = 16.0,
         dropout: float = 0.1,
-        targets: Sequence[str] = ("query", "value"),
+        targets: Sequence[str] = (),
         last_blocks: int = 0,
     ) -> PretrainedModel:
         """Put low-rank adapters on the text tower (Hu et al., 2022) and return the model.
@@ -82,11 +82,12 @@ class PretrainedModel(nn.Module):
             rank: Of the adapters.
             alpha: They are scaled by alpha / rank.
             dropout: Before the adapters.
-            targets: Names of the linear layers that get one.
+            targets: Names of the linear layers that get one; by default the query and value layers.
             last_blocks: Only so many last blocks; 0 for all.
 
         Raises:
-            UserError: No layer has such a name; the message lists those that exist.
+            UserError: No layer has such a name; the message lists those that exist. Or adapters are there
+                already.
         """
         settings = TeacherConfig(
             lora_rank=rank,

@@ -11,11 +11,14 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import Backbone, backbone_onnx, read_backbones
+from edgeglm.adapt.pretraining_stage import take_encoder
 from edgeglm.core.artifact import Artifact
+from edgeglm.core.digest import sha256_json
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.core.store import Store
+from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import TextPreprocessing
 from edgeglm.data.transforms import model_input_from_pixels
@@ -132,7 +135,8 @@ class TeacherStage(Stage[TeacherConfig]):
     """Aligned teacher.
 
     ``image-head.onnx`` (features -> embedding), ``text.onnx``, ``tokenizer.json``, ``text.json`` (how texts
-    are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``teacher.json``.
+    are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``teacher.json``. Where it learned to
+    classify, ``kinds.onnx`` too: features -> logits of ``category`` and ``subcategory``.
     """
 
     name = "teacher"
@@ -146,7 +150,8 @@ class TeacherStage(Stage[TeacherConfig]):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "peft", "transformers", "onnxscript", "tokenizers")
 
     def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
-        super().__init__(config)
+        # What was read comes as an input; where its files lie is no part of the teacher.
+        super().__init__(msgspec.structs.replace(config, pretraining=PretrainingConfig()))
         self.seed = seed
         self.max_length = max_length
 
@@ -154,17 +159,20 @@ class TeacherStage(Stage[TeacherConfig]):
         """Add what is no part of the teacher's own table."""
         return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
 
-    def _checkpoints(self, inputs: Inputs, context: Context) -> Any:
-        """Return what makes the checkpoint of a phase, or None where the recipe wants none."""
+    def _checkpoints(self, inputs: Inputs, context: Context, used: list[Path]) -> Any:
+        """Return what makes the checkpoint of a phase; the folders it names are added to ``used``.
+
+        A phase is known by what decides it alone: where a rate of the tuning is lowered, the warm-up before
+        it is not trained again.
+        """
         from edgeglm.train.checkpoint import Checkpoint
 
-        every = self.config.optimisation.checkpoint_epochs
-        if not every:
-            return None
-        key = self.key(inputs)
-        folder = context.store.root / "checkpoints" / key
+        parts, every = self.key_parts(inputs), self.config.optimisation.checkpoint_epochs
 
         def of(phase: str) -> Checkpoint:
+            key = sha256_json({**parts, "config": decisive(self.config, phase), "phase": phase})
+            folder = context.store.checkpoints / key
+            used.append(folder)
             return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
 
         return of
@@ -174,19 +182,27 @@ class TeacherStage(Stage[TeacherConfig]):
         import torch
 
         from edgeglm.adapt.alignment import Alignment
-        from edgeglm.adapt.domains import Domains
+        from edgeglm.adapt.domains import Domains, refuse_leakage
+        from edgeglm.adapt.meta import tasks_of
+        from edgeglm.adapt.multitask import kinds_of
         from edgeglm.adapt.text_teacher import load_text_teacher
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
 
         pairs = PairSet.open(inputs["pairs"])
         features = np.load(inputs["features"].path / "features.npy", mmap_mode="c")
+        used: list[Path] = []
         with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
             text = load_text_teacher(
                 self.config.text, inputs["text"], scratch / "text", max_length=self.max_length
             )
+            if "pretraining" in inputs:
+                take_encoder(text.tower.encoder, inputs["pretraining"])
+            refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
             concepts = Concepts.of(pairs)
             unlabelled = self.config.domain.uses_unlabelled()
+            multitask = self.config.multitask
+            meta = tasks_of(pairs, concepts, multitask.reptile_over) if multitask.reptile_rounds else ()
             alignment = Alignment(
                 torch.from_numpy(features),
                 concepts,
@@ -195,7 +211,9 @@ class TeacherStage(Stage[TeacherConfig]):
                 seed=self.seed,
                 progress=context.progress,
                 domains=Domains.of(pairs, concepts) if unlabelled else None,
-                checkpoints=self._checkpoints(inputs, context),
+                kinds=kinds_of(multitask, pairs, concepts),
+                meta_tasks=meta,
+                checkpoints=self._checkpoints(inputs, context, used),
             )
             alignment.run()
             np.save(out / "image_embeddings.npy", alignment.image_embeddings())
@@ -211,9 +229,34 @@ class TeacherStage(Stage[TeacherConfig]):
         record: dict[str, Any] = {"parameters": counts, "curves": alignment.curves, "parity": parity}
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
+        if alignment.multitask is not None:
+            held = sorted({i for track in pairs.tracks for i in track.gallery} & pairs.evaluation_images())
+            record["classes"] = {one.name: one.classes for one in alignment.multitask.kinds}
+            record["classification"] = alignment.multitask.scores(alignment.features_VNF[0], pairs, held)
         (out / "teacher.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
-        shutil.rmtree(context.store.root / "checkpoints" / self.key(inputs), ignore_errors=True)
+        for folder in used:
+            shutil.rmtree(folder, ignore_errors=True)
         return {**record, "lora_merge_difference": alignment.merge_difference}
+
+
+#: Options that decide nothing before a phase is over, by the phase.
+_AFTER_HEADS = {"domain.pseudo_label_rounds", "domain.pseudo_label_epochs"}
+_AFTER_TUNING = {*_AFTER_HEADS, "epochs"}
+_TUNING = {"tuning", "tuned_blocks", "tuned_rate", "virtual_tokens"}
+_LORA = {"epochs", "batch_size", "learning_rate", "rank", "alpha", "dropout", "targets"}
+_AFTER_WARM_UP = {*_AFTER_TUNING, *_TUNING, *(f"lora_{name}" for name in _LORA)}
+_LATER = {"warm-up": _AFTER_WARM_UP, "lora": _AFTER_TUNING, "heads": _AFTER_HEADS}
+
+
+def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
+    """Return the options that decide the state in which a phase ends, by dotted name."""
+    later = _LATER.get(phase, set()) if config.lora_epochs or phase != "warm-up" else set()
+    left_out = {*later, "optimisation.checkpoint_epochs"}
+    flat: dict[str, Any] = {}
+    for name, value in msgspec.to_builtins(config).items():
+        children = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{name}.{child}".rstrip("."): found for child, found in children}
+    return {name: value for name, value in flat.items() if name not in left_out}
 
 
 def _parameters(module: Any) -> int:
@@ -265,4 +308,24 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
     example = {"features": rows.repeat(2, 1)[:8]}
     onnx_from_module(head, example, out / "image-head.onnx", dynamic_axes={"features": {0: "batch"}})
     image_parity = assert_parity(head, out / "image-head.onnx", [example, {"features": rows[:1]}])
-    return {"text": text_parity.max_abs, "image": image_parity.max_abs}
+    differences = {"text": text_parity.max_abs, "image": image_parity.max_abs}
+    if alignment.multitask is None:
+        return differences
+
+    class Kinds(nn.Module):
+        def __init__(self, tasks: Any) -> None:
+            super().__init__()
+            self.head = tasks.image_head if tasks.own_head is None else tasks.own_head
+            self.classifiers, self.scale = tasks.classifiers, tasks.scale
+
+        def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+            embedded = self.head(features) * self.scale
+            return tuple(classifier(embedded) for classifier in self.classifiers)
+
+    kinds = Kinds(alignment.multitask).eval()
+    names = tuple(one.name for one in alignment.multitask.kinds)
+    onnx_from_module(
+        kinds, example, out / "kinds.onnx", output_names=names, dynamic_axes={"features": {0: "batch"}}
+    )
+    kinds_parity = assert_parity(kinds, out / "kinds.onnx", [example, {"features": rows[:1]}], atol=1e-3)
+    return {**differences, "kinds": kinds_parity.max_abs}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeglm.adapt.targets import chosen_targets
 from edgeglm.assets import asset_named, extract_member_to
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import EdgeglmError, UserError
@@ -95,6 +96,14 @@ def load_text_teacher(name: str, source: Artifact, scratch: Path, *, max_length:
     )
 
 
+def require_untuned(encoder: Any) -> None:
+    """Raise UserError if the encoder already carries what a way of tuning put there."""
+    if hasattr(encoder, "peft_config") or any(
+        type(module).__name__ in ("BottleneckBlock", "PromptedEncoder") for module in encoder.modules()
+    ):
+        raise UserError("the text tower is being tuned already; merge what it has before tuning it again")
+
+
 def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
     """Put low-rank adapters on the tower and return the parameters to train (Hu et al., LoRA, 2022).
 
@@ -104,17 +113,13 @@ def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
     from torch import nn
 
     encoder = teacher.tower.encoder
+    require_untuned(encoder)
     linear = {n.rpartition(".")[2] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
-    if absent := sorted(set(config.lora_targets) - linear):
-        raise UserError(
-            f"teacher.lora_targets names {', '.join(absent)}, and {teacher.tower.encoder.__class__.__name__} "
-            f"has no such linear layer; choose from {', '.join(sorted(linear))}"
-        )
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type] # peft scales by it; a float does
         lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
+        target_modules=chosen_targets(config.lora_targets, linear, type(encoder).__name__),
     )
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that is to go
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

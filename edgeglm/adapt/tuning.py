@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora
+from edgeglm.adapt.targets import chosen_targets
+from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora, require_untuned
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import TeacherConfig
 
@@ -70,6 +71,7 @@ def enable_tuning(teacher: TextTeacher, config: TeacherConfig) -> list[nn.Parame
             way does not fit the model.
     """
     encoder = teacher.tower.encoder
+    require_untuned(encoder)
     if config.tuned_blocks or config.tuning == "partial":
         _require_blocks(encoder, config)
     if config.tuning == "lora" and not config.tuned_blocks:
@@ -122,13 +124,8 @@ def _enable_peft(teacher: TextTeacher, config: TeacherConfig) -> None:
     from peft import IA3Config, LoraConfig, get_peft_model
 
     encoder = teacher.tower.encoder
-    targets = list(config.lora_targets)
     linear = {n.rpartition(".")[2] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
-    if absent := sorted(set(targets) - linear):
-        raise UserError(
-            f"teacher.lora_targets names {', '.join(absent)}, and {type(encoder).__name__} "
-            f"has no such linear layer; choose from {', '.join(sorted(linear))}"
-        )
+    targets = chosen_targets(config.lora_targets, linear, type(encoder).__name__)
     settings: Any
     if config.tuning == "ia3":
         settings = IA3Config(target_modules=targets, feedforward_modules=[])

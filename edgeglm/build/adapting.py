@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_inputs
 from edgeglm.adapt.stages import (
     BackbonesConfig,
     BackbonesStage,
@@ -15,6 +16,7 @@ from edgeglm.adapt.stages import (
     TeacherStage,
     teacher_inputs,
 )
+from edgeglm.adapt.targets import require_targets
 from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
@@ -57,6 +59,8 @@ def adapt_teacher(
         raise UserError(f"{destination} is there already; choose another --output or move it away")
     store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
     towers = teacher_inputs(teacher, store, progress)
+    require_targets(teacher, towers["text"])
+    corpus = pretraining_inputs(teacher, store, progress)
     results: list[StageResult] = []
 
     def done(result: StageResult) -> Artifact:
@@ -74,11 +78,13 @@ def adapt_teacher(
             {"pairs": pairs, "backbones": backbones}, context
         )
     )
-    aligned = done(
-        TeacherStage(teacher, seed=seed, max_length=recipe.student.max_length)(
-            {"pairs": pairs, "features": features, "text": towers["text"]}, context
-        )
-    )
+    given = {"pairs": pairs, "features": features, "text": towers["text"]}
+    length = recipe.student.max_length
+    if teacher.pretraining.epochs:
+        reading = PretrainingStage(teacher, seed=seed, max_length=length)
+        texts = {"pairs": pairs, "text": towers["text"], **corpus}
+        given["pretraining"] = done(reading(texts, context))
+    aligned = done(TeacherStage(teacher, seed=seed, max_length=length)(given, context))
     evaluation = EvaluationConfig(seed=seed, size=recipe.student.size, resolution=recipe.student.resolution)
     evaluated = done(TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned}, context))
     _deliver(aligned, backbones, evaluated, destination)

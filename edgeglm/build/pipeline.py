@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_assets, pretraining_files
 from edgeglm.adapt.stages import (
     BackbonesConfig,
     BackbonesStage,
@@ -14,6 +15,7 @@ from edgeglm.adapt.stages import (
     TeacherStage,
     teacher_assets,
 )
+from edgeglm.adapt.targets import require_targets
 from edgeglm.assets.fetch import fetch_asset, is_fetched
 from edgeglm.build.evaluations import (
     EvaluationConfig,
@@ -106,6 +108,7 @@ def plan_build(
         "data": pairs_assets(recipe.data),
         "teacher": teacher_assets(recipe.teacher),
         "student": student_assets(recipe.student),
+        "reading": pretraining_assets(recipe.teacher),
     }
     needs = {
         room: {name: f"{room}:{name}" for name in assets if (room, name) != ("teacher", "text")}
@@ -114,19 +117,23 @@ def plan_build(
     if recipe.data.source != "icons":
         for name, artifact in pairs_inputs(recipe.data, store, progress).items():
             sources[needs["data"].setdefault(name, f"data:{name}")] = artifact
+    for name, artifact in pretraining_files(recipe.teacher).items():
+        sources[needs["reading"].setdefault(name, f"reading:{name}")] = artifact
     for room, assets in wanted.items():
         for name, spec in assets.items():
             if download or is_fetched(spec, store):
                 sources[f"{room}:{name}"] = fetch_asset(spec, store, progress)
             else:
                 absent[f"{room}:{name}"] = spec
+    if (text := sources.get("teacher:text")) is not None:
+        require_targets(recipe.teacher, text)
     nodes = tuple(_nodes(recipe, target, candidates, needs, sources))
     return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources, absent=absent)
 
 
 def stage_names(recipe: Recipe, target: Target) -> list[str]:
     """Return the names of the stages in order, fetching nothing."""
-    empty: dict[str, dict[str, str]] = {"data": {}, "teacher": {}, "student": {}}
+    empty: dict[str, dict[str, str]] = {"data": {}, "teacher": {}, "student": {}, "reading": {}}
     return [node.name for node in _nodes(recipe, target, candidate_precisions(recipe, target), empty, {})]
 
 
@@ -157,9 +164,15 @@ def _nodes(
         stage=FeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
         needs={"pairs": "pairs", "backbones": "backbones"},
     )
+    read = {"pretraining": "pretraining"} if teacher.pretraining.epochs else {}
+    if read:
+        yield Node(
+            stage=PretrainingStage(teacher, seed=seed, max_length=student.max_length),
+            needs={"pairs": "pairs", "text": "teacher:text", **needs["reading"]},
+        )
     yield Node(
         stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
-        needs={"pairs": "pairs", "features": "features", "text": "teacher:text"},
+        needs={"pairs": "pairs", "features": "features", "text": "teacher:text", **read},
     )
     yield Node(stage=TeacherEvaluation(evaluation), needs={"pairs": "pairs", "teacher": "teacher"})
     yield Node(

@@ -29,7 +29,7 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.evaluate.gates import require_at_least, require_ratio
 
 _ROWS = {
-    "teacher-evaluation": ("Teacher", ("backbones", "features", "teacher", "teacher-evaluation")),
+    "teacher-evaluation": ("Teacher", ("backbones", "features", "pretraining", "teacher", "teacher-evaluation")),
     "distil-evaluation": (
         "Student in torch",
         ("targets", "distil-text", "distil-image", "distil-evaluation"),
@@ -154,7 +154,7 @@ def _rows_after(node: Node, results: Mapping[str, StageResult]) -> list[Row]:
     if node.name not in _ROWS:
         return []
     title, stages = _ROWS[node.name]
-    parts = [results[name] for name in stages]
+    parts = [results[name] for name in stages if name in results]
     sizes = {
         "export-evaluation": results["export"].artifact if "export" in results else None,
     }.get(node.name)

@@ -118,11 +118,11 @@ class HfTextTower(nn.Module):
         if self.mask == "padded":
             found = self._padded(input_ids, attention_mask)
         else:
-            found = self.encoder(input_ids=input_ids, attention_mask=self._additive(attention_mask))
+            found = self.encoder(input_ids=input_ids, attention_mask=self.additive(attention_mask))
         features: Tensor = self.projection(self._pooled(found, input_ids, attention_mask))
         return features
 
-    def _additive(self, mask_BL: Tensor) -> Tensor:
+    def additive(self, mask_BL: Tensor) -> Tensor:
         """Return 0 where a token may be looked at and MASKED where not: [B, 1, 1, L] or [B, 1, L, L]."""
         added = (1.0 - mask_BL[:, None, None, :].to(torch.float32)) * MASKED
         if self.mask == "causal":

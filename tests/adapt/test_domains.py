@@ -16,7 +16,13 @@ import msgspec  # noqa: E402
 
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
-from edgeglm.adapt.domains import Domains, Statistics, concept_prototypes, mutual_neighbours  # noqa: E402
+from edgeglm.adapt.domains import (  # noqa: E402
+    Domains,
+    Statistics,
+    concept_prototypes,
+    mutual_neighbours,
+    refuse_leakage,
+)
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import DomainConfig, TeacherConfig, recipe_from_toml  # noqa: E402
@@ -178,7 +184,7 @@ def test_a_copy_of_an_evaluation_image_among_those_that_train_is_refused(tmp_pat
     images[-2] = images[-1]
     leaking = dataclasses.replace(pairs, images=images, rows=tuple(rows))
     with pytest.raises(UserError, match=r"1 of the images .*\(target/22\).*take the copies out of the data"):
-        Domains.of(leaking, Concepts.of(leaking))
+        refuse_leakage(leaking, leaking.by_role("labelled", "unlabelled").tolist())
 
 
 def test_only_those_who_choose_each_other_are_paired() -> None:

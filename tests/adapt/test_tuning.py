@@ -13,6 +13,7 @@ pytest.importorskip("peft", reason="the host half is not installed")
 import msgspec  # noqa: E402
 
 from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
+from edgeglm.adapt.targets import linear_layers, require_targets  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
 from edgeglm.adapt.tuning import anatomy_of, enable_tuning, merge_tuning  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
@@ -20,12 +21,12 @@ from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.export.parity import assert_parity  # noqa: E402
 from edgeglm.export.torch_to_onnx import onnx_from_module  # noqa: E402
-from tests.tiny_towers import write_bert  # noqa: E402
+from tests.tiny_towers import write_bert, write_clip  # noqa: E402
 
 TEXTS = ["a red circle", "blue", "river stone cloud", "a green ring"]
 WAYS = ("lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "partial", "full")
 #: What is no plain BERT after the merge must still be exported as it is.
-EXPORTED = ("bottleneck", "p-tuning")
+EXPORTED = ("bottleneck", "prompt", "p-tuning")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,34 @@ def test_what_cannot_be_tuned_is_said_with_what_can(
 ) -> None:
     with pytest.raises(UserError, match=message):
         enable_tuning(teacher, configured(way, **others))
+
+
+@pytest.mark.parametrize("first", ["lora", "dora", "bottleneck", "prompt"])
+def test_what_is_tuned_already_is_not_tuned_again(first: str, teacher: TextTeacher) -> None:
+    enable_tuning(teacher, configured(first))
+    for second in ("lora", "ia3", "bottleneck", "full"):
+        with pytest.raises(UserError, match="is being tuned already; merge what it has"):
+            enable_tuning(teacher, configured(second))
+
+
+@pytest.mark.parametrize(("kind", "names"), [("bert", ("query", "value")), ("clip", ("q_proj", "v_proj"))])
+def test_a_model_of_another_family_needs_no_names_of_layers(
+    kind: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = {"bert": write_bert, "clip": write_clip}[kind](tmp_path / kind)
+    files = {path.name: "" for path in folder.iterdir() if path.is_file()}
+    source = Artifact(kind="asset", path=folder, files=files)
+    linear = linear_layers(str(folder), source)
+    assert {*names, "k_proj" if kind == "clip" else "key"} <= linear
+    assert not [name for name in linear if "embed" in name or "projection" in name]
+    require_targets(TeacherConfig(text=str(folder)), source)
+    wrong = TeacherConfig(text=str(folder), lora_targets=("attention",))
+    with pytest.raises(UserError, match=rf"names attention, .*choose from .*{names[0]}"):
+        require_targets(wrong, source)
+    teacher = load_text_teacher(str(folder), source, tmp_path / "scratch", max_length=12)
+    enable_tuning(teacher, TeacherConfig())
+    adapted = [name for name, _ in teacher.tower.named_parameters() if ".lora_A" in name]
+    assert {name.split(".lora_A")[0].rpartition(".")[2] for name in adapted} == set(names)
 
 
 def test_a_tower_without_blocks_is_refused() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="the host half is not installed")
 pytest.importorskip("peft", reason="the host half is not installed")
@@ -19,8 +21,9 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import Recipe, recipe_from_file
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
-from edgeglm.train import checkpoint
-from tests.tiny_towers import write_project
+from edgeglm.train import checkpoint, loop
+from tests.synthetic import COLOURS, drawn
+from tests.tiny_towers import write_clip, write_project
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +77,12 @@ def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
     count = 0
     write = checkpoint.Checkpoint.write
 
-    def killing(self: Any, **state: Any) -> bool:
+    def killing(self: Any, state: Any) -> bool:
         nonlocal count
         count += 1
         if count > writings:
             raise Killed
-        return write(self, **state)
+        return write(self, state)
 
     monkeypatch.setattr(checkpoint.Checkpoint, "write", killing)
     with pytest.raises(Killed):
@@ -89,6 +92,140 @@ def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
     resumed = adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
     assert resumed.teacher.digest == whole.teacher.digest
     assert not list((tmp_path / "two" / "checkpoints").glob("*/*")), "nothing is left of them"
+
+
+def test_a_tuning_that_diverges_names_the_warm_up_which_a_lower_rate_goes_on_from(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(value: float) -> Recipe:
+        return recipe(project, f"teacher.lora_learning_rate={value}", "teacher.tuning=full",
+                      f"teacher.tuned_rate={value}")  # fmt: skip
+
+    whole = adapt_teacher(rate(1e-3), tmp_path / "whole", context(tmp_path / "one"))
+    with pytest.raises(UserError, match=r"is nan at .* kept in .*warm-up\.pt; lower teacher\.tuned_rate"):
+        adapt_teacher(rate(1e30), tmp_path / "never", context(tmp_path / "two"))
+    trained = list[str]()
+    def watched(*arguments: Any, **named: Any) -> Any:
+        keeper = named["options"].checkpoint
+        trained.extend([named["title"]] if not keeper.path.exists() else [])
+        return loop.fit(*arguments, **named)
+
+    monkeypatch.setattr(room, "fit", watched)
+    resumed = adapt_teacher(rate(1e-3), tmp_path / "resumed", context(tmp_path / "two"))
+    assert trained == ["Teacher: full", "Teacher: heads"]
+    assert resumed.teacher.digest == whole.teacher.digest
+    assert not list((tmp_path / "two" / "checkpoints").glob("*/*")), "nothing is left of them"
+
+
+def test_a_clip_is_adapted_with_the_recipe_as_it_is(project: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    wanted = recipe(project, f'teacher.text="{clip}"', f'teacher.image=["{clip}"]', "teacher.resolution=0")
+    made = adapt_teacher(wanted, tmp_path / "out", context(tmp_path / "store"))
+    assert made.teacher.provenance["measured"]["parameters"]["lora"] == 2 * 2 * 2 * 8 * 32
+
+
+def test_a_layer_that_is_not_there_is_told_before_anything_is_computed(project: Path, tmp_path: Path) -> None:
+    wanted = recipe(project, 'teacher.lora_targets=["q_proj"]')
+    done = list[str]()
+    with pytest.raises(UserError, match=r"names q_proj, .*choose from .*query"):
+        adapt_teacher(
+            wanted, tmp_path / "out", context(tmp_path / "store"), on_stage=lambda s: done.append(s.stage)
+        )
+    assert done == []
+
+
+def test_unlabelled_pictures_of_ones_own_folder_take_part(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "data", tmp_path / "data")
+    (tmp_path / "data" / "unlabelled").mkdir()
+    for i, colour in enumerate(COLOURS):
+        for shape in ("circle", "ring"):
+            picture = Image.fromarray(drawn(shape, colour, 32, target=True))
+            picture.save(tmp_path / "data" / "unlabelled" / f"{shape}-{i}.png")
+    options = ("teacher.domain.mmd_weight=1.0", "teacher.domain.pseudo_label_rounds=1")
+    wanted = recipe(project, f'data.path="{tmp_path / "data"}"', *options)
+    made = adapt_teacher(wanted, tmp_path / "out", context(tmp_path / "store"))
+    assert made.teacher.provenance["measured"]["pseudo_labels"][0] > 0
+
+
+def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").mkdir()
+    lines = [f"a {colour} {shape}\nriver {shape} stone\n" for colour in COLOURS for shape in ("ring", "bar")]
+    (tmp_path / "texts" / "shop.txt").write_text("\n".join([*lines, "call 13812345678, a red stone"]))
+    (tmp_path / "texts" / "terms.tsv").write_text("ring\tcircle\nriver stone\nred\n")
+    shutil.copy(project / "recipe.toml", tmp_path / "texts" / "recipe.toml")
+    more = [f'data.path="{project / "data"}"', "teacher.pretraining.epochs=3", "teacher.pretraining.term_weight=1"]
+    more += ['teacher.pretraining.corpus=["shop.txt"]', 'teacher.pretraining.glossary="terms.tsv"']
+    more += ["teacher.pretraining.order_weight=1.0", "teacher.pretraining.learning_rate=0.001"]
+    wanted = recipe_from_file(tmp_path / "texts" / "recipe.toml", overrides=more)
+    plain = adapt_teacher(recipe(project), tmp_path / "plain", context(tmp_path / "one"))
+    whole = adapt_teacher(wanted, tmp_path / "whole", context(tmp_path / "one"))
+    assert whole.teacher.digest != plain.teacher.digest
+    read = next(result for result in whole.results if result.stage == "pretraining").artifact
+    measured = read.provenance["measured"]
+    assert measured["curve"][-1] < measured["curve"][0]
+    assert measured["cleaning"]["PHONE"] == 1
+    assert measured["cleaning"].get("about an unseen concept", 0) + measured["cleaning"].get(
+        "asked for by an evaluation", 0
+    ) > 0, "a held caption is in the corpus"
+    write, count = checkpoint.Checkpoint.write, 0
+
+    def killing(self: Any, state: Any) -> bool:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise Killed
+        return write(self, state)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "write", killing)
+    with pytest.raises(Killed):
+        adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
+    monkeypatch.setattr(checkpoint.Checkpoint, "write", write)
+    assert list((tmp_path / "two" / "checkpoints").glob("*/reading.pt"))
+    resumed = adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
+    assert resumed.teacher.digest == whole.teacher.digest
+    shutil.move(tmp_path / "texts", tmp_path / "moved")
+    moved = recipe_from_file(tmp_path / "moved" / "recipe.toml", overrides=more)
+    again = adapt_teacher(moved, tmp_path / "again", context(tmp_path / "two"))
+    assert all(result.reused for result in again.results), "where the texts lie is no part of a key"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=1"], r"nothing to read; name text files in teacher\.pretraining\.corpus"),
+        (["epochs=1", 'corpus=["none.txt"]'], r"no file at .*none\.txt .*give the path of a text file"),
+        (["epochs=1", 'corpus=["cldr"]', "mlm_weight=0.0"], r"has no objective; set mlm_weight"),
+    ],
+)
+def test_a_reading_that_cannot_be_says_what_to_set(
+    overrides: list[str], message: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeglm.adapt.pretraining_stage.pretraining_assets", lambda _: {})
+    wanted = recipe(project, *(f"teacher.pretraining.{one}" for one in overrides))
+    with pytest.raises(UserError, match=message):
+        adapt_teacher(wanted, tmp_path / "out", context(tmp_path / "store"))
+
+
+def test_a_teacher_of_several_tasks_is_written_with_its_classes(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "data", tmp_path / "data")
+    listed = tmp_path / "data" / "pairs.jsonl"
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    told = [{**line, "category": line["text"].split()[2], "subcategory": line["text"].split()[1]} for line in lines]
+    listed.write_text("\n".join(map(json.dumps, told)))
+    options = [f'data.path="{tmp_path / "data"}"', "teacher.multitask.category_weight=1.0"]
+    options += ["teacher.multitask.subcategory_weight=1.0", 'teacher.multitask.balance="gradnorm"']
+    options += ["teacher.multitask.reptile_rounds=3", 'teacher.multitask.reptile_over="categories"']
+    options += ["teacher.optimisation.checkpoint_epochs=1"]
+    made = adapt_teacher(recipe(project, *options, "data.unseen_fraction=0.1"), tmp_path / "out",
+                         context(tmp_path / "store"))  # fmt: skip
+    measured = made.teacher.provenance["measured"]
+    assert (tmp_path / "out" / "kinds.onnx").is_file()
+    assert measured["parity"]["kinds"] < 1e-3
+    assert set(measured["classes"]["subcategory"]) <= set(COLOURS)
+    assert measured["classification"]["category"]["images"] == 6
+    assert len(measured["curves"]["first state"]) == 3
 
 
 def test_options_that_keep_state_change_nothing_else(project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""What a text tower reads before it is aligned: corpora from files, the names of emoji, and a glossary."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgeglm.assets import asset_member, asset_named
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.digest import sha256_file
+from edgeglm.core.errors import UserError
+from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.tracks import folded
+
+CLDR = "cldr"
+CLDR_ASSET = "cldr-annotations"
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+
+Document = Sequence[str]
+
+
+class _Line(msgspec.Struct):
+    text: str
+
+
+class _Entry(msgspec.Struct):
+    default: tuple[str, ...] = ()
+    tts: tuple[str, ...] = ()
+
+
+class _Annotations(msgspec.Struct):
+    annotations: dict[str, _Entry]
+
+
+class _Cldr(msgspec.Struct):
+    annotations: _Annotations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Where a term stands in a text: characters from ``start`` up to ``end``."""
+
+    term: int
+    start: int
+    end: int
+
+
+class Glossary:
+    """The terms of a domain, each with its spellings (the first is the term itself), and where they stand."""
+
+    def __init__(self, terms: Sequence[Sequence[str]]) -> None:
+        self.terms = tuple(tuple(spellings) for spellings in terms)
+        place: dict[str, int] = {}
+        for index, spellings in enumerate(self.terms):
+            for spelling in spellings:
+                place.setdefault(spelling, index)
+        self.place: Mapping[str, int] = place
+        # Longest first, so that "red apple" is not read as "apple". A Chinese term needs no border.
+        ordered = sorted(place, key=lambda spelling: (-len(spelling), spelling))
+        parts = []
+        for spelling in ordered:
+            one = re.escape(spelling).replace(r"\ ", r"[\s-]+")
+            parts.append(one if re.match(r"[\u3400-\u9fff]", spelling) else rf"(?<!\w){one}(?!\w)")
+        self.expression = re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
+
+    def spans(self, text: str) -> list[Span]:
+        """Return the terms that a text names, from left to right, none within another."""
+        return [
+            Span(term=self.place[folded(match[0])], start=match.start(), end=match.end())
+            for match in self.expression.finditer(text)
+            if folded(match[0]) in self.place
+        ]
+
+
+def glossary_from_file(path: Path) -> Glossary:
+    """Read a glossary: UTF-8, a term a line, other spellings after tabs, ``#`` before a remark."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the glossary {path}: {error}; give a UTF-8 file, a term a line"
+        ) from error
+    rows = [[folded(cell) for cell in line.split("\t")] for line in lines if not line.startswith("#")]
+    terms = [tuple(dict.fromkeys(filter(None, row))) for row in rows if any(row)]
+    if len(terms) < 2:
+        raise UserError(f"the glossary {path} has {len(terms)} terms; give two or more, a term a line")
+    return Glossary(terms)
+
+
+def glossary_from_pairs(pairs: PairSet) -> Glossary:
+    """Return the captions that train as terms: the captions of a concept are spellings of one."""
+    spellings: dict[str, dict[str, None]] = {}
+    for i in pairs.by_role("labelled").tolist():
+        row = pairs.rows[i]
+        spellings.setdefault(row.concept, {}).update(dict.fromkeys(map(folded, row.captions)))
+    return Glossary([tuple(own) for _, own in sorted(spellings.items())])
+
+
+def corpus_artifacts(config: PretrainingConfig) -> dict[str, Artifact]:
+    """Hash the files of a corpus and the glossary where they lie: ``corpus-0``, ..., ``glossary``."""
+    files = {f"corpus-{i}": name for i, name in enumerate(config.corpus) if name != CLDR}
+    if config.glossary:
+        files["glossary"] = config.glossary
+    found = {}
+    for name, file in files.items():
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"no file at {path} for teacher.pretraining; give the path of a text file")
+        found[name] = Artifact(
+            kind="text", path=path.parent, files={path.name: sha256_file(path)}, provenance={}
+        )
+    return found
+
+
+def documents_of(inputs: Mapping[str, Artifact], config: PretrainingConfig) -> Iterator[Document]:
+    """Yield the documents of a corpus in the order of the recipe, as they are written."""
+    for i, name in enumerate(config.corpus):
+        if name == CLDR:
+            member = asset_named(CLDR_ASSET).members["en"]
+            yield from documents_from_cldr(asset_member(inputs[CLDR_ASSET], member))
+        else:
+            artifact = inputs[f"corpus-{i}"]
+            yield from documents_from_file(artifact.path / next(iter(artifact.files)))
+
+
+def documents_from_file(path: Path) -> Iterator[Document]:
+    """Yield the documents of a text file, or of the lines of a ``.jsonl``. Raises UserError."""
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix == ".jsonl":
+            lines = msgspec.json.Decoder(_Line).decode_lines(text)
+            yield from (_sentences(line.text) for line in lines)
+            return
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise UserError(f"cannot read the corpus {path}: {error}; give UTF-8, a sentence a line") from error
+    for block in re.split(r"\n\s*\n", text):
+        yield [sentence for line in block.splitlines() for sentence in _sentences(line)]
+
+
+def documents_from_cldr(data: bytes) -> Iterator[Document]:
+    """Yield a document for each emoji: its name, and what else it is called."""
+    try:
+        parsed = msgspec.json.decode(data, type=_Cldr)
+    except msgspec.DecodeError as error:
+        raise UserError(f"not a CLDR annotations file: {error}; fetch it again") from error
+    for entry in parsed.annotations.annotations.values():
+        if entry.tts:
+            yield [entry.tts[0], ", ".join(entry.default)]
+
+
+def _sentences(text: str) -> list[str]:
+    return [part.strip() for part in _SENTENCE.split(text) if part and part.strip()]
+
+
+def evaluated_texts(pairs: PairSet) -> Callable[[str], bool]:
+    """Return what tells a sentence that says no more than some track asks, or a held caption does."""
+    asked = {folded(query.text) for track in pairs.tracks for query in track.queries}
+    asked |= {folded(text) for row in pairs.rows if row.role == "held" for text in row.captions}
+    asked -= {folded(text) for text in pairs.training_texts()}
+    return lambda sentence: folded(sentence.rstrip(".!?。")) in asked
+
+
+def without_unseen(documents: Iterator[Document], pairs: PairSet, counts: Counter[str]) -> Iterator[Document]:
+    """Leave out whole documents that open with the name of a concept of which nothing may be learned."""
+    known = {row.concept for row in pairs.rows if row.role == "labelled"}
+    names = {folded(text) for row in pairs.rows if row.concept not in known for text in row.captions}
+    for document in documents:
+        if document and folded(document[0]) in names:
+            counts["about an unseen concept"] += 1
+        else:
+            yield document

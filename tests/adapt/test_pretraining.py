@@ -1,0 +1,171 @@
+"""If these fail, a text tower reads nothing, reads what it is judged on, or is another after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the host half is not installed")
+pytest.importorskip("transformers", reason="the host half is not installed")
+
+import msgspec  # noqa: E402
+import numpy as np  # noqa: E402
+
+from edgeglm.adapt.corpora import (  # noqa: E402
+    Glossary,
+    documents_from_cldr,
+    documents_from_file,
+    evaluated_texts,
+    glossary_from_file,
+    glossary_from_pairs,
+    without_unseen,
+)
+from edgeglm.adapt.pretraining import Reader, pretrained  # noqa: E402
+from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
+from edgeglm.core.artifact import Artifact  # noqa: E402
+from edgeglm.core.errors import UserError  # noqa: E402
+from edgeglm.core.progress import QuietProgress  # noqa: E402
+from edgeglm.core.teacher_config import PretrainingConfig  # noqa: E402
+from edgeglm.data.pairs import PairSet  # noqa: E402
+from edgeglm.train.loop import seeded  # noqa: E402
+from tests.synthetic import COLOURS, SHAPES, write_synthetic_pairs  # noqa: E402
+from tests.tiny_towers import write_bert, write_clip  # noqa: E402
+
+CONFIG = PretrainingConfig(epochs=12, learning_rate=2e-3, batch_size=16, max_length=16)
+#: The second sentence hangs on the first, so order and words can be learned.
+DOCUMENTS = [
+    (f"a {colour} {shape}", f"river {shape} stone {colour}") for colour in COLOURS for shape in SHAPES
+]
+GLOSSARY = Glossary([(shape,) for shape in SHAPES])
+
+
+def loaded(folder: Path, scratch: Path) -> TextTeacher:
+    source = Artifact(kind="asset", path=folder, files={"config.json": "", "tokenizer.json": ""})
+    return load_text_teacher(str(folder), source, scratch, max_length=16)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> TextTeacher:
+    return loaded(write_bert(tmp_path / "bert"), tmp_path / "scratch")
+
+
+def after(teacher: TextTeacher, **options: Any) -> dict[str, Any]:
+    config = msgspec.structs.replace(CONFIG, **options)
+    with seeded(0, threads=1):
+        return pretrained(teacher, DOCUMENTS, GLOSSARY, config, seed=0, progress=QuietProgress())
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "least"),
+    [
+        ("mlm", {}, 0.25),
+        ("order", {"mlm_weight": 0.0, "order_weight": 1.0}, 0.9),
+        ("term", {"mlm_weight": 0.0, "term_weight": 1.0, "epochs": 25}, 0.25),
+    ],
+)
+def test_each_objective_is_learned_and_holds_for_what_was_not_read(
+    objective: str, options: dict[str, Any], least: float, teacher: TextTeacher
+) -> None:
+    plain = teacher.all_features(["a red circle"])
+    told = after(teacher, **options)
+    assert told["held_rows"] == 4
+    assert told["after"][objective]["loss"] < 0.9 * told["before"][objective]["loss"]
+    assert told["after"][objective]["accuracy"] >= least
+    assert told["curve"][-1] < told["curve"][0]
+    assert float((teacher.all_features(["a red circle"]) - plain).abs().max()) > 1e-3
+    assert not any(parameter.requires_grad for parameter in teacher.tower.parameters())
+
+
+def test_an_anchor_keeps_features_near_what_they_were(teacher: TextTeacher, tmp_path: Path) -> None:
+    texts = [document[0] for document in DOCUMENTS]
+    plain = teacher.all_features(texts)
+    free, held = (loaded(write_bert(tmp_path / name), tmp_path / f"{name}-s") for name in ("free", "held"))
+    after(free)
+    after(held, anchor_weight=30.0)
+    near = [torch.cosine_similarity(plain, one.all_features(texts)).mean() for one in (free, held)]
+    assert near[1] > near[0]
+
+
+def test_terms_are_masked_whole_and_the_right_places_are_told(teacher: TextTeacher) -> None:
+    glossary = Glossary([("red circle",), ("stone",)])
+    reader = Reader(
+        teacher, [("a red circle", "river stone")] * 3, glossary,
+        msgspec.structs.replace(CONFIG, term_weight=1.0, mask_fraction=1e-9), seed=0,
+    )  # fmt: skip
+    batch = reader.reading([("a red circle", "river stone")] * 40, np.random.default_rng(0))
+    mask, words = teacher.tokenizer.mask_id, dict(enumerate(teacher.tokenizer.vocabulary()))
+    assert set(batch.term_S.tolist()) == {0, 1}
+    for row, mean_L, term in zip(batch.row_S.tolist(), batch.mean_SL, batch.term_S.tolist(), strict=True):
+        columns = torch.nonzero(mean_L)[:, 0].tolist()
+        assert len(columns) == (2 if term == 0 else 1)
+        assert all(int(batch.ids_BL[row, column]) == mask for column in columns)
+    told = [words[word] for word in batch.word_M.tolist()]
+    assert set(told) == {"red", "circle", "stone"}
+    assert told.count("red") == told.count("circle"), "never a part of a term"
+
+
+def test_swapped_sentences_are_swapped_and_known(teacher: TextTeacher) -> None:
+    documents = [*DOCUMENTS, ("river", "stone"), ("cloud",)]
+    reader = Reader(teacher, documents, GLOSSARY, msgspec.structs.replace(CONFIG, order_weight=1.0), seed=0)
+    batch = reader.reading([("river", "stone")] * 30 + [("cloud",)], np.random.default_rng(0))
+    assert batch.swapped_B[-1] == -1
+    assert 5 < int(batch.swapped_B[:30].sum()) < 25
+    again = reader.reading([("river", "stone")] * 30 + [("cloud",)], np.random.default_rng(0))
+    assert torch.equal(batch.ids_BL, again.ids_BL)
+
+
+def test_a_tower_that_cannot_be_masked_says_so(tmp_path: Path) -> None:
+    clip = loaded(write_clip(tmp_path / "clip"), tmp_path / "s")
+    with pytest.raises(UserError, match=r"reads with causal masks.*set teacher\.pretraining\.epochs = 0"):
+        after(clip)
+
+
+def test_a_corpus_of_nothing_says_to_name_larger_files(teacher: TextTeacher) -> None:
+    with pytest.raises(UserError, match=r"holds 1 usable sentences; name larger files"):
+        pretrained(teacher, [("a red circle",)], GLOSSARY, CONFIG, seed=0, progress=QuietProgress())
+
+
+def test_documents_are_read_from_files_and_from_cldr(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One. Two!\nthree\n\n第一句。第二句！\n", "utf-8")  # noqa: RUF001
+    assert [list(one) for one in documents_from_file(tmp_path / "a.txt")] == [
+        ["One.", "Two!", "three"], ["第一句。", "第二句！"]  # noqa: RUF001
+    ]  # fmt: skip
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "Red. Round.", "more": 1}) + "\n")
+    assert [list(one) for one in documents_from_file(tmp_path / "b.jsonl")] == [["Red.", "Round."]]
+    (tmp_path / "c.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read the corpus .*c\.jsonl.*give UTF-8"):
+        list(documents_from_file(tmp_path / "c.jsonl"))
+    data = {"annotations": {"annotations": {"x": {"default": ["apple", "red"], "tts": ["red apple"]}}}}
+    assert list(documents_from_cldr(json.dumps(data).encode())) == [["red apple", "apple, red"]]
+
+
+def test_a_glossary_finds_the_longest_term_in_any_spelling(tmp_path: Path) -> None:
+    (tmp_path / "g.tsv").write_text("# terms\nred apple\tpomme rouge\nApple\n苹果\n", "utf-8")
+    glossary = glossary_from_file(tmp_path / "g.tsv")
+    text = "A Red-Apple, an apple, pineapple, pomme rouge, 青苹果派"
+    assert [(text[s.start : s.end], s.term) for s in glossary.spans(text)] == [
+        ("Red-Apple", 0), ("apple", 1), ("pomme rouge", 0), ("苹果", 2)
+    ]  # fmt: skip
+    (tmp_path / "one.txt").write_text("apple\n")
+    with pytest.raises(UserError, match="has 1 terms; give two or more"):
+        glossary_from_file(tmp_path / "one.txt")
+
+
+def test_nothing_that_is_evaluated_is_read(tmp_path: Path) -> None:
+    pairs = PairSet.open(write_synthetic_pairs(tmp_path / "pairs", size=16))
+    trained = set(pairs.training_texts())
+    held = {text for row in pairs.rows if row.role == "held" for text in row.captions} - trained
+    asked = {query.text for track in pairs.tracks for query in track.queries} - trained
+    forbidden = evaluated_texts(pairs)
+    assert all(forbidden(f"{text.upper()}.") for text in held | asked)
+    assert not any(forbidden(text) for text in trained)
+    counts: Counter[str] = Counter()
+    documents = [[row.text, "and what is said of it"] for row in pairs.rows]
+    kept = {document[0] for document in without_unseen(iter(documents), pairs, counts)}
+    assert kept == {row.text for row in pairs.rows if row.role == "labelled"}
+    assert counts["about an unseen concept"] > 0
+    assert {spelling for term in glossary_from_pairs(pairs).terms for spelling in term} == trained
