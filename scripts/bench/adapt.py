@@ -18,9 +18,7 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +30,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+
+from bench_store import interval, newest, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -77,7 +78,6 @@ NOTES = (
     "The mean over four views, which takes no training, adds more than any of these terms.",
 )
 TRACKS = ("catalogue-transductive", "catalogue-inductive", "unseen")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 class CachedText:
@@ -90,12 +90,6 @@ class CachedText:
     def all_features(self, texts: Any) -> torch.Tensor:
         """Return the rows of the given texts."""
         return self.features_TF[[self.place[text] for text in texts]]
-
-
-def newest(store: Store, kind: str) -> Any:
-    """Return the artifact of a kind that was used last."""
-    found = max((entry for entry in store.entries() if entry.kind == kind), key=lambda entry: entry.last_used)
-    return store.get(found.key)
 
 
 def prepared(store: Store, scratch: Path) -> tuple[PairSet, torch.Tensor, CachedText]:
@@ -228,15 +222,6 @@ def recipe_runs(store: Store, path: Path, seeds: int, threads: int) -> None:
             path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def interval(values: list[float]) -> str:
-    """Return the mean with the half width of its 95 % interval over seeds (Student's t)."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} ± {half:.3f}"
-
-
 def table(found: dict[str, Any]) -> str:
     """Return the whole page."""
     lines = [
@@ -341,13 +326,7 @@ def main() -> None:
         recipe_runs(store, OUT / "adapt-recipe.json", options.seeds, options.threads)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
     if not (options.table or options.recipe):
-        said = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        found |= {
-            "command": "scripts/bench/adapt.py",
-            "commit": subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip(),
-            "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores",
-            "seeds": options.seeds,
-        }
+        found |= {"command": "scripts/bench/adapt.py", **origin(), "seeds": options.seeds}
         grid_runs(found, path, options.seeds, options.scratch)
     (OUT / "adapt.md").write_text(table(found))
 
