@@ -218,6 +218,7 @@ class Alignment:
             """Embed the captions of the batch anew; all other concepts keep their last features."""
             present, place_B = torch.unique(batch.concept_B, return_inverse=True)
             fresh = self.text.features([self.concepts.texts[i] for i in batch.caption_C[present].tolist()])
+            fresh = fresh.float()
             concept_P = batch.chosen_C[present]
             bank_KF[concept_P] = fresh.detach()
             others = torch.ones(len(batch.chosen_C), dtype=torch.bool)
@@ -299,6 +300,7 @@ class Alignment:
             schedule=wanted.schedule,
             adaptive_clip=wanted.adaptive_clip,
             accumulate=wanted.accumulate,
+            precision=wanted.precision,
             patience=wanted.patience,
             checkpoint=kept,
             rate=tuned if phase == "lora" else "teacher.learning_rate",

@@ -112,10 +112,13 @@ class OptimisationConfig(Section, frozen=True, kw_only=True):
     ``patience`` above 0 stops after so many epochs without a better mean loss. The state in which a phase
     ends is kept in the store until the teacher is done, and so is the last good one of a loss that diverges;
     with ``checkpoint_epochs`` above 0 the state is kept every so many epochs too. A build that was killed
-    goes on from what is kept.
+    goes on from what is kept. ``precision`` is that of the forward pass: ``bfloat16`` by autocast
+    (Micikevicius et al., 2018; Kalamkar et al., 2019), ``auto`` where the device multiplies it; weights stay
+    float32.
     """
 
     schedule: Literal["cosine", "exponential"] = "cosine"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     adaptive_clip: Weight = 0.0
     accumulate: Positive = 1
     patience: Count = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.train.checkpoint import Checkpoint
+from edgeglm.train.precision import Precision, mixed
 from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup_cosine
 
 __all__ = [
@@ -50,6 +51,7 @@ class FitOptions:
         checkpoint: Where to keep the state, and to go on from.
         lower: What to lower where memory does not suffice, in the user's words.
         rate: What to lower where the loss diverges, in the user's words.
+        precision: What the forward pass is computed in.
     """
 
     schedule: Schedule = "cosine"
@@ -59,6 +61,7 @@ class FitOptions:
     checkpoint: Checkpoint | None = None
     lower: str = "the batch size"
     rate: str = "the learning rate"
+    precision: Precision = "float32"
 
 
 def fit(
@@ -118,7 +121,8 @@ def fit(
                 factor = factor_at(step, total=total, warmup=warmup)
                 for group, settings in zip(groups, optimizer.param_groups, strict=True):
                     settings["lr"] = group.learning_rate * factor
-                loss = loss_of(batch)
+                with mixed(options.precision, trained[0].device.type):
+                    loss = loss_of(batch)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     if keeper is not None:

@@ -51,7 +51,11 @@ from edgeglm.assets import asset_member, asset_named, fetch_asset  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
-from edgeglm.core.teacher_config import MultitaskConfig, PretrainingConfig  # noqa: E402
+from edgeglm.core.teacher_config import (  # noqa: E402
+    MultitaskConfig,
+    OptimisationConfig,
+    PretrainingConfig,
+)
 from edgeglm.data.categories import CATEGORIES_ASSET, kind_of, kinds_from_emoji_json  # noqa: E402
 from edgeglm.data.iconsets import plain_code  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
@@ -73,8 +77,9 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "Reptile over styles": ({"reptile_rounds": 40, "reptile_over": "styles"}, "Nichol et al., 2018"),
     "Reptile over categories": ({"reptile_rounds": 40, "reptile_over": "categories"}, "Nichol et al., 2018"),
     "200 further steps, for Reptile": ({}, "-"),
+    "products in bfloat16": ({}, "Micikevicius et al., 2018; Kalamkar et al., 2019"),
 }
-CONTROL = "200 further steps, for Reptile"
+CONTROL, MIXED = "200 further steps, for Reptile", "products in bfloat16"
 READ = {"epochs": 1, "batch_size": 32, "max_length": 32, "learning_rate": 5e-5}
 READING: dict[str, tuple[dict[str, Any], str]] = {
     "masked words": ({}, "BERT, 2019"),
@@ -105,8 +110,18 @@ def with_kinds(pairs: PairSet, store: Store) -> PairSet:
     return dataclasses.replace(pairs, rows=tuple(rows))
 
 
-def run(pairs: PairSet, features: Any, text: Any, wanted: MultitaskConfig, seed: int, more: int) -> Any:
+def run(
+    pairs: PairSet,
+    features: Any,
+    text: Any,
+    wanted: MultitaskConfig,
+    seed: int,
+    *,
+    more: int = 0,
+    mixed: bool = False,
+) -> Any:
     """Train heads, and return what they reach and what they cost."""
+    stepping = OptimisationConfig(precision="bfloat16" if mixed else "float32")
     concepts = Concepts.of(pairs)
     started = time.process_time()
     with seeded(seed, threads=1):
@@ -114,7 +129,7 @@ def run(pairs: PairSet, features: Any, text: Any, wanted: MultitaskConfig, seed:
             features,
             concepts,
             text,
-            msgspec.structs.replace(adapt.CONFIG, multitask=wanted),
+            msgspec.structs.replace(adapt.CONFIG, multitask=wanted, optimisation=stepping),
             seed=seed,
             progress=QuietProgress(),
             kinds=kinds_of(wanted, pairs, concepts),
@@ -144,7 +159,8 @@ def tasks_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: 
                     continue
                 wanted = MultitaskConfig(**options)
                 ours = adapt.restricted(pairs, styles)
-                done[str(seed)] = run(ours, features, text, wanted, seed, 200 if name == CONTROL else 0)
+                more = 200 if name == CONTROL else 0
+                done[str(seed)] = run(ours, features, text, wanted, seed, more=more, mixed=name == MIXED)
                 keep(found, path, f"{setting}, {name}, seed {seed}", done[str(seed)])
 
 
@@ -180,7 +196,7 @@ def reading_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store
                 read = adapt.CachedText(texts, tower.all_features(texts))
             for setting in waiting:
                 ours = adapt.restricted(pairs, adapt.SETTINGS[setting])
-                done = run(ours, features, read, MultitaskConfig(), seed, 0)
+                done = run(ours, features, read, MultitaskConfig(), seed)
                 done |= {"read_cpu_s": cost, "before": told["before"], "after": told["after"]}
                 found["runs"][setting][name][str(seed)] = done
                 keep(found, path, f"{setting}, {name}, seed {seed}", done)

@@ -228,6 +228,21 @@ def test_a_teacher_of_several_tasks_is_written_with_its_classes(project: Path, t
     assert len(measured["curves"]["first state"]) == 3
 
 
+def test_a_whole_teacher_is_made_in_mixed_precision(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(project / "data", folder)
+    (folder / "unlabelled").mkdir()
+    for i, colour in enumerate(COLOURS):
+        Image.fromarray(drawn("ring", colour, 32, target=True)).save(folder / "unlabelled" / f"{i}.png")
+    options = ["teacher.optimisation.precision=bfloat16", f'data.path="{folder}"']
+    terms = ("mmd_weight", "coral_weight", "dann_weight", "consistency_weight", "curriculum")
+    options += [*(f"teacher.domain.{term}=0.1" for term in terms), "teacher.domain.pseudo_label_rounds=1"]
+    made = adapt_teacher(recipe(project, *options), tmp_path / "out", context(tmp_path / "store"))
+    measured = made.teacher.provenance["measured"]
+    assert measured["parity"]["text"] < 1e-4
+    assert measured["curves"]["heads"][-1] < measured["curves"]["warm-up"][0]
+
+
 def test_options_that_keep_state_change_nothing_else(project: Path, tmp_path: Path) -> None:
     plain = adapt_teacher(recipe(project), tmp_path / "a", context(tmp_path / "store"))
     kept = adapt_teacher(
