@@ -136,7 +136,7 @@ class TeacherStage(Stage[TeacherConfig]):
 
     ``image-head.onnx`` (features -> embedding), ``text.onnx``, ``tokenizer.json``, ``text.json`` (how texts
     are tokenised), ``image_embeddings.npy`` float32 [1 + views, N, D], ``teacher.json``. Where it learned to
-    classify, ``kinds.onnx`` too: features -> logits of ``category`` and ``subcategory``.
+    classify, ``kinds.onnx`` too: features -> logits [B, C] of the classes in ``teacher.json``, in order.
     """
 
     name = "teacher"
@@ -318,14 +318,17 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
             self.head = tasks.image_head if tasks.own_head is None else tasks.own_head
             self.classifiers, self.scale = tasks.classifiers, tasks.scale
 
-        def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, features: Tensor) -> Tensor:
             embedded = self.head(features) * self.scale
-            return tuple(classifier(embedded) for classifier in self.classifiers)
+            return torch.cat([classifier(embedded) for classifier in self.classifiers], dim=1)
 
     kinds = Kinds(alignment.multitask).eval()
-    names = tuple(one.name for one in alignment.multitask.kinds)
     onnx_from_module(
-        kinds, example, out / "kinds.onnx", output_names=names, dynamic_axes={"features": {0: "batch"}}
+        kinds,
+        example,
+        out / "kinds.onnx",
+        output_names=("logits",),
+        dynamic_axes={"features": {0: "batch"}},
     )
     kinds_parity = assert_parity(kinds, out / "kinds.onnx", [example, {"features": rows[:1]}], atol=1e-3)
     return {**differences, "kinds": kinds_parity.max_abs}

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
-from bench_store import interval, newest, origin  # noqa: E402
+from bench_store import CachedText, interval, newest, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -78,18 +78,6 @@ NOTES = (
     "The mean over four views, which takes no training, adds more than any of these terms.",
 )
 TRACKS = ("catalogue-transductive", "catalogue-inductive", "unseen")
-
-
-class CachedText:
-    """Looks features of texts up that a frozen tower made once."""
-
-    def __init__(self, texts: list[str], features_TF: torch.Tensor) -> None:
-        self.place = {text: i for i, text in enumerate(texts)}
-        self.features_TF = features_TF
-
-    def all_features(self, texts: Any) -> torch.Tensor:
-        """Return the rows of the given texts."""
-        return self.features_TF[[self.place[text] for text in texts]]
 
 
 def prepared(store: Store, scratch: Path) -> tuple[PairSet, torch.Tensor, CachedText]:

@@ -16,6 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
+class CachedText:
+    """Looks features of texts up that a frozen tower made once."""
+
+    def __init__(self, texts: list[str], features_TF: Any) -> None:
+        self.place = {text: i for i, text in enumerate(texts)}
+        self.features_TF = features_TF
+
+    def all_features(self, texts: Any) -> Any:
+        """Return the rows of the given texts."""
+        return self.features_TF[[self.place[text] for text in texts]]
+
+
 def newest(store: Store, kind: str) -> Any:
     """Return the artifact of a kind that was used last."""
     found = [entry for entry in store.entries() if entry.kind == kind]
