@@ -36,8 +36,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         usual_batch: What the engine is tuned for.
         largest_batch: The most that it takes at once. The runtime sends up to 32.
         bucket_batches: Batches with an optimization profile, and on the device a context and a CUDA graph,
-            of their own: quicker calls for a longer build. None for 1, the usual and the largest; an
-            empty list for no such profiles.
+            of their own: quicker calls for a longer build and a larger plan. TensorRT-RTX needs no profiles
+            for them. None for 1, the usual and the largest; an empty list for none.
     """
 
     version_compatible: bool = False

@@ -24,7 +24,8 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.libraries import Library, broken
-from edgeglm.engines.plan import PlanMetadata, ShapeRange
+from edgeglm.engines.plan import PlanMetadata, Shape, ShapeRange
+from edgeglm.engines.profiles import is_fixed
 from edgeglm.targets.build_options import BuildOptions, option_refusals
 from edgeglm.targets.legality import require_precision
 from edgeglm.targets.schema import Target
@@ -110,6 +111,12 @@ def engine_from_onnx(
         config = builder.create_builder_config()
         inputs, outputs = tensor_records(network)
         whole = whole_profiles(inputs, profiles, onnx_path.name)
+        buckets: tuple[dict[str, Shape], ...] = ()
+        if library == "tensorrt-rtx" and not all(map(is_fixed, whole)):
+            buckets = tuple(
+                {name: r.max for name, r in ranges.items()} for ranges in whole if is_fixed(ranges)
+            )
+            whole = tuple(ranges for ranges in whole if not is_fixed(ranges))
         for ranges in whole:
             profile = builder.create_optimization_profile()
             for name, shapes in ranges.items():
@@ -134,6 +141,7 @@ def engine_from_onnx(
             plan_sha256=sha256_bytes(data),
             size_bytes=len(data),
             profiles=whole,
+            buckets=buckets,
             precision=precision,
             inputs=inputs,
             outputs=outputs,

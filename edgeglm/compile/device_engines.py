@@ -175,7 +175,7 @@ def _carried(
             and board.sm in metadata.sms
             and metadata.onnx_sha256 == onnx
             and largest >= options.largest_batch
-            and len(metadata.profiles) >= len(request.profiles)
+            and len(metadata.profiles) + len(metadata.buckets) >= len(request.profiles)
         ):
             log = name.removesuffix(".plan") + ".log"
             parts = {ENGINE_PLAN: bundle.file(name), ENGINE_RECORD: bundle.file(record)}

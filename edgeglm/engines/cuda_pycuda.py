@@ -7,6 +7,7 @@ pycuda frees a thing only where its context is the calling thread's, hence ``bou
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,4 +151,6 @@ def _primary(cuda: Any) -> tuple[Any, Any]:
     """Return GPU 0 and its primary context, retained once: pycuda can let go of it in one thread only."""
     cuda.init()
     device = cuda.Device(0)
-    return device, device.retain_primary_context()
+    context = device.retain_primary_context()
+    atexit.register(context.detach)  # its destructor would take it for a context that it had made
+    return device, context

@@ -35,6 +35,8 @@ class PlanMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         sms: Compute capabilities without the dot that the plan holds code for.
         library_version: The exact version; a plan loads in no other unless it says so.
+        buckets: Shapes that get an execution context of their own in a profile that covers more; a profile
+            that is a single shape is a bucket without being named here.
         onnx_sha256: The digest of the ONNX file. Plans are not reproducible bit by bit, ONNX is.
         profiles: One item an optimization profile: ``{input name: shapes}``.
         precision: The precision of the matrix products in the ONNX graph.
@@ -49,6 +51,7 @@ class PlanMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     plan_sha256: Sha256
     size_bytes: int
     profiles: tuple[dict[str, ShapeRange], ...]
+    buckets: tuple[dict[str, Shape], ...] = ()
     precision: str
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]

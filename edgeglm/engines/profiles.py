@@ -1,8 +1,10 @@
-"""Which shapes an engine is built for, and which profile of a plan serves a call.
+"""Which shapes an engine is built for, and which context of a plan serves a call.
 
-A plan has one profile for any shape, and one more for each *bucket*: a single shape, with an execution
-context and a CUDA graph of its own. A batch that is no bucket is filled up to the next one, at most to
-twice its rows; anything else takes the profile for any shape.
+A plan has one profile for any shape, and *buckets*: single shapes, each with an execution context and a CUDA
+graph of its own. Native TensorRT tunes a profile for each. TensorRT-RTX compiles for the very shape on the
+device, and each profile would put the weights into the plan again, so there the buckets share one.
+A batch that is no bucket is filled up to the next one, at most to twice its rows; anything else takes the
+context for any shape.
 """
 
 from __future__ import annotations
@@ -43,12 +45,30 @@ def is_fixed(ranges: Mapping[str, ShapeRange]) -> bool:
 
 
 def whole_ranges(metadata: PlanMetadata) -> tuple[dict[str, ShapeRange], ...]:
-    """Return each profile with the inputs that it leaves out, whose shapes are fixed."""
+    """Return what each context of a plan covers: its profiles, then its buckets, no input left out."""
     profiles: Sequence[Mapping[str, ShapeRange]] = metadata.profiles or ({},)
+    buckets = [{name: _only(shape) for name, shape in bucket.items()} for bucket in metadata.buckets]
     return tuple(
         {record.name: ranges.get(record.name) or _only(record.shape) for record in metadata.inputs}
-        for ranges in profiles
+        for ranges in (*profiles, *buckets)
     )
+
+
+def profile_of(metadata: PlanMetadata, context: int) -> int:
+    """Return the profile of a context by its place in ``whole_ranges``.
+
+    Contexts of one engine may share a profile since TensorRT 10.0 (PreviewFeature::kPROFILE_SHARING_0806).
+    """
+    count = max(1, len(metadata.profiles))
+    if context < count:
+        return context
+    shapes = metadata.buckets[context - count]
+    covering = (
+        index
+        for index, ranges in enumerate(metadata.profiles)
+        if all(_within(shape, ranges[name]) for name, shape in shapes.items() if name in ranges)
+    )
+    return next(covering, 0)
 
 
 class ProfileChoice:

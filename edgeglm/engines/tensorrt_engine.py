@@ -20,7 +20,7 @@ from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.cuda_driver import Driver, this_driver
 from edgeglm.engines.libraries import imported_library
 from edgeglm.engines.plan import PlanMetadata, TensorRecord
-from edgeglm.engines.profiles import ProfileChoice, is_fixed, whole_ranges
+from edgeglm.engines.profiles import ProfileChoice, is_fixed, profile_of, whole_ranges
 from edgeglm.engines.protocol import Array, Engine, Feeds, TensorSpec
 from edgeglm.engines.tensorrt_bucket import Bucket
 from edgeglm.engines.tensorrt_contexts import Contexts
@@ -78,7 +78,7 @@ class TensorRtEngine(Engine):
 
     @property
     def in_use(self) -> dict[int, str]:
-        """What became of each profile that was needed: ``graph``, ``no graph yet``, or why there is none."""
+        """What became of each context that was needed: ``graph``, ``no graph yet``, or why there is none."""
         return {
             index: "graph" if bucket.captured else bucket.refusal or "no graph yet"
             for index, bucket in sorted(self._buckets.items())
@@ -111,7 +111,7 @@ class TensorRtEngine(Engine):
                 resources.callback(self._drop)
                 self._contexts = Contexts(module, runtime, engine, driver, self.metadata)
                 self._driver = driver
-                if engine.num_optimization_profiles != len(self._ranges):
+                if engine.num_optimization_profiles != max(1, len(self.metadata.profiles)):
                     raise UserError(f"{self.path} and its record disagree; run 'edgeglm finalize' again")
             self._resources = resources.pop_all()
 
@@ -154,7 +154,7 @@ class TensorRtEngine(Engine):
             bucket = self._buckets[index] = Bucket(
                 context,
                 self._driver,
-                index,
+                profile_of(self.metadata, index),
                 self._ranges[index],
                 self.metadata.outputs,
                 self._dtypes,

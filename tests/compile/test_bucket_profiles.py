@@ -1,4 +1,4 @@
-"""Engines with a profile a bucket, really built by TensorRT-RTX; only a GPU can run them."""
+"""Engines with buckets, really built by TensorRT-RTX; only a GPU can run them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeglm.targets.schema import load_target
 Tower = Callable[..., Path]
 
 
-def test_a_text_tower_is_built_with_a_profile_for_each_batch_and_length(tmp_path: Path, text_tower: Tower):
+def test_a_text_tower_is_built_with_a_bucket_for_each_batch_and_length(tmp_path: Path, text_tower: Tower):
     options = BuildOptions(usual_batch=4)
     engine = engine_from_onnx(
         text_tower(tmp_path / "text.onnx"),
@@ -42,7 +42,7 @@ def test_a_text_tower_is_built_with_a_profile_for_each_batch_and_length(tmp_path
     ), "any other shape still runs"
 
 
-def test_an_image_tower_is_built_with_a_profile_for_each_batch(tmp_path: Path, image_tower: Tower):
+def test_an_image_tower_is_built_with_a_bucket_for_each_batch(tmp_path: Path, image_tower: Tower):
     engine = engine_from_onnx(
         image_tower(tmp_path / "image.onnx"),
         targets=[load_target("t4")],
@@ -50,9 +50,8 @@ def test_an_image_tower_is_built_with_a_profile_for_each_batch(tmp_path: Path, i
         precision="fp16",
         profiles=tower_profiles("image", BuildOptions().batch, (1, 8, 16), BuildOptions().buckets),
     )
-    assert [profile["pixels"].max for profile in engine.metadata.profiles] == [
-        (batch, 3, 4, 4) for batch in (32, 1, 8, 32)
-    ]
+    assert [bucket["pixels"] for bucket in engine.metadata.buckets] == [(n, 3, 4, 4) for n in (1, 8, 32)]
+    assert len(engine.metadata.profiles) == 1, "each profile would put the weights into the plan again"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class StandInContext:
         self._memory = (memory, size)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        if index in self._engine.profiles_taken:
+        if index in self._engine.profiles_taken and not self._engine.shares_profiles:
             return False
         self._engine.profiles_taken.append(index)
         self._profile = index
@@ -148,7 +148,7 @@ class StandInEngine:
         self.stand_in, self.profiles = stand_in, profiles
         self.profiles_taken: list[int] = []
         self.contexts: list[StandInContext] = []
-        self.full = self.refuses_capture = self.brings_code = False
+        self.full = self.refuses_capture = self.brings_code = self.shares_profiles = False
         self.weight_streaming_budget_v2 = 1000
 
     def get_weight_streaming_automatic_budget(self) -> int:

@@ -72,6 +72,7 @@ def calls(way: str, libcuda: Path, repository: Path, *, integrated: int) -> str:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     return done.stdout.strip()
 
 

@@ -81,6 +81,20 @@ def test_each_bucket_has_a_context_and_graphs_survive_calls_of_other_shapes(libr
         assert len(addresses) == 1, "contexts that never run at once share the memory for activations"
 
 
+def test_buckets_that_share_a_profile_have_contexts_and_graphs_of_their_own(library, stand_in, plan):
+    library.profiles, library.shares_profiles = (ANY,), True
+    shared = msgspec.structs.replace(
+        RECORD, profiles=(ANY,), buckets=({"pixels": (1, 2)}, {"pixels": (8, 2)})
+    )
+    with TensorRtEngine(plan, shared) as engine:
+        for call in range(5):
+            for rows in (1, 8, 3):
+                answer(engine, rows, call)
+        assert engine.in_use == {0: "no graph yet", 1: "graph", 2: "graph"}
+        assert library.profiles_taken == [0, 0, 0]
+        assert engine.bucket_batches == (1, 8)
+
+
 @pytest.mark.parametrize(("rows", "profile"), [(4, 2), (7, 2), (8, 2), (3, 0), (9, 0), (16, 0), (1, 1)])
 def test_a_batch_is_filled_up_to_twice_its_rows_at_most(library, plan, rows, profile):
     with TensorRtEngine(plan, RECORD) as engine:
