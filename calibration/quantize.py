@@ -189,7 +189,7 @@ def make_candidates(
                 found = _fp16(work) if name == "fp16" else _int8(work)
                 task.advance()
                 if found is None:
-                    left_out[name] = _reasons(work, name)
+                    left_out[name] = _reasons(work.trials[name])
                 else:
                     made, trial = found
                     variants[name] = _keep(work, name, made, trial.metrics)
@@ -211,6 +211,7 @@ def _int8(work: _Work) -> _Found | None:
     files = work.files
     paying = [tower for tower in TOWERS if files.pays(tower)]
     if not paying:
+        _slower(work)
         return None
     high = {tower: files.high(tower) for tower in TOWERS}
     methods = work.config.methods if any(files.is_open(tower) for tower in TOWERS) else ("max",)
@@ -235,6 +236,19 @@ def _int8(work: _Work) -> _Found | None:
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
 
 
+def _slower(work: _Work) -> None:
+    """Record what INT8 would keep, and that it is not faster than FP32 here."""
+    trial = _try(work, "int8", {tower: work.files.int8(tower, "max") for tower in TOWERS})
+    times = ", ".join(
+        f"{tower} {scheme} {gain:.2f} x"
+        for tower, timed in sorted(work.files.speedups.items())
+        for scheme, gain in sorted(timed.items())
+    )
+    reason = f"no INT8 scheme is faster than FP32 on this machine ({times})"
+    verdict = Verdict(passed=False, score=trial.verdict.score, reason=reason)
+    work.trials["int8"][-1] = msgspec.structs.replace(trial, verdict=verdict)
+
+
 def _searched(work: _Work, towers: Sequence[str]) -> dict[str, TowerFile]:
     """Return the towers by plans that cost each its part of what both may lose; none for one without."""
 
@@ -248,15 +262,7 @@ def _searched(work: _Work, towers: Sequence[str]) -> dict[str, TowerFile]:
     return {tower: work.files.by_plan(tower, plan) for tower, plan in plans.items() if plan is not None}
 
 
-def _reasons(work: _Work, name: str) -> str:
-    trials = work.trials.get(name)
-    if not trials:
-        times = ", ".join(
-            f"{tower} {scheme} {gain:.2f} x"
-            for tower, timed in sorted(work.files.speedups.items())
-            for scheme, gain in sorted(timed.items())
-        )
-        return f"no INT8 scheme is faster than FP32 on this machine ({times})"
+def _reasons(trials: Sequence[Trial]) -> str:
     return "; ".join(f"{_label(trial.precisions)}: {trial.verdict.reason}" for trial in trials)
 
 

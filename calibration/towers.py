@@ -31,6 +31,7 @@ from edgeglm.evaluate.parity import Parity
 if TYPE_CHECKING:
     from edgeglm.calibration.quantize import QuantizeConfig
 
+_CLEARLY = 1.1
 Precision = Literal["fp32", "fp16", "int8"]
 TOWERS = ("image", "text")
 #: Given the files of both towers, the share of FP32's score that they keep.
@@ -96,13 +97,18 @@ class TowerFiles:
         return fixed or bool(self.schemes(tower))
 
     def schemes(self, tower: str) -> tuple[Scheme, ...]:
-        """Return the schemes that are faster than FP32 here, the fastest first; each is timed once."""
+        """Return the schemes that are faster than FP32 here, the best first; each is timed once.
+
+        The best is the likeliest that none is clearly faster than: two timings of a file differ a little,
+        and a build should not depend on that.
+        """
         if tower not in self._schemes:
             timed = self.speedups.setdefault(tower, {})
             for name in self.config.schemes.get(tower, ()):
                 path = self._whole(tower, name, self.config.methods[0])[0]
                 timed[name] = round(self._speedup(tower)(path), 3)
-            paying = sorted((n for n in timed if timed[n] > MIN_GAIN), key=lambda n: -timed[n])
+            paying = [name for name in timed if timed[name] > MIN_GAIN]
+            paying.sort(key=lambda name: timed[name] * _CLEARLY < max(timed.values()))
             self._schemes[tower] = tuple(scheme_named(name) for name in paying)
         return self._schemes[tower]
 
@@ -113,13 +119,15 @@ class TowerFiles:
         return self.schemes(tower)[0].activation != "dynamic"
 
     def int8(self, tower: str, method: Method) -> TowerFile:
-        """Return a tower in INT8: by its plan, by its fastest scheme, else by its policy."""
+        """Return a tower in INT8: by its plan, by its best scheme, else by its policy."""
         config = self.config
         if tower not in config.plans and tower not in config.schemes:
             return self._by_policy(tower)
         if tower in config.plans:
             return self.by_plan(tower, config.plans[tower])
-        path, report = self._whole(tower, self.schemes(tower)[0].name, method)
+        timed = self.speedups.get(tower, {})
+        best = self.schemes(tower)[0].name if self.schemes(tower) else max(timed, key=lambda n: timed[n])
+        path, report = self._whole(tower, best, method)
         return self._measured(tower, path, "int8", report)
 
     def by_plan(self, tower: str, plan: PrecisionPlan) -> TowerFile:

@@ -87,6 +87,8 @@ class Project:
         for name, value in STEPS.items():
             module, _, constant = name.rpartition(".")
             lines.append(f"importlib.import_module({module!r}).{constant} = {value}")
+        paying = "lambda *_, **__: lambda _: 1.5"
+        lines.append(f"importlib.import_module('edgeglm.calibration.towers').speedup_over = {paying}")
         lines += [
             "signal.signal(signal.SIGINT, signal.default_int_handler)",
             "from edgeglm.cli.main import main",
@@ -112,6 +114,8 @@ def _few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in STEPS.items():
             patch.setattr(name, value)
+        # Towers this small may be slower in INT8, and which scheme is faster changes from run to run.
+        patch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: lambda _: 1.5)
         yield
 
 

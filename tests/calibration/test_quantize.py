@@ -165,6 +165,9 @@ def test_no_int8_travels_where_nothing_is_faster_and_the_times_say_so(
     )
     assert sorted(report.variants) == ["fp32"]
     assert "image u8s8-chains 0.50 x" in report.left_out["int8"]
+    (trial,) = report.trials["int8"]
+    assert not trial.verdict.passed
+    assert trial.verdict.score == 1.0, "what it would have kept is told all the same"
 
 
 def _reads_float(path: Path, layer: str) -> bool:
