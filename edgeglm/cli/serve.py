@@ -90,7 +90,7 @@ def command(
     from edgeglm.runtime.batch_queue import BatchPolicy
     from edgeglm.runtime.config import RunnerConfig
     from edgeglm.serve import page_routes
-    from edgeglm.serve.config import ServeConfig, token_from
+    from edgeglm.serve.config import ServeConfig, bytes_of, token_from
     from edgeglm.serve.server import serve
 
     config = ServeConfig(
@@ -103,7 +103,7 @@ def command(
         hosts=host_name,
         bundles=bundles,
         control=control,
-        max_body=int(max_body_mb * 1e6),
+        max_body=bytes_of(max_body_mb, "--max-body-mb"),
         max_rows=max_rows,
         max_requests=max_requests,
         drain_timeout=drain_seconds,

@@ -118,6 +118,17 @@ class Tokenizer:
         return 0
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: half a pair of surrogates, as of a command line, cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def teacher_tokenizer(folder: Path) -> tuple[Tokenizer, TextPreprocessing]:
     """Open the tokenizer of a teacher artifact and how it is used."""
     settings = msgspec.json.decode((folder / "text.json").read_bytes(), type=TextPreprocessing)

@@ -81,6 +81,7 @@ class Contents:
     _places: int = 0
     _view: View | None = None
     _log: int = -1
+    _closed: bool = False
 
     @classmethod
     def opened(cls, folder: Path, dimensions: int) -> Contents:
@@ -146,7 +147,9 @@ class Contents:
         return self._view
 
     def picture(self, entry: Entry) -> bytes:
-        """Read the picture of an entry; empty if it has none."""
+        """Read the picture of an entry; empty if it has none. Raises UserError once this is closed."""
+        if self._closed:  # the number of a closed file may be another file's by now
+            raise UserError("the index was closed; open it again")
         at, length = entry.picture
         if length == 0:
             return b""
@@ -158,7 +161,10 @@ class Contents:
             yield entry, self.picture(entry)
 
     def close(self) -> None:
-        """Close the files; a view stays usable."""
+        """Close the files; a view stays usable. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self._log >= 0:
             os.close(self._log)
             self._log = -1

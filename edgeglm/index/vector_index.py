@@ -118,6 +118,7 @@ class VectorIndex:
         self.path = path
         self.header = header_of(path)
         self._lock = threading.Lock()
+        self._closed = False
         self._current = _identity(path / CURRENT_NAME)
         self._contents = opened_contents(path, self.header.dimensions)
 
@@ -137,11 +138,17 @@ class VectorIndex:
     def close(self) -> None:
         """Close the files."""
         with self._lock:
+            self._closed = True
             self._contents.close()
 
     def view(self) -> View:
-        """Return the rows as they are now, writers' changes included, as something that holds still."""
+        """Return the rows as they are now, writers' changes included, as something that holds still.
+
+        Raises UserError once the index is closed.
+        """
         with self._lock:
+            if self._closed:
+                raise UserError(f"{self.path} was closed; open it again")
             contents = self._contents
             if (current := _identity(self.path / CURRENT_NAME)) != self._current:
                 fresh = opened_contents(self.path, self.header.dimensions)

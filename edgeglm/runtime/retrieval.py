@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgeglm.bundle.opened import Bundle, Gallery
 from edgeglm.core.errors import UserError
-from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.tokenization import Tokenizer, is_unicode
 from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.profiles import in_length_bucket
 
@@ -139,6 +139,8 @@ class Retriever:
         for text in texts:
             if not text.strip():
                 raise UserError("a query is empty; give it a word")
+            if not is_unicode(text):
+                raise UserError("a query is no Unicode; type it in a terminal that writes UTF-8")
         if self._tokenizer is None:
             lowercase = self._preprocessing.text.lowercase
             self._tokenizer = Tokenizer(self.bundle.tokenizer_path, lowercase=lowercase)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.core.errors import EdgeglmError, UserError
-from edgeglm.data.tokenization import Tokenizer
+from edgeglm.data.tokenization import Tokenizer, is_unicode
 from edgeglm.data.transforms import ImagePreprocessing, model_input_from_files
 from edgeglm.engines.profiles import default_length_buckets as default_length_buckets
 from edgeglm.engines.protocol import Engine
@@ -70,14 +70,14 @@ def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:
     ones = np.ones(max_length, np.int64)
 
     def prepare(texts: Sequence[object]) -> Sequence[Sample | EdgeglmError]:
-        good = [text for text in texts if isinstance(text, str) and text.strip()]
+        good = [str(text) for text in texts if _is_text(text)]
         ids, mask = tokenizer.encode(good, max_length=max_length)
         lengths = mask.sum(axis=1)
         rows = iter(
             {"input_ids": row[:length], "attention_mask": ones[:length]}
             for row, length in zip(ids, lengths, strict=True)
         )
-        return [next(rows) if isinstance(text, str) and text.strip() else _not_a_text(text) for text in texts]
+        return [next(rows) if _is_text(text) else _not_a_text(text) for text in texts]
 
     return prepare
 
@@ -98,7 +98,13 @@ def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
     return lambda images: [one(image) for image in images]
 
 
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and is_unicode(text)
+
+
 def _not_a_text(text: object) -> UserError:
+    if isinstance(text, str) and text.strip():
+        return UserError("a text is no Unicode; give what can be written as UTF-8")
     if isinstance(text, str):
         return UserError("a text is empty; give it a word")
     return UserError(f"a text is a {type(text).__name__}; give a str")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.runtime.config import RunnerConfig
 
 MIN_TOKEN = 16
+_DAY = 86_400.0
 
 
 def default_runner_config() -> RunnerConfig:
@@ -77,8 +79,8 @@ class ServeConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
         for name in ("body_timeout", "send_timeout", "idle_timeout", "drain_timeout"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; give seconds above 0")
+            if not 0 < getattr(self, name) <= _DAY:
+                raise UserError(f"{name} is {getattr(self, name)}; give seconds above 0 and up to a day")
         if (self.certificate is None) != (self.key is None):
             raise UserError("TLS takes a certificate and a key; give both, or neither")
         for file in (self.certificate, self.key):
@@ -86,6 +88,10 @@ class ServeConfig:
                 raise UserError(f"there is no file {file}; give the path of a PEM file")
         if self.token is not None and (len(self.token) < MIN_TOKEN or not self.token.isascii()):
             raise UserError(f"the token has under {MIN_TOKEN} ASCII characters; make a longer one")
+        if self.certificate is not None and self.key is not None:
+            _check_pair(self.certificate, self.key)
+        if self.runner.when_full != "shed":
+            raise UserError("a server cannot let callers wait for a place; set when_full to 'shed'")
         if self.bundles is not None and not self.bundles.is_dir():
             raise UserError(f"there is no folder {self.bundles}; give a folder of bundles")
 
@@ -96,6 +102,30 @@ class ServeConfig:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def bytes_of(megabytes: float, option: str) -> int:
+    """Return megabytes as bytes. Raises UserError for none, or more than a terabyte."""
+    if not 1e-6 <= megabytes <= 1e6:
+        raise UserError(f"{option} is {megabytes}; give megabytes, such as 32")
+    return int(megabytes * 1e6)
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Raise UserError for a certificate and a key that no TLS server could use."""
+
+    def encrypted() -> str:
+        raise UserError(f"{key} is encrypted; write it without a pass phrase, readable by the server alone")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=encrypted)
+    except ssl.SSLError as error:
+        why = error.reason or error
+        raise UserError(
+            f"{certificate} and {key} are no certificate and its key: {why}; give both in PEM"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {certificate} or {key}: {error}; make them readable") from None
 
 
 def token_from(file: Path | None, variable: str | None) -> str | None:

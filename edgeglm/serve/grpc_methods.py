@@ -148,13 +148,13 @@ class Methods:
         deadline, priority = limits_of(request)
         if remaining is not None:
             deadline = remaining if deadline is None else min(deadline, remaining)
-        answered_by = service.version
+        served = service.served
         outputs = await answers(
-            service.runner,
+            served.runner,
             model,
             arrays,
             max_rows=service.config.max_rows,
             deadline=deadline,
             priority=priority,
         )
-        return infer_response(request, model, answered_by, outputs, wanted)
+        return infer_response(request, model, served.identity.digest, outputs, wanted)

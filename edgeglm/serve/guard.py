@@ -7,16 +7,17 @@ import hmac
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sized
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from edgeglm.runtime.requests import OverloadedError
+from edgeglm.serve.identity import Identity
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts, route_of
 from edgeglm.serve.refusals import (
+    CrowdedError,
     ForbiddenError,
     GoneError,
     SlowCallerError,
@@ -35,7 +36,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _JSON = (b"content-type", b"application/json")
-_LARGE = 1 << 16  # bytes of an answer that may wait for its reader
+_ANSWERED_BY = "edgeglm.answered_by"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -71,6 +72,8 @@ class Gate:
         self._prefix = os.urandom(4).hex().encode()
         self._active = 0
         self._buffered = 0
+        self.connections: Sized = ()
+        """The open connections, once the transport has told."""
 
     def enter(self) -> None:
         """Count a request as worked on; ``leave`` ends it."""
@@ -116,7 +119,7 @@ class Gate:
         if self._hosts is not None and host not in self._hosts and _host_name(host) not in self._hosts:
             raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and (not host or origin.partition(b"://")[2] != host):
             raise ForbiddenError("a page of another site may not ask this server; open the server's own page")
         if (
             self._token is not None
@@ -125,9 +128,14 @@ class Gate:
             and not (self._open_below and path.startswith(self._open_below))
         ):
             raise UnauthorizedError("the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+        if path in OPEN_PATHS:
+            return  # a full server is not a dead one
         if self._active > self.config.max_requests:
             limit = self.config.max_requests
             raise OverloadedError(f"the server works on {limit} requests already; try later")
+        if len(self.connections) > self.config.max_connections:
+            limit = self.config.max_connections
+            raise CrowdedError(f"the server holds {limit} connections already; close some, or try later")
 
     def id_for(self, headers: Mapping[bytes, bytes]) -> bytes:
         """Take the caller's id if it may stand in a log, or make one."""
@@ -163,13 +171,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                identity = gate.service.identity.headers
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id_), *identity]
-                await send(message)
-            elif len(message.get("body", b"")) > _LARGE:
-                await asyncio.wait_for(send(message), gate.config.send_timeout)
-            else:
-                await send(message)
+                identity: Identity = scope.get(_ANSWERED_BY) or gate.service.identity
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id_), *identity.headers]
+            await send(message)
 
         body = _Body(gate, receive, headers)
         error: BaseException | None = None
@@ -250,6 +254,11 @@ class _Body:
         self.reserved += size
 
 
+def answered_by(scope: MutableMapping[str, Any], identity: Identity) -> None:
+    """Note which bundle a request was answered by: another one may serve when the answer is sent."""
+    scope[_ANSWERED_BY] = identity
+
+
 async def whole_body(receive: Receive) -> bytes:
     """Read a request's body. Raises GoneError if the caller hangs up in the middle."""
     message = await receive()
@@ -283,7 +292,7 @@ def refused_answer(error: BaseException) -> tuple[int, bytes, list[tuple[bytes, 
         headers.append((b"retry-after", b"%d" % refusal.retry_after))
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
-    if isinstance(error, (TooLargeError, SlowCallerError, GoneError)):
+    if isinstance(error, (TooLargeError, SlowCallerError, GoneError, CrowdedError)):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     return refusal.status, msgspec.json.encode({"error": words_of(error)}), headers
 

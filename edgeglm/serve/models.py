@@ -27,6 +27,7 @@ from edgeglm.serve.tensors import datatype_of
 
 Feed = Literal["arrays", "text", "image"]
 Outputs = dict[str, Array]
+MAX_TEXT = 16_384  # characters: reading more than that holds up other callers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ async def answers(
 
     Raises:
         UserError: Names, dtypes or shapes that do not fit, or texts that are no UTF-8.
-        TooLargeError: More rows than ``max_rows``.
+        TooLargeError: More rows than ``max_rows``, or a text over ``MAX_TEXT``.
         RequestError: What ``Runner.infer`` raises. Should one row fail, the others are withdrawn.
     """
     rows = _rows(model, inputs, max_rows)
@@ -178,12 +179,19 @@ def _calls(
     elements = [bytes(element) for element in raw.ravel()]
     if model.feed == "image":
         return [_named(runner.embed_image(e, deadline=deadline, priority=priority)) for e in elements]
-    texts = [text_from_bytes(element) for element in elements]
+    texts = [checked_text(text_from_bytes(element)) for element in elements]
     return [_named(runner.embed_text(text, deadline=deadline, priority=priority)) for text in texts]
 
 
 async def _named(row: Coroutine[Any, Any, Array]) -> dict[str, Array]:
     return {"embedding": await row}
+
+
+def checked_text(text: str) -> str:
+    """Return a text that is short enough. Raises TooLargeError; the tower reads some tens of words."""
+    if len(text) > MAX_TEXT:
+        raise TooLargeError(f"a text of {len(text)} characters is over the limit of {MAX_TEXT}; shorten it")
+    return text
 
 
 def text_from_bytes(data: bytes) -> str:

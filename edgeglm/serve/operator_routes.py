@@ -25,7 +25,7 @@ def routes(service: Service, http: HttpCounts, grpc: HttpCounts) -> list[Route]:
         return Response(exposition(collector), media_type="text/plain; version=0.0.4")
 
     async def stats(_: Request) -> Response:
-        searcher = service.searcher
+        searcher = service.served.searcher
         return json_answer(
             {
                 "uptime_s": round(time.time() - service.started, 1),

@@ -7,20 +7,22 @@ import binascii
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.retrieval import FloatRows
+from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
-from edgeglm.serve.models import all_of
+from edgeglm.serve.models import all_of, checked_text, text_from_bytes
 from edgeglm.serve.refusals import TooLargeError
 from edgeglm.serve.search import Found, Searcher
 from edgeglm.serve.service import Service
@@ -63,55 +65,60 @@ def routes(service: Service) -> list[Route]:
     async def embed(request: Request) -> Response:
         asked, pictures = await _embed_request(request)
         began = time.perf_counter()
+        served = service.served
         rows = await _embedded(service, asked, pictures)
+        answered_by(request.scope, served.identity)
         return json_answer(
             {
                 "embeddings": [row.tolist() for row in rows],
                 "dimensions": len(rows[0]),
                 "ms": _ms(began),
-                "edgeglm": service.identity.facts,
+                "edgeglm": served.identity.facts,
             }
         )
 
     async def search(request: Request) -> Response:
         asked, picture = await _search_request(request)
         began = time.perf_counter()
-        searcher = service.require_searcher()
         seconds = _seconds(asked.timeout_ms)
         service.model("embed_text" if picture is None else "embed_image")
-        if picture is not None:
-            query_D = await service.runner.embed_image(picture, deadline=seconds)
-        else:
-            assert asked.text is not None
-            query_D = await service.runner.embed_text(asked.text, deadline=seconds)
-        embedded = time.perf_counter()
-        found = await _searched(searcher, query_D, asked.k, asked.where)
-        searched = time.perf_counter()
-        data = await asyncio.to_thread(_inline, searcher, found[: asked.inline]) if asked.inline else {}
+        with service.served as served:  # what is searched is of the very bundle that embeds
+            searcher = served.require_searcher()
+            if picture is not None:
+                query_D = await served.runner.embed_image(picture, deadline=seconds)
+            else:
+                assert asked.text is not None
+                query_D = await served.runner.embed_text(checked_text(asked.text), deadline=seconds)
+            embedded = time.perf_counter()
+            found = await _searched(searcher, query_D, asked.k, asked.where)
+            searched = time.perf_counter()
+            data = await asyncio.to_thread(_inline, searcher, found[: asked.inline]) if asked.inline else {}
+            rows = searcher.size
+        answered_by(request.scope, served.identity)
         return json_answer(
             {
                 "hits": [_hit(rank, hit, data.get(hit.id)) for rank, hit in enumerate(found, start=1)],
-                "searched": {"name": searcher.name, "rows": searcher.size},
+                "searched": {"name": searcher.name, "rows": rows},
                 "ms": {
                     "embed": round((embedded - began) * 1e3, 3),
                     "search": round((searched - embedded) * 1e3, 3),
                     "all": _ms(began),
                 },
-                "edgeglm": service.identity.facts,
+                "edgeglm": served.identity.facts,
             }
         )
 
     async def picture(request: Request) -> Response:
-        found = service.require_searcher().picture(request.path_params["id"])
+        with service.served as served:
+            picture = await asyncio.to_thread(served.require_searcher().picture, request.path_params["id"])
+            data, kind = await asyncio.to_thread(_picture, picture)
         # what a browser would run must never come from a folder of pictures
         headers = {
             "x-content-type-options": "nosniff",
             "content-security-policy": "default-src 'none'; sandbox",
         }
         headers["cache-control"] = "private, max-age=60"
-        if isinstance(found, bytes):
-            return Response(found, media_type="image/webp", headers=headers)
-        return FileResponse(found, headers=headers)
+        return Response(data, media_type=f"image/{kind}", headers=headers)
 
     return [
         Route("/v1/embed", embed, methods=["POST"]),
@@ -138,7 +145,7 @@ async def _embed_request(request: Request) -> tuple[EmbedRequest, list[bytes]]:
 
 
 async def _embedded(service: Service, asked: EmbedRequest, pictures: list[bytes]) -> FloatRows:
-    texts = [text for text in (asked.text, *asked.texts) if text is not None]
+    texts = [checked_text(text) for text in (asked.text, *asked.texts) if text is not None]
     count = len(texts) + len(pictures)
     if not count:
         raise UserError("there is nothing to embed; give a 'text' or an 'image'")
@@ -161,6 +168,7 @@ async def _embedded(service: Service, asked: EmbedRequest, pictures: list[bytes]
 async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None]:
     """Read a query from the URL, from JSON, from a form, or from a picture as the body."""
     kind = _content_type(request)
+    _check_utf8(request)
     query = dict(request.query_params)
     if request.method == "GET" or kind.startswith("image/"):
         asked = _from_strings(query, SearchRequest)
@@ -206,11 +214,17 @@ def _inline(searcher: Searcher, found: list[Found]) -> dict[str, str]:
     for hit in found:
         if not hit.picture:
             continue
-        picture = searcher.picture(hit.id)
-        data = picture if isinstance(picture, bytes) else picture.read_bytes()
-        kind = "webp" if isinstance(picture, bytes) else picture.suffix.lstrip(".").lower()
-        urls[hit.id] = f"data:image/{'jpeg' if kind == 'jpg' else kind};base64,{b64encode(data).decode()}"
+        data, kind = _picture(searcher.picture(hit.id))
+        urls[hit.id] = f"data:image/{kind};base64,{b64encode(data).decode()}"
     return urls
+
+
+def _picture(found: Path | bytes) -> tuple[bytes, str]:
+    """Return the bytes of a searcher's picture and its kind as MIME has it."""
+    if isinstance(found, bytes):
+        return found, "webp"
+    kind = found.suffix.lstrip(".").lower()
+    return found.read_bytes(), "jpeg" if kind == "jpg" else kind
 
 
 def picture_from_base64(text: str) -> bytes:
@@ -247,6 +261,13 @@ def _from_strings(values: dict[str, str], kind: type[SearchRequest]) -> SearchRe
         return msgspec.convert(named, kind, strict=False)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UserError(f"the query is no search: {error}; see /openapi.json") from None
+
+
+def _check_utf8(request: Request) -> None:
+    """Raise UserError for a query whose bytes are no text; reading it would put other characters there."""
+    query: bytes = request.scope["query_string"]
+    if b"%" in query:
+        text_from_bytes(unquote_to_bytes(query))
 
 
 def _timeout(fields: dict[str, list[str]]) -> float | None:

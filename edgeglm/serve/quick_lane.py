@@ -15,7 +15,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from edgeglm.core.errors import UserError
 from edgeglm.serve.guard import Gate, refused_answer
+from edgeglm.serve.identity import Identity
 from edgeglm.serve.v2_infer import inferred
 
 _BEGINS = b"POST /v2/models/"
@@ -88,12 +90,15 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
         _task: asyncio.Task[None] | None = None
         _later = b""
         _between = True  # whether uvicorn's parser is between two messages
-
+        _closing = False
+        _waiting = False  # whether what comes is left unread until an answer is read
         _head_timer: asyncio.TimerHandle | None = None
+        _unread_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             """Give a connection that says nothing the time of an idle one, which uvicorn does not."""
             super().connection_made(transport)
+            gate.connections = self.connections
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -145,21 +150,63 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
             if self._task is not None:
                 self._task.cancel()  # nobody waits for this answer any more
             self._head_ended()
+            self._read_on()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            """Give a caller who does not read its answers some time, and then up."""
+            super().pause_writing()
+            self._await_reader()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                self._read_on()
+                if self._waiting:
+                    self._waiting = False
+                    self._next()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():  # which waits for what is not yet read
+                self._await_reader()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._await_reader()
 
         def shutdown(self) -> None:
             if self._task is None:
                 super().shutdown()
+                self._await_reader()
             else:
                 self._closing = True
 
-        _closing = False
+        def send_400_response(self, msg: str) -> None:
+            """Tell what is no HTTP so like any other refusal."""
+            id_, error = gate.id_for({}), UserError("this is no HTTP/1.1 request; send one")
+            status, answer, given = refused_answer(error)
+            gate.enter()
+            scope = {"method": "other", "path": "", "client": self.client, "headers": ()}
+            gate.leave(scope, id_, status, 0.0, error, reserved=0)
+            self._closing = True
+            self._write(status, answer, given, id_, gate.service.identity)
+
+        def _await_reader(self) -> None:
+            if self._unread_timer is None:
+                self._unread_timer = self.loop.call_later(gate.config.send_timeout, self.transport.abort)
+
+        def _read_on(self) -> None:
+            if self._unread_timer is not None:
+                self._unread_timer.cancel()
+                self._unread_timer = None
 
         async def _answer(self, request: WholeRequest) -> None:
             began = time.perf_counter()
             path = request.url.decode("ascii", "replace")
             headers, id_ = request.headers, gate.id_for(request.headers)
             error: BaseException | None = None
+            identity = gate.service.identity
             status, reserved = 200, 0
             gate.enter()
             try:
@@ -167,7 +214,7 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
                 gate.check_size(len(request.body))
                 gate.reserve(len(request.body))
                 reserved = len(request.body)
-                answer, given = await inferred(gate.service, path, headers, request.body)
+                answer, given, identity = await inferred(gate.service, path, headers, request.body)
             except asyncio.CancelledError:
                 status = 499
                 raise
@@ -179,9 +226,11 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
                 self.tasks.discard(task)
                 scope = {"method": "POST", "path": path, "client": self.client, "headers": headers.items()}
                 gate.leave(scope, id_, status, time.perf_counter() - began, error, reserved=reserved)
-            self._write(status, answer, given, id_)
+            self._write(status, answer, given, id_, identity)
 
-        def _write(self, status: int, answer: bytes, given: list[Any], id_: bytes) -> None:
+        def _write(
+            self, status: int, answer: bytes, given: list[Any], id_: bytes, identity: Identity
+        ) -> None:
             if self.transport.is_closing():
                 return
             parts = [b"HTTP/1.1 ", _REASONS.get(status) or b"%d Error" % status, b"\r\n"]
@@ -189,25 +238,17 @@ def quick_lane(gate: Gate) -> type[HttpToolsProtocol]:
             for name, value in given:
                 parts += (name, b": ", value, b"\r\n")
                 closing = closing or name == b"connection"
-            parts += (b"x-request-id: ", id_, b"\r\n", gate.service.identity.lines)
+            parts += (b"x-request-id: ", id_, b"\r\n", identity.lines)
             if closing:
                 parts.append(b"connection: close\r\n")
             parts += (b"content-length: %d\r\n\r\n" % len(answer), answer)
             self.transport.write(b"".join(parts))
             if closing:
                 self.transport.close()
+                self._await_reader()
             elif self.flow.write_paused:
-                self.loop.create_task(self._drained())
-            else:
-                self._next()
-
-        async def _drained(self) -> None:
-            """Read on when the caller has read; cut off one who does not."""
-            self.flow.pause_reading()
-            try:
-                await asyncio.wait_for(self.flow.drain(), gate.config.send_timeout)
-            except asyncio.TimeoutError:
-                self.transport.abort()
+                self.flow.pause_reading()
+                self._waiting = True
             else:
                 self._next()
 

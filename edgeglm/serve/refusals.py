@@ -37,6 +37,10 @@ class SlowCallerError(EdgeglmError):
     """A caller takes too long to send its body."""
 
 
+class CrowdedError(EdgeglmError):
+    """There are too many connections."""
+
+
 class GoneError(EdgeglmError):
     """The caller hung up: nobody reads an answer."""
 
@@ -61,6 +65,7 @@ _REFUSALS: tuple[tuple[type[BaseException], Refusal], ...] = (
     (DeadlineExceededError, Refusal(504, "DEADLINE_EXCEEDED")),
     (RunnerClosedError, Refusal(503, "UNAVAILABLE", retry_after=5)),
     (NotReadyError, Refusal(503, "UNAVAILABLE")),
+    (CrowdedError, Refusal(503, "UNAVAILABLE", retry_after=1)),
     (SlowCallerError, Refusal(408, "CANCELLED")),
     (GoneError, Refusal(499, "CANCELLED")),
     (EngineFailedError, Refusal(500, "INTERNAL")),

@@ -160,7 +160,6 @@ def _server(app: App, gate: Gate) -> uvicorn.Server:
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            limit_concurrency=config.max_connections,
             timeout_keep_alive=int(config.idle_timeout) or 1,
             timeout_graceful_shutdown=int(config.drain_timeout) or 1,
             ssl_certfile=config.certificate,

@@ -14,10 +14,11 @@ from edgeglm.core.errors import unknown_name
 from edgeglm.runtime.finalized import choice_here
 from edgeglm.runtime.runner import Runner
 from edgeglm.serve.config import ServeConfig
-from edgeglm.serve.identity import Identity, identity_of
-from edgeglm.serve.models import Model, models_of
+from edgeglm.serve.identity import Identity
+from edgeglm.serve.models import Model
 from edgeglm.serve.refusals import ForbiddenError, NotFoundError, NotReadyError
 from edgeglm.serve.search import GallerySearcher, Searcher
+from edgeglm.serve.served import Served
 
 SearcherMaker = Callable[[Bundle, str], Searcher]
 
@@ -31,11 +32,6 @@ class Service:
         opened: Opens a bundle; ``open_bundle`` with this machine's trust by default.
         searcher: Makes what is searched, of a bundle and a variant; None for the bundle's gallery.
 
-    Attributes:
-        runner: Answers. Replaced when all models were unloaded and one is loaded again.
-        identity: Which bundle serves now.
-        searcher: What is searched; None where the bundle has no gallery and no index was given.
-        models: The models by name.
     """
 
     def __init__(
@@ -52,11 +48,7 @@ class Service:
         self._path, self._open, self._make_searcher = bundle, opened, searcher
         self._changing = asyncio.Lock()
         self._out: dict[str, str] = {}  # models out of service, and why
-        self.bundle: Bundle
-        self.runner: Runner
-        self.identity: Identity
-        self.models: dict[str, Model] = {}
-        self.searcher: Searcher | None = None
+        self._served: Served | None = None
 
     async def __aenter__(self) -> Service:
         """Verify, load and warm up. Raises UserError for a bundle or an engine that cannot be used."""
@@ -73,9 +65,33 @@ class Service:
     ) -> None:
         """Answer what was accepted, then close."""
         await self.runner.close()
-        if self.searcher is not None:
-            self.searcher.close()
-        self.bundle.close()
+        self.served.retire(with_bundle=True)
+
+    @property
+    def served(self) -> Served:
+        """What serves now. A request takes it once, so that all of its answer is of one bundle."""
+        assert self._served is not None, "use the service in an 'async with' statement"
+        return self._served
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle in service."""
+        return self.served.bundle
+
+    @property
+    def runner(self) -> Runner:
+        """What answers now. Replaced when all models were unloaded and one is loaded again."""
+        return self.served.runner
+
+    @property
+    def identity(self) -> Identity:
+        """Which bundle serves now."""
+        return self.served.identity
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The models by name."""
+        return self.served.models
 
     @property
     def version(self) -> str:
@@ -157,36 +173,35 @@ class Service:
         runner = Runner(bundle, self.config.runner)
         try:
             await runner.__aenter__()
-            self._adopt(bundle, runner, searcher)
+            self._adopt(Served(bundle, runner, searcher))
         except BaseException:
             _closed(searcher)
             await runner.close()
             raise
 
     async def _change(self, fresh: Bundle) -> None:
-        former = self.bundle
         try:
             if self.runner.closing:
                 await self._begin(fresh)
-            else:
-                searcher = await asyncio.to_thread(self._searcher, fresh)
-                try:
-                    # in the very moment of the switch, so that an answer names the bundle it came from
-                    await self.runner.swap(fresh, switched=lambda: self._adopt(fresh, self.runner, searcher))
-                finally:
-                    if self.searcher is not searcher:
-                        _closed(searcher)
+                return
+            searcher = await asyncio.to_thread(self._searcher, fresh)
+            runner = self.runner
+            try:
+                # in the very moment of the switch, so that an answer names the bundle it came from
+                with self.served:  # the former engines drain beside their bundle
+                    await runner.swap(fresh, switched=lambda: self._adopt(Served(fresh, runner, searcher)))
+            finally:
+                if self.bundle is not fresh:
+                    _closed(searcher)
         finally:
-            (former if self.bundle is fresh else fresh).close()
+            if self.bundle is not fresh:
+                fresh.close()
 
-    def _adopt(self, bundle: Bundle, runner: Runner, searcher: Searcher | None) -> None:
-        variant, words = runner.serving
-        former, self.searcher = self.searcher, searcher
-        self.bundle, self.runner = bundle, runner
-        self.identity = identity_of(bundle, variant, words)
-        self.models = models_of(runner.contracts)
-        self._out = {name: why for name, why in self._out.items() if name in self.models}
-        _closed(former)
+    def _adopt(self, fresh: Served) -> None:
+        former, self._served = self._served, fresh
+        self._out = {name: why for name, why in self._out.items() if name in fresh.models}
+        if former is not None:
+            former.retire(with_bundle=former.bundle is not fresh.bundle)
 
     def _searcher(self, bundle: Bundle) -> Searcher | None:
         """Open what is searched, with the variant that the runner will choose."""
@@ -196,12 +211,6 @@ class Service:
         if f"gallery/embeddings-{variant}.npy" not in bundle.manifest.files:
             return None
         return GallerySearcher(bundle, variant)
-
-    def require_searcher(self) -> Searcher:
-        """Return what is searched. Raises NotFoundError where there is nothing."""
-        if self.searcher is None:
-            raise NotFoundError("this bundle has no gallery to search; build it with one, or serve an index")
-        return self.searcher
 
 
 def _closed(searcher: Searcher | None) -> None:

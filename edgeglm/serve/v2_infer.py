@@ -8,7 +8,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from edgeglm.core.errors import UserError
-from edgeglm.serve.guard import Receive, Send, send_answer, whole_body
+from edgeglm.serve.guard import Receive, Send, answered_by, send_answer, whole_body
+from edgeglm.serve.identity import Identity
 from edgeglm.serve.models import answers
 from edgeglm.serve.refusals import NotFoundError, TooLargeError
 from edgeglm.serve.service import Service
@@ -30,13 +31,14 @@ class InferRoute:
         """Answer one request. Raises what the guard turns into an answer."""
         self._service.model(*model_in(scope["path"]))  # before a long body is waited for
         body = await whole_body(receive)
-        answer, headers = await inferred(self._service, scope["path"], dict(scope["headers"]), body)
+        answer, headers, identity = await inferred(self._service, scope["path"], dict(scope["headers"]), body)
+        answered_by(scope, identity)
         await send_answer(send, 200, answer, headers)
 
 
 async def inferred(
     service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes
-) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+) -> tuple[bytes, list[tuple[bytes, bytes]], Identity]:
     """Answer a whole request.
 
     Args:
@@ -46,7 +48,7 @@ async def inferred(
         body: Its body, as it came.
 
     Returns:
-        The answer's body and headers, apart from those that every answer has.
+        The answer's body and headers, apart from those that every answer has, and which bundle it is of.
 
     Raises:
         EdgeglmError: Whatever is wrong with it, or happens to it.
@@ -57,21 +59,21 @@ async def inferred(
     length = headers.get(_HEADER)
     request, arrays = infer_request(body, None if length is None else _length(length))
     check_wanted(request, model)
-    answered_by = service.version
+    served = service.served
     outputs = await answers(
-        service.runner,
+        served.runner,
         model,
         arrays,
         max_rows=service.config.max_rows,
         deadline=deadline_of(request.parameters),
         priority=priority_of(request.parameters),
     )
-    answer, json_length = infer_answer(request, model, answered_by, outputs)
+    answer, json_length = infer_answer(request, model, served.identity.digest, outputs)
     given = [_JSON] if json_length is None else [_BINARY, (_HEADER, b"%d" % json_length)]
     accepted = headers.get(b"accept-encoding")
     if accepted is not None and len(answer) > _WORTH_COMPRESSING:
         answer = compressed(answer, accepted, given)
-    return answer, given
+    return answer, given, served.identity
 
 
 def model_in(path: str) -> tuple[str, str]:

@@ -49,6 +49,7 @@ def test_what_cannot_be_done_exits_with_2_and_a_remedy(
     for arguments, why in (
         (("build", bundle, folder, "--output", index), "edgeglm index add"),
         (("search", index, bundle), "either --query TEXT or --image FILE"),
+        (("search", index, bundle, "--query", "a\udcff"), "no Unicode"),
         (("search", index, bundle, "--query", "red", "--variant", "int8"), "use --variant fp32"),
         (("search", index, bundle, "--query", "red", "--where", "kind"), "field=value"),
         (("search", index, bundle, "--query", "red", "--where", "knd=png"), "did you mean 'kind'"),

@@ -261,3 +261,18 @@ def test_a_scan_of_few_rows_is_exact_whatever_their_number_and_size(seed, count,
     wanted = np.sort(exact)[::-1][:k]
     assert np.allclose(scores[0], wanted, atol=1e-5)
     assert set(found[0].tolist()) <= set(among.tolist())
+
+
+def test_a_closed_index_reads_no_file_that_took_its_number(path: Path, tmp_path: Path):
+    filled(path, 3)
+    index = VectorIndex(path)
+    view = index.view()
+    index.close()
+    (tmp_path / "other").write_bytes(b"what nobody may see" * 100)
+    with (tmp_path / "other").open("rb"):
+        index.close()
+        with pytest.raises(UserError, match="closed; open it again"):
+            index.picture("r0")
+        with pytest.raises(UserError, match="closed; open it again"):
+            index.search(unit(1), 1)
+    assert len(view) == 3

@@ -39,6 +39,7 @@ def main(bundle: str, capacity: str, seconds: str, body: str) -> None:
         grpc_port=0,
         max_body=int(body),
         max_requests=64,
+        max_connections=128,
         body_timeout=1.0,
         send_timeout=1.0,
         runner=RunnerConfig(

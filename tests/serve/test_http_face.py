@@ -206,6 +206,9 @@ def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
         ("/v1/search?q=red&where=3", 400),
         ("/v1/search?q=red&where=%7B%22a%22%3A1%7D", 400),
         ("/v1/search?q=", 400),
+        ("/v1/search?q=%ff", 400),
+        ("/v1/search?q=red&where=%ed%a0%80", 400),
+        ("/v1/search?q=" + "a" * 20_000, 413),
         ("/v1/pictures/set/red", 200),
         ("/v1/pictures/../../manifest.json", 404),
         ("/v1/pictures/%2e%2e/%2e%2e/manifest.json", 404),
@@ -225,10 +228,25 @@ def test_paths_lead_nowhere_but_to_what_is_served(server: Server, path: str, sta
         assert json.loads(body)["error"]
 
 
+def test_a_text_that_would_hold_up_others_is_refused_at_once(server: Server):
+    long = {**TEXT, "data": ["a " * 1_000_000]}
+    body = json.dumps({"inputs": [long], "parameters": {"timeout": 100_000}}).encode()
+    began = time.monotonic()
+    status, error = refused(server, "/v2/models/embed_text/infer", body)
+    assert (status, "over the limit of 16384" in error) == (413, True)
+    assert time.monotonic() - began < 1
+    assert refused(server, "/v1/embed", json.dumps({"texts": ["red", "a" * 20_000]}).encode())[0] == 413
+
+
 def test_pages_of_other_sites_may_not_ask(server: Server):
     assert asked(server, "GET", "/v2", headers={"Host": "evil.example"})[0] == 403
     assert asked(server, "GET", "/v2", headers={"Origin": "http://evil.example"})[0] == 403
     assert asked(server, "GET", "/v2", headers={"Origin": server.http})[0] == 200
+    for odd in ("http://[", "http://a]b", "null", "\xff", ""):
+        head = f"GET /v2 HTTP/1.1\r\nHost: {server.address}\r\nOrigin: {odd}\r\n\r\n".encode("latin-1")
+        assert raw(server, head).startswith(b"HTTP/1.1 403 "), odd
+        answer = raw(server, infer_bytes(server, extra=f"Origin: {odd}\r\n".encode("latin-1")))
+        assert answer.startswith(b"HTTP/1.1 403 "), odd
     body = json.dumps({"inputs": [TEXT]}).encode()
     host = {"Host": "evil.example"}
     assert asked(server, "POST", "/v2/models/embed_text/infer", body, host)[0] == 403
@@ -313,4 +331,8 @@ def test_what_is_not_http_is_refused_and_the_server_lives(server: Server, data: 
     assert answer == b"" or answer.split()[1] in (b"400", b"403", b"404", b"413", b"405", b"431"), answer[
         :200
     ]
+    if answer.startswith(b"HTTP/1.1 400"):
+        head, _, told = answer.partition(b"\r\n\r\n")
+        assert all(f"\r\n{name}: ".encode() in head for name in (*IDENTITY, "x-request-id"))
+        assert json.loads(told)["error"]
     assert asked(server, "GET", "/v2/health/ready")[0] == 200

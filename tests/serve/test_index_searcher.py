@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -17,6 +20,7 @@ from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.writer import IndexWriter
 from tests.runtime.test_retrieval import COLOURS, picture
 from tests.serve.conftest import Server, running, serve_command
+from tests.serve.test_http_face import asked
 
 QUIET = QuietProgress()
 
@@ -127,3 +131,45 @@ def test_a_server_refuses_an_index_of_another_space_and_names_the_way_out(bundle
     assert result.returncode == 2
     assert "they cannot be compared" in result.stderr
     assert "edgeglm index build" in result.stderr
+
+
+def test_searches_go_on_while_bundles_are_swapped_and_each_answer_is_of_one_bundle(
+    bundles: Path, index: Path, tmp_path: Path
+):
+    for name in ("colours", "again"):
+        shutil.copytree(bundles / "colours", tmp_path / "bundles" / name)
+    shutil.copytree(bundles / "turned", tmp_path / "bundles" / "turned")
+    control = ("--control", "--bundles", str(tmp_path / "bundles"), "--no-grpc")
+    for options, names, digests in (
+        (("--index", str(index)), ("again", "colours"), 1),
+        ((), ("turned", "colours"), 2),  # whose text tower says the opposite
+    ):
+        with running(tmp_path / "log", serve_command(bundles / "colours", *control, *options)) as server:
+            found: list[tuple[int, str, str, bytes]] = []
+            stop = threading.Event()
+
+            def search(server: Server = server, found: list[Any] = found, stop: Any = stop) -> None:
+                while not stop.is_set():
+                    status, headers, body = got(server, "/v1/search?q=red&k=1&inline=1")
+                    told = json.loads(body)
+                    best = told["hits"][0]["id"] if status == 200 else ""
+                    digest = told.get("edgeglm", {}).get("digest", "")
+                    assert digest == headers["edgeglm-digest"] or status != 200
+                    found.append((status, digest, best, body))
+
+            with ThreadPoolExecutor(6) as threads:
+                asking = [threads.submit(search) for _ in range(6)]
+                try:
+                    for turn in range(12):
+                        load = json.dumps({"parameters": {"bundle": names[turn % 2]}}).encode()
+                        status, _, body = asked(server, "POST", "/v2/repository/models/text/load", load)
+                        assert status == 200, body
+                finally:
+                    stop.set()
+                for one in asking:
+                    one.result()
+            assert [body for status, _, _, body in found if status != 200] == []
+            assert len(found) > 50
+            # a vector of one bundle that met the rows of another would give a second answer for a digest
+            answers = {(digest, best) for _, digest, best, _ in found}
+            assert len(answers) == len({digest for digest, _ in answers}) == digests

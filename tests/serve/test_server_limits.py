@@ -12,10 +12,13 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from edgeglm.cli import main as cli
-from tests.serve.conftest import running, serve_command
-from tests.serve.test_http_face import TEXT, asked, asked_json, infer_bytes, raw, refused
+from tests.serve.conftest import Server, running, serve_command
+from tests.serve.test_http_face import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused
 
 
 def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):
@@ -100,24 +103,71 @@ def test_sigterm_answers_what_was_accepted_and_takes_no_more(bundles: Path, tmp_
         assert [event["event"] for event in server.events()[-1:]] == ["stopped"]
 
 
-def test_a_caller_who_does_not_read_is_cut_off_and_holds_up_nobody(bundles: Path, tmp_path: Path):
+def unread(server: Server, request: bytes, times: int) -> socket.socket:
+    """A caller who asks, as far as that goes, and reads nothing."""
+    host, _, port = server.address.rpartition(":")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
+    connection.settimeout(0.2)
+    with suppress(TimeoutError, OSError):
+        for _ in range(times):
+            connection.sendall(request)
+    return connection
+
+
+def is_cut(connection: socket.socket, seconds: float) -> bool:
+    """Say whether the server gives the caller up in time; writing tells, reading would be reading."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            connection.send(b"x")
+        except TimeoutError:
+            pass
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("way", ["infer", "openapi", "closing"])
+def test_a_caller_who_does_not_read_is_cut_off_and_holds_up_nobody(bundles: Path, tmp_path: Path, way: str):
     command = ["tests.serve.faults_server", str(bundles / "colours"), "400", "0.0", "4000000"]
+    with running(tmp_path / "log", command) as server:  # 1 s to read, 64 requests at a time
+        head = f"GET /openapi.json HTTP/1.1\r\nHost: {server.address}\r\n"
+        request = {
+            "infer": infer_bytes(server) * 20,
+            "openapi": f"{head}\r\n".encode() * 20,
+            "closing": f"{head}Connection: close\r\n\r\n".encode(),
+        }[way]
+        callers = [
+            unread(server, request, 600 if way == "infer" else 15) for _ in range(1 + 69 * (way == "openapi"))
+        ]
+        began = time.monotonic()
+        assert asked(server, "GET", "/v2/health/ready")[0] == 200  # though 70 wait for 64 places
+        assert time.monotonic() - began < 5
+        assert all(is_cut(caller, 6) for caller in callers)
+        assert asked(server, "GET", "/v2")[0] == 200
+        began = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 5
+        for caller in callers:
+            caller.close()
+
+
+def test_a_server_with_too_many_connections_says_so_and_what_it_is(bundles: Path, tmp_path: Path):
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "0.0", "100000"]
     with running(tmp_path / "log", command) as server:
         host, _, port = server.address.rpartition(":")
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect((host, int(port)))
-        connection.settimeout(0.2)
-        many = infer_bytes(server) * 20
-        try:
-            for _ in range(600):
-                connection.sendall(many)
-        except (TimeoutError, OSError):
-            pass
-        began = time.monotonic()
-        assert asked(server, "GET", "/v2/health/ready")[0] == 200
-        assert time.monotonic() - began < 5
-        connection.close()
+        quiet = [socket.create_connection((host, int(port))) for _ in range(128)]
+        status, headers, _ = asked(server, "GET", "/v2")
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert all(headers[name] for name in IDENTITY)
+        assert asked(server, "GET", "/v2/health/live")[0] == 200
+        for connection in quiet:
+            connection.close()
+        assert asked(server, "GET", "/v2")[0] == 200
 
 
 def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused(server, bundles, tmp_path, capsys):
@@ -140,6 +190,9 @@ def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused(server, bundl
         (["--token-file", str(tmp_path / "none")], "cannot read a token"),
         (["--tls-key", str(short)], "give both, or neither"),
         (["--bundles", str(tmp_path / "none")], "no folder"),
+        (["--max-body-mb", "nan"], "give megabytes"),
+        (["--max-body-mb", "inf"], "give megabytes"),
+        (["--drain-seconds", "inf"], "up to a day"),
     ):
         assert cli.exit_code(["serve", str(bundles / "colours"), *options]) == 2
         assert words in capsys.readouterr().err
@@ -169,6 +222,37 @@ def test_tls_serves_both_faces(bundles: Path, tmp_path: Path):
             [sys.executable, "-c", code, server.grpc, str(certificate)], capture_output=True, text=True
         )
         assert found.stdout == "True\n", found.stderr
+
+
+def test_tls_files_that_no_server_could_use_are_told_before_anything_listens(bundles, tmp_path, capsys):
+    from cryptography.hazmat.primitives import serialization
+
+    certificate, key = self_signed(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    _, other_key = self_signed(other)
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no PEM at all")
+    locked = tmp_path / "locked.pem"
+    loaded: Any = serialization.load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(
+        loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for first, second, words in (
+        (garbage, key, "give both in PEM"),
+        (certificate, garbage, "give both in PEM"),
+        (certificate, other_key, "give both in PEM"),
+        (certificate, locked, "without a pass phrase"),
+        (certificate, tmp_path / "none", "no file"),
+    ):
+        for more in (["--no-grpc"], []):
+            options = ["--tls-certificate", str(first), "--tls-key", str(second), "--port", "0", *more]
+            assert cli.exit_code(["serve", str(bundles / "colours"), *options]) == 2
+            assert words in capsys.readouterr().err
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
