@@ -244,7 +244,7 @@ def _source(
     prune: bool = False,
 ) -> FolderSource:
     from edgeglm.index.opening import FolderSource
-    from edgeglm.index.pictures import metadata_from_jsonl
+    from edgeglm.index.picture_files import metadata_from_jsonl
 
     return FolderSource(
         folder=folder,
@@ -273,6 +273,8 @@ def _say(app: App, index: Path, counts: PictureCounts) -> None:
     if skipped:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.skipped.items()))
         parts.append(f"{skipped} skipped ({why})")
+    if counts.unmatched:
+        parts.append(f"{counts.unmatched} lines of metadata without a picture")
     app.print(f"{index}: {rows} pictures; {', '.join(parts)}")
     for example in counts.examples:
         app.note(f"skipped {example}")
@@ -284,6 +286,7 @@ def _say(app: App, index: Path, counts: PictureCounts) -> None:
             "replaced": counts.replaced,
             "unchanged": counts.unchanged,
             "removed": counts.removed,
+            "unmatched": counts.unmatched,
             "skipped": dict(counts.skipped),
             "examples": counts.examples,
         }

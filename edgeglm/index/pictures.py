@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,124 +23,47 @@ from edgeglm.data.transforms import (
     model_input_from_pixels,
     pixels_from_image,
 )
+from edgeglm.index.picture_files import SUFFIXES, PictureFile, known_folder, picture_files
 from edgeglm.index.writer import IndexWriter, NewRow
 from edgeglm.runtime.runner import Runner
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-MAX_FILE_BYTES = 256 << 20
 _BATCH = 256  # rows of one log record: what a kill can cost
 _WINDOW = 64  # pictures decoded or waiting for the tower at a time
 _SHOWN = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class PictureFile:
-    """A picture of a folder. ``stamp`` changes with its size and its time of change."""
-
-    id: str
-    path: Path
-    stamp: str
-    metadata: dict[str, Any]
-
-
 @dataclass(kw_only=True)
 class PictureCounts:
-    """What became of a folder's files. ``examples`` are the first few reasons for what was skipped."""
+    """What became of a folder's files.
+
+    ``unmatched`` counts metadata of pictures that the folder has not; ``examples`` are the first few reasons
+    for what was skipped or unmatched.
+    """
 
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
     removed: int = 0
+    unmatched: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, example: str) -> None:
         """Count one file that is left out."""
         self.skipped[reason] += 1
+        self._show(example)
+
+    def miss(self, name: str) -> None:
+        """Count metadata that belong to no picture."""
+        self.unmatched += 1
+        self._show(f"the metadata of {name[:100]!r}: the folder has no such picture")
+
+    def _show(self, example: str) -> None:
         if len(self.examples) < _SHOWN:
             self.examples.append(example)
-
-
-def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[PictureFile | tuple[str, str]]:
-    """Walk a folder, sorted; links are not followed.
-
-    Args:
-        folder: Or one picture file.
-        prefix: First part of the ids; the folder's own name for None, nothing for "".
-
-    Yields:
-        Pictures by their suffix, or (reason, which) for what cannot be taken.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    if not folder.exists():
-        raise UserError(f"there is no folder at {folder}; give a folder of pictures")
-    root = folder if folder.is_dir() else folder.parent
-    before = prefix if prefix is not None else (root.resolve().name if folder.is_dir() else "")
-    for path in _files(folder):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
-        name = path.relative_to(root).as_posix()
-        shown = os.fsencode(path).decode("utf-8", "replace")
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            yield "name is not UTF-8", f"{shown}: its name is not UTF-8"
-            continue
-        if path.is_symlink():
-            yield "link", f"{shown}: a symbolic link"
-            continue
-        try:
-            found = path.stat()
-        except OSError as error:
-            yield "unreadable", f"{shown}: {error.strerror}"
-            continue
-        if found.st_size > MAX_FILE_BYTES:
-            yield "too large", f"{shown}: {found.st_size} bytes"
-            continue
-        parent = path.relative_to(root).parent.as_posix()
-        yield PictureFile(
-            id=f"{before}/{name}" if before else name,
-            path=path,
-            stamp=f"{found.st_size}-{found.st_mtime_ns}",
-            metadata={
-                "name": path.name,
-                "folder": before if parent == "." else (f"{before}/{parent}" if before else parent),
-                "kind": path.suffix.lower().lstrip("."),
-                "bytes": found.st_size,
-                "modified": round(found.st_mtime, 3),
-            },
-        )
-
-
-def metadata_from_jsonl(path: Path) -> dict[str, dict[str, Any]]:
-    """Read ``{"image": "path/in/the/folder.png", ...}`` lines; return the other fields by picture.
-
-    Raises UserError with the line that is wrong.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a JSON Lines file") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = msgspec.json.decode(line, type=dict[str, Any])
-            name = fields.pop("image")
-            if not isinstance(name, str):
-                raise ValueError("'image' is no text")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, ValueError) as error:
-            raise UserError(
-                f'{path} line {number}: {error}; write {{"image": "a.png", "text": "..."}}'
-            ) from error
-        found[name] = fields
-    return found
 
 
 async def index_pictures(
@@ -179,6 +101,11 @@ async def index_pictures(
     """
     counts = PictureCounts()
     listed, more = [], metadata or {}
+    if folder.is_file():
+        if prune:
+            raise UserError(f"{folder} is one picture; give a folder to prune, or leave --prune out")
+        if prefix is None:
+            prefix = known_folder(folder, writer.contents.entries)
     for found in picture_files(folder, prefix=prefix):
         if isinstance(found, PictureFile):
             listed.append(found)
@@ -190,6 +117,10 @@ async def index_pictures(
         )
     root = folder if folder.is_dir() else folder.parent
     wanted = []
+    names = {picture.path.relative_to(root).as_posix() for picture in listed}
+    for name in more if folder.is_dir() else ():
+        if name not in names:
+            counts.miss(name)
     for picture in listed:
         fields = dict(more.get(picture.path.relative_to(root).as_posix(), {}))
         stamp = picture.stamp + (f"-{_hash(fields)}" if fields else "")
@@ -309,16 +240,6 @@ def thumbnail_of(image: Image, side: int) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=82, method=1)
     return buffer.getvalue()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    if folder.is_file():
-        yield folder
-        return
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            yield Path(place) / name
 
 
 def _bad(counts: PictureCounts, reason: str, example: str, *, skip: bool) -> None:

@@ -14,7 +14,8 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, added_to_index, built_index
-from edgeglm.index.pictures import metadata_from_jsonl, thumbnail_of
+from edgeglm.index.picture_files import metadata_from_jsonl
+from edgeglm.index.pictures import thumbnail_of
 from edgeglm.index.vector_index import VectorIndex, header_of
 from tests.cli.test_bundle_commands import colour_tower
 from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
@@ -142,6 +143,37 @@ def test_bad_input_leaves_no_index_behind(bundle: Path, folder: Path, tmp_path: 
     bad.write_text('{"image": "a.png"}\n{"text": "no image"}\n')
     with pytest.raises(UserError, match="line 2"):
         metadata_from_jsonl(bad)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "red/../../secret.png", ".."])
+def test_metadata_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str):
+    lines = tmp_path / "more.jsonl"
+    lines.write_text(json.dumps({"image": name, "text": "mine"}) + "\n")
+    with pytest.raises(UserError, match=r"line 1: .* leads out of the folder"):
+        metadata_from_jsonl(lines)
+
+
+def test_metadata_of_no_picture_are_counted_and_named(bundle: Path, folder: Path, tmp_path: Path):
+    lines = tmp_path / "more.jsonl"
+    lines.write_text('{"image": "red/red.png", "n": 1}\n{"image": "rde/red.png", "n": 2}\n')
+    counts = build(bundle, folder, tmp_path / "index", metadata=metadata_from_jsonl(lines))
+    assert (counts.added, counts.unmatched) == (3, 1)
+    assert "'rde/red.png'" in counts.examples[0]
+
+
+def test_one_picture_takes_the_place_of_its_former_self(bundle: Path, folder: Path, tmp_path: Path):
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    (folder / "red" / "red.png").write_bytes(picture((0, 0, 255)) + b" ")
+    counts = add(bundle, folder / "red" / "red.png", index)
+    assert (counts.added, counts.replaced) == (0, 1)
+    (folder / "new.png").write_bytes(picture((250, 0, 0)))
+    assert add(bundle, folder / "new.png", index).added == 1
+    with VectorIndex(index) as found:
+        assert "shop/new.png" in found.ids()
+        assert len(found) == 4
+    with pytest.raises(UserError, match="give a folder to prune"):
+        add(bundle, folder / "new.png", index, prune=True)
 
 
 def test_a_large_picture_is_kept_small():

@@ -1,0 +1,133 @@
+"""The pictures of a folder, what they are called in an index, and what else is said of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeglm.core.errors import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MAX_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFile:
+    """A picture of a folder. ``stamp`` changes with its size and its time of change."""
+
+    id: str
+    path: Path
+    stamp: str
+    metadata: dict[str, Any]
+
+
+def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[PictureFile | tuple[str, str]]:
+    """Walk a folder, sorted; links are not followed.
+
+    Args:
+        folder: Or one picture file.
+        prefix: First part of the ids; the folder's own name for None, nothing for "".
+
+    Yields:
+        Pictures by their suffix, or (reason, which) for what cannot be taken.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.exists():
+        raise UserError(f"there is no folder at {folder}; give a folder of pictures")
+    root = folder if folder.is_dir() else folder.parent
+    before = prefix if prefix is not None else (root.resolve().name if folder.is_dir() else "")
+    for path in _files(folder):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        name = path.relative_to(root).as_posix()
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            yield "name is not UTF-8", f"{shown}: its name is not UTF-8"
+            continue
+        if path.is_symlink():
+            yield "link", f"{shown}: a symbolic link"
+            continue
+        try:
+            found = path.stat()
+        except OSError as error:
+            yield "unreadable", f"{shown}: {error.strerror}"
+            continue
+        if found.st_size > MAX_FILE_BYTES:
+            yield "too large", f"{shown}: {found.st_size} bytes"
+            continue
+        parent = path.relative_to(root).parent.as_posix()
+        yield PictureFile(
+            id=f"{before}/{name}" if before else name,
+            path=path,
+            stamp=f"{found.st_size}-{found.st_mtime_ns}",
+            metadata={
+                "name": path.name,
+                "folder": before if parent == "." else (f"{before}/{parent}" if before else parent),
+                "kind": path.suffix.lower().lstrip("."),
+                "bytes": found.st_size,
+                "modified": round(found.st_mtime, 3),
+            },
+        )
+
+
+def metadata_from_jsonl(path: Path) -> dict[str, dict[str, Any]]:
+    """Read ``{"image": "path/in/the/folder.png", ...}`` lines; return the other fields by picture.
+
+    Raises UserError with the line that is wrong.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a JSON Lines file") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = msgspec.json.decode(line, type=dict[str, Any])
+            name = fields.pop("image")
+            if not isinstance(name, str):
+                raise ValueError("'image' is no text")
+            if name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"{name[:100]!r} leads out of the folder")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, ValueError) as error:
+            raise UserError(
+                f'{path} line {number}: {error}; write {{"image": "a.png", "text": "..."}}'
+            ) from error
+        found[name] = fields
+    return found
+
+
+def known_folder(picture: Path, ids: Iterable[str]) -> str | None:
+    """Return the prefix under which an index has the folder of a picture, None if it has it not.
+
+    The longest way down to the picture that is a folder of some id counts.
+    """
+    folders = {""}
+    for id in ids:
+        folder = id.rpartition("/")[0]
+        while folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    parts = picture.resolve().parent.parts[1:]
+    ways = ("/".join(parts[at:]) for at in range(len(parts)))
+    return next((way for way in ways if way in folders), None)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    if folder.is_file():
+        yield folder
+        return
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(place) / name
