@@ -88,11 +88,20 @@ def _handlers(calls: _Calls, methods: Methods) -> dict[str, Any]:
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(
                 calls.streamed(method.name, methods.stream_infer), reads, writes
             )
-        else:
+        else:  # messages come as bytes, to be booked before they are read
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                calls.single(method.name, methods.named(method.name)), reads, writes
+                calls.single(method.name, methods.named(method.name), reads), None, writes
             )
     return handlers
+
+
+def _read(data: bytes, reads: Callable[[bytes], Any]) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return reads(data)
+    except DecodeError:
+        raise UserError("the bytes are no such message; send what the protocol describes") from None
 
 
 class _Calls:
@@ -110,15 +119,20 @@ class _Calls:
         self._ids = itertools.count(1)
         self._prefix = os.urandom(4).hex()
 
-    def single(self, name: str, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Any]:
+    def single(
+        self, name: str, method: Callable[[Any, Any], Awaitable[Any]], reads: Callable[[bytes], Any]
+    ) -> Callable[[bytes, Any], Any]:
         """Wrap a method that takes one message and gives one."""
+        budget = self._service.budget
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             began = time.perf_counter()
-            id_, error, code = "", None, "OK"
+            id_, error, code, reserved = "", None, "OK", 0
             try:
                 id_ = self._admit(name, context)
-                return await method(request, context)
+                budget.reserve(len(data))
+                reserved = len(data)
+                return await method(_read(data, reads), context)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
@@ -126,6 +140,7 @@ class _Calls:
                 error, code = caught, refusal_of(caught).grpc
                 await self._refuse(caught, context, id_)
             finally:
+                budget.release(reserved)
                 self._end(name, id_, code, began, context, error)
 
         return call

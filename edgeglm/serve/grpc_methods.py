@@ -131,13 +131,18 @@ class Methods:
 
     async def _streamed(self, request: Any) -> Any:
         answer = message("ModelStreamInferResponse")()
+        size, reserved = request.ByteSize(), 0
         try:
+            self._service.budget.reserve(size)
+            reserved = size
             answer.infer_response.CopyFrom(await self._inferred(request, None))
             if "triton_enable_empty_final_response" in request.parameters:
                 answer.infer_response.parameters["triton_final_response"].bool_param = True
         except Exception as error:
             answer.error_message = words_of(error)
             answer.infer_response.id = request.id
+        finally:
+            self._service.budget.release(reserved)
         return answer
 
     async def _inferred(self, request: Any, remaining: float | None) -> Any:

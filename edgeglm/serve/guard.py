@@ -71,7 +71,6 @@ class Gate:
         self._ids = itertools.count(1)
         self._prefix = os.urandom(4).hex().encode()
         self._active = 0
-        self._buffered = 0
         self.connections: Sized = ()
         """The open connections, once the transport has told."""
 
@@ -91,7 +90,7 @@ class Gate:
     ) -> None:
         """Book, count and log the end of a request."""
         self._active -= 1
-        self._buffered -= reserved
+        self.service.budget.release(reserved)
         self._counts.observe(scope["method"], scope["path"], status, seconds, error)
         if self.config.access_log or error is not None:
             self._log.request(scope, id_, status, seconds, error)
@@ -101,12 +100,6 @@ class Gate:
             name = f"{scope['method']} {route_of(scope['path'])}"
             self._traces.ended(name, scope["headers"], seconds, known, error)
 
-    def reserve(self, size: int) -> None:
-        """Book bytes of a body. Raises OverloadedError if all bodies together have too many."""
-        if self._buffered + size > self.config.max_buffered:
-            raise OverloadedError("the server holds as many bytes of requests as it may; try later")
-        self._buffered += size
-
     def check_size(self, size: int) -> None:
         """Raise TooLargeError for a body over the limit."""
         if size > self.config.max_body:
@@ -114,7 +107,12 @@ class Gate:
             raise TooLargeError(f"a body of {size} bytes or more is over the limit of {limit}; send less")
 
     def admit(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raise what keeps a request out: a strange host or origin, a wrong token, too many at a time."""
+        """Raise what keeps a request out."""
+        self.check_caller(path, headers)
+        self.check_load(path)
+
+    def check_caller(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raise for a strange host or origin, or a wrong token: what the same head always gets."""
         host = headers.get(b"host", b"")
         if self._hosts is not None and host not in self._hosts and _host_name(host) not in self._hosts:
             raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
@@ -128,6 +126,9 @@ class Gate:
             and not (self._open_below and path.startswith(self._open_below))
         ):
             raise UnauthorizedError("the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+
+    def check_load(self, path: str) -> None:
+        """Raise for too many requests or connections at a time."""
         if path in OPEN_PATHS:
             return  # a full server is not a dead one
         if self._active > self.config.max_requests:
@@ -250,7 +251,7 @@ class _Body:
             self._task.cancel()
 
     def _book(self, size: int) -> None:
-        self._gate.reserve(size)
+        self._gate.service.budget.reserve(size)
         self.reserved += size
 
 

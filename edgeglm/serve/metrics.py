@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from edgeglm.engines.board import conditions
@@ -47,6 +48,11 @@ class HttpCounts:
 
 def route_of(path: str) -> str:
     """Return one of a few names for a path, so that callers cannot make metrics without end."""
+    return _route_of(path) if len(path) < 200 else _route_of.__wrapped__(path)
+
+
+@lru_cache(maxsize=256)
+def _route_of(path: str) -> str:
     if path.startswith("/v2/models/"):
         last = path.rpartition("/")[2]
         return f"/v2/models/{last}" if last in ("infer", "ready", "config", "stats") else "/v2/models"

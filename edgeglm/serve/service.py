@@ -13,6 +13,7 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.errors import unknown_name
 from edgeglm.runtime.finalized import choice_here
 from edgeglm.runtime.runner import Runner
+from edgeglm.serve.budget import Budget
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.identity import Identity
 from edgeglm.serve.models import Model
@@ -32,6 +33,8 @@ class Service:
         opened: Opens a bundle; ``open_bundle`` with this machine's trust by default.
         searcher: Makes what is searched, of a bundle and a variant; None for the bundle's gallery.
 
+    Attributes:
+        budget: The bytes of requests that are held.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Service:
         self._path, self._open, self._make_searcher = bundle, opened, searcher
         self._changing = asyncio.Lock()
         self._out: dict[str, str] = {}  # models out of service, and why
+        self.budget = Budget(self.config.max_buffered)
         self._served: Served | None = None
 
     async def __aenter__(self) -> Service:

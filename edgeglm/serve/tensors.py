@@ -10,7 +10,7 @@ import math
 import struct
 import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,21 +54,28 @@ def datatype_of_array(dtype: np.dtype[Any]) -> str:
     return _NAMES[dtype.name]
 
 
-def array_from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
-    """Read the binary form. Returns a view of ``data``, except for BYTES.
+def array_from_bytes(
+    name: str, datatype: str, shape: Sequence[int], data: bytes, at: int = 0, size: int | None = None
+) -> Array:
+    """Read the binary form, ``size`` bytes of ``data`` from ``at``. Returns a view, except for BYTES.
 
     Raises UserError for an unknown datatype, a negative dimension, or a length that does not fit.
     """
-    count = _count(name, shape)
+    size = len(data) - at if size is None else size
     if datatype == "BYTES":
-        return _elements(name, count, bytes(data)).reshape(shape)
-    dtype = _dtype(name, datatype)
-    if len(data) != count * dtype.itemsize:
+        return _elements(name, _count(name, shape), data[at : at + size]).reshape(shape)
+    try:
+        dtype, count = _layout(datatype, tuple(shape))
+    except UserError:
+        dtype, count = _dtype(name, datatype), _count(name, shape)  # which says of what
+    if size != count * dtype.itemsize:
         raise UserError(
-            f"{name} has {len(data)} bytes and its shape {list(shape)} of {datatype} takes "
+            f"{name} has {size} bytes and its shape {list(shape)} of {datatype} takes "
             f"{count * dtype.itemsize}; send as many as the shape says"
         )
-    return np.frombuffer(data, dtype).reshape(shape)
+    if not count:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(data, dtype, count, at).reshape(shape)
 
 
 def array_from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
@@ -113,6 +120,11 @@ def bytes_from_array(array: Array) -> bytes:
     if sys.byteorder == "big":
         array = array.astype(array.dtype.newbyteorder("<"))
     return array.tobytes()
+
+
+@lru_cache(maxsize=1024)
+def _layout(datatype: str, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
+    return _dtype("", datatype), _count("", shape)
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from edgeglm.core.errors import UserError
@@ -15,6 +16,7 @@ from edgeglm.serve.refusals import NotFoundError, TooLargeError
 from edgeglm.serve.service import Service
 from edgeglm.serve.v2_messages import check_wanted, deadline_of, infer_answer, infer_request, priority_of
 
+Inferred = tuple[bytes, list[tuple[bytes, bytes]], Identity]
 _HEADER = b"inference-header-content-length"
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -36,9 +38,7 @@ class InferRoute:
         await send_answer(send, 200, answer, headers)
 
 
-async def inferred(
-    service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes
-) -> tuple[bytes, list[tuple[bytes, bytes]], Identity]:
+async def inferred(service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Inferred:
     """Answer a whole request.
 
     Args:
@@ -53,9 +53,20 @@ async def inferred(
     Raises:
         EdgeglmError: Whatever is wrong with it, or happens to it.
     """
+    service.model(*model_in(path))
+    encoding = headers.get(b"content-encoding")
+    if encoding is None:
+        return await _inferred(service, path, headers, body)
+    plain = plain_body(body, encoding, service.config.max_body)
+    service.budget.reserve(len(plain))
+    try:
+        return await _inferred(service, path, headers, plain)
+    finally:
+        service.budget.release(len(plain))
+
+
+async def _inferred(service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Inferred:
     model = service.model(*model_in(path))
-    if b"content-encoding" in headers:
-        body = plain_body(body, headers[b"content-encoding"], service.config.max_body)
     length = headers.get(_HEADER)
     request, arrays = infer_request(body, None if length is None else _length(length))
     check_wanted(request, model)
@@ -78,6 +89,11 @@ async def inferred(
 
 def model_in(path: str) -> tuple[str, str]:
     """Return the model and version that a path names. Raises NotFoundError for another form."""
+    return _model_in(path) if len(path) < 200 else _model_in.__wrapped__(path)
+
+
+@lru_cache(maxsize=256)
+def _model_in(path: str) -> tuple[str, str]:
     parts = path.split("/")
     if len(parts) == 5:
         return parts[3], ""

@@ -7,9 +7,11 @@ Data" extension: ``Inference-Header-Content-Length`` says where the JSON ends an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.requests import Array
@@ -18,6 +20,7 @@ from edgeglm.serve.tensors import array_from_bytes, array_from_json, bytes_from_
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Parameter = str | bool | int | float | None
+Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +77,7 @@ class InferRequest(_Message, frozen=True, kw_only=True):
     outputs: list[WantedOutput] = []
 
 
+_KEPT_BYTES = 2048
 _decoder = msgspec.json.Decoder(InferRequest)
 _encode = msgspec.json.Encoder().encode
 
@@ -96,12 +100,9 @@ def infer_request(body: bytes, json_length: int | None) -> tuple[InferRequest, d
             f"Inference-Header-Content-Length is {json_length} and the body has {len(body)} bytes; "
             "send the length of the JSON"
         )
-    view = memoryview(body)
     end = len(body) if json_length is None else json_length
-    try:
-        request = _decoder.decode(view[:end])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"the body is no inference request: {error}; send what the protocol says") from None
+    few = json_length is not None and end <= _KEPT_BYTES
+    request = _known_request(body[:end]) if few else _request(body if json_length is None else body[:end])
     arrays: dict[str, Array] = {}
     for tensor in request.inputs:
         if tensor.name in arrays:
@@ -120,13 +121,22 @@ def infer_request(body: bytes, json_length: int | None) -> tuple[InferRequest, d
             )
         if bytes(tensor.data):
             raise UserError(f"{tensor.name} has 'data' and binary_data_size; send one of them")
-        arrays[tensor.name] = array_from_bytes(
-            tensor.name, tensor.datatype, tensor.shape, view[end : end + size]
-        )
+        arrays[tensor.name] = array_from_bytes(tensor.name, tensor.datatype, tensor.shape, body, end, size)
         end += size
     if end != len(body):
         raise UserError(f"{len(body) - end} bytes follow the last tensor; send what the request says")
     return request, arrays
+
+
+def _request(text: bytes) -> InferRequest:
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"the body is no inference request: {error}; send what the protocol says") from None
+
+
+_known_request = lru_cache(maxsize=256)(_request)
+"""The same for JSON before binary tensors, which says only what they are: a client repeats it."""
 
 
 def deadline_of(parameters: RequestParameters) -> float | None:
@@ -146,6 +156,11 @@ def infer_answer(
 
     Raises UserError for an output that the model does not give, or in a form that is not offered.
     """
+    if request.parameters.binary_data_output and not request.outputs and not request.id:
+        blobs = [bytes_from_array(array) for array in outputs.values()]
+        shapes = tuple((name, array.dtype, array.shape) for name, array in outputs.items())
+        text = _known_answer(model.name, version, shapes, tuple(map(len, blobs)))
+        return b"".join([text, *blobs]), len(text)
     wanted = request.outputs or [WantedOutput(name=name) for name in outputs]
     described: list[dict[str, Any]] = []
     blobs = []
@@ -169,6 +184,20 @@ def infer_answer(
         answer["id"] = request.id
     text = _encode(answer)
     return (b"".join([text, *blobs]), len(text)) if blobs else (text, None)
+
+
+@lru_cache(maxsize=256)
+def _known_answer(name: str, version: str, shapes: Shapes, sizes: tuple[int, ...]) -> bytes:
+    described = [
+        {
+            "name": output,
+            "datatype": datatype_of_array(dtype),
+            "shape": shape,
+            "parameters": {"binary_data_size": size},
+        }
+        for (output, dtype, shape), size in zip(shapes, sizes, strict=True)
+    ]
+    return _encode({"model_name": name, "model_version": version, "outputs": described})
 
 
 def check_wanted(request: InferRequest, model: Model) -> None:

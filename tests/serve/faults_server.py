@@ -1,6 +1,6 @@
 """A server whose engine takes its time, for tests of a full queue.
 
-Run it with: a bundle, the rows it holds, the seconds of a call, and the most bytes of a body.
+Run it with: a bundle, the rows it holds, the seconds of a call, the most bytes of a body, and of all bodies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeglm.serve.server import Serving, serve
 from tests.runtime.test_retrieval import colour_engine
 
 
-def main(bundle: str, capacity: str, seconds: str, body: str) -> None:
+def main(bundle: str, capacity: str, seconds: str, body: str, buffered: str = "268435456") -> None:
     def slow_engine(path: Path, threads: int) -> FakeEngine:
         engine = colour_engine(path, threads)
         quick = engine._run
@@ -40,6 +40,7 @@ def main(bundle: str, capacity: str, seconds: str, body: str) -> None:
         max_body=int(body),
         max_requests=64,
         max_connections=128,
+        max_buffered=int(buffered),
         body_timeout=1.0,
         send_timeout=1.0,
         runner=RunnerConfig(

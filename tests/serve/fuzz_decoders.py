@@ -30,9 +30,9 @@ with atheris.instrument_imports(include=["PIL", "edgeglm"], enable_loader_overri
     from edgeglm.serve.grpc_messages import infer_arrays, limits_of, message
     from edgeglm.serve.models import text_from_bytes
     from edgeglm.serve.plain_routes import picture_from_base64
-    from edgeglm.serve.quick_lane import whole_request
     from edgeglm.serve.v2_infer import plain_body
     from edgeglm.serve.v2_messages import infer_request
+    from edgeglm.serve.whole_requests import Heads
     from tests.runtime.test_retrieval import colour_bundle
 
 Check = Callable[[bytes], object]
@@ -104,7 +104,7 @@ def message_check() -> Check:
 
 def request_check() -> Check:
     """Take HTTP apart on the short way."""
-    return whole_request
+    return Heads().whole_request
 
 
 def pictures() -> Iterator[bytes]:

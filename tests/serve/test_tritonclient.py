@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import queue
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,9 @@ import pytest
 
 from edgeglm import __version__
 from tests.runtime.test_retrieval import COLOURS, SIDE, picture
-from tests.serve.conftest import TOKEN, Server
+from tests.serve.conftest import TOKEN, Server, running, serve_command
+from tests.serve.test_http_face import IDENTITY, TEXT, refused
+from tests.serve.test_server_limits import self_signed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # how the client is written is its own matter
@@ -241,6 +246,83 @@ def test_a_server_that_was_not_told_so_loads_nothing(server: Server, face: Any):
         with pytest.raises(InferenceServerException, match="--control"):
             client.unload_model("text")
         assert client.is_model_ready("text")
+
+
+def test_a_call_tells_its_id_and_the_bundle_in_its_trailing_metadata(server: Server):
+    import grpc
+
+    from edgeglm.serve.grpc_messages import message
+
+    def trailing(method: str, data: bytes) -> tuple[Any, str, dict[str, Any]]:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        try:
+            _, told = call.with_call(data, metadata=(("x-request-id", "abc-1"),), timeout=20)
+            return told.code(), "", dict(told.trailing_metadata())
+        except grpc.RpcError as error:
+            failed: Any = error
+            return failed.code(), failed.details(), dict(failed.trailing_metadata())
+
+    request = message("ModelInferRequest")(model_name="nothing").SerializeToString()
+    with grpc.insecure_channel(server.grpc) as channel:
+        for method, data, code, words in (
+            ("ServerMetadata", b"", "OK", ""),
+            ("ModelInfer", request, "NOT_FOUND", "unknown model 'nothing'"),
+            ("ModelInfer", b"\xff\xff", "INVALID_ARGUMENT", "no such message"),
+        ):
+            found, told, metadata = trailing(method, data)
+            assert (found.name, words in told) == (code, True), told
+            assert metadata["x-request-id"] == "abc-1"
+            assert all(metadata[name] for name in IDENTITY)
+            assert len(metadata["edgeglm-digest"]) == 64
+
+
+def test_messages_that_are_too_large_are_refused_over_grpc_too(bundles: Path, tmp_path: Path):
+    # the most bytes of a message, and of all that are held
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "8", "0.5", "100000", "60000"]
+    with (
+        running(tmp_path / "log", command) as small,
+        over_grpc.InferenceServerClient(small.grpc) as client,
+    ):
+        pixels = over_grpc.InferInput("text", [1], "BYTES")
+        for size, way in ((200_000, None), (200_000, "gzip")):
+            pixels.set_data_from_numpy(np.array([b"a" * size], dtype=object))
+            with pytest.raises(InferenceServerException, match="larger than max"):
+                client.infer("embed_text", [pixels], compression_algorithm=way)
+        pixels.set_data_from_numpy(np.array([b"a" * 61_000], dtype=object))
+        with pytest.raises(InferenceServerException, match="as many bytes of requests as it may"):
+            client.infer("embed_text", [pixels])
+        inflated = gzip.compress(json.dumps({"inputs": [{**TEXT, "data": ["a" * 61_000]}]}).encode())
+        status, error = refused(small, "/v2/models/embed_text/infer", inflated, {"Content-Encoding": "gzip"})
+        assert (status, "as many bytes of requests as it may" in error) == (429, True)
+        answer = client.infer("embed_text", [raw_input(over_grpc, "text", [b"red"])])  # nothing stays booked
+        np.testing.assert_array_equal(answer.as_numpy("embedding"), [[1, 0, 0]])
+
+
+def test_the_asyncio_client_streams_and_the_http_client_speaks_tls(
+    server: Server, bundles: Path, tmp_path: Path
+):
+    async def streamed() -> list[str]:
+        async def requests() -> Any:
+            for word in (2, 0, 1):
+                yield {
+                    "model_name": "text",
+                    "inputs": text_inputs(over_grpc_aio, [[word]]),
+                    "request_id": str(word),
+                }
+
+        async with over_grpc_aio.InferenceServerClient(server.grpc) as client:
+            return [
+                found.get_response().id async for found, error in client.stream_infer(requests()) if not error
+            ]
+
+    assert asyncio.run(streamed()) == ["2", "0", "1"]
+    certificate, key = self_signed(tmp_path)
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--no-grpc")
+    with running(tmp_path / "log", serve_command(bundles / "colours", *options)) as secure:
+        trusted = {"ca_certs": str(certificate)}
+        with over_http.InferenceServerClient(secure.address, ssl=True, ssl_options=trusted) as client:
+            answer = client.infer("text", text_inputs(over_http, [[1]]))
+            np.testing.assert_array_equal(answer.as_numpy("embedding"), [[0, 1, 0]])
 
 
 def test_the_messages_are_the_protocols_own():
