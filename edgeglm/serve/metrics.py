@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from edgeglm.engines.board import conditions
+from edgeglm.engines.board import Conditions, conditions
 from edgeglm.runtime.ledger import RunnerStats
 from edgeglm.runtime.times import SECONDS, StageTimes, Times
 from edgeglm.serve.service import Service
@@ -68,10 +69,19 @@ _ROUTES = frozenset(
 
 
 class Collector:
-    """Gives Prometheus's client library the metrics of a service."""
+    """Gives Prometheus's client library the metrics of a service.
 
-    def __init__(self, service: Service, http: HttpCounts, grpc: HttpCounts) -> None:
-        self._service, self._http, self._grpc = service, http, grpc
+    Args:
+        service: The bundle in service.
+        http: Counts of one face.
+        grpc: Counts of the other.
+        root: Where the board's files are, for its sensors.
+    """
+
+    def __init__(
+        self, service: Service, http: HttpCounts, grpc: HttpCounts, *, root: Path = Path("/")
+    ) -> None:
+        self._service, self._http, self._grpc, self._root = service, http, grpc, root
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families."""
@@ -86,7 +96,7 @@ class Collector:
         yield from _faces({"http": self._http, "grpc": self._grpc})
         yield from _runner(service.runner.stats())
         yield from _stages(service.runner.times())
-        yield from _board()
+        yield from _board(conditions(self._root))
 
 
 def exposition(collector: Collector) -> bytes:
@@ -166,10 +176,9 @@ def _runner(stats: RunnerStats) -> Iterator[Any]:
     yield batches
 
 
-def _board() -> Iterator[Any]:
+def _board(found: Conditions) -> Iterator[Any]:
     from prometheus_client.core import GaugeMetricFamily
 
-    found = conditions()
     for name, text, label, values in (
         ("edgeglm_temperature_celsius", "Thermal zones.", "zone", found.temperatures_c),
         ("edgeglm_clock_megahertz", "Present clocks.", "unit", found.clocks_mhz),

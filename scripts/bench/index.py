@@ -326,7 +326,7 @@ def main(bundle: Path, index: Path) -> None:
     found = {
         "command": "scripts/bench/index.py BUNDLE INDEX",
         "commit": subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
             check=True,

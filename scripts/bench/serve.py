@@ -2,9 +2,12 @@
 
     .venv/bin/python scripts/bench/serve.py --bundle BUNDLE --peers PEER/bin --output docs/bench/serve
 
-Writes serve.json and serve.md. ``--peers`` is the folder of programs of an environment of its own with
-litserve, bentoml and onnxruntime. Every server runs the bundle's text tower, with one thread
-and batches of up to 32.
+Writes serve.json and serve.md. ``--peers`` is the folder of programs of an environment of its own:
+
+    python3.11 -m venv PEER && PEER/bin/pip install -r scripts/bench/serve-peers.txt
+    apt-get install nghttp2-client    # h2load, which asks all servers
+
+Every server runs the bundle's text tower, with one thread and batches of up to 32.
 """
 
 from __future__ import annotations
@@ -26,8 +29,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -41,52 +42,11 @@ from serve_loads import (  # noqa: E402
     memory_bytes,
     session_cpu_seconds,
 )
+from serve_requests import http_request, v2_binary, v2_grpc, v2_json  # noqa: E402
 
 IDS = [5, 17, 42, 7, 9, 11, 3, 2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 Row = dict[str, Any]
-
-
-def http_request(address: str, path: str, body: bytes, headers: str = "") -> bytes:
-    """Write a request."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{headers}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def v2_json(ids: list[int]) -> bytes:
-    """The protocol's request in JSON."""
-    tensors = [
-        {"name": name, "shape": [1, len(ids)], "datatype": "INT64", "data": data}
-        for name, data in (("input_ids", ids), ("attention_mask", [1] * len(ids)))
-    ]
-    return json.dumps({"inputs": tensors}).encode()
-
-
-def v2_binary(ids: list[int]) -> tuple[bytes, int]:
-    """The protocol's request with binary tensors both ways, and the length of its JSON."""
-    blobs = [np.array(values, np.int64).tobytes() for values in (ids, [1] * len(ids))]
-    tensors = [
-        {
-            "name": name,
-            "shape": [1, len(ids)],
-            "datatype": "INT64",
-            "parameters": {"binary_data_size": len(blob)},
-        }
-        for name, blob in zip(("input_ids", "attention_mask"), blobs, strict=True)
-    ]
-    head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
-    return head + b"".join(blobs), len(head)
-
-
-def v2_grpc(ids: list[int]) -> bytes:
-    """The protocol's request as a message."""
-    from edgeglm.serve.grpc_messages import message
-
-    request = message("ModelInferRequest")(model_name="text")
-    for name, values in (("input_ids", ids), ("attention_mask", [1] * len(ids))):
-        request.inputs.add(name=name, datatype="INT64", shape=[1, len(ids)])
-        request.raw_input_contents.append(np.array(values, np.int64).tobytes())
-    return bytes(request.SerializeToString())
 
 
 @contextlib.contextmanager
@@ -289,8 +249,9 @@ def overload(bundle: Path, seconds: float) -> list[Row]:
 
 TRIED = {
     "requests a second, gRPC / LitServe": (
-        "grpc.aio costs about twice what HTTP does here, in the server and in the caller, which is Python "
-        "too and shares the cores. Not tried yet: callers of another make; gRPC's synchronous server."
+        "grpc.aio costs about three times what the short way of HTTP does, nearly all of it in gRPC's own "
+        "loop: messages that come as bytes and are read by us made no difference that can be told. Not "
+        "tried: an HTTP/2 server of our own, the one way to admit and answer a turn's calls together."
     ),
     "p50 added by HTTP, one caller": (
         "On a machine whose cores others keep busy each of a request's four thread and process switches may "
@@ -298,9 +259,9 @@ TRIED = {
     ),
     "processor time added by HTTP a request, 64 callers": (
         "About 200 us through ASGI; 120 with whole requests answered at the transport; 80 to 100 with what "
-        "was loaded kept out of garbage collection and dtypes named once. Reading and writing messages "
-        "takes about 13 us, the gate 10, a bare httptools protocol 17. Not tried yet: no task for each "
-        "request, and admitting all requests that came in one turn of the loop together."
+        "was loaded kept out of garbage collection and dtypes named once. Then: the requests of one turn "
+        "begin together, none has a task or a timer of its own, and heads and the JSON around binary "
+        "tensors are read and written once where a caller repeats them."
     ),
 }
 
@@ -356,7 +317,7 @@ def main() -> None:
         former = json.loads(given.output.with_suffix(".json").read_bytes())["rows"]
         rows = [*[fresh.pop(row["name"], row) for row in former], *fresh.values()]
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     versions = subprocess.run(
         [given.peers / "pip", "list", "--format", "json"], capture_output=True, check=True

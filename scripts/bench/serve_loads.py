@@ -74,7 +74,14 @@ async def http_timetable(address: str, request: bytes, callers: int, rate: float
 
 
 def h2load_rate(
-    url: str, body: bytes, headers: Sequence[str], *, seconds: float, callers: int, grpc: bool = False
+    url: str,
+    body: bytes,
+    headers: Sequence[str],
+    *,
+    seconds: float,
+    callers: int,
+    grpc: bool = False,
+    least: int = 200,
 ) -> tuple[float, int]:
     """Return the answers a second, and how many, that nghttp2's h2load gets.
 
@@ -89,6 +96,7 @@ def h2load_rate(
         seconds: How long.
         callers: How many.
         grpc: Whether it is a message of gRPC's; one that is refused has an answer without data.
+        least: Bytes that a good answer has.
 
     Raises:
         RuntimeError: Not every answer was a good one.
@@ -113,7 +121,7 @@ def h2load_rate(
     done, bad = (int(_found(said, word)) for word in (r"(\d+) done", r"(\d+) failed"))
     good = int(_found(said, r"status codes: (\d+) 2xx"))
     data = int(_found(said, r"\((\d+)\) data"))
-    if bad or not 0 < done <= good or data < done * 200:
+    if bad or not 0 < done <= good or data < done * least:
         raise RuntimeError(f"not every answer was a good one: {said}")
     return float(_found(said, r"([\d.]+) req/s")), done
 
