@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.core.progress import QuietProgress
+from edgeglm.index.opening import FolderSource, built_index
 from edgeglm.serve import operator_routes
+from tests.runtime.test_retrieval import COLOURS, picture
 from tests.serve.conftest import Server, running, serve_command
+from tests.serve.test_http_face import asked
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -24,6 +30,23 @@ def fuzzed(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A server of its own, whose log must hold no error in the end."""
     log = tmp_path_factory.mktemp("fuzzed") / "log"
     with running(log, serve_command(bundles / "colours", "--no-grpc")) as server:
+        yield server
+        assert not [event for event in server.events() if event["level"] == "error"], server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def indexed(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same over an index, whose metadata filters reach."""
+    folder = tmp_path_factory.mktemp("pictures") / "shop"
+    folder.mkdir()
+    for name, colour in COLOURS.items():
+        (folder / f"{name}.png").write_bytes(picture(colour))
+    index = folder.parent / "shop.index"
+    with open_bundle(bundles / "colours") as opened:
+        source = FolderSource(folder=folder, metadata={"red.png": {"price": 3, "new": True}})
+        built_index(opened, source, index, QuietProgress())
+    log = folder.parent / "log"
+    with running(log, serve_command(bundles / "colours", "--no-grpc", "--index", str(index))) as server:
         yield server
         assert not [event for event in server.events() if event["level"] == "error"], server.log.read_text()
 
@@ -57,16 +80,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "mode"), CASES)
-@pytest.mark.filterwarnings("ignore")
-def test_no_request_breaks_the_server_or_gets_what_the_description_does_not_say(
-    fuzzed: Server, operation: Any, mode: Any
-):
+def ask(server: Server, operation: Any, mode: Any, *, examples: int) -> None:
     # the fields of a form are text, whatever they were meant to be
     checks = [c for c in CHECKS if operation.path != "/v1/embed" or c.__name__ != "negative_data_rejection"]
 
     @settings(
-        max_examples=5,
+        max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
@@ -74,10 +93,50 @@ def test_no_request_breaks_the_server_or_gets_what_the_description_does_not_say(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def sent(case: Any) -> None:
-        response = case.call_and_validate(base_url=fuzzed.http, checks=checks, timeout=20)
+        response = case.call_and_validate(base_url=server.http, checks=checks, timeout=20)
         assert response.status_code != 500  # 503 and 504 are honest answers
 
     sent()
+
+
+@pytest.mark.parametrize(("operation", "mode"), CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_no_request_breaks_the_server_or_gets_what_the_description_does_not_say(
+    fuzzed: Server, operation: Any, mode: Any
+):
+    ask(fuzzed, operation, mode, examples=5)
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "operation", [one for one in OPERATIONS if one.path == "/v1/search"], ids=lambda one: one.label
+)
+@pytest.mark.filterwarnings("ignore")
+def test_no_filter_breaks_a_server_with_an_index(indexed: Server, operation: Any, mode: Any):
+    ask(indexed, operation, mode, examples=20)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    st.dictionaries(
+        st.sampled_from(["kind", "bytes", "price", "new", "folder", "other", ""]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["=", "!=", "<", ">=", "~"]), inner, max_size=3)
+            ),
+            max_leaves=6,
+        ),
+        max_size=4,
+    )
+)
+def test_a_made_up_filter_finds_or_is_explained(indexed: Server, where: dict[str, Any]):
+    status, _, body = asked(
+        indexed, "POST", "/v1/search", json.dumps({"text": "red", "where": where}).encode()
+    )
+    assert status in (200, 400), body
+    assert status == 200 or json.loads(body)["error"]
 
 
 def test_every_described_path_is_served_and_every_served_path_described(server: Server):
