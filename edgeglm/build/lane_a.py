@@ -2,13 +2,14 @@
 
 They are made from the gated variants when the bundle is packed, a second a tower, and hold the same
 weights: nothing is trained, calibrated or evaluated again. What they answer to the golden inputs is
-compared with what the gated variant answers, and kept for the board to compare with.
+compared with what the gated variant answers, and kept for the board to compare with. Whether they share
+its embedding space is measured as for every variant.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def with_lane_a(
     feeds: Feeds,
     scratch: Path,
     threads: int,
+    agreement: Callable[[Mapping[str, Path]], float],
 ) -> tuple[dict[str, Path | bytes], Manifest]:
     """Return the sources and the manifest of a bundle with lane A beside lane B.
 
@@ -59,10 +61,12 @@ def with_lane_a(
         feeds: The golden inputs as model input.
         scratch: An empty folder.
         threads: Of ONNX Runtime.
+        agreement: Measures how far files ``{tower: path}`` share the reference's embedding space.
 
     A variant that cannot be written for lane A is left out, with the reason in the manifest.
     """
     whole, variants, left_out = dict(sources), [], []
+    agreements = dict(manifest.space.agreement)
     outputs = _stored_outputs(sources[OUTPUTS])
     for variant in manifest.variants:
         if variant.gate != "passed":
@@ -79,12 +83,14 @@ def with_lane_a(
         outputs.update(answers)
         whole[f"gallery/embeddings-{name}.npy"] = sources[f"gallery/embeddings-{variant.name}.npy"]
         files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
+        agreements[name] = agreement({tower: scratch / name / f"{tower}.onnx" for tower in files})
         variants.append(VariantRecord(name=name, files=files, gate="passed", lane="A"))
     whole[OUTPUTS] = _with_outputs(outputs)
     changed = msgspec.structs.replace(
         manifest,
         variants=(*manifest.variants, *variants),
         left_out=(*manifest.left_out, *left_out),
+        space=msgspec.structs.replace(manifest.space, agreement=agreements),
     )
     return whole, changed
 

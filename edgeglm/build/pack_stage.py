@@ -18,7 +18,7 @@ from edgeglm.build.lane_a import takes_lane_a, with_lane_a
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.quantize_stage import gallery_rows
 from edgeglm.build.report_data import report_of
-from edgeglm.build.space import measured_space
+from edgeglm.build.space import agreement_of_files, measured_space
 from edgeglm.bundle.goldens import golden_sources
 from edgeglm.bundle.manifest import (
     FileRecord,
@@ -143,6 +143,9 @@ class PackStage(Stage[PackStageConfig]):
                         feeds=feeds,
                         scratch=scratch,
                         threads=context.threads,
+                        agreement=lambda towers: agreement_of_files(
+                            pairs, inputs, towers, reference=REFERENCE, threads=context.threads
+                        ),
                     )
             fits = _fits(manifest, sources, self.config.target)
             sources[FIT_NAME] = msgspec.json.format(msgspec.json.encode(fits), indent=1)

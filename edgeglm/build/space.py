@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgeglm.build.evaluations import read_preprocessing
-from edgeglm.bundle.fingerprint import cross_agreement
+from edgeglm.build.quantize_stage import gallery_rows
+from edgeglm.bundle.fingerprint import FloatRows, cross_agreement
 from edgeglm.bundle.manifest import SpaceRecord
 from edgeglm.core.stage import Inputs
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.evaluate.towers import TextSettings, text_embeddings
+from edgeglm.evaluate.towers import TextSettings, image_embeddings, text_embeddings
 
 _QUERIES = 512
 
@@ -33,34 +34,64 @@ def measured_space(
         reference: The variant whose space it is.
         threads: Of ONNX Runtime.
     """
-    quantized, exported = inputs["quantize"].path, inputs["export"].path
-    settings = read_preprocessing(exported)
-    text = TextSettings(
-        tokenizer=Tokenizer(exported / "tokenizer.json", lowercase=settings.text.lowercase),
-        max_length=settings.text.max_length,
-    )
-    asked = list(dict.fromkeys(query.text for track in pairs.tracks for query in track.queries))[:_QUERIES]
-
-    def texts_of(variant: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return text_embeddings(_model(quantized, variant), asked, text, threads=threads)
-
-    gallery, texts = _images(quantized, reference), texts_of(reference)
-    chosen = np.linspace(0, len(gallery) - 1, min(_QUERIES, len(gallery))).astype(int)
+    probe = _Probe(pairs, inputs, reference, threads)
+    quantized = inputs["quantize"].path
     return SpaceRecord(
         agreement={
-            variant: min(
-                cross_agreement(texts_of(variant), texts, gallery),
-                cross_agreement(_images(quantized, variant)[chosen], gallery[chosen], gallery),
-            )
+            variant: probe.agreement(_model(quantized, variant), _images(quantized, variant)[probe.chosen])
             for variant in variants
             if variant != reference
         }
     )
 
 
+def agreement_of_files(
+    pairs: PairSet, inputs: Inputs, towers: Mapping[str, Path], *, reference: str, threads: int
+) -> float:
+    """Return the same for ONNX files ``{tower: path}`` that were made after the quantize stage, as lane A is."""
+    probe = _Probe(pairs, inputs, reference, threads)
+    rows = gallery_rows(pairs)
+    images = image_embeddings(
+        towers["image"],
+        pairs.images,
+        [rows[row] for row in probe.chosen],
+        resolution=probe.resolution,
+        threads=threads,
+    )
+    return probe.agreement(towers["text"], images)
+
+
+class _Probe:
+    """What is asked of every variant, and what the reference answers; ``chosen`` are rows of the gallery."""
+
+    def __init__(self, pairs: PairSet, inputs: Inputs, reference: str, threads: int) -> None:
+        quantized, exported = inputs["quantize"].path, inputs["export"].path
+        settings = read_preprocessing(exported)
+        tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=settings.text.lowercase)
+        self._settings = TextSettings(tokenizer=tokenizer, max_length=settings.text.max_length)
+        asked = dict.fromkeys(query.text for track in pairs.tracks for query in track.queries)
+        self._asked = list(asked)[:_QUERIES]
+        self._threads = threads
+        self._gallery = _images(quantized, reference)
+        self._texts = self._texts_of(_model(quantized, reference))
+        self.resolution = settings.image.resolution
+        count = len(self._gallery)
+        self.chosen = np.linspace(0, count - 1, min(_QUERIES, count)).astype(int)
+
+    def agreement(self, text: Path, images: FloatRows) -> float:
+        """Return the worse agreement of a text tower and of images [chosen] with the reference."""
+        return min(
+            cross_agreement(self._texts_of(text), self._texts, self._gallery),
+            cross_agreement(images, self._gallery[self.chosen], self._gallery),
+        )
+
+    def _texts_of(self, model: Path) -> FloatRows:
+        return text_embeddings(model, self._asked, self._settings, threads=self._threads)
+
+
 def _model(quantized: Path, variant: str) -> Path:
     return quantized / "models" / variant / "text.onnx"
 
 
-def _images(quantized: Path, variant: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _images(quantized: Path, variant: str) -> FloatRows:
     return np.asarray(np.load(quantized / f"embeddings-{variant}.npy"), np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.goldens import golden_check
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.digest import sha256_bytes, sha256_file
@@ -258,6 +259,10 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
             with Retriever(opened, variant=name, threads=1) as retriever:
                 result = golden_check(opened, retriever.embed_images, retriever.embed_text, variant=name)
             assert result.agrees(cosine=0.9999, top_k=0.99)
+            # Else an index of the FP16 variant would be refused on a Xavier.
+            measured = manifest.space.agreement[name] >= manifest.space.gate
+            assert (fingerprint_of(manifest, name) == fingerprint_of(manifest, "fp32")) == measured
+        assert manifest.space.agreement["fp16-lane-a"] > 0.99
     other = project.build("jetson-orin-nano", "--set", "quantize.calibration_samples=9")
     assert other.code == 0, other.err
     assert other.ran == ["compile", "pack"], "only the target changed"
