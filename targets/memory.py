@@ -35,6 +35,15 @@ class MemoryNeed:
         return RUN_FACTOR * self.weights + LIBRARY_BYTES
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryAt:
+    """Bytes that a graph needs for one batch; ``build`` is 0 where nothing is built."""
+
+    batch: int
+    build: int
+    run: int
+
+
 def check_memory(target: Target, weights: int, *, activations: int = 0) -> Verdict:
     """Say whether every member of a target has room to build and to run.
 

@@ -56,6 +56,24 @@ class Floor:
     bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeFloor:
+    """One node by itself: operations, bytes in and out, and which of the two takes longer.
+
+    ``precision`` is that of a matrix product, empty for the rest, whose rate no profile knows.
+    """
+
+    name: str
+    op: str
+    precision: str
+    flops: int
+    bytes: int
+    compute_ms: float
+    memory_ms: float
+    floor_ms: float
+    binding: str
+
+
 def machine_of(target: Target) -> Machine:
     """Return the peaks of a device's profile; none are known of the CPU or a family."""
     bandwidth = target.bandwidth_gb_s.value * 1e9 if target.bandwidth_gb_s else None
@@ -73,8 +91,7 @@ def floor_of(costs: GraphCosts, machine: Machine, batch: int) -> Floor:
     for node in costs.nodes:
         compute = _compute_seconds(node, machine, batch)
         seconds += compute
-        moved = node.weight_bytes + node.bytes_fixed + batch * node.bytes
-        unfused += max(compute, moved / machine.bandwidth if machine.bandwidth else 0.0)
+        unfused += max(compute, _moved(node, batch) / machine.bandwidth if machine.bandwidth else 0.0)
     needed = costs.weight_bytes + batch * costs.io_bytes
     read = max(0, needed - machine.resident_bytes)
     memory = read / machine.bandwidth if machine.bandwidth else 0.0
@@ -90,6 +107,33 @@ def floor_of(costs: GraphCosts, machine: Machine, batch: int) -> Floor:
         flops=costs.flops(batch),
         bytes=needed,
     )
+
+
+def node_floors(costs: GraphCosts, machine: Machine, batch: int) -> tuple[NodeFloor, ...]:
+    """Return what each node would take at least if it were alone, in the order of the graph."""
+    floors = []
+    for node in costs.nodes:
+        compute, moved = _compute_seconds(node, machine, batch), _moved(node, batch)
+        memory = moved / machine.bandwidth if machine.bandwidth else 0.0
+        binding = "unknown" if not (compute or memory) else "compute" if compute >= memory else "bandwidth"
+        floors.append(
+            NodeFloor(
+                name=node.name,
+                op=node.op,
+                precision=node.precision if node.kind == "matrix" else "",
+                flops=node.flops_fixed + batch * node.flops,
+                bytes=moved,
+                compute_ms=compute * 1e3,
+                memory_ms=memory * 1e3,
+                floor_ms=max(compute, memory) * 1e3,
+                binding=binding,
+            )
+        )
+    return tuple(floors)
+
+
+def _moved(node: NodeCost, batch: int) -> int:
+    return node.weight_bytes + node.bytes_fixed + batch * node.bytes
 
 
 def _compute_seconds(node: NodeCost, machine: Machine, batch: int) -> float:

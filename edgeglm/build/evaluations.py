@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.build.export_stage import load_students
-from edgeglm.bundle.opened import Preprocessing
+from edgeglm.bundle.preprocessing import Preprocessing
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from edgeglm.bundle.opened import Preprocessing
+from edgeglm.bundle.preprocessing import Preprocessing
 from edgeglm.core.recipe import ExportConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.tokenization import TextPreprocessing, teacher_tokenizer

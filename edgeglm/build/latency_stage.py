@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeglm.adapt.backbones import Backbone, read_backbones
 from edgeglm.build.evaluations import read_preprocessing
-from edgeglm.compile.stage import variants_of
+from edgeglm.compile.contract import variants_of
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.tokenization import Tokenizer

@@ -39,7 +39,7 @@ from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.compile.fit import VariantFit, fits_of, require_fit
 from edgeglm.compile.preflight import variant_subjects
 from edgeglm.compile.shell import write_with_shell
-from edgeglm.compile.stage import variants_of
+from edgeglm.compile.contract import variants_of
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.recipe import Recipe, toml_tree

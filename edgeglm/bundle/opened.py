@@ -14,21 +14,14 @@ from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.paths import inside
 from edgeglm.bundle.trust import SignatureState
 from edgeglm.core.errors import UserError, unknown_name
-from edgeglm.data.tokenization import TextPreprocessing
-from edgeglm.data.transforms import ImagePreprocessing
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edgeglm.bundle.preprocessing import Preprocessing
+
 T = TypeVar("T")
-
-
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of ``preprocessing.json``: how a picture and a text become model input."""
-
-    image: ImagePreprocessing
-    text: TextPreprocessing
 
 
 class GalleryItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +107,8 @@ class Bundle:
     @property
     def preprocessing(self) -> Preprocessing:
         """How raw input becomes model input. Raises UserError when the file does not say."""
+        from edgeglm.bundle.preprocessing import Preprocessing
+
         return self.parsed("preprocessing.json", Preprocessing)
 
     def parsed(self, name: str, kind: type[T]) -> T:

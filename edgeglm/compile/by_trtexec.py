@@ -25,8 +25,9 @@ from edgeglm.bundle.atomic import disk_errors, scratch_folder
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.paths import inside
 from edgeglm.bundle.receipt import finalized_folder
+from edgeglm.compile.contract import target_of
 from edgeglm.compile.owner import alone
-from edgeglm.compile.route import member_for, target_of
+from edgeglm.compile.route import member_for
 from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress

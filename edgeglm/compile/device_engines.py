@@ -22,8 +22,8 @@ from edgeglm.bundle.receipt import (
     EngineUse,
 )
 from edgeglm.compile.builder import EnginePlan
+from edgeglm.compile.contract import precision_of, tower_profiles
 from edgeglm.compile.route import Route
-from edgeglm.compile.stage import precision_of, tower_profiles
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.digest import sha256_file, sha256_json
 from edgeglm.core.errors import UserError

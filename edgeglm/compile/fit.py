@@ -44,7 +44,7 @@ def fits_of(
         batch: What the floor is for.
     """
     return tuple(
-        _fit(member.name, name, [preflight(subject, member, batch=batch) for subject in subjects])
+        _fit(member.name, name, [preflight(subject, member, batches=(batch,)) for subject in subjects])
         for member in members
         for name, subjects in variants.items()
     )

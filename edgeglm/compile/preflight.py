@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
+from edgeglm.compile.contract import precision_of
 from edgeglm.compile.lane_record import pinned_nodes
-from edgeglm.compile.stage import precision_of
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
 from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.costs import GraphCosts, GraphTensor, costs_from_json, costs_name
 from edgeglm.targets.legality import check_lane, check_opset, check_precision, options_refusal
-from edgeglm.targets.memory import check_memory
+from edgeglm.targets.memory import MemoryAt, MemoryNeed, check_memory
 from edgeglm.targets.roofline import Floor, floor_of, machine_of
 from edgeglm.targets.schema import (
     Builder,
@@ -59,12 +59,13 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """The answers for one graph on one target, and its floor on each member."""
+    """The answers for one graph on one target; its floor and memory on each member for each batch."""
 
     target: str
     subject: str
     checks: tuple[Check, ...]
     floors: tuple[Floor, ...]
+    memory: tuple[MemoryAt, ...]
 
     @property
     def ok(self) -> bool:
@@ -78,19 +79,31 @@ class Preflight:
 
 
 def preflight(
-    subject: Subject, target: Target, *, batch: int = 1, library: Builder | None = None
+    subject: Subject, target: Target, *, batches: Sequence[int] = (1,), library: Builder | None = None
 ) -> Preflight:
     """Judge one graph for a target; for a family every member is asked and the worst decides.
 
     Args:
         subject: The graph.
         target: A device, a family or the CPU.
-        batch: What the floor is for; memory is judged at the largest batch of an engine.
+        batches: What floors and memory are told of; memory is judged at the largest batch of an engine.
         library: Who builds, if not the profile's own builder.
     """
     checks = [Check(what=what, ok=ok, reason=reason) for what, ok, reason in _asked(subject, target, library)]
-    floors = tuple(floor_of(subject.costs, machine_of(member), batch) for member in members_of(target))
-    return Preflight(target=target.name, subject=subject.name, checks=tuple(checks), floors=floors)
+    members = [(member, batch) for member in members_of(target) for batch in batches]
+    return Preflight(
+        target=target.name,
+        subject=subject.name,
+        checks=tuple(checks),
+        floors=tuple(floor_of(subject.costs, machine_of(member), batch) for member, batch in members),
+        memory=tuple(_memory_at(subject.costs, member, batch) for member, batch in members),
+    )
+
+
+def _memory_at(costs: GraphCosts, member: Target, batch: int) -> MemoryAt:
+    need = MemoryNeed(weights=costs.file_bytes)
+    builds = member.builder not in (None, "onnxruntime")
+    return MemoryAt(batch=batch, build=need.build if builds else 0, run=need.run + costs.live(batch))
 
 
 def subjects_of(bundle: Bundle) -> tuple[Subject, ...]:

@@ -12,7 +12,7 @@ from typing import Literal
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import Library
-from edgeglm.compile.stage import precision_of
+from edgeglm.compile.contract import precision_of, target_of
 from edgeglm.core.errors import UserError
 from edgeglm.engines.board import Board
 from edgeglm.targets.description import dotted_sm
@@ -23,9 +23,6 @@ from edgeglm.targets.schema import (
     Lane,
     ResolvedTarget,
     Target,
-    load_target,
-    resolve_target,
-    resolved_from_toml,
     version_tuple,
 )
 
@@ -57,19 +54,13 @@ class Route:
     notes: tuple[str, ...] = ()
 
 
-def target_of(bundle: Bundle) -> ResolvedTarget:
-    """Return the target that a bundle carries, or the shipped profile of that name."""
-    if "target.toml" in bundle.manifest.files:
-        text = bundle.file("target.toml").read_text("utf-8", "replace")
-        return resolved_from_toml(text, origin=f"{bundle.origin}: target.toml")
-    return resolve_target(load_target(bundle.manifest.target.name))
-
-
 def member_for(board: Board, resolved: ResolvedTarget) -> tuple[Target | None, str]:
     """Return the member that a board answers to, and why; None when it answers to none.
 
     Facts decide, not names: the compute capability must be equal, the architecture too, and the
-    board must have most of the memory that the profile counts on. Of several, the largest fits.
+    board must have most of the memory that the profile counts on. Of several, the largest fits. A GPU
+    with memory of its own may have less, as a partition or a smaller model of its kind has: it answers
+    to the smallest, and what the candidates need of it is checked before they are built.
     """
     cpus = [member for member in resolved.members if member.kind == "cpu"]
     if cpus:
@@ -80,9 +71,20 @@ def member_for(board: Board, resolved: ResolvedTarget) -> tuple[Target | None, s
     if not same:
         wanted = ", ".join(f"{m.name} (SM {dotted_sm(m.sm or 0)}, {m.arch})" for m in resolved.members)
         return None, f"this is {board.words}; the bundle is for {wanted}"
-    fitting = [m for m in same if board.memory_bytes >= ENOUGH * profile_bytes(m) or not board.soc]
+    room = board.memory_bytes if board.soc else board.gpu_memory_bytes
+    fitting = [m for m in same if room >= ENOUGH * profile_bytes(m)]
+    least = min(same, key=profile_bytes)
+    if not fitting and board.soc is None:
+        if not room:
+            return (
+                least,
+                f"SM {dotted_sm(board.sm)} fits {least.name}; how much memory the GPU has is not known",
+            )
+        return least, (
+            f"SM {dotted_sm(board.sm)} fits {least.name}, whose profile counts on "
+            f"{profile_bytes(least) / 1e9:.0f} GB where this GPU has {room / 1e9:.1f} GB"
+        )
     if not fitting:
-        least = min(same, key=profile_bytes)
         return None, (
             f"this is {board.words} with {board.memory_bytes / 1e9:.1f} GB; "
             f"{least.name} counts on {profile_bytes(least) / 1e9:.0f} GB"
@@ -128,18 +130,27 @@ def route_for(
 
 
 def check_memory_here(board: Board, route: Route, bundle: Bundle) -> None:
-    """Raise UserError when this board has not the free memory to build or to run the candidates."""
+    """Raise UserError when this board has not the free memory to build or to run the candidates.
+
+    A GPU with memory of its own is asked for it besides: what is built and timed lies there.
+    """
     sizes = {v.name: [bundle.manifest.files[f].size for f in v.files.values()] for v in route.variants}
     builds = route.library != "onnxruntime"
     largest = MemoryNeed(weights=max(size for towers in sizes.values() for size in towers))
     whole = MemoryNeed(weights=sum(size for towers in sizes.values() for size in towers))
     wanted = max(largest.build if builds else 0, whole.run)
+    what = "building the largest tower" if builds and wanted == largest.build else "timing the candidates"
     if wanted > board.memory_available_bytes:
-        what = "building the largest tower" if builds and wanted == largest.build else "timing the candidates"
         raise UserError(
             f"{what} needs {wanted / 1e9:.2f} GB of memory and "
             f"{board.memory_available_bytes / 1e9:.2f} GB are free; "
             "end other programs or add swap, then run the same command again"
+        )
+    free = board.gpu_memory_bytes if board.gpu_memory_free_bytes is None else board.gpu_memory_free_bytes
+    if builds and board.soc is None and free and wanted > free:
+        raise UserError(
+            f"{what} needs {wanted / 1e9:.2f} GB of the GPU's memory and {free / 1e9:.2f} GB are free; "
+            "end other programs on the GPU, then run the same command again"
         )
 
 

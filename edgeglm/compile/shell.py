@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from edgeglm.bundle.goldens import OUTPUTS, TEXTS, TOP_K
 from edgeglm.bundle.manifest import Manifest, TensorRecord, VariantRecord
-from edgeglm.bundle.opened import Bundle, Preprocessing
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.preprocessing import Preprocessing
+from edgeglm.compile.contract import precision_of, tower_profile
 from edgeglm.compile.lane_record import pinned_nodes
 from edgeglm.compile.route import ENOUGH, profile_bytes
-from edgeglm.compile.stage import precision_of, tower_profile
 from edgeglm.compile.trtexec import option_arguments
 from edgeglm.core.digest import sha256_bytes, sha256_listing
 from edgeglm.core.errors import UserError

@@ -8,15 +8,15 @@ the store, outside of all keys: it makes the next build of the same graph quicke
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from edgeglm.bundle.atomic import disk_errors
+from edgeglm.compile.contract import TOWERS, Tower, precision_of, tower_profiles, variants_of
 from edgeglm.compile.decision import MemberPlan, plan_compile
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
 from edgeglm.core.artifact import Artifact
@@ -25,15 +25,10 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.engines.libraries import Library
-from edgeglm.engines.plan import ShapeRange, plan_metadata_from_file
-from edgeglm.engines.profiles import default_length_buckets
+from edgeglm.engines.plan import plan_metadata_from_file
 from edgeglm.targets.build_options import BuildOptions, Range
 from edgeglm.targets.legality import check_precision
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
-
-Tower = Literal["image", "text"]
-TOWERS: tuple[Tower, ...] = ("image", "text")
-_MODEL = re.compile(r"models/([a-z0-9][a-z0-9_.-]*)/(image|text)\.onnx")
 
 
 class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,50 +237,6 @@ def _keep(place: Path, cache: bytes) -> None:
             new.replace(place)
         finally:
             new.unlink(missing_ok=True)
-
-
-def variants_of(files: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return ``{variant: towers}`` from the listing of a quantize artifact."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name in sorted(files):
-        if match := _MODEL.fullmatch(name):
-            found[match[1]] = (*found.get(match[1], ()), match[2])
-    return found
-
-
-def precision_of(variant: str) -> str:
-    """Return the precision that a variant's name begins with: that of ``int8-qdq`` is ``int8``."""
-    return variant.split("-")[0]
-
-
-def tower_profiles(
-    tower: str, batch: Range, length: Range, buckets: Sequence[int]
-) -> tuple[dict[str, ShapeRange], ...]:
-    """Return the profile for any shape, and one a bucket: a single shape for each batch and length.
-
-    Args:
-        tower: Which.
-        batch: The least, the usual and the largest batch.
-        length: The same of a text's tokens; the buckets are those of the runner up to the largest.
-        buckets: The batches that get profiles of their own.
-    """
-    lengths = default_length_buckets(length[2]) if tower == "text" else (0,)
-    single = [
-        tower_profile(tower, (size, size, size), (tokens, tokens, tokens))
-        for tokens in lengths
-        for size in buckets
-    ]
-    return (tower_profile(tower, batch, length), *single)
-
-
-def tower_profile(tower: str, batch: Range, length: Range) -> dict[str, ShapeRange]:
-    """Return one optimization profile of a tower by its contract; -1 keeps the graph's own size."""
-    if tower == "image":
-        low, usual, high = ((size, -1, -1, -1) for size in batch)
-        return {"pixels": ShapeRange(min=low, opt=usual, max=high)}
-    low2, usual2, high2 = zip(batch, length, strict=True)
-    tokens = ShapeRange(min=low2, opt=usual2, max=high2)
-    return {"input_ids": tokens, "attention_mask": tokens}
 
 
 def _member_record(plan: MemberPlan, engines: tuple[EngineRecord, ...]) -> MemberRecord:

@@ -46,7 +46,8 @@ def jetpack_of(board: Board) -> str | None:
 
 def check_board(board: Board, parcel: Parcel, *, any_board: bool) -> None:
     """Raise UserError when the board is outside the bundle's target, with what was found."""
-    from edgeglm.compile.route import member_for, target_of  # a rollback needs none of it, and shall be quick
+    from edgeglm.compile.contract import target_of  # a rollback needs none of it, and shall be quick
+    from edgeglm.compile.route import member_for
 
     resolved = target_of(parcel.bundle)
     member, why = member_for(board, resolved)

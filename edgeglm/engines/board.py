@@ -17,6 +17,7 @@ import msgspec
 
 from edgeglm.engines.cuda_devices import cuda_devices
 from edgeglm.engines.libraries import MODULES, installed_version
+from edgeglm.engines.nvml import GpuReading, gpu_reading
 
 _TEGRA_SMS = {"tegra194": 72, "tegra234": 87, "tegra264": 110}
 _TEGRA_GPUS = {"tegra194": "Volta (Xavier)", "tegra234": "Ampere (Orin)", "tegra264": "Blackwell (Thor)"}
@@ -37,6 +38,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         gpu: Its name.
         memory_bytes: All memory; on a Jetson the GPU shares it.
         memory_available_bytes: What may still be taken, by the kernel's and the control group's word.
+        gpu_memory_bytes: Memory of a GPU that has its own; 0 for none.
+        gpu_memory_free_bytes: What of it no process has taken; None where nobody tells.
         power_mode: The name that nvpmodel gives the present mode.
         libraries: ``{library: version}`` of those that Python can import.
         trtexec: Where ``trtexec`` lies, if it does.
@@ -51,6 +54,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gpu: str | None = None
     memory_bytes: int = 0
     memory_available_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    gpu_memory_free_bytes: int | None = None
     power_mode: str | None = None
     libraries: dict[str, str] = {}
     trtexec: str | None = None
@@ -78,8 +83,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         temperatures_c: ``{thermal zone: degrees Celsius}``.
         clocks_mhz: Present clock of the first CPU core and of the GPU.
-        rails_mw: Power of each rail that an INA sensor watches, in milliwatts.
-        throttled: The cooling devices that hold something back now.
+        rails_mw: Power of each rail that an INA sensor watches, and of a discrete GPU, in milliwatts.
+        throttled: What holds something back now: cooling devices, and the reasons that a GPU gives.
     """
 
     temperatures_c: dict[str, float] = {}
@@ -93,6 +98,13 @@ def this_board() -> Board:
     board = board_from_files(Path("/"), libraries=installed_libraries())
     for device in cuda_devices()[:1]:
         board = msgspec.structs.replace(board, sm=device.sm, gpu=device.name)
+        if board.soc is None:
+            reading = gpu_reading(device.bus_id)
+            board = msgspec.structs.replace(
+                board,
+                gpu_memory_bytes=device.memory_bytes,
+                gpu_memory_free_bytes=reading.memory_free_bytes if reading else None,
+            )
     return board
 
 
@@ -150,13 +162,21 @@ def conditions(root: Path = Path("/")) -> Conditions:
         # a fan that turns holds nothing back
         if (_number(device / "cur_state") or 0) > 0 and "fan" not in _text(device / "type")
     )
+    if (reading := _discrete_gpu(root)) is not None:
+        if reading.temperature_c is not None:
+            temperatures["gpu"] = float(reading.temperature_c)
+        clocks.update(reading.clocks_mhz)
+        throttled += reading.throttled
     return Conditions(
         temperatures_c=temperatures, clocks_mhz=clocks, rails_mw=rails_mw(root), throttled=throttled
     )
 
 
 def rails_mw(root: Path = Path("/")) -> dict[str, float]:
-    """Return the present power of each rail that an INA sensor watches, in milliwatts; empty without one."""
+    """Return the present power of each rail that an INA sensor watches, in milliwatts; empty without one.
+
+    A discrete GPU counts as the rail ``GPU``: its management library tells the power of its board.
+    """
     rails = {}
     for sensor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if not _text(sensor / "name").startswith("ina"):
@@ -171,7 +191,16 @@ def rails_mw(root: Path = Path("/")) -> dict[str, float]:
         for power in sorted(sensor.glob("power*_input")):
             if (microwatts := _number(power)) is not None:
                 rails[f"{_text(sensor / 'name').strip()} {power.name.partition('_')[0]}"] = microwatts / 1e3
+    if (reading := _discrete_gpu(root)) is not None and reading.power_mw is not None:
+        rails["GPU"] = float(reading.power_mw)
     return rails
+
+
+def _discrete_gpu(root: Path) -> GpuReading | None:
+    """Read the first GPU of this very machine, unless it is a Jetson's, whose files say more."""
+    if root != Path("/") or not (devices := cuda_devices()):
+        return None
+    return gpu_reading(devices[0].bus_id)
 
 
 def _l4t(root: Path) -> str | None:

@@ -11,11 +11,12 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_* (CUDA driver
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDevice:
-    """One GPU: its name, compute capability without the dot, and memory in bytes."""
+    """One GPU: its name, compute capability without the dot, memory in bytes, and PCI address."""
 
     name: str
     sm: int
     memory_bytes: int
+    bus_id: str | None = None
 
 
 @cache
@@ -41,4 +42,11 @@ def _device(driver: ctypes.CDLL, ordinal: int) -> CudaDevice:
     driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
     text = name.value.decode(errors="replace")
-    return CudaDevice(name=text, sm=major.value * 10 + minor.value, memory_bytes=memory.value)
+    address = ctypes.create_string_buffer(32)
+    known = driver.cuDeviceGetPCIBusId(address, len(address), handle) == 0
+    return CudaDevice(
+        name=text,
+        sm=major.value * 10 + minor.value,
+        memory_bytes=memory.value,
+        bus_id=address.value.decode(errors="replace") if known else None,
+    )

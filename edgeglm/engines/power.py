@@ -2,7 +2,7 @@
 
 Jetson boards show the INA sensors of their power rails under ``/sys/class/hwmon``; where they do not, as on
 older releases, ``tegrastats`` prints the same. A rail may feed others (``VDD_IN`` and ``VIN`` are the whole
-board), so rails are not summed.
+board), so rails are not summed. A discrete GPU is one rail, told by NVML.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgeglm.engines.board import rails_mw
 INTERVAL_S = 0.1
 """The sensors average over about as long; reading them more often says nothing new."""
 
-Source = Literal["INA sensors", "tegrastats"]
+Source = Literal["INA sensors", "NVML", "tegrastats"]
 Sample = tuple[float, dict[str, float]]
 
 _STOP_SECONDS = 5
@@ -121,7 +121,7 @@ class PowerWatch:
         """Sample from now until the block ends. A board that tells nothing gets no thread."""
         self._samples.clear()
         if self._sampled():
-            self._source = "INA sensors"
+            self._source = "NVML" if set(self._samples[0][1]) == {"GPU"} else "INA sensors"
             with self._by_sensors():
                 yield
         elif self._tegrastats is not None:

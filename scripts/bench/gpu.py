@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from runner_models import VOCABULARY, picture_model, text_model  # noqa: E402
 
 from edgeglm.compile.builder import engine_from_onnx  # noqa: E402
-from edgeglm.compile.stage import tower_profiles  # noqa: E402
+from edgeglm.compile.contract import tower_profiles  # noqa: E402
 from edgeglm.core.digest import sha256_bytes  # noqa: E402
 from edgeglm.core.errors import EdgeglmError  # noqa: E402
 from edgeglm.engines.cuda_devices import cuda_devices  # noqa: E402

@@ -14,8 +14,8 @@ import onnx
 
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.contract import target_of
 from edgeglm.compile.lane_record import LaneRecord, LaneTower
-from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import write_with_shell
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved

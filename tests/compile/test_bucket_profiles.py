@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX builds on x86-64 hosts only")
 
 from edgeglm.compile.builder import engine_from_onnx
-from edgeglm.compile.stage import tower_profiles
+from edgeglm.compile.contract import tower_profiles
 from edgeglm.engines.profiles import ProfileChoice, is_fixed, whole_ranges
 from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import load_target

@@ -20,6 +20,7 @@ from edgeglm.cli.finalize import _embedder
 from edgeglm.compile.device_engines import build_signature
 from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
 from edgeglm.compile.owner import alone
+from edgeglm.compile.route import member_for
 from edgeglm.compile.timed import fastest
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
@@ -27,6 +28,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import Board
 from edgeglm.engines.libraries import broken
 from edgeglm.runtime.finalized import choice_here
+from edgeglm.targets.schema import load_target, resolve_target
 from tests.compile.stand_ins import LAPTOP, NANO, ORIN, QUICK, THOR, Builder, finalized, made, portable
 from tests.engines.test_power import sensor
 
@@ -275,6 +277,43 @@ def test_too_little_memory_is_said_before_an_hour_of_building(tmp_path: Path):
     with pytest.raises(UserError, match=r"building the largest tower needs .* and 0\.10 GB are free"):
         finalized(made(tmp_path / "demo", "jetson-agx-orin-64gb"), board, builder=builder)
     assert builder.requests == []
+
+
+T4 = Board(
+    model="Some Xeon",
+    machine="x86_64",
+    sm=75,
+    gpu="Tesla T4",
+    memory_bytes=64 << 30,
+    memory_available_bytes=60 << 30,
+    gpu_memory_bytes=16 << 30,
+    gpu_memory_free_bytes=15 << 30,
+    libraries={"tensorrt-rtx": "1.7.1.116"},
+)
+
+
+def test_a_gpu_that_others_have_filled_is_said_before_anything_is_built(tmp_path: Path):
+    """The host has memory enough, and the engine would not fit where it is built and run."""
+    full = msgspec.structs.replace(T4, gpu_memory_free_bytes=100 << 20)
+    builder = Builder()
+    words = r"building the largest tower needs 0\.31 GB of the GPU's memory and 0\.10 GB are free; end other"
+    with pytest.raises(UserError, match=words):
+        finalized(made(tmp_path / "demo", "t4"), full, builder=builder)
+    assert builder.requests == []
+    untold = msgspec.structs.replace(T4, gpu_memory_bytes=100 << 20, gpu_memory_free_bytes=None)
+    with pytest.raises(UserError, match=r"0\.10 GB are free"):
+        finalized(made(tmp_path / "other", "t4"), untold, builder=builder)
+    unknown = msgspec.structs.replace(T4, gpu_memory_bytes=0, gpu_memory_free_bytes=None)
+    assert finalized(made(tmp_path / "third", "t4"), unknown, builder=builder).chosen == "int8"
+
+
+def test_a_part_of_a_gpu_answers_to_its_kind_and_says_that_it_has_less(tmp_path: Path):
+    whole = resolve_target(load_target("t4"))
+    member, why = member_for(T4, whole)
+    assert (member and member.name, why) == ("t4", "SM 7.5 and its memory fit t4")
+    member, why = member_for(msgspec.structs.replace(T4, gpu_memory_bytes=5 << 30), whole)
+    assert member is not None
+    assert why == "SM 7.5 fits t4, whose profile counts on 16 GB where this GPU has 5.4 GB"
 
 
 def test_a_second_finalize_is_refused_with_the_number_of_the_first(tmp_path: Path):

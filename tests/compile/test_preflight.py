@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
 from edgeglm.targets.costs import GraphCosts, GraphTensor, NodeCost, json_from_costs
+from edgeglm.targets.roofline import floor_of, machine_of, node_floors
 from edgeglm.targets.schema import known_targets, load_target
 from tests.runtime.test_retrieval import colour_bundle
 
@@ -49,7 +51,7 @@ def refusal(one: Subject, target: str) -> str:
 
 
 def test_what_fits_is_told_with_its_floor():
-    result = preflight(subject(), load_target("jetson-agx-orin-64gb"), batch=8)
+    result = preflight(subject(), load_target("jetson-agx-orin-64gb"), batches=(8,))
     assert result.ok
     assert [check.what for check in result.checks] == [
         "precision", "lane", "opset", "typing", "shapes", "memory",
@@ -156,12 +158,21 @@ def test_a_bundle_without_costs_says_what_to_do(tmp_path: Path):
         subjects_of(opened)
 
 
-def test_all_targets_are_judged_in_under_two_seconds(bundle: Path, capsys):
-    started = time.perf_counter()
-    assert cli.exit_code(["plan", str(bundle), "--json"]) == 0
-    assert time.perf_counter() - started < 2.0
-    answer = json.loads(capsys.readouterr().out)
-    assert {one["target"] for one in answer["preflight"]} == set(known_targets())
+def test_all_targets_are_judged_without_a_library_that_takes_long_to_import(bundle: Path, capsys):
+    """To reach: all targets under 2 s, from the start of Python (scripts/bench/verify.py times it)."""
+    command = (
+        "import sys; from edgeglm.cli.main import exit_code; code = exit_code(sys.argv[1:]); "
+        "slow = {'numpy', 'onnx', 'onnxruntime', 'tokenizers', 'tensorrt', 'tensorrt_rtx', 'torch'}; "
+        "sys.exit(code or sorted(slow & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, "plan", str(bundle), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {one["target"] for one in json.loads(done.stdout)["preflight"]} == set(known_targets())
 
 
 def test_the_matrix_shows_each_target_once(bundle: Path, capsys):
@@ -183,6 +194,58 @@ def test_plan_exits_with_2_when_nothing_fits_and_prints_whole_commands(bundle: P
         words = shlex.split(line)
         assert words[0] == "/usr/src/tensorrt/bin/trtexec"
         assert "--stronglyTyped" in words
+
+
+def test_floors_and_memory_are_told_for_every_target_and_batch(bundle: Path, capsys):
+    assert cli.exit_code(["plan", str(bundle), "--json", "--batch", "1", "--batch", "16"]) == 0
+    for one in json.loads(capsys.readouterr().out)["preflight"]:
+        members = load_target(one["target"]).members or (one["target"],)
+        assert [floor["batch"] for floor in one["floors"]] == [1, 16] * len(members)
+        few, many = one["memory"][:2]
+        assert (few["batch"], many["batch"]) == (1, 16)
+        assert many["run"] - few["run"] == 15 * COSTS.live_bytes
+        assert (few["build"] > 0) == (one["target"] != "cpu")
+    assert cli.exit_code(["plan", str(bundle)]) == 0
+    table = capsys.readouterr().out
+    assert "batch 1 8 32" in table
+    (row,) = [line.split() for line in table.splitlines() if line.split()[:2] == ["int8", "image"]]
+    assert row[2:] == ["331", "324", "331", "355"], "to build, to run 1, 8 and 32, in MB"
+
+
+def test_plan_shows_which_nodes_take_the_time(bundle: Path, capsys):
+    assert cli.exit_code(["plan", str(bundle), "--nodes"]) == 2
+    assert "name it with --target" in capsys.readouterr().err
+    orin = ["plan", str(bundle), "--target", "jetson-agx-orin-64gb", "--nodes"]
+    assert cli.exit_code(orin) == 0
+    assert (
+        "int8 image, batch 1, on jetson-agx-orin-64gb: 1 of 1 nodes, each by itself"
+        in capsys.readouterr().out
+    )
+    assert cli.exit_code([*orin, "--json", "--batch", "8"]) == 0
+    (node,) = json.loads(capsys.readouterr().out)["nodes"][0]["nodes"]
+    assert (node["name"], node["op"], node["flops"], node["binding"]) == ("c", "Conv", 8 * 10**8, "compute")
+
+
+def test_the_nodes_of_a_graph_sum_up_to_what_it_takes_unfused():
+    machine = machine_of(load_target("jetson-agx-orin-64gb"))
+    wide = msgspec.structs.replace(
+        COSTS,
+        nodes=(*COSTS.nodes, NodeCost(name="r", op="Relu", bytes=10**6, bytes_fixed=10**3, weight_bytes=10)),
+    )
+    nodes = node_floors(wide, machine, 8)
+    assert [node.binding for node in nodes] == ["compute", "bandwidth"]
+    assert nodes[1].bytes == 8 * 10**6 + 10**3 + 10
+    assert nodes[1].precision == ""
+    assert sum(node.floor_ms for node in nodes) == pytest.approx(floor_of(wide, machine, 8).unfused_ms)
+
+
+def test_every_board_of_a_family_says_what_its_dla_takes(bundle: Path, capsys):
+    assert cli.exit_code(["plan", "--target", "jetson-agx", "--dla"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("DLA")]
+    assert [line.split()[1] for line in said] == list(load_target("jetson-agx").members)
+    cli.exit_code(["plan", str(bundle), "--target", "jetson-agx", "--dla"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("DLA int8 image:")]
+    assert len(said) == len(load_target("jetson-agx").members)
 
 
 def test_plan_draws_the_roofs_of_all_boards(bundle: Path, tmp_path: Path, capsys):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.contract import target_of
 from edgeglm.compile.device_engines import sweep
 from edgeglm.compile.lane_record import pinned_nodes
-from edgeglm.compile.route import target_of
 from edgeglm.compile.shell import shell_sources
 from edgeglm.compile.trtexec import trtexec_arguments
 from edgeglm.core.errors import UserError

@@ -12,15 +12,9 @@ import pytest
 pytest.importorskip("onnx")
 
 from edgeglm.compile.builder import EnginePlan, engine_from_onnx
+from edgeglm.compile.contract import precision_of, tower_profile, variants_of
 from edgeglm.compile.decision import Host, MemberPlan, plan_compile, require_options, this_host
-from edgeglm.compile.stage import (
-    CompileStage,
-    compile_config,
-    compile_record_from_file,
-    precision_of,
-    tower_profile,
-    variants_of,
-)
+from edgeglm.compile.stage import CompileStage, compile_config, compile_record_from_file
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.artifact import Artifact, listing_of
 from edgeglm.core.digest import sha256_bytes, sha256_file

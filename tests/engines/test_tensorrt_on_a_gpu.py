@@ -48,7 +48,7 @@ def target_here() -> Any:
 
 def built(tower: str, folder: Path, library: str, write: Callable[..., Path]) -> Built:
     from edgeglm.compile.builder import engine_from_onnx
-    from edgeglm.compile.stage import tower_profiles
+    from edgeglm.compile.contract import tower_profiles
 
     model = write(folder / f"{tower}.onnx")
     try:
