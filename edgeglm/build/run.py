@@ -14,8 +14,14 @@ from edgeglm.build.evaluations import Metrics, metrics_of
 from edgeglm.build.history import remember
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pack_stage import BUNDLE_FOLDER
-from edgeglm.build.pipeline import Node, Plan
+from edgeglm.build.pipeline import Node, Plan, candidate_precisions
 from edgeglm.build.pools import gate_pools, pooled_map10
+from edgeglm.build.student_fit import (
+    StudentFitConfig,
+    StudentFitStage,
+    require_untrained_fit,
+    untrained_fits,
+)
 from edgeglm.bundle.archive import ArchiveKind
 from edgeglm.bundle.manifest import MANIFEST_NAME, Manifest, manifest_from_bytes
 from edgeglm.bundle.pack import archive_path, write_bundle
@@ -27,6 +33,7 @@ from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, StageResult
 from edgeglm.data.pairs import PairSet
 from edgeglm.evaluate.gates import require_at_least, require_ratio
+from edgeglm.targets.schema import resolve_target
 
 _ROWS = {
     "teacher-evaluation": ("Teacher", ("backbones", "features", "pretraining", "teacher", "teacher-evaluation")),
@@ -98,6 +105,7 @@ def run_build(
         rows.append(row)
         on_row(row)
 
+    _require_fit(plan, context)
     for node in plan.nodes:
         inputs = plan.inputs_of(node, made)
         assert inputs is not None, node.name
@@ -116,6 +124,25 @@ def run_build(
         results=tuple(results.values()),
         rows=tuple(rows),
     )
+
+
+def _require_fit(plan: Plan, context: Context) -> None:
+    """Ask every board whether it will take the student, before hours are spent on it."""
+    student = plan.recipe.student
+    stage = StudentFitStage(
+        StudentFitConfig(
+            size=student.size,
+            resolution=student.resolution,
+            max_length=student.max_length,
+            embedding_dim=plan.recipe.teacher.embedding_dim,
+            opset=plan.recipe.export.opset,
+            text_teacher=plan.recipe.teacher.text,
+        )
+    )
+    costs = stage({"text": plan.sources["teacher:text"]}, context).artifact
+    candidates = candidate_precisions(plan.recipe, plan.target)
+    target = resolve_target(plan.target, plan.recipe.engine)
+    require_untrained_fit(untrained_fits(costs, candidates, target))
 
 
 def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> None:

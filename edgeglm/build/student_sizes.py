@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from edgeglm.build.untrained import LENGTH, untrained_towers
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, Inputs, Stage
 
-LENGTH = 8  # tokens of a text: a query of a few words
 ROUNDS = 15
 FILE_NAME = "sizes.json"
 _UNITS = {
@@ -105,6 +105,7 @@ class StudentSizesStage(Stage[SizesConfig]):
     name = "student-sizes"
     code: ClassVar[tuple[str, ...]] = (
         "edgeglm.build.student_sizes",
+        "edgeglm.build.untrained",
         "edgeglm.export",
         "edgeglm.models.students",
         "edgeglm.models.student_shapes",
@@ -129,44 +130,25 @@ def read_sizes(artifact: Artifact) -> tuple[SizeCost, ...]:
 
 def measured_sizes(config: SizesConfig, folder: Path, context: Context) -> tuple[SizeCost, ...]:
     """Export the sizes into ``folder`` and time both towers of each, interleaved."""
-    import torch
-
     from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
     from edgeglm.engines.timing import compare_latency
-    from edgeglm.export.torch_to_onnx import onnx_from_module
-    from edgeglm.models.student_shapes import student_shape
-    from edgeglm.models.students import StudentImageTower, StudentTextTower
-    from edgeglm.train.loop import seeded
 
     side, length = config.resolution, min(LENGTH, config.max_length)
     parameters: dict[str, int] = {}
     paths: dict[tuple[str, str], Path] = {}
-    free = {0: "batch", 1: "length"}
-    ids = torch.ones(2, length, dtype=torch.int64)
-    examples: dict[str, tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]] = {
-        "image": ({"pixels": torch.rand(2, 3, side, side)}, {"pixels": {0: "batch"}}),
-        "text": ({"input_ids": ids, "attention_mask": ids}, {"input_ids": free, "attention_mask": free}),
-    }
     with context.progress.task("Student sizes", total=len(config.sizes)) as task:
         for size in config.sizes:
-            shape = student_shape(size)
-            with seeded(0, threads=context.threads):
-                towers: dict[str, torch.nn.Module] = {
-                    "image": StudentImageTower(shape, resolution=side, embedding_dim=config.embedding_dim),
-                    "text": StudentTextTower(
-                        shape,
-                        vocabulary=config.vocabulary,
-                        max_length=config.max_length,
-                        embedding_dim=config.embedding_dim,
-                    ),
-                }
-            for kind, tower in towers.items():
-                paths[size, kind] = folder / f"{size}-{kind}.onnx"
-                feeds, axes = examples[kind]
-                onnx_from_module(
-                    tower.eval(), feeds, paths[size, kind], dynamic_axes=axes, opset=config.opset
-                )
-            parameters[size] = sum(p.numel() for t in towers.values() for p in t.parameters())
+            made, parameters[size] = untrained_towers(
+                size,
+                folder,
+                resolution=side,
+                max_length=config.max_length,
+                vocabulary=config.vocabulary,
+                embedding_dim=config.embedding_dim,
+                opset=config.opset,
+                threads=context.threads,
+            )
+            paths.update({(size, kind): path for kind, path in made.items()})
             task.advance()
     latency: dict[str, dict[str, float]] = {}
     rng = np.random.default_rng(0)
