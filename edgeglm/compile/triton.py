@@ -20,11 +20,13 @@ from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.manifest import TensorRecord
 from edgeglm.bundle.opened import Bundle
-from edgeglm.bundle.receipt import ENGINE_PLAN, Receipt, finalized_folder
+from edgeglm.bundle.receipt import ENGINE_PLAN, ENGINE_RECORD, Receipt, finalized_folder
+from edgeglm.compile.contract import target_of
 from edgeglm.core.errors import UserError
+from edgeglm.engines.plan import plan_metadata_from_file
+from edgeglm.targets.build_options import BuildOptions
 
 ABOUT_NAME = "edgeglm.json"
-MAX_BATCH = 32
 
 _TYPES = {
     "float32": "TYPE_FP32",
@@ -74,6 +76,7 @@ def triton_models(
     record = bundle.variant(receipt.chosen if receipt else variant)
     plans = receipt is not None and receipt.library == "tensorrt"
     folder = finalized_folder(bundle.origin) / "engines"
+    largest = max((member.engine or BuildOptions()).largest_batch for member in target_of(bundle).members)
     models = []
     for tower, name in sorted(record.files.items()):
         facts = bundle.manifest.towers[tower]
@@ -82,10 +85,11 @@ def triton_models(
                 f"the manifest of {bundle.manifest.name} does not say what the {tower} tower takes; "
                 "build the bundle again"
             )
-        source = bundle.file(name)
+        source, most = bundle.file(name), largest
         if plans:
             assert receipt is not None
-            source = folder / receipt.candidate(receipt.chosen).engines[tower].signature / ENGINE_PLAN
+            place = folder / receipt.candidate(receipt.chosen).engines[tower].signature
+            source, most = place / ENGINE_PLAN, _largest_batch(place / ENGINE_RECORD)
         title = f"{re.sub(r'[^A-Za-z0-9_-]', '_', bundle.manifest.name)}_{tower}"
         models.append(
             TritonModel(
@@ -95,6 +99,7 @@ def triton_models(
                     platform="tensorrt_plan" if plans else "onnxruntime_onnx",
                     inputs=facts.inputs,
                     outputs=facts.outputs,
+                    largest_batch=most,
                     queue_microseconds=queue_microseconds,
                 ),
                 source=source,
@@ -111,10 +116,11 @@ def config_text(
     platform: str,
     inputs: tuple[TensorRecord, ...],
     outputs: tuple[TensorRecord, ...],
+    largest_batch: int,
     queue_microseconds: int,
 ) -> str:
     """Return a ``config.pbtxt``; the first axis of every tensor is the batch and is left out of it."""
-    lines = [f'name: "{name}"', f'platform: "{platform}"', f"max_batch_size: {MAX_BATCH}"]
+    lines = [f'name: "{name}"', f'platform: "{platform}"', f"max_batch_size: {largest_batch}"]
     for kind, tensors in (("input", inputs), ("output", outputs)):
         for tensor in tensors:
             lines += [
@@ -124,9 +130,10 @@ def config_text(
                 f"  dims: [ {', '.join(_dimensions(tensor))} ]",
                 "}",
             ]
+    preferred = [str(8 << power) for power in range(16) if 8 << power <= largest_batch]
     lines += [
         "dynamic_batching {",
-        "  preferred_batch_size: [ 8, 16, 32 ]",
+        f"  preferred_batch_size: [ {', '.join(preferred or [str(largest_batch)])} ]",
         f"  max_queue_delay_microseconds: {queue_microseconds}",
         "}",
     ]
@@ -159,6 +166,12 @@ def write_repository(
         (root / ABOUT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1) + b"\n")
         put_in_place(root, destination)
     return destination
+
+
+def _largest_batch(record: Path) -> int:
+    """Return the most that a plan takes at once: the largest profile, by its input that takes least."""
+    profiles = plan_metadata_from_file(record).profiles
+    return max(min(shapes.max[0] for shapes in profile.values()) for profile in profiles)
 
 
 def _beside(bundle: Bundle, tower: str) -> dict[str, Path]:

@@ -14,6 +14,8 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli import main as cli
 from edgeglm.compile.triton import triton_models, write_repository
 from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import EngineConfig
+from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
 from tests.compile.stand_ins import LAPTOP, ORIN, finalized, made
 from tests.runtime.test_retrieval import colour_bundle
 
@@ -97,6 +99,22 @@ def test_a_board_serves_the_plans_that_it_tested(path: Path, tmp_path: Path):
     assert [model.file for model in models] == ["model.plan", "model.plan"]
     assert 'platform: "tensorrt_plan"' in models[0].config
     assert models[1].source.read_bytes() == b"plan of int8 text"
+
+
+def test_triton_sends_no_more_at_once_than_a_recipe_asked_the_engines_for(path: Path, tmp_path: Path):
+    resolved = resolve_target(load_target("jetson-agx-orin-64gb"), EngineConfig(largest_batch=96))
+    with open_bundle(path) as bundle:
+        sources: dict[str, Path | bytes] = {n: bundle.file(n) for n in bundle.manifest.files}
+        del sources["bom.cdx.json"]
+        sources["target.toml"] = toml_from_resolved(resolved).encode()
+        wide = write_bundle(tmp_path / "wide" / "demo", sources=sources, manifest=bundle.manifest)
+    for models in (
+        triton_models(opened(wide)),
+        triton_models(opened(wide), receipt=finalized(wide, ORIN)),
+    ):
+        for model in models:
+            assert "max_batch_size: 96" in model.config
+            assert "preferred_batch_size: [ 8, 16, 32, 64 ]" in model.config
 
 
 def test_what_triton_cannot_load_is_refused(path: Path, tmp_path: Path):
