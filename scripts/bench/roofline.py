@@ -1,6 +1,11 @@
 """Hold the roofline's floor against measured latency on this CPU: no measurement may be below it.
 
-    .venv/bin/python scripts/bench/roofline.py [NAME=model.onnx ...]
+    .venv/bin/python scripts/bench/roofline.py [BUNDLE ...]
+    .venv/bin/python scripts/bench/roofline.py --finalized BUNDLE    # on a board, after finalize
+
+Of each bundle the FP32 and INT8 towers are taken besides the drawn graphs. With --finalized nothing is
+measured anew: what finalize timed on the board is held against the floor of the board's own profile, and
+written to stdout.
 
 The peaks are measured first, in the same library and on one thread: the best call of several small
 products and a convolution, in FP32 and in INT8, and moving an array that no cache holds. Then each
@@ -10,162 +15,50 @@ graph is timed and compared with its floor. Writes docs/bench/roofline.json, .md
 from __future__ import annotations
 
 import json
-import platform
-import re
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnxruntime as ort
 
+from edgeglm.bundle.receipt import finalized_folder, read_receipt
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile.contract import target_of
+from edgeglm.compile.preflight import subjects_of
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import Feeds
 from edgeglm.engines.timing import measure_latency
 from edgeglm.export.costs import costs_from_onnx
 from edgeglm.targets.costs import GraphCosts
-from edgeglm.targets.roofline import Floor, Machine, floor_of
+from edgeglm.targets.roofline import Floor, Machine, floor_of, machine_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from roofline_models import drawn_models, measured_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "bench"
 BATCHES = (1, 8)
+_INTEGER = {
+    "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul", "QAttention",
+}  # fmt: skip
+_FLOATING = {
+    "Conv",
+    "FusedConv",
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "FusedGemm",
+    "Attention",
+    "MultiHeadAttention",
+}
 LENGTH = 32
-
-
-def model_of(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: list) -> Path:
-    """Write a graph from ``x`` float32 to ``y``."""
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", *[None] * (len(shape) - 1)])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
-
-
-def drawn_models(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield graphs with one plain character each."""
-    random = np.random.default_rng(0)
-
-    def weights(*shape: int) -> np.ndarray:
-        return random.normal(size=shape).astype(np.float32) * 0.02
-
-    node = helper.make_node
-    yield (
-        "one product, 512 rows of 1024 x 1024",
-        model_of(
-            folder / "matmul.onnx",
-            [node("MatMul", ["x", "w"], ["y"])],
-            {"w": weights(1024, 1024)},
-            ["B", 512, 1024],
-        ),
-    )
-    yield (
-        "matrix-vector, 64 MB of weights",
-        model_of(
-            folder / "gemv.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": weights(4096, 4096)}, ["B", 4096]
-        ),
-    )
-    convolutions, filters, name = [], {}, "x"
-    for layer in range(6):
-        filters[f"w{layer}"] = weights(64, 64, 3, 3)
-        output = "y" if layer == 5 else f"a{layer}"
-        convolutions.append(node("Conv", [name, f"w{layer}"], [f"c{layer}"], pads=[1] * 4))
-        convolutions.append(node("Relu", [f"c{layer}"], [output]))
-        name = output
-    yield (
-        "six 3 x 3 convolutions, 64 channels, 40 x 40",
-        model_of(folder / "conv.onnx", convolutions, filters, ["B", 64, 40, 40]),
-    )
-    layers, table, name = [], {}, "x"
-    for layer in range(12):
-        table[f"u{layer}"], table[f"d{layer}"] = weights(384, 1536), weights(1536, 384)
-        output = "y" if layer == 11 else f"o{layer}"
-        layers += [
-            node("MatMul", [name, f"u{layer}"], [f"h{layer}"]),
-            node("Relu", [f"h{layer}"], [f"r{layer}"]),
-            node("MatMul", [f"r{layer}", f"d{layer}"], [output]),
-        ]
-        name = output
-    yield (
-        "twelve feed-forward blocks, 32 tokens of 384",
-        model_of(folder / "ffn.onnx", layers, table, ["B", 32, 384]),
-    )
-
-
-def best_seconds(call: Callable[[], object], rounds: int) -> float:
-    """Return the shortest of several calls."""
-    best = float("inf")
-    for _ in range(rounds):
-        started = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - started)
-    return best
-
-
-def measured_machine(folder: Path) -> Machine:
-    """Measure this CPU's rates on one thread.
-
-    A peak is what the machine can do at its best, so it is the best call of the best of several
-    kernels, short enough that some calls are not interrupted by other work.
-    """
-    random = np.random.default_rng(0)
-    rates = {"fp32": 0.0, "int8": 0.0}
-    for rows, inner, columns in ((256, 256, 256), (512, 512, 512), (64, 384, 1536), (128, 1024, 256)):
-        operations = 2 * rows * inner * columns
-        left = random.normal(size=(rows, inner)).astype(np.float32)
-        right = random.normal(size=(inner, columns)).astype(np.float32)
-        product = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-        integers = [
-            helper.make_node("Cast", ["x"], ["u"], to=TensorProto.UINT8),
-            helper.make_node("MatMulInteger", ["u", "w"], ["p"]),
-            helper.make_node("Cast", ["p"], ["y"], to=TensorProto.FLOAT),
-        ]
-        for name, nodes, weight in (("fp32", product, right), ("int8", integers, right.astype(np.int8))):
-            path = model_of(folder / "peak.onnx", nodes, {"w": weight}, ["B", inner])
-            with OnnxRuntimeEngine(path, threads=1) as engine:
-                seconds = best_seconds(partial(engine.infer, {"x": np.abs(left)}), 200)
-            rates[name] = max(rates[name], operations / seconds)
-    filters = random.normal(size=(64, 64, 3, 3)).astype(np.float32)
-    convolution = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)]
-    path = model_of(folder / "peak.onnx", convolution, {"w": filters}, ["B", 64, 20, 20])
-    with OnnxRuntimeEngine(path, threads=1) as engine:
-        seconds = best_seconds(partial(engine.infer, {"x": np.ones((1, 64, 20, 20), np.float32)}), 200)
-    rates["fp32"] = max(rates["fp32"], 2 * 64 * 400 * 64 * 9 / seconds)
-    large = np.ones(64 << 20, np.float32)
-    target = np.empty_like(large)
-    reading = large.nbytes / best_seconds(large.max, 8)
-    copying = 2 * large.nbytes / best_seconds(partial(np.copyto, target, large), 8)
-    return Machine(
-        name=cpu_name(),
-        rates={"fp32": rates["fp32"], "int8": rates["int8"]},
-        bandwidth=max(reading, copying),
-        resident_bytes=cache_bytes(),
-    )
-
-
-def cache_bytes() -> int:
-    """Return all caches that one core may use, from the kernel's own table."""
-    total = 0
-    for cache in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        found = re.fullmatch(r"(\d+)([KM])", (cache / "size").read_text().strip())
-        if found and (cache / "type").read_text().strip() != "Instruction":
-            total += int(found[1]) << (10 if found[2] == "K" else 20)
-    return total
-
-
-def cpu_name() -> str:
-    """Return the CPU's own name."""
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
 
 
 def feeds_for(costs: GraphCosts, batch: int) -> Feeds:
@@ -182,9 +75,57 @@ def feeds_for(costs: GraphCosts, batch: int) -> Feeds:
     }
 
 
-def measured_rows(name: str, path: Path, machine: Machine) -> Iterator[dict[str, object]]:
-    """Yield one row a batch: the floor, the measured median, their ratio."""
+def integer_products(path: Path, folder: Path) -> tuple[int, int]:
+    """Return how many products ONNX Runtime computes in integers once it has fused, and how many it has."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    fused = onnx.load(folder / "optimized.onnx", load_external_data=False)
+    kinds = [node.op_type for node in fused.graph.node]
+    whole = sum(kind in _INTEGER for kind in kinds)
+    return whole, whole + sum(kind in _FLOATING for kind in kinds)
+
+
+def bundle_models(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the FP32 and INT8 towers of a bundle."""
+    with open_bundle(path) as bundle:
+        target = bundle.manifest.target.name
+        for variant in bundle.manifest.variants:
+            if variant.name in ("fp32", "int8"):
+                for tower in sorted(variant.files):
+                    yield f"{tower} tower, {variant.name} for {target}", bundle.model(variant.name, tower)
+
+
+def finalized_rows(path: Path) -> Iterator[str]:
+    """Yield one line a tower: what finalize timed on this board, against the floor of its profile."""
+    with open_bundle(path) as bundle:
+        receipt = read_receipt(finalized_folder(path))
+        if receipt is None or receipt.member is None:
+            raise SystemExit(
+                "error: there is no receipt of a board of the target; run 'edgeglm finalize' there"
+            )
+        machine = machine_of({m.name: m for m in target_of(bundle).members}[receipt.member])
+        if not machine.rates:
+            raise SystemExit(f"error: the profile of {machine.name} has no peaks and so no floor")
+        subjects = {subject.name: subject for subject in subjects_of(bundle)}
+        yield f"{receipt.board.words}, {receipt.library} {receipt.library_version}, batch 1"
+        for one in receipt.candidates:
+            for tower in ("image", "text"):
+                if (measured := one.latency_ms.get(f"{tower}_b1_ms")) is not None:
+                    floor = floor_of(subjects[f"{one.variant} {tower}"].costs, machine, 1)
+                    ratio = measured / floor.floor_ms
+                    holds = "holds" if ratio >= 1 else "DOES NOT HOLD"
+                    yield (
+                        f"{one.variant} {tower}: floor {floor.floor_ms:.4f} ms by {floor.binding}, "
+                        f"measured {measured:.4f} ms, {ratio:.1f} times; {holds}"
+                    )
+
+
+def measured_rows(name: str, path: Path, machine: Machine, folder: Path) -> Iterator[dict[str, object]]:
+    """Yield one row a batch: the floor, the measured median, their ratio, and what ran in integers."""
     costs = costs_from_onnx(path, length=LENGTH)
+    integers, products = integer_products(path, folder)
     with OnnxRuntimeEngine(path, threads=1) as engine:
         for batch in BATCHES:
             floor: Floor = floor_of(costs, machine, batch)
@@ -196,6 +137,8 @@ def measured_rows(name: str, path: Path, machine: Machine) -> Iterator[dict[str,
                 "megabytes": round(floor.bytes / 1e6, 2),
                 "floor_ms": round(floor.floor_ms, 4),
                 "binding": floor.binding,
+                "integer_products": integers,
+                "products": products,
                 "measured_ms": round(latency.median_ms, 4),
                 "ratio": round(latency.median_ms / floor.floor_ms, 2) if floor.floor_ms else None,
                 "holds": latency.median_ms >= floor.floor_ms,
@@ -210,7 +153,7 @@ def page(result: dict[str, object], rows: list[dict[str, object]]) -> str:
         "# The roofline's floor against this CPU",
         "",
         f"`{result['command']}` at commit {result['commit']}, {machine['name']}, one thread, "
-        "with other work on the machine.",
+        f"load {result['load']}.",
         "",
         f"Measured peaks: {machine['fp32_gflops']:.0f} GFLOP/s in FP32 and {machine['int8_gops']:.0f} GOP/s "
         f"in INT8 through ONNX Runtime, {machine['bandwidth_gb_s']:.1f} GB/s from memory, "
@@ -219,11 +162,19 @@ def page(result: dict[str, object], rows: list[dict[str, object]]) -> str:
         "The floor is a bound and no promise: every fusion is taken as done, every weight is read once. "
         "A ratio of 1.0 would be perfect; a row that does not hold would be an error of the model.",
         "",
-        "| graph | batch | MFLOP | MB | floor ms | bound by | measured ms | measured / floor | holds |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
+        "The column of products says how many ONNX Runtime computes in integers, by the graph that its "
+        "fusions leave. The floor of a Q/DQ graph is that of integer products. Where a graph is Q/DQ over "
+        "FP16, as TensorRT takes it, ONNX Runtime finds none of its integer kernels: it dequantizes every "
+        "operand and multiplies in floating point, so such a row is many times its floor. That says nothing "
+        "of the floor, and is why a CPU's bundle has another INT8 ([quantization.md](quantization.md)).",
+        "",
+        "| graph | batch | MFLOP | MB | products in INT8 | floor ms | bound by | measured ms "
+        "| measured / floor | holds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     lines += [
-        f"| {row['graph']} | {row['batch']} | {row['mflop']:,} | {row['megabytes']:,} | {row['floor_ms']} "
+        f"| {row['graph']} | {row['batch']} | {row['mflop']:,} | {row['megabytes']:,} "
+        f"| {row['integer_products']} of {row['products']} | {row['floor_ms']} "
         f"| {row['binding']} | {row['measured_ms']} | {row['ratio'] or '-'} "
         f"| {'yes' if row['holds'] else 'NO'} |"
         for row in rows
@@ -261,22 +212,27 @@ def plot(machine: Machine, rows: list[dict[str, object]], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, compare, write; exit with 1 when a floor is above what was measured."""
-    given = [(name, Path(path)) for name, _, path in (argument.partition("=") for argument in arguments)]
+    """Measure and write; exit with 1 when a floor does not hold."""
+    if arguments[:1] == ["--finalized"]:
+        sys.stdout.writelines(f"{line}\n" for line in finalized_rows(Path(arguments[1])))
+        return 0
+    load = round(os.getloadavg()[0], 1)
+    given = [model for path in arguments for model in bundle_models(Path(path))]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         machine = measured_machine(folder)
         rows = [
             row
             for name, path in (*drawn_models(folder), *given)
-            for row in measured_rows(name, path, machine)
+            for row in measured_rows(name, path, machine, folder)
         ]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     result = {
-        "command": " ".join(["scripts/bench/roofline.py", *(f"'{name}'=MODEL" for name, _ in given)]),
+        "command": " ".join(["scripts/bench/roofline.py", *(Path(path).name for path in arguments)]),
         "commit": commit,
+        "load": load,
         "machine": {
             "name": machine.name,
             "threads": 1,
