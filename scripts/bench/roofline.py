@@ -179,6 +179,11 @@ def page(result: dict[str, object], rows: list[dict[str, object]]) -> str:
         f"| {'yes' if row['holds'] else 'NO'} |"
         for row in rows
     ]
+    lines += [
+        "",
+        "On a board or GPU, `scripts/bench/roofline.py --finalized BUNDLE` holds what `edgeglm finalize` "
+        "timed there against the floor of its profile. None was at hand.",
+    ]
     return "\n".join([*lines, "", "![Measured points under this CPU's roofline](roofline.svg)", ""])
 
 
