@@ -45,7 +45,7 @@ from edgeglm.calibration.conversion import (  # noqa: E402
     whole_plan,
 )
 from edgeglm.calibration.precision import fp16_from_fp32  # noqa: E402
-from edgeglm.compile.stage import tower_profile  # noqa: E402
+from edgeglm.compile.contract import tower_profile  # noqa: E402
 from edgeglm.compile.worker import BuildRequest, engine_built_apart  # noqa: E402
 from edgeglm.core.errors import EdgeglmError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
