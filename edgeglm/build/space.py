@@ -57,8 +57,9 @@ def agreement_of_files(
         [rows[row] for row in probe.chosen],
         resolution=probe.resolution,
         threads=threads,
+        integers=False,  # as TensorRT computes, for which lane A is
     )
-    return probe.agreement(towers["text"], images)
+    return probe.agreement(towers["text"], images, integers=False)
 
 
 class _Probe:
@@ -78,15 +79,15 @@ class _Probe:
         count = len(self._gallery)
         self.chosen = np.linspace(0, count - 1, min(_QUERIES, count)).astype(int)
 
-    def agreement(self, text: Path, images: FloatRows) -> float:
+    def agreement(self, text: Path, images: FloatRows, *, integers: bool = True) -> float:
         """Return the worse agreement of a text tower and of images [chosen] with the reference."""
         return min(
-            cross_agreement(self._texts_of(text), self._texts, self._gallery),
+            cross_agreement(self._texts_of(text, integers), self._texts, self._gallery),
             cross_agreement(images, self._gallery[self.chosen], self._gallery),
         )
 
-    def _texts_of(self, model: Path) -> FloatRows:
-        return text_embeddings(model, self._asked, self._settings, threads=self._threads)
+    def _texts_of(self, model: Path, integers: bool = True) -> FloatRows:
+        return text_embeddings(model, self._asked, self._settings, threads=self._threads, integers=integers)
 
 
 def _model(quantized: Path, variant: str) -> Path:

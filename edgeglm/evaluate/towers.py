@@ -41,11 +41,20 @@ class TextSettings:
 
 
 def image_embeddings(
-    path: Path, images: PixelSource, chosen: Sequence[int], *, resolution: int, threads: int
+    path: Path,
+    images: PixelSource,
+    chosen: Sequence[int],
+    *,
+    resolution: int,
+    threads: int,
+    integers: bool = True,
 ) -> FloatRows:
-    """Embed the chosen images with an image tower. Returns float32 [len(chosen), D]."""
+    """Embed the chosen images with an image tower. Returns float32 [len(chosen), D].
+
+    ``integers`` is as in :class:`OnnxRuntimeEngine`.
+    """
     rows = []
-    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+    with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=integers) as engine:
         for start in range(0, len(chosen), BATCH):
             pixels = np.asarray(images[list(chosen[start : start + BATCH])])
             feeds = {"pixels": model_input_from_pixels(pixels, resolution)}
@@ -53,11 +62,16 @@ def image_embeddings(
     return np.concatenate(rows)
 
 
-def text_embeddings(path: Path, texts: Sequence[str], settings: TextSettings, *, threads: int) -> FloatRows:
-    """Embed texts with a text tower, those of one length together. Returns float32 [T, D]."""
+def text_embeddings(
+    path: Path, texts: Sequence[str], settings: TextSettings, *, threads: int, integers: bool = True
+) -> FloatRows:
+    """Embed texts with a text tower, those of one length together. Returns float32 [T, D].
+
+    ``integers`` is as in :class:`OnnxRuntimeEngine`.
+    """
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     out: FloatRows | None = None
-    with OnnxRuntimeEngine(path, threads=threads, spinning=False) as engine:
+    with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=integers) as engine:
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             ids, mask = settings.tokenizer.encode([texts[i] for i in batch], max_length=settings.max_length)
