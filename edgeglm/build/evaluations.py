@@ -89,7 +89,8 @@ class StudentEvaluation(Stage[EvaluationConfig]):
         from edgeglm.train.loop import seeded
 
         pairs = PairSet.open(inputs["pairs"])
-        tokenizer, _ = teacher_tokenizer(inputs["teacher"].path)
+        _, settings = teacher_tokenizer(inputs["teacher"].path)
+        tokenizer = Tokenizer(inputs["distil-text"].path / "tokenizer.json", lowercase=settings.lowercase)
         image, text = load_students(inputs, self.config.size, self.config.resolution)
         chosen = gallery_images(pairs.tracks)
 

@@ -17,7 +17,7 @@ from edgeglm.data.tokenization import TextPreprocessing, teacher_tokenizer
 from edgeglm.data.transforms import ImagePreprocessing
 
 if TYPE_CHECKING:
-    from edgeglm.models.students import StudentImageTower, StudentTextTower
+    from edgeglm.models.students import ImageTower, StudentTextTower
 
 
 class ExportStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,7 +92,7 @@ class ExportStage(Stage[ExportStageConfig]):
         )
         encoded = msgspec.json.format(msgspec.json.encode(preprocessing), indent=1)
         (out / "preprocessing.json").write_bytes(encoded)
-        shutil.copyfile(inputs["teacher"].path / "tokenizer.json", out / "tokenizer.json")
+        shutil.copyfile(inputs["distil-text"].path / "tokenizer.json", out / "tokenizer.json")
         towers = {
             name: {"parameters": sum(p.numel() for p in tower.parameters())}
             for name, tower in (("image", image), ("text", text))
@@ -102,17 +102,17 @@ class ExportStage(Stage[ExportStageConfig]):
         return {"parity": {"image": image_parity.max_abs, "text": text_parity.max_abs}, "towers": towers}
 
 
-def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[StudentImageTower, StudentTextTower]:
+def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[ImageTower, StudentTextTower]:
     """Load both students from the artifacts ``distil-image`` and ``distil-text``, in eval mode."""
     from safetensors.torch import load_file
 
     from edgeglm.models.student_shapes import student_shape
-    from edgeglm.models.students import StudentImageTower, StudentTextTower
+    from edgeglm.models.students import StudentTextTower, student_image_tower
 
     shape = student_shape(size)
     image_folder, text_folder = inputs["distil-image"].path, inputs["distil-text"].path
     of_image, of_text = _shape(image_folder / "image.json"), _shape(text_folder / "text.json")
-    image = StudentImageTower(shape, resolution=resolution, embedding_dim=of_image["embedding_dim"])
+    image = student_image_tower(shape, resolution=resolution, embedding_dim=of_image["embedding_dim"])
     text = StudentTextTower(
         shape,
         vocabulary=of_text["vocabulary"],

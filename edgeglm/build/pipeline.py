@@ -36,11 +36,13 @@ from edgeglm.core.stage import Stage
 from edgeglm.core.store import Store
 from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
+    ImagePartStage,
     ImageStudentStage,
     StudentStageConfig,
     TargetsConfig,
     TargetsStage,
     TextStudentStage,
+    TogetherStage,
     student_assets,
 )
 from edgeglm.models.student_shapes import student_shape
@@ -151,7 +153,7 @@ def _nodes(
     sources: Mapping[str, Artifact],
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
-    student_shape(student.size)  # an unknown size must not wait for the teacher
+    shape = student_shape(student.size)  # an unknown size must not wait for the teacher
     require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
@@ -180,11 +182,19 @@ def _nodes(
         needs={"pairs": "pairs", "teacher": "teacher"},
     )
     cached = {"pairs": "pairs", "teacher": "teacher", "targets": "targets"}
-    yield Node(stage=TextStudentStage(StudentStageConfig.of("text", student, seed=seed)), needs=cached)
-    yield Node(
-        stage=ImageStudentStage(StudentStageConfig.of("image", student, seed=seed)),
-        needs={**cached, **needs["student"]},
-    )
+    heir = {"text": "teacher:text"} if shape.heir else {}
+    text = teacher.text if shape.heir else ""
+    if any(student.losses.weights().values()):
+        both = StudentStageConfig(student=student, seed=seed, view_seed=seed, teacher=text)
+        yield Node(stage=TogetherStage(both), needs={**cached, **heir, **needs["student"]})
+        yield Node(stage=ImagePartStage(both), needs={"distil-text": "distil-text"})
+    else:
+        one = StudentStageConfig.of("text", student, seed=seed, teacher=text)
+        yield Node(stage=TextStudentStage(one), needs={**cached, **heir})
+        yield Node(
+            stage=ImageStudentStage(StudentStageConfig.of("image", student, seed=seed)),
+            needs={**cached, **needs["student"]},
+        )
     yield Node(stage=StudentEvaluation(evaluation), needs={"pairs": "pairs", **towers})
     exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
     yield Node(stage=ExportStage(exporting), needs=towers)

@@ -229,11 +229,11 @@ def sized_recipe(recipe: Recipe, budget: Budget, context: Context) -> Sized:
     Raises:
         UserError: No size meets the budget; it names the nearest.
     """
-    from edgeglm.models.student_shapes import STUDENTS
+    from edgeglm.models.student_shapes import FAMILY
 
     student = recipe.student
     config = SizesConfig(
-        sizes=tuple(STUDENTS),
+        sizes=FAMILY,
         resolution=student.resolution,
         max_length=student.max_length,
         vocabulary=_vocabulary_of(recipe, context),

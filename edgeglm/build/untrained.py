@@ -31,12 +31,12 @@ def untrained_towers(
 
     from edgeglm.export.torch_to_onnx import onnx_from_module
     from edgeglm.models.student_shapes import student_shape
-    from edgeglm.models.students import StudentImageTower, StudentTextTower
+    from edgeglm.models.students import StudentTextTower, student_image_tower
     from edgeglm.train.loop import seeded
 
     shape = student_shape(size)
     with seeded(0, threads=threads):
-        image = StudentImageTower(shape, resolution=resolution, embedding_dim=embedding_dim)
+        image = student_image_tower(shape, resolution=resolution, embedding_dim=embedding_dim)
         text = StudentTextTower(
             shape, vocabulary=vocabulary, max_length=max_length, embedding_dim=embedding_dim
         )

@@ -12,12 +12,13 @@ import msgspec
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.section import Count, Fraction, Positive, Rate, Section
+from edgeglm.core.student_config import LossesConfig, StudentConfig
 from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, TeacherConfig
 
 __all__ = [
-    "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "OptimisationConfig",
-    "PackConfig", "QuantizeConfig", "Recipe", "Section", "StudentConfig", "TeacherConfig",
-    "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
+    "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "LossesConfig",
+    "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "Section", "StudentConfig",
+    "TeacherConfig", "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
 ]  # fmt: skip
 
 if sys.version_info >= (3, 11):
@@ -45,45 +46,6 @@ class DataConfig(Section, frozen=True, kw_only=True):
     inductive_fraction: Fraction = 0.5
     skip_bad: bool = False
     categories: bool = False
-
-
-class StudentConfig(Section, frozen=True, kw_only=True):
-    """The light towers and how they learn from the teacher's embeddings.
-
-    ``size`` names a shape; ``inherit`` the asset whose weights the image tower starts from ("" for
-    none), of which the stem and the first ``frozen_blocks`` blocks stay as they are. ``resolution``
-    is the side of its images in pixels, ``max_length`` the most tokens of a text. ``label_weight`` is
-    the share of the labels in the image tower's loss; the rest of it comes from the teacher, whose
-    similarities are read at ``temperature`` times ``softening``.
-    An image has ``views`` augmented copies; ``image_target = "mean"`` asks for the mean of what the
-    teacher says to its own copies of the image, ``"each"`` for what it says to the very same copy, which
-    then must be one of the teacher's.
-    ``corpus`` counts the phrases of ordinary words that the teacher embeds besides the captions, of
-    which ``anchors`` join the concepts' names as what similarities are compared on. A caption comes
-    ``caption_repeats`` times an epoch.
-    """
-
-    size: str = "edge-s"
-    inherit: Literal["efficientnet-lite0", ""] = "efficientnet-lite0"
-    frozen_blocks: Count = 5
-    resolution: Positive = 64
-    max_length: Annotated[int, msgspec.Meta(ge=3)] = 32
-    temperature: Rate = 0.05
-    softening: Rate = 2.0
-    views: Count = 4
-    image_target: Literal["mean", "each"] = "mean"
-    image_epochs: Positive = 14
-    image_batch_size: Positive = 64
-    image_learning_rate: Rate = 2e-3
-    label_weight: Fraction = 0.1
-    distance_weight: Rate = 6.0
-    caption_repeats: Positive = 4
-    corpus: Count = 20_000
-    anchors: Count = 2_000
-    text_epochs: Positive = 20
-    text_batch_size: Positive = 256
-    text_learning_rate: Rate = 4e-3
-    weight_decay: Fraction = 0.05
 
 
 class ExportConfig(Section, frozen=True, kw_only=True):

@@ -19,8 +19,9 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.models.efficientnet_lite import lite0_trunk
 from edgeglm.models.projection import normalized
+from edgeglm.models.reparameterised import branch, merge
 from edgeglm.models.student_shapes import student_shape
-from edgeglm.models.students import StudentImageTower
+from edgeglm.models.students import ImageTower, StudentImageTower, student_image_tower
 from edgeglm.train.loop import Group, fit, shuffled, steps_in
 from edgeglm.train.losses import embedding_distance, similarity_divergence
 from edgeglm.train.views import distorted, view_parameters
@@ -31,14 +32,65 @@ _BLOCK = 256  # images distorted at once
 
 def image_student(
     config: StudentConfig, *, embedding_dim: int, inherit: Mapping[str, Tensor] | None
-) -> StudentImageTower:
-    """Make the tower, its trunk with the published weights of Lite0 if given."""
+) -> ImageTower:
+    """Make the tower; a convolutional one's trunk has the published weights of Lite0 if given."""
     shape = student_shape(config.size)
-    tower = StudentImageTower(shape, resolution=config.resolution, embedding_dim=embedding_dim)
-    if inherit is not None:
+    tower = student_image_tower(shape, resolution=config.resolution, embedding_dim=embedding_dim)
+    if inherit is not None and isinstance(tower, StudentImageTower):
         taps = (shape.blocks - 1,)
         tower.trunk = lite0_trunk(inherit, blocks=shape.blocks, taps=taps)
     return tower
+
+
+def frozen_blocks(tower: ImageTower, config: StudentConfig) -> int | None:
+    """Return how many blocks stay as they were inherited; None where nothing was."""
+    if not config.inherit or not isinstance(tower, StudentImageTower):
+        return None
+    return min(config.frozen_blocks, len(tower.trunk.blocks) - 1)
+
+
+class TrainedPart:
+    """What of an image tower is trained, and how it goes on from what was cached.
+
+    While the body runs, the frozen blocks are in eval mode, and with ``config.branches`` those behind them
+    have branches; they are merged at its end.
+    """
+
+    def __init__(self, tower: ImageTower, config: StudentConfig) -> None:
+        self._tower, self._branches = tower, config.branches
+        self.frozen = frozen_blocks(tower, config)
+
+    def __enter__(self) -> TrainedPart:
+        """Prepare the tower for training."""
+        tower = self._tower
+        tower.train()
+        if isinstance(tower, StudentImageTower):
+            if self._branches:
+                branch(tower.trunk, self.frozen or 0)
+            for module in tower.trunk.part(self.frozen) if self.frozen is not None else []:
+                module.requires_grad_(False)
+                module.eval()
+        tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the plain tower in eval mode."""
+        self._tower.eval()
+        if isinstance(self._tower, StudentImageTower):
+            merge(self._tower.trunk)
+        self._tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return what is trained."""
+        return [parameter for parameter in self._tower.parameters() if parameter.requires_grad]
+
+    def __call__(self, cached_B: Tensor) -> Tensor:
+        """Return embeddings [B, D] of what :func:`front_activations` gave."""
+        x = cached_B.float().contiguous(memory_format=torch.channels_last)
+        if self.frozen is None or not isinstance(self._tower, StudentImageTower):
+            whole: Tensor = self._tower(x)
+            return whole
+        return self._tower.head(self._tower.trunk.rest(x, self.frozen)[0])
 
 
 def image_targets(teacher_VND: Tensor, config: StudentConfig) -> Tensor:
@@ -64,7 +116,7 @@ def image_targets(teacher_VND: Tensor, config: StudentConfig) -> Tensor:
 
 
 def fit_image_student(
-    tower: StudentImageTower,
+    tower: ImageTower,
     pairs: PairSet,
     target_VND: Tensor,
     anchor_KD: Tensor,
@@ -92,7 +144,7 @@ def fit_image_student(
         progress: Shows the steps.
     """
     used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
-    frozen = min(config.frozen_blocks, len(tower.trunk.blocks) - 1) if config.inherit else None
+    frozen = frozen_blocks(tower, config)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
     front_VU = front_activations(
         tower, pairs, used, len(target_VND), frozen, resolution=config.resolution, seed=view_seed
@@ -106,8 +158,7 @@ def fit_image_student(
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         view_B, chosen_B = batch
-        x_BCHW = front_VU[view_B, chosen_B].float().contiguous(memory_format=torch.channels_last)
-        student_BD = tower.head(tower.trunk.rest(x_BCHW, frozen)[0]) if frozen is not None else tower(x_BCHW)
+        student_BD = part(front_VU[view_B, chosen_B])
         target_BD, concept_B = target_VUD[view_B, chosen_B], concept_U[chosen_B]
         loss = config.distance_weight * embedding_distance(student_BD, target_BD)
         loss = loss + similarity_divergence(
@@ -120,33 +171,28 @@ def fit_image_student(
         return loss
 
     steps = steps_in(len(used), config.image_batch_size)
-    tower.train()
-    for module in tower.trunk.part(frozen) if frozen is not None else []:
-        module.requires_grad_(False)
-        module.eval()
-    curve = fit(
-        [
-            Group(
-                parameters=[p for p in tower.parameters() if p.requires_grad],
-                learning_rate=config.image_learning_rate,
-                weight_decay=config.weight_decay,
-            )
-        ],
-        batches,
-        loss_of,
-        epochs=max(config.image_epochs, -(-MIN_STEPS // steps)),
-        steps_per_epoch=steps,
-        warmup=50,
-        title="Student: image tower",
-        progress=progress,
-    )
-    tower.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return curve
+    with TrainedPart(tower, config) as part:
+        return fit(
+            [
+                Group(
+                    parameters=part.parameters(),
+                    learning_rate=config.image_learning_rate,
+                    weight_decay=config.weight_decay,
+                )
+            ],
+            batches,
+            loss_of,
+            epochs=max(config.image_epochs, -(-MIN_STEPS // steps)),
+            steps_per_epoch=steps,
+            warmup=50,
+            title="Student: image tower",
+            progress=progress,
+        )
 
 
 @torch.no_grad()
 def front_activations(
-    tower: StudentImageTower,
+    tower: ImageTower,
     pairs: PairSet,
     used: Tensor,
     views: int,
@@ -169,7 +215,7 @@ def front_activations(
         plain = torch.from_numpy(model_input_from_pixels(images, resolution))
         for view in range(views):
             x = plain if view == 0 else distorted(plain, drawn[view].of(chosen))
-            if frozen is not None:
+            if frozen is not None and isinstance(tower, StudentImageTower):
                 x = tower.trunk.front(x.contiguous(memory_format=torch.channels_last), frozen)
             if out is None:
                 out = torch.empty(views, len(used), *x.shape[1:], dtype=torch.float16)

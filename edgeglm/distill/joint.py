@@ -21,8 +21,9 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.tokenization import Tokenizer
+from edgeglm.distill.image_student import TrainedPart
 from edgeglm.distill.text_student import padded
-from edgeglm.models.students import StudentImageTower, StudentTextTower
+from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train import kd_losses
 from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import Group, fit
@@ -75,8 +76,7 @@ class Cached:
     """All that a teacher said once, and what the student's trained layers take.
 
     Attributes:
-        front_VU: The frozen layers' activations, float16 [V, U, C, H, W].
-        frozen: How many blocks made them.
+        front_VU: The frozen layers' activations, float16 [V, U, C, H, W], or pixels where none is frozen.
         target_UD: The teacher's embedding of each image.
         concept_U: int64, -1 where training may not know it.
         concepts: Of the labelled images.
@@ -87,7 +87,6 @@ class Cached:
     """
 
     front_VU: Tensor
-    frozen: int
     target_UD: Tensor
     concept_U: Tensor
     concepts: Concepts
@@ -106,7 +105,7 @@ class _Batch:
 
 
 def fit_towers_together(
-    image: StudentImageTower,
+    image: ImageTower,
     text: StudentTextTower,
     tokenizer: Tokenizer,
     cached: Cached,
@@ -122,7 +121,7 @@ def fit_towers_together(
     """Train both towers in place and return the mean loss of each stretch of steps.
 
     Args:
-        image: Its first ``cached.frozen`` blocks stay as they are.
+        image: Its frozen blocks stay as they are.
         text: The text tower.
         tokenizer: The teacher's own.
         cached: What was made once.
@@ -143,39 +142,34 @@ def fit_towers_together(
             yield _drawn(cached, config.image_batch_size, captions, phrases, rng)
 
     def loss_of(batch: _Batch) -> Tensor:
-        front = cached.front_VU[batch.view_B, batch.image_B].float()
-        activation = image.trunk.rest(front.contiguous(memory_format=torch.channels_last), cached.frozen)[0]
+        pictures = part(cached.front_VU[batch.view_B, batch.image_B])
         words = text(*padded([ids[i] for i in batch.text_T.tolist()], tokenizer.pad_id))
-        return _loss(image.head(activation), words, batch, cached, terms, config, scale.exp())
+        return _loss(pictures, words, batch, cached, terms, config, scale.exp())
 
     per_epoch = max(1, steps // 4)
-    image.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
-    for tower in (image, text):
-        tower.train()
-    for module in image.trunk.part(cached.frozen):
-        module.requires_grad_(False)
-        module.eval()
-    rates = ((image, config.image_learning_rate), (text, config.text_learning_rate))
-    groups = [
-        Group(
-            parameters=[p for p in tower.parameters() if p.requires_grad],
-            learning_rate=rate,
-            weight_decay=config.weight_decay,
+    text.train()
+    with TrainedPart(image, config) as part:
+        rates = (
+            (part.parameters(), config.image_learning_rate),
+            (list(text.parameters()), config.text_learning_rate),
+            ([scale], config.image_learning_rate),
         )
-        for tower, rate in rates
-    ]
-    curve = fit(
-        [*groups, Group(parameters=[scale], learning_rate=config.image_learning_rate)],
-        batches,
-        loss_of,
-        epochs=max(1, steps // per_epoch),
-        steps_per_epoch=per_epoch,
-        warmup=50,
-        title="Student: both towers",
-        progress=progress,
-    )
+        curve = fit(
+            [
+                Group(parameters=parameters, learning_rate=rate, weight_decay=decay)
+                for (parameters, rate), decay in zip(
+                    rates, (config.weight_decay, config.weight_decay, 0.0), strict=True
+                )
+            ],
+            batches,
+            loss_of,
+            epochs=max(1, steps // per_epoch),
+            steps_per_epoch=per_epoch,
+            warmup=50,
+            title="Student: both towers",
+            progress=progress,
+        )
     text.eval()
-    image.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return curve
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -16,7 +17,10 @@ from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.tokenization import teacher_tokenizer
+from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
+
+if TYPE_CHECKING:
+    from edgeglm.models.students import StudentTextTower
 
 _CODE = (
     "edgeglm.distill",
@@ -24,8 +28,10 @@ _CODE = (
     "edgeglm.models.students",
     "edgeglm.models.student_shapes",
     "edgeglm.models.efficientnet_lite",
+    "edgeglm.models.heirs",
     "edgeglm.models.projection",
     "edgeglm.models.published",
+    "edgeglm.models.reparameterised",
 )
 #: The keys of a recipe's ``student`` that one tower alone reads; ``corpus`` is of the targets.
 _ONE_TOWERS: dict[str, tuple[str, ...]] = {
@@ -40,8 +46,16 @@ _ONE_TOWERS: dict[str, tuple[str, ...]] = {
         "image_learning_rate",
         "label_weight",
         "anchors",
+        "branches",
     ),
-    "text": ("max_length", "caption_repeats", "text_epochs", "text_batch_size", "text_learning_rate"),
+    "text": (
+        "max_length",
+        "caption_repeats",
+        "text_epochs",
+        "text_batch_size",
+        "text_learning_rate",
+        "vocabulary",
+    ),
     "targets": ("corpus",),
 }
 _LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
@@ -115,14 +129,20 @@ class TargetsStage(Stage[TargetsConfig]):
 
 
 class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tower's part of the recipe, and the seeds of the order and of the teacher's views."""
+    """A tower's part of the recipe, the seeds of the order and of the teacher's views, and the text teacher.
+
+    ``teacher`` is empty for students that inherit nothing of it.
+    """
 
     student: StudentConfig
     seed: int
     view_seed: int
+    teacher: str = ""
 
     @classmethod
-    def of(cls, tower: Literal["image", "text"], student: StudentConfig, *, seed: int) -> StudentStageConfig:
+    def of(
+        cls, tower: Literal["image", "text"], student: StudentConfig, *, seed: int, teacher: str = ""
+    ) -> StudentStageConfig:
         """Return the configuration of one tower.
 
         What only the other tower reads has its default value, so that a change of it trains one tower anew.
@@ -134,7 +154,8 @@ class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             for name in keys
             if name not in ours
         }
-        return cls(student=msgspec.structs.replace(student, **others), seed=seed, view_seed=seed)
+        student = msgspec.structs.replace(student, **others)
+        return cls(student=student, seed=seed, view_seed=seed, teacher=teacher)
 
 
 class ImageStudentStage(Stage[StudentStageConfig]):
@@ -187,23 +208,25 @@ class TextStudentStage(Stage[StudentStageConfig]):
         """Train on the cached embeddings."""
         import torch
 
-        from edgeglm.distill.text_student import fit_text_student, text_student
+        from edgeglm.distill.text_student import fit_text_student
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
 
         pairs, config = PairSet.open(inputs["pairs"]), self.config.student
         teacher = inputs["teacher"].path
-        tokenizer, settings = teacher_tokenizer(teacher)
-        config = msgspec.structs.replace(config, max_length=min(config.max_length, settings.max_length))
         texts = json.loads((inputs["targets"].path / "texts.json").read_text("utf-8"))
         rows_TD = _text_rows(inputs)
-        images_ND = torch.from_numpy(np.load(teacher / "image_embeddings.npy")[0])
+        images_ND = torch.from_numpy(np.load(teacher / "image_embeddings.npy", mmap_mode="c")[0])
         anchor_KD = _concept_means(images_ND, Concepts.of(pairs))
+        config, tokenizer, kept = own_tokenizer(config, inputs, pairs.training_texts(), out)
         with seeded(self.config.seed, threads=context.threads):
-            tower = text_student(
+            tower = started_text(
                 config,
+                inputs,
+                kept,
+                teacher=self.config.teacher,
                 embedding_dim=rows_TD.shape[1],
-                words_WD=torch.from_numpy(np.load(inputs["targets"].path / "words.npy")),
+                context=context,
             )
             curve = fit_text_student(
                 tower,
@@ -216,12 +239,156 @@ class TextStudentStage(Stage[StudentStageConfig]):
                 seed=self.config.seed,
                 progress=context.progress,
             )
-        shape = {
-            "embedding_dim": int(rows_TD.shape[1]),
-            "vocabulary": tokenizer.vocabulary_size,
-            "max_length": config.max_length,
-        }
-        return _saved(tower, "text", out, shape, curve)
+        return _saved(tower, "text", out, _text_shape(config, tokenizer, rows_TD.shape[1]), curve)
+
+
+class TogetherStage(Stage[StudentStageConfig]):
+    """Both towers in one step, by the recipe's ``student.losses``.
+
+    It takes the place of the text tower's stage, and holds the files of both; ``ImagePartStage`` that of the
+    image tower's.
+    """
+
+    name = "distil-text"
+    code: ClassVar[tuple[str, ...]] = _CODE
+    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Train on the cached embeddings."""
+        import torch
+
+        from edgeglm.distill.image_student import (
+            front_activations,
+            frozen_blocks,
+            image_student,
+            image_targets,
+        )
+        from edgeglm.distill.joint import Cached, Terms, fit_towers_together
+        from edgeglm.models.published import lite0_state
+        from edgeglm.train.concepts import Concepts
+        from edgeglm.train.loop import seeded
+
+        pairs, seed, progress = PairSet.open(inputs["pairs"]), self.config.seed, context.progress
+        config, tokenizer, kept = own_tokenizer(self.config.student, inputs, pairs.training_texts(), out)
+        concepts, text_TD = Concepts.of(pairs), _text_rows(inputs)
+        concept_N = torch.full((len(pairs),), -1)
+        concept_N[concepts.image_N] = concepts.concept_N
+        used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
+        images_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy", mmap_mode="c"))
+        target_VND = image_targets(images_VND, config)
+        inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
+        dim = images_VND.shape[2]
+        with seeded(seed, threads=context.threads):
+            image = image_student(config, embedding_dim=dim, inherit=inherit)
+            text = started_text(
+                config, inputs, kept, teacher=self.config.teacher, embedding_dim=dim, context=context
+            )
+            front_VU = front_activations(
+                image,
+                pairs,
+                used,
+                len(target_VND),
+                frozen_blocks(image, config),
+                resolution=config.resolution,
+                seed=self.config.view_seed,
+            )
+            cached = Cached(
+                front_VU=front_VU,
+                target_UD=target_VND[0][used],
+                concept_U=concept_N[used],
+                concepts=concepts,
+                texts=json.loads((inputs["targets"].path / "texts.json").read_text("utf-8")),
+                text_TD=text_TD,
+                name_KD=_anchors(text_TD, concepts, config.anchors, seed=seed),
+                mean_KD=_concept_means(images_VND[0], concepts),
+            )
+            terms = Terms(**config.losses.weights())
+            steps = config.losses.steps
+            curve = fit_towers_together(
+                image, text, tokenizer, cached, terms, config, steps=steps, seed=seed, progress=progress
+            )
+        of_image = _saved(image, "image", out, {"embedding_dim": dim}, curve)
+        return _saved(text, "text", out, _text_shape(config, tokenizer, dim), curve) | {"image": of_image}
+
+
+class ImagePartStage(Stage[StudentStageConfig]):
+    """The image tower out of what :class:`TogetherStage` made."""
+
+    name = "distil-image"
+    code: ClassVar[tuple[str, ...]] = ("edgeglm.distill.stages",)
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Copy its files."""
+        made = inputs["distil-text"]
+        for name in ("image.safetensors", "image.json"):
+            shutil.copyfile(made.path / name, out / name)
+        return dict(made.provenance["measured"]["image"])
+
+
+def own_tokenizer(
+    config: StudentConfig, inputs: Inputs, captions: Sequence[str], out: Path
+) -> tuple[StudentConfig, Tokenizer, Any]:
+    """Write the student's ``tokenizer.json``.
+
+    Returns the configuration with the length that the teacher can take, the tokenizer, and int64 [W], the
+    teacher's id of each entry; None for the whole vocabulary.
+    """
+    from edgeglm.distill.vocabulary import trimmed_tokenizer
+
+    teacher = inputs["teacher"].path
+    whole, settings = teacher_tokenizer(teacher)
+    config = msgspec.structs.replace(config, max_length=min(config.max_length, settings.max_length))
+    path, kept = out / "tokenizer.json", None
+    if config.vocabulary and config.vocabulary < whole.vocabulary_size:
+        trimmed = trimmed_tokenizer(
+            teacher / "tokenizer.json", captions, count=config.vocabulary, lowercase=settings.lowercase
+        )
+        path.write_text(trimmed.text, "utf-8")
+        kept = trimmed.kept
+    else:
+        shutil.copyfile(teacher / "tokenizer.json", path)
+    return config, Tokenizer(path, lowercase=settings.lowercase), kept
+
+
+def started_text(
+    config: StudentConfig, inputs: Inputs, kept: Any, *, teacher: str, embedding_dim: int, context: Context
+) -> StudentTextTower:
+    """Make the text tower and start it from the teacher: its words, or with an heir's shape its layers.
+
+    Args:
+        config: The recipe's.
+        inputs: ``targets``, and for an heir ``text``, the teacher's source.
+        kept: From :func:`own_tokenizer`.
+        teacher: What the recipe calls the text teacher; read for an heir alone.
+        embedding_dim: D.
+        context: For scratch space.
+    """
+    import torch
+
+    from edgeglm.distill.text_student import text_student
+    from edgeglm.models.heirs import inherit_text
+    from edgeglm.models.pretrained_hf import load_text_tower
+    from edgeglm.models.published import text_model_folder
+    from edgeglm.models.student_shapes import student_shape
+
+    words_WD = torch.from_numpy(np.load(inputs["targets"].path / "words.npy"))
+    rows = None if kept is None else torch.from_numpy(kept)
+    tower = text_student(
+        config, embedding_dim=embedding_dim, words_WD=words_WD if rows is None else words_WD[rows]
+    )
+    if student_shape(config.size).heir:
+        with context.store.scratch() as folder:
+            source = text_model_folder(teacher, inputs["text"], folder / "text")
+            inherit_text(tower, load_text_tower(source).encoder, rows)
+    return tower
+
+
+def _text_shape(config: StudentConfig, tokenizer: Tokenizer, embedding_dim: int) -> dict[str, int]:
+    return {
+        "embedding_dim": int(embedding_dim),
+        "vocabulary": tokenizer.vocabulary_size,
+        "max_length": config.max_length,
+    }
 
 
 def _text_rows(inputs: Inputs) -> Any:

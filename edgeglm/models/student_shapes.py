@@ -12,12 +12,16 @@ class StudentShape:
     """One named size.
 
     Attributes:
-        blocks: How many blocks of Lite0 the image tower keeps.
+        blocks: How many blocks of Lite0 the image tower keeps; with ``patch``, how many Transformer layers.
         channels: Channels after the last block, before flattening.
         factor: Size of a token's embedding before it is widened.
         width: Width of the text Transformer.
         layers: Its depth.
         heads: Its attention heads.
+        patch: Side of the patches of an image Transformer, in pixels; 0 for a convolutional tower.
+        patch_width: Width of the image Transformer; its heads are 32 wide.
+        heir: Whether the text tower is built as the teacher's is (normalised after each sum, as wide), and
+            starts from its layers.
     """
 
     blocks: int
@@ -26,13 +30,23 @@ class StudentShape:
     width: int
     layers: int
     heads: int
+    patch: int = 0
+    patch_width: int = 0
+    heir: bool = False
 
 
 STUDENTS: dict[str, StudentShape] = {
     "edge-xs": StudentShape(blocks=8, channels=48, factor=48, width=128, layers=1, heads=4),
     "edge-s": StudentShape(blocks=11, channels=64, factor=64, width=160, layers=2, heads=4),
     "edge-m": StudentShape(blocks=15, channels=96, factor=96, width=256, layers=2, heads=4),
+    # An image Transformer in place of convolutions, and a text tower that inherits a layer of MiniLM-L6.
+    "edge-vit": StudentShape(
+        blocks=4, channels=16, factor=64, width=160, layers=2, heads=4, patch=8, patch_width=160
+    ),
+    "edge-heir": StudentShape(blocks=11, channels=64, factor=64, width=384, layers=1, heads=12, heir=True),
 }
+#: What grows from one to the next, for searches that take the larger for the better.
+FAMILY = ("edge-xs", "edge-s", "edge-m")
 
 
 def student_shape(size: str) -> StudentShape:

@@ -5,7 +5,8 @@ with a head that keeps *where* something is: the last activation is flattened, n
 drawings, whose layout carries the meaning, averaging costs a fifth of the mAP.
 
 The text tower has factorised embeddings (Lan et al., ALBERT, 2019): most of a small text model is
-its vocabulary.
+its vocabulary. Its layers normalise before each sum, or after it where they are a BERT's, whose weights
+they then can take.
 
 Shapes: B batch, R resolution, L tokens, W width, A heads, D embedding dimensions.
 """
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeglm.core.errors import UserError
 from edgeglm.models.efficientnet_lite import LITE0_BLOCKS, LiteTrunk
 from edgeglm.models.projection import normalized
 from edgeglm.models.student_shapes import StudentShape
@@ -45,6 +47,49 @@ class StudentImageTower(nn.Module):
         return normalized(self.project(x_BCHW.flatten(1)))
 
 
+class VitStudentImageTower(nn.Module):
+    """Pixels float32 [B, 3, R, R] in [0, 1] -> L2-normalised embedding [B, D], by a small ViT.
+
+    Patches are cut by one convolution; all tokens are squeezed and flattened as in the convolutional tower,
+    so that the place of a thing is kept (no class token; Dosovitskiy et al., 2021, for the rest).
+    """
+
+    def __init__(self, shape: StudentShape, *, resolution: int, embedding_dim: int) -> None:
+        super().__init__()
+        side = resolution // shape.patch
+        if not side:
+            raise UserError(
+                f"images of {resolution} pixels hold no patch of {shape.patch}; raise student.resolution"
+            )
+        self.cut = nn.Conv2d(3, shape.patch_width, shape.patch, shape.patch)
+        self.places = nn.Parameter(torch.zeros(side * side, shape.patch_width))
+        nn.init.trunc_normal_(self.places, std=0.02)
+        heads = max(1, shape.patch_width // 32)
+        self.layers = nn.ModuleList(TextLayer(shape.patch_width, heads) for _ in range(shape.blocks))
+        self.last_norm = nn.LayerNorm(shape.patch_width)
+        self.squeeze = nn.Linear(shape.patch_width, shape.channels)
+        self.project = nn.Linear(shape.channels * side * side, embedding_dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed a batch of images; pixels that fill no patch, at the right and bottom, are left out."""
+        x_BNW = self.cut(pixels * 2.0 - 1.0).flatten(2).transpose(1, 2) + self.places
+        seen_B11N = x_BNW.new_zeros(1, 1, 1, x_BNW.shape[1])
+        for layer in self.layers:
+            x_BNW = layer(x_BNW, seen_B11N)
+        squeezed_BNC = F.gelu(self.squeeze(self.last_norm(x_BNW)))
+        return normalized(self.project(squeezed_BNC.flatten(1)))
+
+
+ImageTower = StudentImageTower | VitStudentImageTower
+
+
+def student_image_tower(shape: StudentShape, *, resolution: int, embedding_dim: int) -> ImageTower:
+    """Make the image tower of a shape, with random weights. Raises UserError for too small a resolution."""
+    if shape.patch:
+        return VitStudentImageTower(shape, resolution=resolution, embedding_dim=embedding_dim)
+    return StudentImageTower(shape, resolution=resolution, embedding_dim=embedding_dim)
+
+
 class StudentTextTower(nn.Module):
     """Token ids and mask, int64 [B, L] -> L2-normalised embedding [B, D]. L is at most ``max_length``."""
 
@@ -54,8 +99,10 @@ class StudentTextTower(nn.Module):
         self.widen = nn.Linear(shape.factor, shape.width)
         self.places = nn.Parameter(torch.zeros(max_length, shape.width))
         self.norm = nn.LayerNorm(shape.width)
-        self.layers = nn.ModuleList(TextLayer(shape.width, shape.heads) for _ in range(shape.layers))
-        self.last_norm = nn.LayerNorm(shape.width)
+        self.layers = nn.ModuleList(
+            TextLayer(shape.width, shape.heads, norm_last=shape.heir) for _ in range(shape.layers)
+        )
+        self.last_norm = nn.Identity() if shape.heir else nn.LayerNorm(shape.width)
         self.project = nn.Linear(shape.width, embedding_dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -71,11 +118,14 @@ class StudentTextTower(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A pre-norm Transformer layer (Xiong et al., 2020), expansion 4, GELU."""
+    """A Transformer layer, expansion 4, GELU.
 
-    def __init__(self, width: int, heads: int) -> None:
+    It normalises before each sum (Xiong et al., 2020), or with ``norm_last`` after it, as BERT does.
+    """
+
+    def __init__(self, width: int, heads: int, *, norm_last: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.norm_last = heads, norm_last
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -87,13 +137,19 @@ class TextLayer(nn.Module):
 
     def forward(self, x_BLW: Tensor, bias_B11L: Tensor) -> Tensor:
         """[B, L, W] and an additive mask [B, 1, 1, L] -> [B, L, W]."""
-        y = self.norm(x_BLW)
-        query, key, value = (self._split(part(y)) for part in (self.query, self.key, self.value))
-        score_BALL = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5) + bias_B11L
-        mixed_BLW = (score_BALL.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        x_BLW = x_BLW + self.out(mixed_BLW)
+        if self.norm_last:
+            x_BLW = self.norm(x_BLW + self._mixed(x_BLW, bias_B11L))
+            last: Tensor = self.mlp_norm(x_BLW + self.fall(F.gelu(self.rise(x_BLW))))
+            return last
+        x_BLW = x_BLW + self._mixed(self.norm(x_BLW), bias_B11L)
         fallen: Tensor = self.fall(F.gelu(self.rise(self.mlp_norm(x_BLW))))
         return x_BLW + fallen
+
+    def _mixed(self, y: Tensor, bias_B11L: Tensor) -> Tensor:
+        query, key, value = (self._split(part(y)) for part in (self.query, self.key, self.value))
+        score_BALL = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5) + bias_B11L
+        mixed: Tensor = self.out((score_BALL.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        return mixed
 
     def _split(self, x_BLW: Tensor) -> Tensor:
         batch, length, width = x_BLW.shape

@@ -36,7 +36,7 @@ from edgeglm.core.store import Store  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.data.tokenization import teacher_tokenizer  # noqa: E402
 from edgeglm.data.transforms import model_input_from_pixels  # noqa: E402
-from edgeglm.distill.image_student import front_activations, image_student  # noqa: E402
+from edgeglm.distill.image_student import front_activations, frozen_blocks, image_student  # noqa: E402
 from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_together  # noqa: E402
 from edgeglm.distill.stages import _anchors, _concept_means, student_inputs  # noqa: E402
 from edgeglm.distill.text_student import text_student  # noqa: E402
@@ -62,6 +62,11 @@ ROWS: dict[str, tuple[Terms, str]] = {
     "labels + logits KL": (replace(LABELS, logits=1.0), "Hinton et al., 2015"),
     "labels + gradients (GD)": (replace(LABELS, gradient=1.0), "Yang et al., 2024"),
     "FD alone": (Terms(feature=6.0), "Yang et al., 2024"),
+    "CRD alone": (Terms(relational=1.0), "Yang et al., 2024"),
+    "ICL alone": (Terms(interactive=1.0), "Yang et al., 2024"),
+    "affinity mimicking alone": (Terms(affinity=1.0), "TinyCLIP, Wu et al., 2023"),
+    "logits KL alone": (Terms(logits=1.0), "Hinton et al., 2015"),
+    "gradients (GD) alone": (Terms(gradient=1.0), "Yang et al., 2024"),
     "ours + CRD + ICL": (replace(RECIPE, relational=1.0, interactive=1.0), "both"),
 }
 
@@ -73,15 +78,16 @@ def newest(store: Store, kind: str) -> Any:
 
 
 class Bench:
-    """The data of a store, loaded once."""
+    """The data of a store, loaded once, for students of one configuration."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, config: StudentConfig = CONFIG) -> None:
         """Read pairs, teacher and targets; embed the evaluation's queries by the teacher."""
+        self.config = config
         self.pairs = PairSet.open(newest(store, "pairs"))
         teacher, targets = newest(store, "teacher"), newest(store, "targets")
         self.tokenizer, settings = teacher_tokenizer(teacher.path)
-        self.max_length = min(CONFIG.max_length, settings.max_length)
-        inherit = student_inputs(CONFIG, store, QuietProgress())["inherit"]
+        self.max_length = min(config.max_length, settings.max_length)
+        inherit = student_inputs(config, store, QuietProgress())["inherit"]
         self.inherit = lite0_state(inherit)
         self.words = torch.from_numpy(np.load(targets.path / "words.npy"))
         images_VND = torch.from_numpy(np.load(teacher.path / "image_embeddings.npy"))
@@ -91,19 +97,23 @@ class Bench:
         concept_N = torch.full((len(self.pairs),), -1)
         concept_N[concepts.image_N] = concepts.concept_N
         used = torch.from_numpy(np.sort(self.pairs.by_role("labelled", "unlabelled")))
-        tower = image_student(CONFIG, embedding_dim=self.dim, inherit=self.inherit)
-        frozen = min(CONFIG.frozen_blocks, len(tower.trunk.blocks) - 1)
+        tower = image_student(config, embedding_dim=self.dim, inherit=self.inherit)
         self.cached = Cached(
             front_VU=front_activations(
-                tower, self.pairs, used, CONFIG.views + 1, frozen, resolution=CONFIG.resolution, seed=0
+                tower,
+                self.pairs,
+                used,
+                config.views + 1,
+                frozen_blocks(tower, config),
+                resolution=config.resolution,
+                seed=0,
             ),
-            frozen=frozen,
             target_UD=normalized(images_VND.mean(0))[used],
             concept_U=concept_N[used],
             concepts=concepts,
             texts=json.loads((targets.path / "texts.json").read_text("utf-8")),
             text_TD=text_TD,
-            name_KD=_anchors(text_TD, concepts, CONFIG.anchors, seed=0),
+            name_KD=_anchors(text_TD, concepts, config.anchors, seed=0),
             mean_KD=_concept_means(images_VND[0], concepts),
         )
         self.queries = sorted({query.text for track in self.pairs.tracks for query in track.queries})
@@ -121,16 +131,13 @@ class Bench:
 
     def run(self, terms: Terms, seed: int, steps: int) -> dict[str, Any]:
         """Train one student and measure it."""
+        config = msgspec.structs.replace(self.config, max_length=self.max_length)
         with seeded(seed, threads=1):
-            image = image_student(CONFIG, embedding_dim=self.dim, inherit=self.inherit)
-            text = text_student(
-                msgspec.structs.replace(CONFIG, max_length=self.max_length),
-                embedding_dim=self.dim,
-                words_WD=self.words,
-            )
+            image = image_student(config, embedding_dim=self.dim, inherit=self.inherit)
+            text = self.started_text(config)
             started = time.process_time()
             curve = fit_towers_together(
-                image, text, self.tokenizer, self.cached, terms, CONFIG,
+                image, text, self.tokenizer, self.cached, terms, config,
                 steps=steps, seed=seed, progress=QuietProgress(),
             )  # fmt: skip
             seconds = time.process_time() - started
@@ -141,10 +148,15 @@ class Bench:
                 chosen = gallery_images(self.pairs.tracks)
                 for start in range(0, len(chosen), 256):
                     part = chosen[start : start + 256]
-                    pixels = model_input_from_pixels(self.pairs.images[part], CONFIG.resolution)
+                    pixels = model_input_from_pixels(self.pairs.images[part], config.resolution)
                     rows[part] = image(torch.from_numpy(pixels)).numpy()
         found = {"map10": self.evaluated(queries, rows), "cpu_s": round(seconds, 1)}
+        self.towers = {"image": image, "text": text}
         return found | {"loss": [round(value, 4) for value in curve]}
+
+    def started_text(self, config: StudentConfig) -> Any:
+        """Return a text tower before it learns."""
+        return text_student(config, embedding_dim=self.dim, words_WD=self.words)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from edgeglm.distill.image_student import (  # noqa: E402
     image_student,
     image_targets,
 )
+from edgeglm.models.students import StudentImageTower  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 
@@ -108,6 +109,7 @@ def test_a_cached_front_is_what_the_tower_would_make(pairs: PairSet) -> None:
     assert pixels.shape == (2, 3, 3, 32, 32)
     with torch.no_grad():
         for view in range(2):
+            assert isinstance(tower, StudentImageTower)
             expected = tower.trunk.front(pixels[view].float(), 3)
             torch.testing.assert_close(cached[view].float(), expected, atol=2e-2, rtol=2e-2)
     assert not torch.equal(pixels[0], pixels[1]), "view 0 is the plain picture"

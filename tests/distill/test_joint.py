@@ -18,11 +18,14 @@ from edgeglm.distill import joint as room  # noqa: E402
 from edgeglm.distill.image_student import image_student  # noqa: E402
 from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_together  # noqa: E402
 from edgeglm.distill.text_student import text_student  # noqa: E402
+from edgeglm.models.students import StudentImageTower  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.tiny_towers import WORDS, write_wordpiece  # noqa: E402
 
-CONFIG = StudentConfig(size="edge-xs", inherit="", resolution=32, image_batch_size=8, max_length=8)
+CONFIG = StudentConfig(
+    size="edge-xs", inherit="efficientnet-lite0", resolution=32, image_batch_size=8, max_length=8
+)
 TEXTS = [*WORDS[:6], f"{WORDS[0]} {WORDS[1]}", f"{WORDS[2]} {WORDS[3]}"]
 K, D, U, FROZEN = 6, 8, 24, 5
 
@@ -48,11 +51,11 @@ def cached() -> Cached:
         tower = image_student(CONFIG, embedding_dim=D, inherit=None).eval()
         pixels = torch.rand(2 * U, 3, 32, 32, generator=generator)
         with torch.no_grad():
+            assert isinstance(tower, StudentImageTower)
             front = tower.trunk.front(pixels, FROZEN)
     known = torch.nonzero(concept_U >= 0).flatten()
     return Cached(
         front_VU=front.view(2, U, *front.shape[1:]).half(),
-        frozen=FROZEN,
         target_UD=target_UD,
         concept_U=concept_U,
         concepts=Concepts(
@@ -94,6 +97,8 @@ def test_a_sum_of_terms_falls_and_frozen_blocks_stay(
     assert curve[-1] < curve[0]
     with seeded(0, threads=1):
         fresh = image_student(CONFIG, embedding_dim=D, inherit=None)
+    assert isinstance(fresh, StudentImageTower)
+    assert isinstance(image, StudentImageTower)
     before = [p for module in fresh.trunk.part(FROZEN) for p in module.parameters()]
     after = [p for module in image.trunk.part(FROZEN) for p in module.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -11,7 +11,12 @@ torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.models.student_shapes import STUDENTS, student_shape  # noqa: E402
-from edgeglm.models.students import MASKED, StudentImageTower, StudentTextTower  # noqa: E402
+from edgeglm.models.students import (  # noqa: E402
+    MASKED,
+    StudentImageTower,
+    StudentTextTower,
+    student_image_tower,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def test_where_something_is_drawn_matters(image: StudentImageTower) -> None:
 @pytest.mark.parametrize("size", sorted(STUDENTS))
 @pytest.mark.parametrize("resolution", [31, 64])
 def test_every_size_takes_every_resolution(size: str, resolution: int) -> None:
-    tower = StudentImageTower(STUDENTS[size], resolution=resolution, embedding_dim=8).eval()
+    tower = student_image_tower(STUDENTS[size], resolution=resolution, embedding_dim=8).eval()
     with torch.no_grad():
         assert tower(torch.rand(1, 3, resolution, resolution)).shape == (1, 8)
 
