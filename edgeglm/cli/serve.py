@@ -121,6 +121,8 @@ def command(
     )
     if not config.loopback and config.token is None:
         app.note(f"anyone who reaches {host} may ask this server; set a token in {TOKEN_VARIABLE}")
+    elif not config.loopback and config.certificate is None:
+        app.note(f"the token reaches {host} in plain text; give --tls-certificate and --tls-key")
 
     trust = app.trust()
     serve(

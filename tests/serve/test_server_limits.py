@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from edgeglm.cli import main as cli
-from tests.serve.conftest import Server, running, serve_command
+from tests.serve.conftest import TOKEN, Server, running, serve_command
 from tests.serve.test_http_face import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused
 
 
@@ -190,9 +190,21 @@ def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused(server, bundl
         (["--bundles", str(tmp_path / "none")], "no folder"),
         (["--max-body-mb", "nan"], "give megabytes"),
         (["--max-body-mb", "inf"], "give megabytes"),
-        (["--drain-seconds", "inf"], "up to a day"),
+        (["--drain-seconds", "inf"], "drain_timeout is inf; give seconds"),
     ):
         assert cli.exit_code(["serve", str(bundles / "colours"), *options]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_token_that_would_travel_in_plain_text_is_told(bundles, capsys, monkeypatch):
+    outside = ["serve", str(bundles / "colours"), "--host", "203.0.113.7", "--port", "0"]
+    for token, words in (
+        (None, "set a token in EDGEGLM_TOKEN"),
+        (TOKEN, "in plain text; give --tls-certificate"),
+    ):
+        if token is not None:
+            monkeypatch.setenv("EDGEGLM_TOKEN", token)
+        assert cli.exit_code(outside) == 2  # no such address
         assert words in capsys.readouterr().err
 
 
