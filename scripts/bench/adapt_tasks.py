@@ -244,6 +244,8 @@ def page(found: dict[str, Any]) -> str:
     head += "(trans. / ind. / unseen) |"
     for setting in adapt.SETTINGS:
         rows = found["runs"].get(setting, {})
+        if not any(rows.values()):
+            continue
         lines += [
             f"## {setting} -> twemoji: tasks and first states",
             "",
@@ -256,7 +258,10 @@ def page(found: dict[str, Any]) -> str:
                 kinds = [classified(runs, track) for track in ("catalogue-inductive", "unseen")]
                 cpu = f"{statistics.mean(run['cpu_s'] for run in runs):.0f}"
                 lines.append(f"| {' | '.join([name, source, str(len(runs)), *cells(runs), *kinds, cpu])} |")
-        lines += ["", f"## {setting} -> twemoji: reading first", ""]
+        lines.append("")
+        if not any(rows.get(name) for name in READING):
+            continue
+        lines += [f"## {setting} -> twemoji: reading first", ""]
         lines += [
             f"{head} not read: words told right before / after | order told right | terms | CPU s |",
             "| --- | --- | ---: | --- | --- | --- | --- | --- | --- | --- | --- | ---: |",
@@ -271,6 +276,14 @@ def page(found: dict[str, Any]) -> str:
             cpu = f"{statistics.mean(run['cpu_s'] + run.get('read_cpu_s', 0.0) for run in runs):.0f}"
             lines.append(f"| {' | '.join([name, source, str(len(runs)), *cells(runs), *told, cpu])} |")
         lines.append("")
+    wanted = len(adapt.SETTINGS) * (len(TASKS) + len(READING)) * found["seeds"] - found["seeds"]
+    made = sum(len(seeds) for rows in found["runs"].values() for seeds in rows.values())
+    if made < wanted:
+        lines += [
+            f"{made} of {wanted} runs are made so far, so nothing is told apart yet; the same command makes "
+            "the rest.",
+            "",
+        ]
     if "corpus" in found:
         left = ", ".join(f"{count:,} {why}" for why, count in found["corpus"]["left_out"].items())
         lines += [
@@ -307,6 +320,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
     if not options.table:
         found |= {"command": f"scripts/bench/adapt_tasks.py --seeds {options.seeds}", **origin()}
+        found["seeds"] = options.seeds
         alignment.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
         store = Store(Path(os.environ["EDGEGLM_STORE"]))
         data = adapt.prepared(store, options.scratch)
@@ -314,6 +328,7 @@ def main() -> None:
             tasks_runs(found, path, options.seeds, data, store)
         if options.only != "tasks":
             reading_runs(found, path, options.seeds, data, store)
+    found.setdefault("seeds", options.seeds)
     (OUT / "adapt_tasks.md").write_text(page(found))
 
 
