@@ -1,10 +1,14 @@
 """The whole build, timed: cold with downloads aside, unchanged, and with another target.
 
-    .venv/bin/python scripts/bench/build.py --output docs/bench/build
+    .venv/bin/python scripts/bench/build.py --twice --output docs/bench/build
+    .venv/bin/python scripts/bench/build.py --seeds 1 2 --output docs/bench/build
 
-Writes build.json and build.md. A fresh store gets the downloads first; the cold run then makes everything
+Writes build.json, build.md and build.txt, which is what the cold run said; `scripts/readme-figures` puts them
+into both READMEs. A fresh store gets the downloads first; the cold run then makes everything
 else. `--twice` makes a second cold run in another folder and holds the two content digests together.
-Wall times are of this machine; the ratios in the second table do not hang on it.
+Wall times are of this machine; the ratios in the second table do not hang on it. With `--seeds` no time is
+taken: the whole build is made once for each of them, split, teacher and student alike, and its ratios join
+those of the files that are there.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 EDGEGLM = Path(sys.executable).with_name("edgeglm")
 HELP_ROUNDS = 9
-CATALOGUE_KEYWORDS = ("catalogue-transductive-keywords", "catalogue-inductive-keywords")
+RATIO_AIM = 0.96
+SEEDLESS = ("--work",)  # options that say where, not what
 FETCH = """
 from edgeglm.adapt.stages import teacher_inputs
 from edgeglm.build.shipped import load_recipe
@@ -44,7 +49,7 @@ def timed(arguments: list[str], store: Path, folder: Path) -> tuple[float, float
     process = subprocess.Popen(
         arguments,
         cwd=folder,
-        env={**os.environ, "EDGEGLM_STORE": str(store)},
+        env={**os.environ, "EDGEGLM_STORE": str(store), "COLUMNS": "110"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -56,11 +61,11 @@ def timed(arguments: list[str], store: Path, folder: Path) -> tuple[float, float
     return time.perf_counter() - started, usage.ru_maxrss / 1e6, output
 
 
-def build(recipe: str, target: str, store: Path, folder: Path) -> dict[str, Any]:
+def build(recipe: str, target: str, store: Path, folder: Path, *more: str) -> dict[str, Any]:
     """Run one build; return its JSON with wall seconds and peak memory."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     seconds, peak, output = timed(
-        [str(EDGEGLM), "build", "--recipe", recipe, "--target", target, "--json"], store, folder
+        [str(EDGEGLM), "build", "--recipe", recipe, "--target", target, "--json", *more], store, folder
     )
     found: dict[str, Any] = json.loads(output)
     return {**found, "wall_seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
@@ -83,81 +88,40 @@ def kept(rows: list[dict[str, Any]], ratios: dict[str, Any]) -> list[dict[str, A
     ]
 
 
-def ratios_of(recipe: str, store: Path) -> dict[str, Any]:
-    """Return student / teacher mAP@10 by track and pooled over queries, each with its paired interval."""
-    import msgspec
-    import numpy as np
+def bundle_metrics(folder: Path, built: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics.json of the bundle that a build wrote."""
+    found: dict[str, Any] = json.loads((folder / built["bundle"] / "metrics.json").read_text())
+    return found
 
-    from edgeglm.build.evaluations import read_preprocessing
-    from edgeglm.build.pipeline import plan_build
-    from edgeglm.build.shipped import load_recipe
-    from edgeglm.core.artifact import Artifact
-    from edgeglm.core.progress import QuietProgress
-    from edgeglm.core.store import Store
-    from edgeglm.data.pairs import PairSet
-    from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
-    from edgeglm.evaluate.retrieval import average_precisions, positions_in_gallery, ratio_of_means
-    from edgeglm.evaluate.towers import TextSettings, text_embeddings, towers_on_tracks
-    from edgeglm.targets.schema import load_target
 
-    opened = Store(store)
-    made: dict[str, Artifact] = {}
-    plan = plan_build(load_recipe(recipe), load_target("jetson-agx"), opened, QuietProgress())
-    for node in plan.nodes:
-        inputs = plan.inputs_of(node, made)
-        assert inputs is not None
-        found = opened.get(node.stage.key(inputs))
-        assert found is not None, f"{node.name} is not in the store"
-        made[node.name] = found
-    pairs, teacher, exported = PairSet.open(made["pairs"]), made["teacher"].path, made["export"].path
-    queries = sorted({query.text for track in pairs.tracks for query in track.queries})
-    place = {text: i for i, text in enumerate(queries)}
-    preprocessing = read_preprocessing(exported)
-    tokenizer, settings = teacher_tokenizer(teacher)
-    said = TextSettings(tokenizer=tokenizer, max_length=settings.max_length)
-    student_said = TextSettings(
-        tokenizer=Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase),
-        max_length=preprocessing.text.max_length,
-    )
-    files = {tower: exported / "models" / "fp32" / f"{tower}.onnx" for tower in ("image", "text")}
-    _, image_ND = towers_on_tracks(
-        files, pairs.tracks, pairs.images, resolution=preprocessing.image.resolution, text=student_said,
-        threads=2, seed=0,
-    )  # fmt: skip
-    sides = {
-        "teacher": (
-            text_embeddings(teacher / "text.onnx", queries, said, threads=2),
-            np.load(teacher / "image_embeddings.npy", mmap_mode="r")[0],
-        ),
-        "student": (text_embeddings(files["text"], queries, student_said, threads=2), image_ND),
-    }
-    by_track = {
-        track.name: {
-            side: average_precisions(
-                text_QD[[place[query.text] for query in track.queries]],
-                images[np.asarray(track.gallery)],
-                positions_in_gallery(track),
-            )
-            for side, (text_QD, images) in sides.items()
-        }
-        for track in pairs.tracks
-    }
-    pools = {
-        "names, all tracks": [name for name in by_track if not name.endswith("-keywords")],
-        "keywords, catalogue": [name for name in by_track if name in CATALOGUE_KEYWORDS],
-        "keywords, all tracks": [name for name in by_track if name.endswith("-keywords")],
-    }
+def seed_ratios(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return student / teacher by track and by pool."""
+    both = {**metrics["ratios"]["tracks"], **metrics["ratios"]["pools"]}
+    return {name: ratio["value"] for name, ratio in both.items()}
 
-    def ratio(names: list[str]) -> Any:
-        student, teacher = (
-            np.concatenate([by_track[name][side] for name in names]) for side in ("student", "teacher")
-        )
-        return msgspec.to_builtins(ratio_of_means(student, teacher)) | {"queries": len(student)}
 
-    return {
-        "tracks": {name: ratio([name]) for name in by_track},
-        "pools": {pool: ratio(names) for pool, names in pools.items() if names},
-    }
+def command_line() -> str:
+    """Return the command as it was given, without the options that say where."""
+    words = ["python", "scripts/bench/build.py"]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word in SEEDLESS:
+            next(rest, None)
+        else:
+            words.append(word)
+    return " ".join(words)
+
+
+def commit() -> str:
+    """Return the short commit, with a mark where the tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "edgeglm", "calibration", "export")
+    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
 def page(found: dict[str, Any]) -> str:
@@ -166,6 +130,11 @@ def page(found: dict[str, Any]) -> str:
         f"# The whole build, recipe {found['recipe']}",
         "",
         f"Made by `{found['command']}` at commit {found['commit']} on {found['machine']}, two threads.",
+        *(
+            [f"Other seeds: `{found['seeds_command']}` at commit {found['seeds_commit']}."]
+            if "seeds_command" in found
+            else []
+        ),
         f"Downloads were done before. One run each; the help is the median of {HELP_ROUNDS}.",
         "",
         "| what | measured | aim |",
@@ -177,35 +146,90 @@ def page(found: dict[str, Any]) -> str:
         "mAP@10 with its 95 % bootstrap interval, that of the ratio over the same queries for both. With one "
         "relevant image a query, mAP@10 equals MRR@10.",
         "",
-        "| track | queries | images | teacher | student | student / teacher |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| track | queries | images | teacher | student | student / teacher | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in found["tracks"]:
         cells = [_between(row["teacher"]), _between(row["student"])]
         lines.append(
             f"| {row['track']} | {row['queries']:,} | {row['gallery']:,} | {cells[0]} | {cells[1]} "
-            f"| {_between(row['ratio'])} |"
+            f"| {_between(row['ratio'])} | {verdict(row['ratio'])} |"
         )
-    lines += ["", "| pooled over queries | queries | student / teacher |", "| --- | ---: | ---: |"]
+    lines += ["", "| pooled over queries | queries | student / teacher | |", "| --- | ---: | ---: | --- |"]
     lines += [
-        f"| {pool} | {ratio['queries']:,} | {_between(ratio)} |" for pool, ratio in found["pools"].items()
+        f"| {pool} | {found['pool_queries'][pool]:,} | {_between(ratio)} | {verdict(ratio)} |"
+        for pool, ratio in found["pools"].items()
     ]
+    if found.get("seeds"):
+        lines += seed_lines(found["seeds"])
+    lines += cost_lines(found)
+    return "\n".join([*lines, ""])
+
+
+def verdict(ratio: dict[str, float]) -> str:
+    """Say whether a ratio reaches the aim, and whether its interval settles that."""
+    if ratio["value"] >= RATIO_AIM:
+        return "reached" if ratio["low"] >= RATIO_AIM else "reached; the interval reaches below"
+    return "missed" if ratio["high"] < RATIO_AIM else "missed; the interval reaches it"
+
+
+def seed_lines(seeds: dict[str, dict[str, float]]) -> list[str]:
+    """Return the table of whole builds with other seeds."""
+    names = sorted(seeds, key=int)
+    lines = [
+        "",
+        f"Student / teacher of whole builds with {len(names)} seeds: split, teacher and student differ.",
+        "",
+        f"| track or pool | {' | '.join(f'seed {name}' for name in names)} | mean | deviation |",
+        f"| --- | {' | '.join('---:' for _ in names)} | ---: | ---: |",
+    ]
+    for track in seeds[names[0]]:
+        values = [seeds[name][track] for name in names]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells = " | ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {track} | {cells} | {statistics.mean(values):.3f} | {spread:.3f} |")
+    return lines
+
+
+def cost_lines(found: dict[str, Any]) -> list[str]:
+    """Return parameters by tower, and the milliseconds of each model."""
+    towers, latency = found["towers"], found["latency_ms"]
+    lines = [
+        "",
+        "Embeddings counted.",
+        "",
+        "| parameters | teacher | student | fewer |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    total = {model: sum(tower["parameters"] for tower in parts.values()) for model, parts in towers.items()}
+    counts = {
+        name: {model: towers[model][name]["parameters"] for model in towers} for name in towers["teacher"]
+    }
+    for name, count in {**counts, "total": total}.items():
+        details = ""
+        if name in towers["teacher"]:
+            details = f": {towers['teacher'][name]['detail']} against {towers['student'][name]['detail']}"
+        lines.append(
+            f"| {name}{details} | {count['teacher'] / 1e6:.2f} M | {count['student'] / 1e6:.2f} M "
+            f"| {count['teacher'] / count['student']:.2f}x |"
+        )
     lines += [
         "",
         "Milliseconds a call in ONNX Runtime, one thread, all models interleaved in one run; in brackets "
-        "how many times faster than the teacher.",
+        f"how many times faster than the teacher. A text has {found['latency_tokens']} tokens, an image the "
+        "resolution of its tower above; total is one image and one text.",
         "",
-        "| model | image, batch 1 | image, batch 8 | text, batch 1 | text, batch 8 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| model, batch | image, 1 | image, 8 | text, 1 | text, 8 | total, 1 | total, 8 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    latency = found["latency_ms"]
     for model in sorted(latency, key=lambda name: (name != "teacher", name)):
         cells = []
-        for tower, batch in (("image", "1"), ("image", "8"), ("text", "1"), ("text", "8")):
-            value, reference = latency[model][tower][batch], latency["teacher"][tower][batch]
+        for parts, batch in (*((("image",), b) for b in "18"), *((("text",), b) for b in "18"),
+                             *((("image", "text"), b) for b in "18")):  # fmt: skip
+            value, reference = (sum(latency[m][part][batch] for part in parts) for m in (model, "teacher"))
             cells.append(f"{value:.2f} ({reference / value:.1f}x)")
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _between(interval: dict[str, float]) -> str:
@@ -213,57 +237,94 @@ def _between(interval: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Run everything and write both files."""
+    """Run what was asked for and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--work", type=Path, help="keep store and bundles here")
     parser.add_argument("--twice", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", help="build these seeds instead, untimed")
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="edgeglm-bench-"))
-    store = work / "store"
+    work.mkdir(parents=True, exist_ok=True)
+    store, path = work / "store", given.output.with_suffix(".json")
     timed([sys.executable, "-c", FETCH.format(recipe=given.recipe)], store, work)
-    cold = build(given.recipe, "jetson-agx", store, work / "cold")
+    if given.seeds:
+        found = json.loads(path.read_text())
+        for seed in given.seeds:
+            folder = work / f"seed-{seed}"
+            sets = ("--set", f"seed={seed}", "--set", "gates.student_ratio=0.0")
+            built = build(given.recipe, "jetson-agx", store, folder, *sets)
+            found["seeds"][str(seed)] = seed_ratios(bundle_metrics(folder, built))
+            found["seeds_command"], found["seeds_commit"] = command_line(), commit()
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    else:
+        found = measured(given, store, work)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(page(found))
+
+
+def measured(given: argparse.Namespace, store: Path, work: Path) -> dict[str, Any]:
+    """Time the builds; return everything that the files say."""
+    (work / "cold").mkdir(parents=True, exist_ok=True)
+    command = [str(EDGEGLM), "build", "--recipe", given.recipe, "--target", "jetson-agx"]
+    seconds, peak, said = timed(command, store, work / "cold")
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.with_suffix(".txt").write_text(said)
     warm = build(given.recipe, "jetson-agx", store, work / "cold")
     other = build(given.recipe, "t4", store, work / "cold")
     helped = statistics.median(timed([str(EDGEGLM), "--help"], store, work)[0] for _ in range(HELP_ROUNDS))
     ran = [stage["stage"] for stage in other["stages"] if not stage["reused"]]
-    metrics = json.loads((work / "cold" / cold["bundle"] / "metrics.json").read_text())
-    ratios = ratios_of(given.recipe, store)
+    metrics = bundle_metrics(work / "cold", warm)
+    manifest = json.loads((work / "cold" / warm["bundle"] / "manifest.json").read_text())
     rows = [
-        {"what": "cold build, jetson-agx", "measured": f"{cold['wall_seconds']:.0f} s", "aim": "600 s"},
+        {"what": "cold build, jetson-agx", "measured": f"{seconds:.0f} s", "aim": "600 s"},
         {"what": "nothing changed", "measured": f"{warm['wall_seconds']:.1f} s", "aim": "5 s"},
         {
             "what": f"another target, t4 (reran {', '.join(ran)})",
             "measured": f"{other['wall_seconds']:.1f} s",
             "aim": "-",
         },
-        {"what": "peak memory of one process", "measured": f"{cold['peak_gb']:.1f} GB", "aim": "6 GB"},
+        {"what": "peak memory of one process", "measured": f"{peak:.1f} GB", "aim": "6 GB"},
         {"what": "edgeglm --help", "measured": f"{helped:.2f} s", "aim": "0.3 s"},
     ]
     if given.twice:
         again = build(given.recipe, "jetson-agx", _assets_only(store, work / "store2"), work / "again")
-        same = again["content_digest"] == cold["content_digest"]
+        same = again["content_digest"] == warm["content_digest"]
         rows.append({"what": "two cold builds agree in their digest", "measured": str(same), "aim": "True"})
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    found = {
+    tracks = kept(warm["rows"], metrics["ratios"])
+    queries = {row["track"]: row["queries"] for row in tracks}
+    pools = metrics["ratios"]["pools"]
+    return {
         "recipe": given.recipe,
-        "command": f"python scripts/bench/build.py --recipe {given.recipe}",
-        "commit": commit,
+        "command": command_line(),
+        "commit": commit(),
         "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores, no GPU",
         "rows": rows,
-        "tracks": kept(cold["rows"], ratios),
-        "pools": ratios["pools"],
+        "tracks": tracks,
+        "pools": pools,
+        "pool_queries": {
+            pool: sum(count for track, count in queries.items() if in_pool(track, pool)) for pool in pools
+        },
+        "seeds": {"0": seed_ratios(metrics)},
         "latency_ms": metrics["latency_ms"],
-        "stages": cold["stages"],
-        "content_digest": cold["content_digest"],
+        "latency_tokens": metrics["latency_tokens"],
+        "towers": metrics["towers"],
+        "stages": [{"stage": stage["name"], "seconds": stage["seconds"]} for stage in manifest["stages"]],
+        "content_digest": warm["content_digest"],
         "peak_gb_children": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6,
     }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(page(found))
+
+
+def in_pool(track: str, pool: str) -> bool:
+    """Return whether a track belongs to a pool of the report."""
+    keywords = track.endswith("-keywords")
+    return {
+        "names": not keywords and track != "unseen",
+        "unseen names": track == "unseen",
+        "all names": not keywords,
+        "keywords": keywords,
+    }[pool]
 
 
 def _assets_only(store: Path, other: Path) -> Path:
