@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,12 +101,14 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """``variants.json``: what travels, what was left out and why, and every evaluation made.
 
     ``speedups`` is tower -> scheme -> how many times faster than FP32 the whole tower was on this machine.
+    ``seconds`` is the wall time of each candidate: its conversions and evaluations, in the order tried.
     """
 
     variants: dict[str, Variant]
     left_out: dict[str, str]
     trials: dict[str, list[Trial]]
     speedups: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +187,12 @@ def make_candidates(
             )
             variants = {"fp32": _keep(work, "fp32", fp32, baseline)}
             left_out: dict[str, str] = {}
+            seconds: dict[str, float] = {}
             for name in config.candidates:
                 task.note(f"converting to {name}")
+                started = time.perf_counter()
                 found = _fp16(work) if name == "fp16" else _int8(work)
+                seconds[name] = round(time.perf_counter() - started, 3)
                 task.advance()
                 if found is None:
                     left_out[name] = _reasons(work.trials[name])
@@ -195,7 +201,13 @@ def make_candidates(
                     variants[name] = _keep(work, name, made, trial.metrics)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    report = QuantizeReport(variants=variants, left_out=left_out, trials=work.trials, speedups=files.speedups)
+    report = QuantizeReport(
+        variants=variants,
+        left_out=left_out,
+        trials=work.trials,
+        speedups=files.speedups,
+        seconds=seconds,
+    )
     _write_report(out_dir / REPORT_NAME, report)
     return report
 

@@ -86,7 +86,9 @@ def adapt_teacher(
         given["pretraining"] = done(reading(texts, context))
     aligned = done(TeacherStage(teacher, seed=seed, max_length=length)(given, context))
     evaluation = EvaluationConfig(seed=seed, size=recipe.student.size, resolution=recipe.student.resolution)
-    evaluated = done(TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned}, context))
+    evaluated = done(
+        TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned, "backbones": backbones}, context)
+    )
     _deliver(aligned, backbones, evaluated, destination)
     return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=aligned, results=tuple(results))
 

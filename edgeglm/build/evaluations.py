@@ -1,32 +1,52 @@
 """Evaluations as stages of their own: the metrics of a teacher, of a student in torch, of ONNX files.
 
-Each leaves ``metrics.json``: ``{track: TrackMetrics}``. That they are apart from training means that a new
-metric costs no training, and that a training stage's key does not hang on how it is judged.
+Each leaves ``metrics.json``: ``{track: TrackMetrics}``; ``precisions.json``: AP@10 of each query by track,
+so that ratios have paired intervals; and ``latency.json``: what its own towers took at that moment. That they
+are apart from training means that a new metric costs no training, and that a training stage's key does not
+hang on how it is judged.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edgeglm.build.export_stage import load_students
+from edgeglm.build.pools import Ratios, ratios_of
+from edgeglm.build.timed_towers import (
+    BATCHES,
+    LENGTH,
+    Milliseconds,
+    image_feeds,
+    opened_teacher,
+    text_feeds,
+    tower_milliseconds,
+)
 from edgeglm.bundle.preprocessing import Preprocessing
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.retrieval import FloatArray, TrackMetrics, evaluate_tracks
 from edgeglm.evaluate.towers import TextSettings, gallery_images, text_embeddings, towers_on_tracks
 
 Metrics = dict[str, TrackMetrics]
+#: AP@10 of each query, float64 [Q], by track.
+Precisions = dict[str, npt.NDArray[np.float64]]
 
 _CODE = (
     "edgeglm.build.evaluations",
+    "edgeglm.build.timed_towers",
+    "edgeglm.engines.timing",
     "edgeglm.evaluate.retrieval",
     "edgeglm.evaluate.towers",
     "edgeglm.data.transforms",
@@ -48,6 +68,24 @@ def metrics_of(artifact: Artifact) -> Metrics:
     return msgspec.json.decode((artifact.path / "metrics.json").read_bytes(), type=Metrics)
 
 
+def milliseconds_of(artifact: Artifact) -> Milliseconds:
+    """Read what the towers took when they were evaluated, one thread."""
+    found: Milliseconds = json.loads((artifact.path / "latency.json").read_text("utf-8"))
+    return found
+
+
+def precisions_of(artifact: Artifact) -> Precisions:
+    """Read AP@10 of each query by track."""
+    rows = json.loads((artifact.path / "precisions.json").read_text("utf-8"))
+    return {track: np.asarray(values, np.float64) for track, values in rows.items()}
+
+
+def student_ratios(inputs: Inputs, pairs: PairSet) -> Ratios:
+    """Return student / teacher of the artifacts ``export-evaluation`` and ``teacher-evaluation``."""
+    student, teacher = (precisions_of(inputs[f"{side}-evaluation"]) for side in ("export", "teacher"))
+    return ratios_of(student, teacher, pairs.tracks)
+
+
 class TeacherEvaluation(Stage[EvaluationConfig]):
     """The teacher's own retrieval."""
 
@@ -60,14 +98,21 @@ class TeacherEvaluation(Stage[EvaluationConfig]):
         pairs, folder = PairSet.open(inputs["pairs"]), inputs["teacher"].path
         tokenizer, settings = teacher_tokenizer(folder)
         text = TextSettings(tokenizer=tokenizer, max_length=settings.max_length)
+        precisions: Precisions = {}
         with context.progress.task("Evaluating the teacher"):
             metrics = evaluate_tracks(
                 pairs.tracks,
                 lambda texts: text_embeddings(folder / "text.onnx", texts, text, threads=context.threads),
                 np.load(folder / "image_embeddings.npy", mmap_mode="r")[0],
                 seed=self.config.seed,
+                precisions=precisions,
             )
-        return _written(metrics, out)
+        words = _words(tokenizer, settings.max_length)
+        with ExitStack() as stack:
+            image, tower = opened_teacher(stack, inputs["backbones"], inputs["teacher"], threads=1)
+            pixels = {batch: image.feeds(batch) for batch in BATCHES}
+            latency = _milliseconds(image, pixels, tower, words)
+        return _written(metrics, precisions, latency, out)
 
 
 class StudentEvaluation(Stage[EvaluationConfig]):
@@ -93,6 +138,7 @@ class StudentEvaluation(Stage[EvaluationConfig]):
         tokenizer = Tokenizer(inputs["distil-text"].path / "tokenizer.json", lowercase=settings.lowercase)
         image, text = load_students(inputs, self.config.size, self.config.resolution)
         chosen = gallery_images(pairs.tracks)
+        precisions: Precisions = {}
 
         def embedded(texts: list[str]) -> FloatArray:
             rows = []
@@ -110,8 +156,15 @@ class StudentEvaluation(Stage[EvaluationConfig]):
                 parts.append(image(torch.from_numpy(inputs_B)).numpy())
             rows = np.zeros((len(pairs), parts[0].shape[1]), np.float32)
             rows[chosen] = np.concatenate(parts)
-            metrics = evaluate_tracks(pairs.tracks, embedded, rows, seed=self.config.seed)
-        return _written(metrics, out)
+            metrics = evaluate_tracks(
+                pairs.tracks, embedded, rows, seed=self.config.seed, precisions=precisions
+            )
+        with seeded(0, threads=1), torch.no_grad():
+            latency = _milliseconds(
+                _TorchTower(image), _pixels(self.config.resolution),
+                _TorchTower(text), _words(tokenizer, len(text.places)),
+            )  # fmt: skip
+        return _written(metrics, precisions, latency, out)
 
 
 class ExportEvaluation(Stage[EvaluationConfig]):
@@ -125,17 +178,60 @@ class ExportEvaluation(Stage[EvaluationConfig]):
         """Evaluate the very files."""
         pairs, folder = PairSet.open(inputs["pairs"]), inputs["export"].path
         towers = {tower: folder / "models" / "fp32" / f"{tower}.onnx" for tower in ("image", "text")}
+        precisions: Precisions = {}
         with context.progress.task("Evaluating the ONNX files"):
-            metrics, _ = exported_on_tracks(towers, pairs, folder, context.threads, self.config.seed)
-        return _written(metrics, out)
+            metrics, _ = exported_on_tracks(
+                towers, pairs, folder, context.threads, self.config.seed, precisions
+            )
+        preprocessing = read_preprocessing(folder)
+        words = _words(Tokenizer(folder / "tokenizer.json"), preprocessing.text.max_length)
+        with ExitStack() as stack:
+            image, text = (
+                stack.enter_context(OnnxRuntimeEngine(towers[tower], threads=1, spinning=False))
+                for tower in ("image", "text")
+            )
+            latency = _milliseconds(image, _pixels(preprocessing.image.resolution), text, words)
+        return _written(metrics, precisions, latency, out)
+
+
+class _TorchTower:
+    """A module as an engine: feeds by the names of its arguments."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the module on arrays."""
+        import torch
+
+        return {"embedding": self.module(*(torch.from_numpy(array) for array in feeds.values())).numpy()}
+
+
+def _pixels(resolution: int) -> dict[int, Any]:
+    return {batch: image_feeds(resolution, batch) for batch in BATCHES}
+
+
+def _words(tokenizer: Tokenizer, max_length: int) -> dict[int, Any]:
+    length = min(LENGTH, max_length)
+    return {batch: text_feeds(tokenizer.vocabulary_size, batch, length) for batch in BATCHES}
+
+
+def _milliseconds(image: Any, pixels: Mapping[int, Any], text: Any, words: Mapping[int, Any]) -> Milliseconds:
+    return tower_milliseconds({"image": {"": (image, pixels)}, "text": {"": (text, words)}})[""]
 
 
 def exported_on_tracks(
-    towers: Mapping[str, Path], pairs: PairSet, exported: Path, threads: int, seed: int
+    towers: Mapping[str, Path],
+    pairs: PairSet,
+    exported: Path,
+    threads: int,
+    seed: int,
+    precisions: Precisions | None = None,
 ) -> tuple[Metrics, FloatArray]:
     """Evaluate ONNX files with the preprocessing and tokenizer of an export artifact.
 
-    Returns the metrics and the embeddings float32 [N, D] of all images, zero outside the galleries.
+    ``precisions`` is filled with AP@10 of each query by track. Returns the metrics and the embeddings
+    float32 [N, D] of all images, zero outside the galleries.
     """
     preprocessing = read_preprocessing(exported)
     tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
@@ -147,6 +243,7 @@ def exported_on_tracks(
         text=TextSettings(tokenizer=tokenizer, max_length=preprocessing.text.max_length),
         threads=threads,
         seed=seed,
+        precisions=precisions,
     )
 
 
@@ -155,6 +252,9 @@ def read_preprocessing(exported: Path) -> Preprocessing:
     return msgspec.json.decode((exported / "preprocessing.json").read_bytes(), type=Preprocessing)
 
 
-def _written(metrics: Metrics, out: Path) -> dict[str, Any]:
+def _written(metrics: Metrics, precisions: Precisions, latency: Milliseconds, out: Path) -> dict[str, Any]:
     (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(metrics), indent=1))
-    return {"metrics": msgspec.to_builtins(metrics)}
+    by_track = {track: values.tolist() for track, values in precisions.items()}
+    (out / "precisions.json").write_text(json.dumps(by_track))
+    (out / "latency.json").write_text(json.dumps(latency, indent=1, sort_keys=True))
+    return {"metrics": msgspec.to_builtins(metrics), "latency_ms": latency}

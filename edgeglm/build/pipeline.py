@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,7 +129,7 @@ def plan_build(
                 absent[f"{room}:{name}"] = spec
     if (text := sources.get("teacher:text")) is not None:
         require_targets(recipe.teacher, text)
-    nodes = tuple(_nodes(recipe, target, candidates, needs, sources))
+    nodes = _nodes(recipe, target, candidates, needs, sources)
     return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources, absent=absent)
 
 
@@ -151,6 +151,16 @@ def _nodes(
     candidates: tuple[Literal["fp16", "int8"], ...],
     needs: Mapping[str, Mapping[str, str]],
     sources: Mapping[str, Artifact],
+) -> tuple[Node, ...]:
+    upstream = tuple(_upstream(recipe, target, candidates, needs))
+    return (*upstream, _pack_node(recipe, target, sources, upstream))
+
+
+def _upstream(
+    recipe: Recipe,
+    target: Target,
+    candidates: tuple[Literal["fp16", "int8"], ...],
+    needs: Mapping[str, Mapping[str, str]],
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
     shape = student_shape(student.size)  # an unknown size must not wait for the teacher
@@ -176,7 +186,10 @@ def _nodes(
         stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
         needs={"pairs": "pairs", "features": "features", "text": "teacher:text", **read},
     )
-    yield Node(stage=TeacherEvaluation(evaluation), needs={"pairs": "pairs", "teacher": "teacher"})
+    yield Node(
+        stage=TeacherEvaluation(evaluation),
+        needs={"pairs": "pairs", "teacher": "teacher", "backbones": "backbones"},
+    )
     yield Node(
         stage=TargetsStage(TargetsConfig(corpus=student.corpus, seed=seed)),
         needs={"pairs": "pairs", "teacher": "teacher"},
@@ -213,20 +226,15 @@ def _nodes(
         needs={"quantize": "quantize"},
         per_target=True,
     )
-    evaluations = ("teacher-evaluation", "distil-evaluation", "export-evaluation")
-    made = (
-        "pairs",
-        "backbones",
-        "teacher",
-        "distil-text",
-        "distil-image",
-        *evaluations,
-        "latency",
-        "compile",
-    )
+
+
+def _pack_node(
+    recipe: Recipe, target: Target, sources: Mapping[str, Artifact], upstream: Sequence[Node]
+) -> Node:
+    """Return the last node. It takes every stage before it, so that the bundle tells where it came from."""
     shown = {"student-sizes": "data:student-sizes"} if "data:student-sizes" in sources else {}
-    yield Node(
+    return Node(
         stage=PackStage(PackStageConfig.of(recipe, target, sources)),
-        needs={**models, **{name: name for name in made}, **shown},
+        needs={**{node.name: node.name for node in upstream}, **shown},
         per_target=True,
     )

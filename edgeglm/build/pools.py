@@ -8,10 +8,14 @@ keywords.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeglm.data.pairs import Track
 from edgeglm.evaluate.gates import Gate, ratio
-from edgeglm.evaluate.retrieval import TrackMetrics
+from edgeglm.evaluate.retrieval import Interval, TrackMetrics, ratio_of_means
 
 
 def gate_pools(tracks: Sequence[Track]) -> dict[str, tuple[str, ...]]:
@@ -28,6 +32,47 @@ def pooled_map10(metrics: Mapping[str, TrackMetrics], members: Sequence[str]) ->
     """Return mAP@10 over all queries of the members together."""
     queries = sum(metrics[name].queries for name in members)
     return sum(metrics[name].map10.value * metrics[name].queries for name in members) / queries
+
+
+def pooled_ratio(
+    candidate: Mapping[str, npt.NDArray[np.float64]],
+    reference: Mapping[str, npt.NDArray[np.float64]],
+    members: Sequence[str],
+) -> Interval | None:
+    """Return the ratio of mAP@10 over all queries of the members, with its paired 95 % interval.
+
+    Both map a track to AP@10 of each query, float64 [Q]. None where the reference finds nothing.
+    """
+    mine, theirs = (np.concatenate([side[name] for name in members]) for side in (candidate, reference))
+    return ratio_of_means(mine, theirs) if theirs.mean() > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Student / teacher mAP@10 by track and by pool, each with its paired interval over the same queries.
+
+    Left out where the teacher finds nothing. Pools are those of :func:`gate_pools`, and all names.
+    """
+
+    tracks: Mapping[str, Interval]
+    pools: Mapping[str, Interval]
+
+
+def ratios_of(
+    student: Mapping[str, npt.NDArray[np.float64]],
+    teacher: Mapping[str, npt.NDArray[np.float64]],
+    tracks: Sequence[Track],
+) -> Ratios:
+    """Return the ratios of AP@10 by track, ``{track: float64 [Q]}`` on either side."""
+    pools = gate_pools(tracks)
+    if "unseen names" in pools:
+        pools["all names"] = (*pools["names"], *pools["unseen names"])
+    by_track = {track.name: pooled_ratio(student, teacher, (track.name,)) for track in tracks}
+    by_pool = {pool: pooled_ratio(student, teacher, members) for pool, members in pools.items()}
+    return Ratios(
+        tracks={name: found for name, found in by_track.items() if found is not None},
+        pools={name: found for name, found in by_pool.items() if found is not None},
+    )
 
 
 def pool_gates(

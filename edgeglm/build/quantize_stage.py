@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.tower_scores import TowerScores
@@ -25,6 +26,7 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.environment import cpu_flags
+from edgeglm.evaluate.towers import gallery_images, image_embeddings
 from edgeglm.targets.schema import Target
 
 #: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
@@ -52,7 +54,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
     """``models/<variant>/{image,text}.onnx`` of FP32 and each candidate above the gate.
 
     Beside them ``variants.json`` (all that was tried), ``precision_plan.json`` (what decides the files),
-    ``calibration.json``, and ``embeddings-<variant>.npy`` float32 [G, D] of the union of the galleries.
+    ``calibration.json``, and ``embeddings-<variant>.npy`` float32 [G, D] of the images that a bundle shows.
     """
 
     name = "quantize"
@@ -113,10 +115,10 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
             for variant in report.variants:
                 shutil.copytree(scratch / "models" / variant, out / "models" / variant)
             shutil.copyfile(calibration.folder / "calibration.json", out / "calibration.json")
-        gallery = gallery_rows(pairs)
         for name in report.variants:
-            rows = scores.image_rows(out / "models" / name / "image.onnx")
-            np.save(out / f"embeddings-{name}.npy", rows[gallery])
+            image = out / "models" / name / "image.onnx"
+            rows = _shown_embeddings(pairs, scores.image_rows(image), image, exported, context.threads)
+            np.save(out / f"embeddings-{name}.npy", rows)
         tried = msgspec.to_builtins(report)
         (out / "variants.json").write_text(json.dumps(tried, indent=1, sort_keys=True))
         (out / "precision_plan.json").write_text(json.dumps(_plan(tried), indent=1, sort_keys=True))
@@ -145,16 +147,23 @@ def quantize_config(
     )
 
 
-def gallery_rows(pairs: PairSet) -> list[int]:
-    """Return the images of all galleries, ascending: the rows of a bundle's gallery."""
-    return sorted({image for track in pairs.tracks for image in track.gallery})
+def _shown_embeddings(
+    pairs: PairSet, evaluated_ND: Any, image: Path, exported: Path, threads: int
+) -> npt.NDArray[np.float32]:
+    """Return the embeddings of the bundle's gallery, float32 [G, D]; those not evaluated are made here."""
+    rows_ND = np.array(evaluated_ND, np.float32)
+    evaluated = set(gallery_images(pairs.tracks))
+    if others := [index for index in pairs.shown_images() if index not in evaluated]:
+        side = read_preprocessing(exported).image.resolution
+        rows_ND[others] = image_embeddings(image, pairs.images, others, resolution=side, threads=threads)
+    return rows_ND[pairs.shown_images()]
 
 
 def calibration_candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Candidates]:
     """Return what may be drawn: labelled images that no gallery shows, texts that no track asks for."""
     preprocessing = read_preprocessing(exported)
     digests = pairs.image_sha256
-    shown = {digests[i] for i in gallery_rows(pairs)} | {digests[i] for i in pairs.evaluation_images()}
+    shown = {digests[i] for i in {*gallery_images(pairs.tracks), *pairs.evaluation_images()}}
     images = [i for i in pairs.by_role("labelled").tolist() if digests[i] not in shown]
     texts = _texts(pairs, targets)
     tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgeglm.adapt.backbones import read_backbones
-from edgeglm.build.evaluations import Metrics, metrics_of, read_preprocessing
-from edgeglm.build.latency_stage import latencies_of
+from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ratios
 from edgeglm.build.pools import gate_pools, pool_gates
-from edgeglm.build.quantize_stage import gallery_rows
+from edgeglm.build.report_rows import stage_rows
 from edgeglm.build.student_sizes import read_sizes
+from edgeglm.build.table import quantize_report
 from edgeglm.bundle.manifest import Manifest
-from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.calibration.sets import CalibrationRecord
 from edgeglm.compile.stage import compile_record_from_file
-from edgeglm.core.artifact import Artifact
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.examples import example_retrievals
-from edgeglm.evaluate.gates import ratio
-from edgeglm.evaluate.retrieval import TrackMetrics
 from edgeglm.evaluate.towers import TextSettings, text_embeddings
 from edgeglm.report import ReportData
 from edgeglm.report.data import (
@@ -40,8 +32,6 @@ from edgeglm.report.data import (
     GateRow,
     LicenceRow,
     SizeRow,
-    StageRow,
-    Tower,
     TrackNote,
     verdict_sentence,
 )
@@ -49,7 +39,6 @@ from edgeglm.targets.schema import ResolvedTarget
 
 _TITLES = {"catalogue-transductive": "Catalogue", "catalogue-inductive": "Catalogue, unseen images"}
 _THUMBNAIL = 96
-_VARIANT_TITLES = {"fp32": "Student, FP32", "fp16": "Student, FP16", "int8": "Student, INT8"}
 
 
 def report_of(
@@ -115,55 +104,11 @@ def track_note(track: Track) -> TrackNote:
     )
 
 
-def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
-    """Return the rows of the growing table, in the order of the build."""
-    latency = latencies_of(inputs["latency"])
-    tried = _tried(inputs)
-    teacher_cost = _seconds(inputs, "backbones", "teacher", "teacher-evaluation")
-    rows = [
-        _plain(inputs, "pairs", "Pairs", _pairs_note(inputs["pairs"])),
-        StageRow(
-            name="teacher",
-            title="Teacher",
-            seconds=teacher_cost,
-            metrics=metrics_of(inputs["teacher-evaluation"]),
-            towers=teacher_towers(inputs, recipe, latency),
-        ),
-        StageRow(
-            name="distil",
-            title="Student in torch",
-            seconds=_seconds(inputs, "distil-text", "distil-image", "distil-evaluation"),
-            metrics=metrics_of(inputs["distil-evaluation"]),
-            towers=tuple(
-                msgspec.structs.replace(t, size_bytes=None, latency_ms_1=None, latency_ms_8=None)
-                for t in student_towers(inputs, recipe, latency, "fp32")
-            ),
-        ),
-        _variant_row(inputs, recipe, latency, tried, "fp32"),
-    ]
-    for name in recipe.quantize.candidates:
-        if name in tried.variants:
-            rows.append(_variant_row(inputs, recipe, latency, tried, name))
-        elif name in tried.trials:
-            best = max(tried.trials[name], key=lambda trial: trial.verdict.score)
-            usable = "unusable" not in best.metrics
-            rows.append(
-                StageRow(
-                    name=name,
-                    title=_VARIANT_TITLES[name],
-                    seconds=0.0,
-                    metrics=_typed(best.metrics) if usable else {},
-                    kept=False,
-                    note=tried.left_out[name],
-                )
-            )
-    rows.append(_plain(inputs, "quantize", "Calibrate and quantize", ""))
-    rows.append(_plain(inputs, "compile", "Compile", _compile_note(inputs["compile"])))
-    return tuple(rows)
-
-
 def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, ...]:
-    """Return every gate: the teacher's floor, student against teacher, candidates against FP32."""
+    """Return every gate: the teacher's floor, student against teacher, candidates against FP32.
+
+    Student against teacher is shown for pools and for each track; the pool of names is required.
+    """
     teacher, student = metrics_of(inputs["teacher-evaluation"]), metrics_of(inputs["export-evaluation"])
     pools = gate_pools(pairs.tracks)
     rows = []
@@ -179,19 +124,35 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
                 consequence="the build goes on",
             )
         )
+    found = student_ratios(inputs, pairs)
     for gate in pool_gates("student / teacher", student, teacher, pools, recipe.gates.student_ratio):
-        required = gate.name.endswith(", names")
+        pool = gate.name.rpartition(", ")[2]
+        required, interval = pool == "names", found.pools.get(pool)
+        within = "" if gate.passed or not required else ", as the interval reaches the gate"
         rows.append(
             GateRow(
                 name=gate.name,
                 value=gate.value,
+                interval=interval,
                 threshold=gate.threshold,
                 passed=gate.passed,
                 required=required,
-                consequence="the build goes on" if required else "reported",
+                consequence=f"the build goes on{within}" if required else "reported",
             )
         )
-    for name, trials in _tried(inputs).trials.items():
+    for track, ratio in found.tracks.items():
+        rows.append(
+            GateRow(
+                name=f"student / teacher, track {track}",
+                value=ratio.value,
+                interval=ratio,
+                threshold=recipe.gates.student_ratio,
+                passed=ratio.value >= recipe.gates.student_ratio,
+                required=False,
+                consequence="reported",
+            )
+        )
+    for name, trials in quantize_report(inputs["quantize"]).trials.items():
         best = max(trials, key=lambda trial: trial.verdict.score)
         rows.append(
             GateRow(
@@ -204,58 +165,6 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
             )
         )
     return tuple(rows)
-
-
-def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Mapping[str, Any]) -> tuple[Tower, ...]:
-    """Return what the teacher's towers cost: backbones and heads together."""
-    folder, backbones = inputs["teacher"].path, read_backbones(inputs["backbones"].path)
-    counts = json.loads((folder / "teacher.json").read_text())["parameters"]
-    head = (folder / "image-head.onnx").stat().st_size
-    sizes = [(inputs["backbones"].path / b.file).stat().st_size for b in backbones]
-    titles = " + ".join(f"{b.title}, {b.resolution} px" for b in backbones)
-    lora = f" + LoRA {recipe.teacher.lora_rank}" if recipe.teacher.lora_epochs else ""
-    text_title = {"minilm-l6": "MiniLM-L6"}.get(recipe.teacher.text, recipe.teacher.text)
-    return (
-        Tower(
-            name="image",
-            detail=titles,
-            parameters=sum(b.parameters for b in backbones) + counts["image_head"],
-            size_bytes=sum(sizes) + head,
-            latency_ms_1=latency["teacher"]["image"]["1"],
-            latency_ms_8=latency["teacher"]["image"]["8"],
-        ),
-        Tower(
-            name="text",
-            detail=f"{text_title}{lora}",
-            parameters=counts["text"],
-            size_bytes=(folder / "text.onnx").stat().st_size,
-            latency_ms_1=latency["teacher"]["text"]["1"],
-            latency_ms_8=latency["teacher"]["text"]["8"],
-        ),
-    )
-
-
-def student_towers(
-    inputs: Inputs, recipe: Recipe, latency: Mapping[str, Any], variant: str
-) -> tuple[Tower, ...]:
-    """Return what the towers of one variant cost."""
-    shapes = json.loads((inputs["export"].path / "towers.json").read_text())
-    preprocessing = read_preprocessing(inputs["export"].path)
-    details = {
-        "image": f"{recipe.student.size}, {preprocessing.image.resolution} px",
-        "text": f"{recipe.student.size}, {preprocessing.text.max_length} tokens",
-    }
-    return tuple(
-        Tower(
-            name=tower,
-            detail=detail,
-            parameters=shapes[tower]["parameters"],
-            size_bytes=(inputs["quantize"].path / "models" / variant / f"{tower}.onnx").stat().st_size,
-            latency_ms_1=latency[variant][tower]["1"],
-            latency_ms_8=latency[variant][tower]["8"],
-        )
-        for tower, detail in details.items()
-    )
 
 
 def examples_of(inputs: Inputs, pairs: PairSet, variant: str, seed: int) -> tuple[Example, ...]:
@@ -272,7 +181,7 @@ def examples_of(inputs: Inputs, pairs: PairSet, variant: str, seed: int) -> tupl
     )
     gallery = np.load(folder / f"embeddings-{variant}.npy")
     rows = np.zeros((len(pairs), gallery.shape[1]), np.float32)
-    rows[gallery_rows(pairs)] = gallery
+    rows[pairs.shown_images()] = gallery
     return tuple(
         Example(
             query=found.query,
@@ -298,48 +207,6 @@ def _png(pairs: PairSet, index: int) -> bytes:
     buffer = io.BytesIO()
     image.quantize(64).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _variant_row(
-    inputs: Inputs, recipe: Recipe, latency: Mapping[str, Any], tried: QuantizeReport, name: str
-) -> StageRow:
-    seconds = _seconds(inputs, "export", "export-evaluation") if name == "fp32" else 0.0
-    precisions = set(tried.variants[name].precisions.items())
-    mixed = len({precision for _, precision in precisions}) > 1
-    return StageRow(
-        name=name,
-        title=_VARIANT_TITLES[name],
-        seconds=seconds,
-        metrics=_typed(tried.variants[name].metrics),
-        towers=student_towers(inputs, recipe, latency, name),
-        note=", ".join(f"{tower} {precision}" for tower, precision in sorted(precisions)) if mixed else "",
-    )
-
-
-def _tried(inputs: Inputs) -> QuantizeReport:
-    return msgspec.json.decode((inputs["quantize"].path / "variants.json").read_bytes(), type=QuantizeReport)
-
-
-def _typed(metrics: Mapping[str, Any]) -> Metrics:
-    return msgspec.convert(dict(metrics), dict[str, TrackMetrics])
-
-
-def _plain(inputs: Inputs, name: str, title: str, note: str) -> StageRow:
-    return StageRow(name=name, title=title, seconds=_seconds(inputs, name), note=note)
-
-
-def _seconds(inputs: Inputs, *names: str) -> float:
-    return float(sum(inputs[name].provenance["seconds"] for name in names if name in inputs))
-
-
-def _pairs_note(artifact: Artifact) -> str:
-    summary = artifact.provenance["measured"]
-    return f"{summary.get('images', 0):,} images"
-
-
-def _compile_note(artifact: Artifact) -> str:
-    engines = artifact.provenance["measured"]["engines"]
-    return f"{engines} engines built here" if engines else "engines are built on the device"
 
 
 def _sizes(inputs: Inputs, chosen: str) -> tuple[SizeRow, ...]:
@@ -416,9 +283,3 @@ def _made(manifest: Manifest, recipe: Recipe) -> tuple[Fact, ...]:
         Fact(label="Machine", value=f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}"),
         Fact(label="Seed", value=str(recipe.seed)),
     )
-
-
-def kept_share(inputs: Inputs, track: str) -> float:
-    """Return student / teacher mAP@10 on a track."""
-    teacher, student = metrics_of(inputs["teacher-evaluation"]), metrics_of(inputs["export-evaluation"])
-    return ratio(student[track].map10.value, teacher[track].map10.value)

@@ -6,27 +6,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from edgeglm.build.evaluations import Metrics, metrics_of
+from edgeglm.build.evaluations import metrics_of, precisions_of
 from edgeglm.build.history import remember
-from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pack_stage import BUNDLE_FOLDER
 from edgeglm.build.pipeline import Node, Plan, candidate_precisions
-from edgeglm.build.pools import gate_pools, pooled_map10
+from edgeglm.build.pools import gate_pools, pooled_map10, pooled_ratio
 from edgeglm.build.student_fit import (
     StudentFitConfig,
     StudentFitStage,
     require_untrained_fit,
     untrained_fits,
 )
+from edgeglm.build.table import Row, rows_after
 from edgeglm.bundle.archive import ArchiveKind
 from edgeglm.bundle.manifest import MANIFEST_NAME, Manifest, manifest_from_bytes
 from edgeglm.bundle.pack import archive_path, write_bundle
 from edgeglm.bundle.verify import open_bundle
-from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import Recipe
@@ -34,28 +30,6 @@ from edgeglm.core.stage import Context, StageResult
 from edgeglm.data.pairs import PairSet
 from edgeglm.evaluate.gates import require_at_least, require_ratio
 from edgeglm.targets.schema import resolve_target
-
-_ROWS = {
-    "teacher-evaluation": ("Teacher", ("backbones", "features", "pretraining", "teacher", "teacher-evaluation")),
-    "distil-evaluation": (
-        "Student in torch",
-        ("targets", "distil-text", "distil-image", "distil-evaluation"),
-    ),
-    "export-evaluation": ("Student, ONNX FP32", ("export", "export-evaluation")),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One evaluated step, for the growing table. ``seconds`` covers its stages; reused ones cost none."""
-
-    title: str
-    seconds: float
-    reused: bool
-    metrics: Metrics
-    size_bytes: int | None = None
-    kept: bool = True
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +75,6 @@ def run_build(
     results: dict[str, StageResult] = {}
     rows: list[Row] = []
 
-    def show(row: Row) -> None:
-        rows.append(row)
-        on_row(row)
-
     _require_fit(plan, context)
     for node in plan.nodes:
         inputs = plan.inputs_of(node, made)
@@ -114,8 +84,9 @@ def run_build(
         remember(context.store.root, plan, node, result.artifact)
         on_stage(result)
         _check_gates(node, made, plan.recipe)
-        for row in _rows_after(node, results):
-            show(row)
+        for row in rows_after(node.name, results):
+            rows.append(row)
+            on_row(row)
     bundle, manifest = _delivered(made["pack"], destination, plan.recipe.pack.archive)
     return Built(
         bundle=bundle,
@@ -165,6 +136,12 @@ def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> No
         )
         return
     names = gate_pools(tracks)["names"]
+    if recipe.gates.judge == "interval":
+        found = pooled_ratio(
+            precisions_of(made["export-evaluation"]), precisions_of(made["teacher-evaluation"]), names
+        )
+        if found is not None and found.value < recipe.gates.student_ratio <= found.high:
+            return  # so few queries that the value alone says nothing; the report shows both
     require_ratio(
         "student / teacher mAP@10 on names",
         value=pooled_map10(metrics_of(made["export-evaluation"]), names),
@@ -173,53 +150,6 @@ def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> No
         remedy="train longer (student.image_epochs), choose a larger student.size, "
         "or lower gates.student_ratio",
     )
-
-
-def _rows_after(node: Node, results: Mapping[str, StageResult]) -> list[Row]:
-    if node.name == "quantize":
-        return _variant_rows(results["quantize"])
-    if node.name not in _ROWS:
-        return []
-    title, stages = _ROWS[node.name]
-    parts = [results[name] for name in stages if name in results]
-    sizes = {
-        "export-evaluation": results["export"].artifact if "export" in results else None,
-    }.get(node.name)
-    return [
-        Row(
-            title=title,
-            seconds=sum(part.seconds for part in parts),
-            reused=all(part.reused for part in parts),
-            metrics=metrics_of(results[node.name].artifact),
-            size_bytes=None if sizes is None else _onnx_bytes(sizes.path / "models" / "fp32"),
-        )
-    ]
-
-
-def _variant_rows(result: StageResult) -> list[Row]:
-    folder = result.artifact.path
-    tried = msgspec.json.decode((folder / "variants.json").read_bytes(), type=QuantizeReport)
-    rows = []
-    for name, trials in tried.trials.items():
-        kept = tried.variants.get(name)
-        best = max(trials, key=lambda trial: trial.verdict.score)
-        metrics: Mapping[str, Any] = kept.metrics if kept else best.metrics
-        rows.append(
-            Row(
-                title=f"Student, {name.upper()}",
-                seconds=result.seconds if name == next(iter(tried.trials)) else 0.0,
-                reused=result.reused,
-                metrics={} if "unusable" in metrics else msgspec.convert(dict(metrics), Metrics),
-                size_bytes=sum(kept.size_bytes.values()) if kept else None,
-                kept=kept is not None,
-                note=best.verdict.reason if kept else tried.left_out[name],
-            )
-        )
-    return rows
-
-
-def _onnx_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.onnx"))
 
 
 def _delivered(packed: Artifact, destination: Path, archive: ArchiveKind) -> tuple[Path, Manifest]:
@@ -242,43 +172,3 @@ def _lies_there(destination: Path, manifest: bytes) -> bool:
             return True
     except (OSError, EdgeglmError, json.JSONDecodeError):
         return False
-
-
-def summary_of(metrics: Metrics) -> tuple[float | None, ...]:
-    """Return the figures of one table row.
-
-    mAP@10 on names, on unseen names and on keywords, each over all queries of its tracks; then
-    R@1, R@10, and both from image to text, on names. None where there is no such track.
-    """
-    names = [n for n in metrics if not n.endswith("-keywords") and n != "unseen"]
-    pools = (names, [n for n in metrics if n == "unseen"], [n for n in metrics if n.endswith("-keywords")])
-    scores = [pooled_map10(metrics, pool) if pool else None for pool in pools]
-    recalls: list[float | None] = []
-    for field in ("r1", "r10", "r1_i2t", "r10_i2t"):
-        values = [(getattr(metrics[n], field), metrics[n].queries) for n in names]
-        total = sum(count for _, count in values)
-        recalls.append(sum(value * count for value, count in values) / total if total else None)
-    return (*scores, *recalls)
-
-
-def latency_rows(built: Built) -> list[tuple[str, ...]]:
-    """Return the last table: milliseconds of each model, and what they are against the teacher."""
-    by_stage = {result.stage: result.artifact for result in built.results}
-    latency = latencies_of(by_stage["latency"])
-    teacher = latency["teacher"]
-    counts = by_stage["backbones"].provenance["measured"]["parameters"]
-    heads = by_stage["teacher"].provenance["measured"]["parameters"]
-    parameters = {"teacher": counts + heads["image_head"] + heads["text"]}
-    student = sum(tower.parameters for tower in built.manifest.towers.values())
-    rows = []
-    timed = [variant.name for variant in built.manifest.variants if variant.name in latency]
-    for model in ("teacher", *timed):
-        cells = []
-        for tower, batch in (("image", "1"), ("image", "8"), ("text", "1"), ("text", "8")):
-            value = latency[model][tower][batch]
-            faster = "" if model == "teacher" else f" ({teacher[tower][batch] / value:.1f}x)"
-            cells.append(f"{value:.2f}{faster}")
-        count = parameters.get(model, student)
-        fewer = "" if model == "teacher" else f" ({parameters['teacher'] / count:.1f}x fewer)"
-        rows.append((model, *cells, f"{count / 1e6:.2f} M{fewer}"))
-    return rows

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from edgeglm.build.evaluations import read_preprocessing
-from edgeglm.build.quantize_stage import gallery_rows
 from edgeglm.bundle.fingerprint import FloatRows, cross_agreement
 from edgeglm.bundle.manifest import SpaceRecord
 from edgeglm.core.stage import Inputs
@@ -48,9 +47,9 @@ def measured_space(
 def agreement_of_files(
     pairs: PairSet, inputs: Inputs, towers: Mapping[str, Path], *, reference: str, threads: int
 ) -> float:
-    """Return the same for ONNX files ``{tower: path}`` that were made after the quantize stage, as lane A is."""
+    """Return the same for files ``{tower: path}`` that were made after the quantize stage, as lane A is."""
     probe = _Probe(pairs, inputs, reference, threads)
-    rows = gallery_rows(pairs)
+    rows = pairs.shown_images()
     images = image_embeddings(
         towers["image"],
         pairs.images,

@@ -1,4 +1,4 @@
-"""A student that has learnt nothing, as ONNX: what it costs, and whether a board takes it, is known from it."""
+"""A student that has learnt nothing, as ONNX: it tells what it costs, and whether a board takes it."""
 
 from __future__ import annotations
 

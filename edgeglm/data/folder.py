@@ -128,6 +128,7 @@ class OwnPairsStage(Stage[PairsConfig]):
             "unlabelled_copies_left_out": len(left),
             "captions": sum(len(row.captions) for row in rows),
             "held": sum(row.role == "held" for row in rows),
+            "shown": "all",  # every picture of one's own is in the bundle's gallery
             "skipped": dict(sorted(bad.counts.items())),
             "tracks": {t.name: {"queries": len(t.queries), "gallery": len(t.gallery)} for t in tracks},
         }

@@ -139,6 +139,16 @@ class PairSet:
         """Return the images that no training or calibration may touch in any form: role "held"."""
         return frozenset(self.by_role("held").tolist())
 
+    def shown_images(self) -> list[int]:
+        """Return the images that a bundle's gallery shows, ascending.
+
+        All of one's own (``summary["shown"] == "all"``), so that each can be found; else those of the tracks'
+        galleries. What is evaluated stays with the tracks.
+        """
+        if self.summary.get("shown") == "all":
+            return list(range(len(self)))
+        return sorted({image for track in self.tracks for image in track.gallery})
+
     def overlap(self, chosen: Iterable[int]) -> tuple[int, ...]:
         """Return which of ``chosen`` images equal an evaluation image, by index or by pixels.
 

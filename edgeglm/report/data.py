@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from edgeglm.evaluate.retrieval import TrackMetrics
+from edgeglm.evaluate.retrieval import Interval, TrackMetrics
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +119,10 @@ class Example(Part, frozen=True):
 
 
 class GateRow(Part, frozen=True):
-    """A gate and how it went. An optional gate that fails leaves its candidate out."""
+    """A gate and how it went. An optional gate that fails leaves its candidate out.
+
+    ``interval`` is the 95 % bootstrap interval of the value, where there is one.
+    """
 
     name: str
     value: float
@@ -127,6 +130,7 @@ class GateRow(Part, frozen=True):
     passed: bool
     required: bool = True
     consequence: str = ""
+    interval: Interval | None = None
 
 
 class SizeRow(Part, frozen=True):

@@ -71,6 +71,12 @@ def _interval_cell(interval: Interval | None) -> str:
     return f'<td class="n">{figures.rate(interval.value)}{meter}<small>{bounds}</small></td>'
 
 
+def _bounds(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"<small>{interval.low:.3f}\u2013{interval.high:.3f}</small>"
+
+
 def _asked(data: ReportData, track: str) -> str:
     for stage in data.stages:
         if track in stage.metrics:
@@ -146,7 +152,8 @@ def data_uri(image: bytes) -> str:
 def gates(data: ReportData) -> str:
     """Return what was asked of the accuracy, what passed, and what was left out for it."""
     rows = "".join(
-        f'<tr><th scope="row">{escape(gate.name)}</th><td class="n">{gate.value:.4f}</td>'
+        f'<tr><th scope="row">{escape(gate.name)}</th><td class="n">{gate.value:.4f}'
+        f"{_bounds(gate.interval)}</td>"
         f'<td class="n">≥ {gate.threshold:g}</td>'
         f"<td>{_badge('good', 'passed') if gate.passed else _badge('bad', 'failed')}</td>"
         f"<td>{'required' if gate.required else 'optional'}</td><td>{escape(gate.consequence)}</td></tr>"

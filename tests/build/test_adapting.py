@@ -105,6 +105,7 @@ def test_a_tuning_that_diverges_names_the_warm_up_which_a_lower_rate_goes_on_fro
     with pytest.raises(UserError, match=r"is nan at .* kept in .*warm-up\.pt; lower teacher\.tuned_rate"):
         adapt_teacher(rate(1e30), tmp_path / "never", context(tmp_path / "two"))
     trained = list[str]()
+
     def watched(*arguments: Any, **named: Any) -> Any:
         keeper = named["options"].checkpoint
         trained.extend([named["title"]] if not keeper.path.exists() else [])
@@ -155,7 +156,11 @@ def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(
     (tmp_path / "texts" / "shop.txt").write_text("\n".join([*lines, "call 13812345678, a red stone"]))
     (tmp_path / "texts" / "terms.tsv").write_text("ring\tcircle\nriver stone\nred\n")
     shutil.copy(project / "recipe.toml", tmp_path / "texts" / "recipe.toml")
-    more = [f'data.path="{project / "data"}"', "teacher.pretraining.epochs=3", "teacher.pretraining.term_weight=1"]
+    more = [
+        f'data.path="{project / "data"}"',
+        "teacher.pretraining.epochs=3",
+        "teacher.pretraining.term_weight=1",
+    ]
     more += ['teacher.pretraining.corpus=["shop.txt"]', 'teacher.pretraining.glossary="terms.tsv"']
     more += ["teacher.pretraining.order_weight=1.0", "teacher.pretraining.learning_rate=0.001"]
     wanted = recipe_from_file(tmp_path / "texts" / "recipe.toml", overrides=more)
@@ -166,9 +171,11 @@ def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(
     measured = read.provenance["measured"]
     assert measured["curve"][-1] < measured["curve"][0]
     assert measured["cleaning"]["PHONE"] == 1
-    assert measured["cleaning"].get("about an unseen concept", 0) + measured["cleaning"].get(
-        "asked for by an evaluation", 0
-    ) > 0, "a held caption is in the corpus"
+    assert (
+        measured["cleaning"].get("about an unseen concept", 0)
+        + measured["cleaning"].get("asked for by an evaluation", 0)
+        > 0
+    ), "a held caption is in the corpus"
     write, count = checkpoint.Checkpoint.write, 0
 
     def killing(self: Any, state: Any) -> bool:
@@ -212,7 +219,10 @@ def test_a_teacher_of_several_tasks_is_written_with_its_classes(project: Path, t
     shutil.copytree(project / "data", tmp_path / "data")
     listed = tmp_path / "data" / "pairs.jsonl"
     lines = [json.loads(line) for line in listed.read_text().splitlines()]
-    told = [{**line, "category": line["text"].split()[2], "subcategory": line["text"].split()[1]} for line in lines]
+    told = [
+        {**line, "category": line["text"].split()[2], "subcategory": line["text"].split()[1]}
+        for line in lines
+    ]
     listed.write_text("\n".join(map(json.dumps, told)))
     options = [f'data.path="{tmp_path / "data"}"', "teacher.multitask.category_weight=1.0"]
     options += ["teacher.multitask.subcategory_weight=1.0", 'teacher.multitask.balance="gradnorm"']

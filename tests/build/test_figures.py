@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from edgeglm.build.pack_stage import fastest_variant, portable_recipe
-from edgeglm.build.pools import gate_pools, pool_gates, pooled_map10
-from edgeglm.build.run import summary_of
+from edgeglm.build.pack_manifest import fastest_variant, portable_recipe
+from edgeglm.build.pools import gate_pools, pool_gates, pooled_map10, ratios_of
+from edgeglm.build.table import summary_of
 from edgeglm.core.recipe import recipe_from_toml
 from edgeglm.data.pairs import Query, Track
 from edgeglm.evaluate.retrieval import Interval, TrackMetrics
@@ -91,3 +92,26 @@ def test_a_packed_recipe_keeps_only_the_names_of_folders(given: str) -> None:
     recipe = portable_recipe(recipe_from_toml(text, origin="test"))
     assert recipe.teacher.image == ("vit", "hf:a/b")
     assert (recipe.teacher.text, recipe.data.path) == ("minilm-l6", "shop")
+
+
+def test_a_ratio_is_over_all_queries_of_a_pool_and_its_interval_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    teacher = {name: rng.random(found.queries) for name, found in FOUND.items()}
+    same = ratios_of(teacher, teacher, [track(name) for name in FOUND])
+    for interval in (*same.tracks.values(), *same.pools.values()):
+        assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0), "each query against itself"
+    assert set(same.tracks) == set(FOUND)
+    assert set(same.pools) == {"names", "unseen names", "all names", "keywords"}
+    worse = {**teacher, "unseen": teacher["unseen"] * 0.5}
+    found = ratios_of(worse, teacher, [track(name) for name in FOUND])
+    assert found.tracks["unseen"].value == pytest.approx(0.5)
+    lost = teacher["unseen"].sum() / 2
+    names = sum(teacher[name].sum() for name in FOUND if not name.endswith("-keywords"))
+    assert found.pools["all names"].value == pytest.approx(1 - lost / names)
+
+
+def test_a_track_where_the_teacher_finds_nothing_has_no_ratio() -> None:
+    nothing = {name: np.zeros(found.queries) for name, found in FOUND.items()}
+    found = ratios_of(nothing, nothing, [track(name) for name in FOUND])
+    assert not found.tracks
+    assert not found.pools

@@ -43,6 +43,36 @@ def test_below_a_gate_nothing_is_packed(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_few_queries_of_ones_own_are_judged_by_their_interval(
+    project: Project, cold: Said, bundle: Path, tmp_path: Path
+) -> None:
+    ratio = json.loads((bundle / "metrics.json").read_text())["ratios"]["pools"]["names"]
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+    gate = ("--set", f"gates.student_ratio={min(1.0, (ratio['value'] + ratio['high']) / 2)}")
+    by_value = project.build("cpu", *gate, output=tmp_path / "value")
+    assert by_value.code == 3
+    by_interval = project.build("cpu", *gate, "--set", 'gates.judge="interval"', output=tmp_path / "interval")
+    assert by_interval.code == 0, by_interval.err
+    page = (tmp_path / "interval" / "report.html").read_text()
+    assert "the build goes on, as the interval reaches the gate" in page
+
+
+def test_a_shipped_recipe_judges_ones_own_data_by_the_interval_unless_it_is_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEGLM_OFFLINE", "1")
+    (tmp_path / "pairs.jsonl").touch()
+    project = Project(tmp_path, tmp_path / "store")
+    arguments = ("build", "--target", "cpu", "--dry-run", "--json")
+
+    def judge(*more: object) -> str:
+        return str(project.edgeglm(*arguments, *more).json["recipe"]["gates"]["judge"])
+
+    assert judge() == "value", "the shipped data has queries enough"
+    assert judge("--data", tmp_path) == "interval"
+    assert judge("--data", tmp_path, "--set", "gates.judge=value") == "value"
+
+
 def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
     project: Project, cold: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,8 @@ from tests.compile.test_preflight import COSTS
 
 @pytest.fixture
 def untrained(tmp_path: Path) -> Artifact:
-    costs = msgspec.structs.replace(COSTS, quantized=False, ops={"Conv": 3, "LayerNormalization": 2, "Gelu": 1})
+    ops = {"Conv": 3, "LayerNormalization": 2, "Gelu": 1}
+    costs = msgspec.structs.replace(COSTS, quantized=False, ops=ops)
     for tower in ("image", "text"):
         (tmp_path / f"{tower}.json").write_bytes(json_from_costs(costs))
     return Artifact(kind="student-fit", path=tmp_path, files=listing_of(tmp_path))
@@ -28,7 +29,10 @@ def untrained(tmp_path: Path) -> Artifact:
 
 def test_every_variant_that_would_be_made_is_asked_for_every_board(untrained: Artifact) -> None:
     fits = untrained_fits(untrained, ("fp16", "int8"), resolve_target(load_target("jetson-agx")))
-    taken = {fit.member: {other.variant for other in fits if other.member == fit.member and other.fits} for fit in fits}
+    taken = {
+        fit.member: {other.variant for other in fits if other.member == fit.member and other.fits}
+        for fit in fits
+    }
     assert taken["jetson-agx-xavier"] == {"fp16-lane-a", "int8-lane-a"}
     assert {"fp16", "int8"} <= taken["jetson-agx-orin-64gb"]
     require_untrained_fit(fits)

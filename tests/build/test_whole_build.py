@@ -17,8 +17,8 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.evaluate.towers import TextSettings, towers_on_tracks
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.evaluate.towers import TextSettings, towers_on_tracks
 from edgeglm.runtime.retrieval import Retriever
 from tests.build.conftest import Project, Said
 
@@ -35,11 +35,22 @@ def pairs(project: Project, cold: Said) -> PairSet:
 
 def test_a_first_build_runs_every_stage_and_says_how_good_each_step_is(cold: Said) -> None:
     assert len(cold.ran) == len(cold.json["stages"]) == 15
-    titles = ["Teacher", "Student in torch", "Student, ONNX FP32", "Student, FP16", "Student, INT8"]
-    assert [row["title"] for row in cold.json["rows"]] == titles
-    for row in cold.json["rows"]:
+    evaluated = ["Teacher", "Student in torch", "Student, ONNX FP32", "Student, FP16", "Student, INT8"]
+    titles = [row["title"] for row in cold.json["rows"]]
+    assert titles == [*evaluated[:3], "Calibration set", *evaluated[3:], "Engines", "Bundle"]
+    rows = {row["title"]: row for row in cold.json["rows"]}
+    for title in evaluated:
+        row = rows[title]
         assert 0.0 < row["metrics"]["held-out"]["map10"]["value"] <= 1.0
         assert row["metrics"]["held-out"]["gallery"] == 19
+        assert row["size_bytes"] > 0
+        for tower in ("image", "text"):
+            assert all(row["latency_ms"][tower][batch] > 0 for batch in ("1", "8"))
+    assert rows["Engines"]["note"] == "0 built here"
+    assert rows["Bundle"]["size_bytes"] > rows["Student, ONNX FP32"]["size_bytes"]
+    shown = sum(row["seconds"] for row in cold.json["rows"])
+    ran = {stage["stage"]: stage["seconds"] for stage in cold.json["stages"]}
+    assert shown == pytest.approx(sum(ran.values()) - ran["pairs"] - ran["latency"], abs=0.1)
 
 
 def test_the_teacher_learnt_the_pictures(cold: Said) -> None:
@@ -52,13 +63,12 @@ def test_the_export_is_as_good_as_the_student_in_torch(cold: Said) -> None:
     assert onnx == pytest.approx(torch, abs=0.06), "a query more or less"
 
 
-def test_the_bundle_verifies_and_names_every_stage_and_source(bundle: Path) -> None:
+def test_the_bundle_verifies_and_names_every_stage_and_source(bundle: Path, cold: Said) -> None:
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
     assert {variant.name for variant in manifest.variants} == {"fp32", "fp16", "int8"}
-    assert {"pairs", "teacher", "distil-image", "distil-text", "export", "quantize", "compile"} <= {
-        stage.name for stage in manifest.stages
-    }
+    before_pack = [stage["stage"] for stage in cold.json["stages"]][:-1]
+    assert [stage.name for stage in manifest.stages] == before_pack, "all 14 that led to it"
     for stage in manifest.stages:
         assert stage.libraries or stage.name == "compile"
         assert stage.artifact
@@ -97,9 +107,9 @@ def test_the_figures_of_a_variant_were_measured_on_the_files_that_it_names(
     for track, found in metrics.items():
         assert record.metrics[track]["map10"]["value"] == pytest.approx(found.map10.value, abs=1e-9)
         assert record.metrics[track]["r10"] == pytest.approx(found.r10, abs=1e-9)
-    shown = sorted({i for track in pairs.tracks for i in track.gallery})
-    np.testing.assert_allclose(gallery.embeddings, rows[shown], atol=1e-5)
-    assert [item.id for item in gallery.items] == [pairs.rows[i].id for i in shown]
+    evaluated = sorted({i for track in pairs.tracks for i in track.gallery})
+    np.testing.assert_allclose(gallery.embeddings[evaluated], rows[evaluated], atol=1e-5)
+    assert [item.id for item in gallery.items] == [row.id for row in pairs.rows], "all of one's own"
 
 
 def test_an_index_made_with_one_variant_is_known_to_fit_another(bundle: Path) -> None:
@@ -111,7 +121,7 @@ def test_an_index_made_with_one_variant_is_known_to_fit_another(bundle: Path) ->
         assert shared == (agreement >= space.gate), (
             "an index of the other variant finds what it should, or is refused"
         )
-        assert agreement > 0.6, "chance gives 0.5 for ten of 19 pictures"
+        assert agreement > 0.25, "chance gives 0.16 for ten of 64 pictures"
 
 
 def test_run_names_the_variant_whose_file_answered(bundle: Path, project: Project) -> None:
@@ -130,8 +140,8 @@ def test_run_names_the_variant_whose_file_answered(bundle: Path, project: Projec
 
 def test_a_search_answers_with_the_gallery_and_its_pictures(bundle: Path, pairs: PairSet) -> None:
     with open_bundle(bundle) as opened, Retriever(opened, threads=1) as retriever:
-        found = retriever.search_text("a red circle", 19)
-        assert {hit.id for hit in found.hits} == {pairs.rows[i].id for i in pairs.tracks[0].gallery}
+        found = retriever.search_text("a red circle", len(pairs))
+        assert {hit.id for hit in found.hits} == {row.id for row in pairs.rows}
         scores = [hit.score for hit in found.hits]
         assert scores == sorted(scores, reverse=True)
         for hit in found.hits:

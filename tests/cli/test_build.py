@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the host half is not installed")
 
-from edgeglm.build.run import Row
+from edgeglm.build.table import Row
 from edgeglm.cli import main as cli
 from edgeglm.cli.build import resolved_recipe, row_line
 from edgeglm.evaluate.retrieval import Interval, TrackMetrics
@@ -30,7 +30,19 @@ def test_a_row_shows_time_figures_and_size() -> None:
     )
     cells = row_line(row).split()
     assert cells[:5] == ["Teacher", "12.3", "s", "0.600", "-"]
+    assert cells[-4:] == ["-", "-", "10", "B"], "neither latency was measured"
     assert "left out" not in row_line(row)
+
+
+def test_a_row_shows_the_milliseconds_of_both_towers_together() -> None:
+    latency = {"image": {"1": 4.74, "8": 25.0}, "text": {"1": 3.62, "8": 16.11}}
+    row = Row(title="Teacher", seconds=1.0, reused=False, metrics={}, latency=latency)
+    assert row_line(row).split()[-3:-1] == ["8.4", "41.1"]
+
+
+def test_a_row_that_is_not_evaluated_says_what_it_made() -> None:
+    row = Row(title="Engines", seconds=8.0, reused=False, metrics={}, note="4 built here", size_bytes=1000)
+    assert row_line(row).endswith("1.0 kB  4 built here")
 
 
 def test_a_reused_row_shows_no_time_of_its_own() -> None:

@@ -1,0 +1,163 @@
+"""The stage rows of a report: what each step cost and kept, tower by tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edgeglm.adapt.backbones import read_backbones
+from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of, read_preprocessing
+from edgeglm.build.latency_stage import latencies_of
+from edgeglm.build.table import (
+    TITLES,
+    compile_note,
+    quantize_report,
+    stages_of,
+    teacher_sizes,
+    torch_sizes,
+)
+from edgeglm.build.timed_towers import Milliseconds
+from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.recipe import Recipe
+from edgeglm.core.stage import Inputs
+from edgeglm.evaluate.retrieval import TrackMetrics
+from edgeglm.report.data import StageRow, Tower
+
+_VARIANT_TITLES = {"fp32": "Student, FP32", "fp16": "Student, FP16", "int8": "Student, INT8"}
+
+
+def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
+    """Return the rows of the growing table, in the order of the build.
+
+    Their seconds are those of every stage before the pack stage, each counted once.
+    """
+    latency = latencies_of(inputs["latency"])
+    tried = quantize_report(inputs["quantize"])
+    image, text = (inputs[f"distil-{tower}"] for tower in ("image", "text"))
+    rows = [
+        _plain(inputs, "pairs", "Pairs", _pairs_note(inputs["pairs"])),
+        StageRow(
+            name="teacher",
+            title="Teacher",
+            seconds=_seconds(inputs, *stages_of("teacher", inputs)),
+            metrics=metrics_of(inputs["teacher-evaluation"]),
+            towers=teacher_towers(inputs, recipe, latency["teacher"]),
+        ),
+        StageRow(
+            name="distil",
+            title="Student in torch",
+            seconds=_seconds(inputs, *stages_of("distil", inputs)),
+            metrics=metrics_of(inputs["distil-evaluation"]),
+            towers=_student_towers(
+                inputs, recipe, milliseconds_of(inputs["distil-evaluation"]), torch_sizes(image, text)
+            ),
+        ),
+        _variant_row(inputs, recipe, latency, tried, "fp32"),
+    ]
+    alone = max(_seconds(inputs, "quantize") - sum(tried.seconds.values()), 0.0)
+    rows.append(StageRow(name="calibrate", title=TITLES["calibrate"], seconds=alone))
+    for name in recipe.quantize.candidates:
+        if name in tried.variants:
+            rows.append(_variant_row(inputs, recipe, latency, tried, name))
+        elif name in tried.left_out:
+            best = max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
+            usable = best is not None and "unusable" not in best.metrics
+            rows.append(
+                StageRow(
+                    name=name,
+                    title=_VARIANT_TITLES[name],
+                    seconds=tried.seconds[name],
+                    metrics=_typed(best.metrics) if best is not None and usable else {},
+                    kept=False,
+                    note=tried.left_out[name],
+                )
+            )
+    rows.append(_plain(inputs, "latency", "Latency", "all models interleaved"))
+    rows.append(_plain(inputs, "compile", TITLES["compile"], compile_note(inputs["compile"])))
+    return tuple(rows)
+
+
+def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tuple[Tower, ...]:
+    """Return what the teacher's towers cost: backbones and heads together."""
+    folder, backbones = inputs["teacher"].path, read_backbones(inputs["backbones"].path)
+    counts = json.loads((folder / "teacher.json").read_text())["parameters"]
+    sizes = teacher_sizes(inputs["backbones"], inputs["teacher"])
+    titles = " + ".join(f"{b.title}, {b.resolution} px" for b in backbones)
+    lora = f" + LoRA {recipe.teacher.lora_rank}" if recipe.teacher.lora_epochs else ""
+    text_title = {"minilm-l6": "MiniLM-L6"}.get(recipe.teacher.text, recipe.teacher.text)
+    details = {"image": titles, "text": f"{text_title}{lora}"}
+    parameters = {
+        "image": sum(b.parameters for b in backbones) + counts["image_head"],
+        "text": counts["text"],
+    }
+    return tuple(_tower(tower, details[tower], parameters[tower], sizes[tower], latency) for tower in details)
+
+
+def student_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds, variant: str) -> tuple[Tower, ...]:
+    """Return what the towers of one variant cost."""
+    folder = inputs["quantize"].path / "models" / variant
+    sizes = {tower: (folder / f"{tower}.onnx").stat().st_size for tower in ("image", "text")}
+    return _student_towers(inputs, recipe, latency, sizes)
+
+
+def _student_towers(
+    inputs: Inputs, recipe: Recipe, latency: Milliseconds, sizes: Mapping[str, int]
+) -> tuple[Tower, ...]:
+    shapes = json.loads((inputs["export"].path / "towers.json").read_text())
+    preprocessing = read_preprocessing(inputs["export"].path)
+    details = {
+        "image": f"{recipe.student.size}, {preprocessing.image.resolution} px",
+        "text": f"{recipe.student.size}, {preprocessing.text.max_length} tokens",
+    }
+    return tuple(
+        _tower(tower, detail, shapes[tower]["parameters"], sizes[tower], latency)
+        for tower, detail in details.items()
+    )
+
+
+def _tower(name: str, detail: str, parameters: int, size: int, latency: Milliseconds) -> Tower:
+    return Tower(
+        name=name,
+        detail=detail,
+        parameters=parameters,
+        size_bytes=size,
+        latency_ms_1=latency[name]["1"],
+        latency_ms_8=latency[name]["8"],
+    )
+
+
+def _variant_row(
+    inputs: Inputs, recipe: Recipe, latency: Mapping[str, Milliseconds], tried: QuantizeReport, name: str
+) -> StageRow:
+    seconds = _seconds(inputs, *stages_of("fp32", inputs)) if name == "fp32" else tried.seconds[name]
+    precisions = set(tried.variants[name].precisions.items())
+    mixed = len({precision for _, precision in precisions}) > 1
+    return StageRow(
+        name=name,
+        title=_VARIANT_TITLES[name],
+        seconds=seconds,
+        metrics=_typed(tried.variants[name].metrics),
+        towers=student_towers(inputs, recipe, latency[name], name),
+        note=", ".join(f"{tower} {precision}" for tower, precision in sorted(precisions)) if mixed else "",
+    )
+
+
+def _typed(metrics: Mapping[str, Any]) -> Metrics:
+    return msgspec.convert(dict(metrics), dict[str, TrackMetrics])
+
+
+def _plain(inputs: Inputs, name: str, title: str, note: str) -> StageRow:
+    return StageRow(name=name, title=title, seconds=_seconds(inputs, name), note=note)
+
+
+def _seconds(inputs: Inputs, *names: str) -> float:
+    return float(sum(inputs[name].provenance["seconds"] for name in names))
+
+
+def _pairs_note(artifact: Artifact) -> str:
+    summary = artifact.provenance["measured"]
+    return f"{summary.get('images', 0):,} images"

@@ -1,0 +1,208 @@
+"""The growing table: one row for each step of a build, with what it cost and what it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgeglm.adapt.backbones import read_backbones
+from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of
+from edgeglm.build.latency_stage import latencies_of
+from edgeglm.build.pools import pooled_map10
+from edgeglm.build.timed_towers import Milliseconds
+from edgeglm.bundle.manifest import Manifest
+from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.stage import StageResult
+
+#: The stages of each step that ends in an evaluation of its own.
+STEPS: dict[str, tuple[str, ...]] = {
+    "teacher": ("backbones", "features", "pretraining", "teacher", "teacher-evaluation"),
+    "distil": ("targets", "distil-text", "distil-image", "distil-evaluation"),
+    "fp32": ("export", "export-evaluation"),
+}
+#: Stages that a recipe may do without.
+OPTIONAL = ("pretraining",)
+TITLES = {
+    "teacher": "Teacher",
+    "distil": "Student in torch",
+    "fp32": "Student, ONNX FP32",
+    "calibrate": "Calibration set",
+    "compile": "Engines",
+    "pack": "Bundle",
+}
+_LAST = {stages[-1]: step for step, stages in STEPS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One step. ``seconds`` covers its stages; reused ones cost none.
+
+    ``latency`` is of its own towers, one thread; None for a step without any and for a candidate left out.
+    """
+
+    title: str
+    seconds: float
+    reused: bool
+    metrics: Metrics
+    latency: Milliseconds | None = None
+    size_bytes: int | None = None
+    kept: bool = True
+    note: str = ""
+
+
+def rows_after(stage: str, results: Mapping[str, StageResult]) -> list[Row]:
+    """Return the rows that can be shown once ``stage`` is done."""
+    if stage in _LAST:
+        return [_evaluated_row(_LAST[stage], results)]
+    if stage == "latency":
+        return _variant_rows(results)
+    if stage == "compile":
+        return [_compile_row(results[stage])]
+    if stage == "pack":
+        size = int(results[stage].artifact.provenance["measured"]["bytes"])
+        return [_plain_row(stage, results[stage], size_bytes=size)]
+    return []
+
+
+def stages_of(step: str, made: Collection[str]) -> list[str]:
+    """Return the stages of a step; an optional one only where it is among those made."""
+    return [name for name in STEPS[step] if name in made or name not in OPTIONAL]
+
+
+def quantize_report(artifact: Artifact) -> QuantizeReport:
+    """Read what a quantize stage tried and kept."""
+    return msgspec.json.decode((artifact.path / "variants.json").read_bytes(), type=QuantizeReport)
+
+
+def teacher_sizes(backbones: Artifact, teacher: Artifact) -> dict[str, int]:
+    """Return the bytes of each side of the teacher: backbones with their head, and the text tower."""
+    files = [backbones.path / backbone.file for backbone in read_backbones(backbones.path)]
+    image = sum(path.stat().st_size for path in (*files, teacher.path / "image-head.onnx"))
+    return {"image": image, "text": (teacher.path / "text.onnx").stat().st_size}
+
+
+def torch_sizes(image: Artifact, text: Artifact) -> dict[str, int]:
+    """Return the bytes of the students' weights in torch."""
+    return {
+        "image": (image.path / "image.safetensors").stat().st_size,
+        "text": (text.path / "text.safetensors").stat().st_size,
+    }
+
+
+def _evaluated_row(step: str, results: Mapping[str, StageResult]) -> Row:
+    parts = [results[name] for name in stages_of(step, results)]
+    evaluated = parts[-1].artifact
+    made = {name: result.artifact for name, result in results.items()}
+    if step == "teacher":
+        sizes = sum(teacher_sizes(made["backbones"], made["teacher"]).values())
+    elif step == "distil":
+        sizes = sum(torch_sizes(made["distil-image"], made["distil-text"]).values())
+    else:
+        folder = made["export"].path / "models" / "fp32"
+        sizes = sum(path.stat().st_size for path in folder.glob("*.onnx"))
+    return Row(
+        title=TITLES[step],
+        seconds=sum(part.seconds for part in parts),
+        reused=all(part.reused for part in parts),
+        metrics=metrics_of(evaluated),
+        latency=milliseconds_of(evaluated),
+        size_bytes=sizes,
+    )
+
+
+def _variant_rows(results: Mapping[str, StageResult]) -> list[Row]:
+    result = results["quantize"]
+    tried, latency = quantize_report(result.artifact), latencies_of(results["latency"].artifact)
+    alone = 0.0 if result.reused else max(result.seconds - sum(tried.seconds.values()), 0.0)
+    rows = [Row(title=TITLES["calibrate"], seconds=alone, reused=result.reused, metrics={})]
+    for name, seconds in tried.seconds.items():
+        kept = tried.variants.get(name)
+        best = max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
+        measured = kept or best
+        metrics: Mapping[str, Any] = measured.metrics if measured else {}
+        rows.append(
+            Row(
+                title=f"Student, {name.upper()}",
+                seconds=0.0 if result.reused else seconds,
+                reused=result.reused,
+                metrics={} if "unusable" in metrics else msgspec.convert(dict(metrics), Metrics),
+                latency=latency.get(name),
+                size_bytes=sum(kept.size_bytes.values()) if kept else None,
+                kept=kept is not None,
+                note=tried.left_out.get(name, ""),
+            )
+        )
+    return rows
+
+
+def _compile_row(result: StageResult) -> Row:
+    sizes = [
+        (result.artifact.path / name).stat().st_size
+        for name in result.artifact.files
+        if name.startswith("engines/") and name.endswith(".plan")
+    ]
+    note = compile_note(result.artifact)
+    return _plain_row("compile", result, size_bytes=sum(sizes) or None, note=note)
+
+
+def compile_note(artifact: Artifact) -> str:
+    """Say how many engines were built here, and how many devices build their own."""
+    measured = artifact.provenance["measured"]
+    deferred = sum(status == "deferred" for status in measured["members"].values())
+    devices = f"{deferred} device{'' if deferred == 1 else 's'}"
+    later = f", deferred to {devices}" if deferred else ""
+    return f"{measured['engines']} built here{later}"
+
+
+def _plain_row(step: str, result: StageResult, *, size_bytes: int | None, note: str = "") -> Row:
+    return Row(
+        title=TITLES[step],
+        seconds=result.seconds,
+        reused=result.reused,
+        metrics={},
+        size_bytes=size_bytes,
+        note=note,
+    )
+
+
+def summary_of(metrics: Metrics) -> tuple[float | None, ...]:
+    """Return the figures of one table row.
+
+    mAP@10 on names, on unseen names and on keywords, each over all queries of its tracks; then
+    R@1, R@10, and both from image to text, on names. None where there is no such track.
+    """
+    names = [n for n in metrics if not n.endswith("-keywords") and n != "unseen"]
+    pools = (names, [n for n in metrics if n == "unseen"], [n for n in metrics if n.endswith("-keywords")])
+    scores = [pooled_map10(metrics, pool) if pool else None for pool in pools]
+    recalls: list[float | None] = []
+    for field in ("r1", "r10", "r1_i2t", "r10_i2t"):
+        values = [(getattr(metrics[n], field), metrics[n].queries) for n in names]
+        total = sum(count for _, count in values)
+        recalls.append(sum(value * count for value, count in values) / total if total else None)
+    return (*scores, *recalls)
+
+
+def latency_rows(results: Mapping[str, StageResult], manifest: Manifest) -> list[tuple[str, ...]]:
+    """Return the last table: milliseconds of each model, and what they are against the teacher."""
+    latency = latencies_of(results["latency"].artifact)
+    teacher = latency["teacher"]
+    counts = results["backbones"].artifact.provenance["measured"]["parameters"]
+    heads = results["teacher"].artifact.provenance["measured"]["parameters"]
+    parameters = {"teacher": counts + heads["image_head"] + heads["text"]}
+    student = sum(tower.parameters for tower in manifest.towers.values())
+    rows = []
+    timed = [variant.name for variant in manifest.variants if variant.name in latency]
+    for model in ("teacher", *timed):
+        cells = []
+        for tower, batch in (("image", "1"), ("image", "8"), ("text", "1"), ("text", "8")):
+            value = latency[model][tower][batch]
+            faster = "" if model == "teacher" else f" ({teacher[tower][batch] / value:.1f}x)"
+            cells.append(f"{value:.2f}{faster}")
+        count = parameters.get(model, student)
+        fewer = "" if model == "teacher" else f" ({parameters['teacher'] / count:.1f}x fewer)"
+        rows.append((model, *cells, f"{count / 1e6:.2f} M{fewer}"))
+    return rows
