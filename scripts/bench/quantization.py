@@ -15,11 +15,12 @@ docs/bench/quantization.json and .md; every row carries the commit and machine t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         if "files" in parts:
             model.clear()
-            model.update(described(subject), rows=made_rows(subject, folder, asked.evaluations))
+            model["rows"] = made_rows(subject, folder, asked.evaluations)
+        model.update(described(subject))
         if "search" in parts and subject.score:
             model["search"] = stamped(searched(subject, folder, asked.evaluations))
         if "speed" in parts:
@@ -115,7 +117,28 @@ def made_rows(subject: Subject, folder: Path, evaluations: int) -> list[dict[str
     for row in rows:
         if "file" in row:
             row.update(accuracy(subject, folder / row["file"], baseline))
+    if (folder / "modelopt-fp32.onnx").is_file():
+        with as_written(subject):
+            found = accuracy(subject, folder / "modelopt-fp32.onnx", baseline)
+        rows.append({"what": "ModelOpt, FP32 besides, as a GPU would add up", **found})
     return [stamped(row) for row in rows]
+
+
+@contextlib.contextmanager
+def as_written(subject: Subject) -> Iterator[None]:
+    """Compute Q/DQ as they are written, without ONNX Runtime's integer kernels."""
+    original = OnnxRuntimeEngine.__init__
+
+    def opened(self: OnnxRuntimeEngine, path: Path, **options: Any) -> None:
+        original(self, path, **{**options, "integers": False})
+
+    subject.forget()  # embeddings are remembered by file, whoever computed them
+    OnnxRuntimeEngine.__init__ = opened  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OnnxRuntimeEngine.__init__ = original  # type: ignore[method-assign]
+        subject.forget()
 
 
 def quantized(

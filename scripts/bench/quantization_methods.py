@@ -29,7 +29,7 @@ from edgeglm.calibration.schemes import METHODS as RANGES
 from edgeglm.calibration.schemes import cpu_schemes, x86_sums_16_bits
 from edgeglm.calibration.sets import calibration_set_from_arrays
 from edgeglm.calibration.smooth import smoothed
-from edgeglm.compile.stage import tower_profile
+from edgeglm.compile.contract import tower_profile
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import QuietProgress
