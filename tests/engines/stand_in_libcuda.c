@@ -239,6 +239,11 @@ CUresult cuDeviceGetName(char *name, int room, CUdevice device) {
   strncpy(name, "a stand-in", (size_t)room);
   R(0);
 }
+CUresult cuDeviceGetPCIBusId(char *address, int room, CUdevice device) {
+  (void)device;
+  strncpy(address, "0000:00:1E.0", (size_t)room);
+  R(0);
+}
 CUresult cuDeviceTotalMem(size_t *size, CUdevice device) { (void)device; *size = (size_t)fake_room; R(0); }
 CUresult cuMemGetInfo(size_t *left, size_t *total) {
   IN_CONTEXT;

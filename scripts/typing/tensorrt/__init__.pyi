@@ -54,7 +54,7 @@ class Dims:
         ...
 
     @typing.overload
-    def __getitem__(self, arg0: typing.Any) -> tuple[typing.Any, ...]:
+    def __getitem__(self, arg0: typing.Any) -> tuple:
         ...
 
     def __len__(self) -> int:
@@ -133,11 +133,11 @@ class IExecutionContext:
         ...
 
     @typing.overload
-    def set_input_shape(self, name: str, shape: tuple[typing.Any, ...]) -> bool:
+    def set_input_shape(self, name: str, shape: tuple) -> bool:
         ...
 
     @typing.overload
-    def set_input_shape(self, name: str, shape: list[typing.Any]) -> bool:
+    def set_input_shape(self, name: str, shape: list) -> bool:
         ...
 
     @typing.overload
