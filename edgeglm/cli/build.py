@@ -248,6 +248,7 @@ def _print_end(
 
     from edgeglm.build.table import latency_rows
 
+    app.print("")
     app.table(
         ("model", ">image b1", ">image b8", ">text b1", ">text b8", ">parameters"),
         latency_rows({result.stage: result for result in built.results}, built.manifest),

@@ -141,6 +141,7 @@ def page(found: dict[str, Any]) -> str:
         "| --- | ---: | ---: |",
     ]
     lines += [f"| {row['what']} | {row['measured']} | {row['aim']} |" for row in found["rows"]]
+    lines += ["", *found["notes"]] if "notes" in found else []
     lines += [
         "",
         "mAP@10 with its 95 % bootstrap interval, that of the ratio over the same queries for both. With one "
@@ -160,7 +161,7 @@ def page(found: dict[str, Any]) -> str:
         f"| {pool} | {found['pool_queries'][pool]:,} | {_between(ratio)} | {verdict(ratio)} |"
         for pool, ratio in found["pools"].items()
     ]
-    if found.get("seeds"):
+    if len(found.get("seeds", {})) > 1:
         lines += seed_lines(found["seeds"])
     lines += cost_lines(found)
     return "\n".join([*lines, ""])
@@ -270,7 +271,9 @@ def measured(given: argparse.Namespace, store: Path, work: Path) -> dict[str, An
     command = [str(EDGEGLM), "build", "--recipe", given.recipe, "--target", "jetson-agx"]
     seconds, peak, said = timed(command, store, work / "cold")
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.with_suffix(".txt").write_text(said)
+    said = said.replace(f"{work / 'cold'}/", "")  # as a person sees it who builds in that folder
+    lines = [line.rstrip() for line in said.splitlines()]
+    given.output.with_suffix(".txt").write_text("\n".join([*lines, ""]))
     warm = build(given.recipe, "jetson-agx", store, work / "cold")
     other = build(given.recipe, "t4", store, work / "cold")
     helped = statistics.median(timed([str(EDGEGLM), "--help"], store, work)[0] for _ in range(HELP_ROUNDS))
