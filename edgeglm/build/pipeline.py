@@ -36,15 +36,14 @@ from edgeglm.core.stage import Stage
 from edgeglm.core.store import Store
 from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
-    ImagePartStage,
     ImageStudentStage,
     StudentStageConfig,
     TargetsConfig,
     TargetsStage,
     TextStudentStage,
-    TogetherStage,
     student_assets,
 )
+from edgeglm.distill.together import ImagePartStage, TogetherStage
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions
 from edgeglm.targets.schema import Target, resolve_target

@@ -22,7 +22,7 @@ from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
 if TYPE_CHECKING:
     from edgeglm.models.students import StudentTextTower
 
-_CODE = (
+CODE = (
     "edgeglm.distill",
     "edgeglm.train",
     "edgeglm.models.students",
@@ -58,7 +58,7 @@ _ONE_TOWERS: dict[str, tuple[str, ...]] = {
     ),
     "targets": ("corpus",),
 }
-_LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
+LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
 
 
 def student_inputs(config: StudentConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
@@ -162,8 +162,8 @@ class ImageStudentStage(Stage[StudentStageConfig]):
     """The image tower: ``image.safetensors`` and ``image.json``."""
 
     name = "distil-image"
-    code: ClassVar[tuple[str, ...]] = _CODE
-    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    code: ClassVar[tuple[str, ...]] = CODE
+    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Train on the cached embeddings."""
@@ -176,9 +176,8 @@ class ImageStudentStage(Stage[StudentStageConfig]):
 
         pairs, config = PairSet.open(inputs["pairs"]), self.config.student
         concepts = Concepts.of(pairs)
-        concept_N = torch.full((len(pairs),), -1)
-        concept_N[concepts.image_N] = concepts.concept_N
-        anchor_KD = _anchors(_text_rows(inputs), concepts, config.anchors, seed=self.config.seed)
+        concept_N = concept_of_images(pairs, concepts)
+        anchor_KD = anchors(text_rows(inputs), concepts, config.anchors, seed=self.config.seed)
         teacher_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy"))
         inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
         with seeded(self.config.seed, threads=context.threads):
@@ -194,15 +193,15 @@ class ImageStudentStage(Stage[StudentStageConfig]):
                 view_seed=self.config.view_seed,
                 progress=context.progress,
             )
-        return _saved(tower, "image", out, {"embedding_dim": int(teacher_VND.shape[2])}, curve)
+        return saved(tower, "image", out, {"embedding_dim": int(teacher_VND.shape[2])}, curve)
 
 
 class TextStudentStage(Stage[StudentStageConfig]):
     """The text tower: ``text.safetensors`` and ``text.json``."""
 
     name = "distil-text"
-    code: ClassVar[tuple[str, ...]] = _CODE
-    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
+    code: ClassVar[tuple[str, ...]] = CODE
+    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Train on the cached embeddings."""
@@ -215,9 +214,9 @@ class TextStudentStage(Stage[StudentStageConfig]):
         pairs, config = PairSet.open(inputs["pairs"]), self.config.student
         teacher = inputs["teacher"].path
         texts = json.loads((inputs["targets"].path / "texts.json").read_text("utf-8"))
-        rows_TD = _text_rows(inputs)
+        rows_TD = text_rows(inputs)
         images_ND = torch.from_numpy(np.load(teacher / "image_embeddings.npy", mmap_mode="c")[0])
-        anchor_KD = _concept_means(images_ND, Concepts.of(pairs))
+        anchor_KD = concept_means(images_ND, Concepts.of(pairs))
         config, tokenizer, kept = own_tokenizer(config, inputs, pairs.training_texts(), out)
         with seeded(self.config.seed, threads=context.threads):
             tower = started_text(
@@ -239,90 +238,7 @@ class TextStudentStage(Stage[StudentStageConfig]):
                 seed=self.config.seed,
                 progress=context.progress,
             )
-        return _saved(tower, "text", out, _text_shape(config, tokenizer, rows_TD.shape[1]), curve)
-
-
-class TogetherStage(Stage[StudentStageConfig]):
-    """Both towers in one step, by the recipe's ``student.losses``.
-
-    It takes the place of the text tower's stage, and holds the files of both; ``ImagePartStage`` that of the
-    image tower's.
-    """
-
-    name = "distil-text"
-    code: ClassVar[tuple[str, ...]] = _CODE
-    libraries: ClassVar[tuple[str, ...]] = _LIBRARIES
-
-    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
-        """Train on the cached embeddings."""
-        import torch
-
-        from edgeglm.distill.image_student import (
-            front_activations,
-            frozen_blocks,
-            image_student,
-            image_targets,
-        )
-        from edgeglm.distill.joint import Cached, Terms, fit_towers_together
-        from edgeglm.models.published import lite0_state
-        from edgeglm.train.concepts import Concepts
-        from edgeglm.train.loop import seeded
-
-        pairs, seed, progress = PairSet.open(inputs["pairs"]), self.config.seed, context.progress
-        config, tokenizer, kept = own_tokenizer(self.config.student, inputs, pairs.training_texts(), out)
-        concepts, text_TD = Concepts.of(pairs), _text_rows(inputs)
-        concept_N = torch.full((len(pairs),), -1)
-        concept_N[concepts.image_N] = concepts.concept_N
-        used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
-        images_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy", mmap_mode="c"))
-        target_VND = image_targets(images_VND, config)
-        inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
-        dim = images_VND.shape[2]
-        with seeded(seed, threads=context.threads):
-            image = image_student(config, embedding_dim=dim, inherit=inherit)
-            text = started_text(
-                config, inputs, kept, teacher=self.config.teacher, embedding_dim=dim, context=context
-            )
-            front_VU = front_activations(
-                image,
-                pairs,
-                used,
-                len(target_VND),
-                frozen_blocks(image, config),
-                resolution=config.resolution,
-                seed=self.config.view_seed,
-            )
-            cached = Cached(
-                front_VU=front_VU,
-                target_UD=target_VND[0][used],
-                concept_U=concept_N[used],
-                concepts=concepts,
-                texts=json.loads((inputs["targets"].path / "texts.json").read_text("utf-8")),
-                text_TD=text_TD,
-                name_KD=_anchors(text_TD, concepts, config.anchors, seed=seed),
-                mean_KD=_concept_means(images_VND[0], concepts),
-            )
-            terms = Terms(**config.losses.weights())
-            steps = config.losses.steps
-            curve = fit_towers_together(
-                image, text, tokenizer, cached, terms, config, steps=steps, seed=seed, progress=progress
-            )
-        of_image = _saved(image, "image", out, {"embedding_dim": dim}, curve)
-        return _saved(text, "text", out, _text_shape(config, tokenizer, dim), curve) | {"image": of_image}
-
-
-class ImagePartStage(Stage[StudentStageConfig]):
-    """The image tower out of what :class:`TogetherStage` made."""
-
-    name = "distil-image"
-    code: ClassVar[tuple[str, ...]] = ("edgeglm.distill.stages",)
-
-    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
-        """Copy its files."""
-        made = inputs["distil-text"]
-        for name in ("image.safetensors", "image.json"):
-            shutil.copyfile(made.path / name, out / name)
-        return dict(made.provenance["measured"]["image"])
+        return saved(tower, "text", out, text_shape(config, tokenizer, rows_TD.shape[1]), curve)
 
 
 def own_tokenizer(
@@ -383,7 +299,8 @@ def started_text(
     return tower
 
 
-def _text_shape(config: StudentConfig, tokenizer: Tokenizer, embedding_dim: int) -> dict[str, int]:
+def text_shape(config: StudentConfig, tokenizer: Tokenizer, embedding_dim: int) -> dict[str, int]:
+    """Return what a text tower is made anew from, besides its size."""
     return {
         "embedding_dim": int(embedding_dim),
         "vocabulary": tokenizer.vocabulary_size,
@@ -391,13 +308,23 @@ def _text_shape(config: StudentConfig, tokenizer: Tokenizer, embedding_dim: int)
     }
 
 
-def _text_rows(inputs: Inputs) -> Any:
+def text_rows(inputs: Inputs) -> Any:
+    """Return the teacher's embeddings of the texts, float32 [T, D]."""
     import torch
 
     return torch.from_numpy(np.load(inputs["targets"].path / "text_embeddings.npy"))
 
 
-def _anchors(rows_TD: Any, concepts: Any, more: int, *, seed: int) -> Any:
+def concept_of_images(pairs: PairSet, concepts: Any) -> Any:
+    """Return the concept of each image, int64 [N]; -1 where training may not know it."""
+    import torch
+
+    concept_N = torch.full((len(pairs),), -1)
+    concept_N[concepts.image_N] = concepts.concept_N
+    return concept_N
+
+
+def anchors(rows_TD: Any, concepts: Any, more: int, *, seed: int) -> Any:
     """Return the names' embeddings, and those of ``more`` phrases that are no captions: [K + more, D].
 
     With names alone a student learns the space only where the domain's names lie, and loses the
@@ -410,7 +337,7 @@ def _anchors(rows_TD: Any, concepts: Any, more: int, *, seed: int) -> Any:
     return torch.cat([rows_TD[concepts.names()], phrases_TD[order[:more]]])
 
 
-def _concept_means(images_ND: Any, concepts: Any) -> Any:
+def concept_means(images_ND: Any, concepts: Any) -> Any:
     """Return the mean teacher embedding of each concept's labelled images, of length one: [K, D]."""
     import torch
 
@@ -421,7 +348,8 @@ def _concept_means(images_ND: Any, concepts: Any) -> Any:
     return normalized(sums_KD)
 
 
-def _saved(tower: Any, kind: str, out: Path, shape: dict[str, int], curve: list[float]) -> dict[str, Any]:
+def saved(tower: Any, kind: str, out: Path, shape: dict[str, int], curve: list[float]) -> dict[str, Any]:
+    """Write a tower and its shape; return its number of parameters and its losses."""
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in tower.state_dict().items()}

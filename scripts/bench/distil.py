@@ -38,7 +38,7 @@ from edgeglm.data.tokenization import teacher_tokenizer  # noqa: E402
 from edgeglm.data.transforms import model_input_from_pixels  # noqa: E402
 from edgeglm.distill.image_student import front_activations, frozen_blocks, image_student  # noqa: E402
 from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_together  # noqa: E402
-from edgeglm.distill.stages import _anchors, _concept_means, student_inputs  # noqa: E402
+from edgeglm.distill.stages import anchors, concept_means, student_inputs  # noqa: E402
 from edgeglm.distill.text_student import text_student  # noqa: E402
 from edgeglm.evaluate.retrieval import evaluate_tracks  # noqa: E402
 from edgeglm.evaluate.towers import TextSettings, gallery_images, text_embeddings  # noqa: E402
@@ -113,8 +113,8 @@ class Bench:
             concepts=concepts,
             texts=json.loads((targets.path / "texts.json").read_text("utf-8")),
             text_TD=text_TD,
-            name_KD=_anchors(text_TD, concepts, config.anchors, seed=0),
-            mean_KD=_concept_means(images_VND[0], concepts),
+            name_KD=anchors(text_TD, concepts, config.anchors, seed=0),
+            mean_KD=concept_means(images_VND[0], concepts),
         )
         self.queries = sorted({query.text for track in self.pairs.tracks for query in track.queries})
         said = TextSettings(tokenizer=self.tokenizer, max_length=settings.max_length)
