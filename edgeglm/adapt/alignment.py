@@ -218,7 +218,7 @@ class Alignment:
             """Embed the captions of the batch anew; all other concepts keep their last features."""
             present, place_B = torch.unique(batch.concept_B, return_inverse=True)
             fresh = self.text.features([self.concepts.texts[i] for i in batch.caption_C[present].tolist()])
-            fresh = fresh.float()
+            fresh = fresh.float().to(bank_KF.device)  # the tower alone may be on a GPU
             concept_P = batch.chosen_C[present]
             bank_KF[concept_P] = fresh.detach()
             others = torch.ones(len(batch.chosen_C), dtype=torch.bool)

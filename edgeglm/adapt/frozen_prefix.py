@@ -37,7 +37,7 @@ class KeptPrefix(nn.Module):
         """Return the kept rows, zeros where a text is shorter; those places are masked anyway."""
         texts, length = self.chosen
         rows = [self.hidden_by_text[text] for text in texts]
-        out = torch.zeros(len(rows), length, rows[0].shape[1])
+        out = torch.zeros(len(rows), length, rows[0].shape[1], device=rows[0].device)
         for place, row in zip(out, rows, strict=True):
             place[: len(row)] = row
         return out

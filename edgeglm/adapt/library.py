@@ -126,7 +126,8 @@ class PretrainedModel(nn.Module):
         """Return InfoNCE over the batch, both ways (Radford et al., CLIP, 2021). Equal texts count as one."""
         image_BD, text_BD = self(pixels_B3RR, texts)
         scores_BB = image_BD @ text_BD.T / temperature
-        alike_BB = torch.tensor([[float(one == other) for other in texts] for one in texts])
+        alike = [[float(one == other) for other in texts] for one in texts]
+        alike_BB = torch.tensor(alike, device=scores_BB.device)
         share_BB = alike_BB / alike_BB.sum(1, keepdim=True)
         return 0.5 * (F.cross_entropy(scores_BB, share_BB) + F.cross_entropy(scores_BB.T, share_BB))
 

@@ -39,17 +39,21 @@ class TextTeacher:
     prefix: KeptPrefix | None = None
 
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Return features float32 [B, F], with gradients where the tower is tuned."""
+        """Return features float32 [B, F] on the tower's device, with gradients where it is tuned."""
         import torch
 
         ids, mask = self.tokenizer.encode(list(texts), max_length=self.max_length)
         if self.prefix is not None:
             self.prefix.choose(texts, ids.shape[1])
-        found: Tensor = self.tower(torch.from_numpy(ids), torch.from_numpy(mask))
+        device = next(self.tower.parameters()).device
+        found: Tensor = self.tower(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         return found
 
     def all_features(self, texts: Sequence[str]) -> Tensor:
-        """Return features float32 [B, F] of many texts, without gradients, texts of one length together."""
+        """Return features float32 [B, F] of many texts, without gradients, texts of one length together.
+
+        They are in the host's memory wherever the tower is.
+        """
         import torch
 
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
@@ -58,7 +62,7 @@ class TextTeacher:
         with torch.no_grad():
             for start in range(0, len(order), _ENCODE_BATCH):
                 chosen = order[start : start + _ENCODE_BATCH]
-                out[chosen] = self.features([texts[i] for i in chosen])
+                out[chosen] = self.features([texts[i] for i in chosen]).cpu()
         return out
 
 

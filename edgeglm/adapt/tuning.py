@@ -176,8 +176,9 @@ def _enable_bottlenecks(encoder: nn.Module, config: TeacherConfig) -> list[nn.Pa
     width = _hidden_size(encoder)
     blocks = list(anatomy.blocks)
     first = len(blocks) - config.tuned_blocks if config.tuned_blocks else 0
+    device = next(encoder.parameters()).device
     for index in range(first, len(blocks)):
-        blocks[index] = BottleneckBlock(blocks[index], width, config.lora_rank)
+        blocks[index] = BottleneckBlock(blocks[index], width, config.lora_rank).to(device)
     setattr(anatomy.blocks_owner, anatomy.blocks_name, nn.ModuleList(blocks))
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
@@ -198,7 +199,8 @@ class _JoinedEmbeddings(nn.Module):
         """Return the virtual tokens [V, H]."""
         if self.kept_VH is not None:
             return self.kept_VH
-        made: Tensor = self.prompt(torch.arange(self.count)[None])[0]
+        device = next(self.prompt.parameters()).device
+        made: Tensor = self.prompt(torch.arange(self.count, device=device)[None])[0]
         return made
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
@@ -257,6 +259,7 @@ def _enable_prompts(teacher: TextTeacher, config: TeacherConfig) -> list[nn.Para
             encoder_hidden_size=max(config.lora_rank, 16),
         )
         prompt = PromptEncoder(encoding)  # type: ignore[no-untyped-call]
+    prompt.to(next(tower.encoder.parameters()).device)
     tower.encoder = PromptedEncoder(tower.encoder, prompt, count)
     return [parameter for parameter in prompt.parameters() if parameter.requires_grad]
 

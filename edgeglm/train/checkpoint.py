@@ -90,6 +90,7 @@ class Checkpoint:
                 "parameters": [parameter.detach() for parameter in parameters],
                 "optimizer": optimizer.state_dict(),
                 "random": torch.random.get_rng_state(),
+                "random_gpu": torch.cuda.get_rng_state_all() if _on_gpu(parameters) else [],
                 "carried": [one.state_dict() for one in self.carried],
             }
         )
@@ -127,7 +128,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            kept = torch.load(self.path, weights_only=True)
+            kept = torch.load(self.path, weights_only=True, map_location="cpu")  # of a GPU too
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
             raise UserError(f"cannot read the checkpoint {self.path}: {error}; delete it") from error
         if not isinstance(kept, dict) or not set(kept) >= _ENTRIES:
@@ -145,9 +146,15 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError) as error:
             raise self._foreign() from error
         torch.random.set_rng_state(kept["random"])
+        if _on_gpu(parameters) and len(kept.get("random_gpu", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(kept["random_gpu"])
         return kept["epoch"] + 1, list(kept["curve"]), bool(kept["finished"])
 
     def _foreign(self) -> UserError:
         return UserError(
             f"the checkpoint {self.path} is of another model or recipe; delete it or choose another"
         )
+
+
+def _on_gpu(parameters: Sequence[nn.Parameter]) -> bool:
+    return any(parameter.is_cuda for parameter in parameters)

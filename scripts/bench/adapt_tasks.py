@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import interval, origin  # noqa: E402
+from bench_store import Share, add_share, interval, kept_figures, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -148,7 +148,7 @@ def run(
     return found
 
 
-def tasks_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: Store) -> None:
+def tasks_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: Store, share: Share) -> None:
     """Run what is missing of the tasks."""
     pairs, features, text = data
     pairs = with_kinds(pairs, store)
@@ -158,7 +158,7 @@ def tasks_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: 
                 done = found["runs"].setdefault(setting, {}).setdefault(name, {})
                 if str(seed) in done or (name == "Reptile over styles" and len(styles) < 2):
                     continue
-                if name == MIXED and not computes_bfloat16("cpu"):
+                if (name == MIXED and not computes_bfloat16("cpu")) or not share.takes():
                     continue
                 wanted = MultitaskConfig(**options)
                 ours = adapt.restricted(pairs, styles)
@@ -167,7 +167,9 @@ def tasks_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: 
                 keep(found, path, f"{setting}, {name}, seed {seed}", done[str(seed)])
 
 
-def reading_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store: Store) -> None:
+def reading_runs(
+    found: dict[str, Any], path: Path, seeds: int, data: Any, store: Store, share: Share
+) -> None:
     """Run what is missing of the readings: each tower reads once, both settings use it."""
     pairs, features, text = data
     counts: Counter[str] = Counter()
@@ -185,7 +187,7 @@ def reading_runs(found: dict[str, Any], path: Path, seeds: int, data: Any, store
                 for setting in adapt.SETTINGS
                 if str(seed) not in found["runs"].setdefault(setting, {}).setdefault(name, {})
             ]
-            if not waiting:
+            if not waiting or not share.takes():
                 continue
             started = time.process_time()
             with store.scratch() as folder, seeded(seed, threads=1):
@@ -319,9 +321,12 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
     parser.add_argument("--only", choices=["tasks", "reading"])
     parser.add_argument("--table", action="store_true", help="only write the table anew")
+    add_share(parser, OUT)
     options = parser.parse_args()
-    path = OUT / "adapt_tasks.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    path = options.output / "adapt_tasks.json"
+    found = kept_figures(path, options.merge)
+    found.setdefault("runs", {})
+    share = Share(options.share)
     if not options.table:
         found |= {"command": f"scripts/bench/adapt_tasks.py --seeds {options.seeds}", **origin()}
         found["seeds"] = options.seeds
@@ -329,11 +334,13 @@ def main() -> None:
         store = Store(Path(os.environ["EDGEGLM_STORE"]))
         data = adapt.prepared(store, options.scratch)
         if options.only != "reading":
-            tasks_runs(found, path, options.seeds, data, store)
+            tasks_runs(found, path, options.seeds, data, store, share)
         if options.only != "tasks":
-            reading_runs(found, path, options.seeds, data, store)
+            reading_runs(found, path, options.seeds, data, store, share)
     found.setdefault("seeds", options.seeds)
-    (OUT / "adapt_tasks.md").write_text(page(found))
+    if options.merge:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    (options.output / "adapt_tasks.md").write_text(page(found))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Ways to tune the text tower, each beside full fine-tuning: parameters, step, memory, retrieval.
 
     EDGEGLM_STORE=STORE .venv/bin/python scripts/bench/adapt_tuning.py [--seeds 1] [--rounds 7] [--ways 12]
+        [--device cuda] [--only steps|retrieval] [--share I/N]
 
 STORE is one in which the recipe `default` was built. Steps of all ways are timed in turn in each round, in
 CPU time of one thread; a step embeds 128 captions, forward and backward, and steps AdamW. Training memory is
-what a step holds besides the weights: tensors saved for the backward pass, gradients, AdamW's moments.
-Retrieval: heads, two epochs of tuning and heads again on labels of one style, as in adapt.py. Writes
+what a step holds besides the weights: tensors saved for the backward pass, gradients, AdamW's moments. With
+--device cuda the tower is on the GPU: steps of 512 captions are timed by the clock, in float32 and with
+products in bfloat16, and memory is the allocator's own peak. Retrieval: heads, two epochs of tuning and heads
+again on labels of one style, as in adapt.py; heads are on the CPU wherever the tower is. Writes
 docs/bench/adapt_tuning.json after each run, goes on from it when called again, and writes adapt_tuning.md.
 --ways takes only the first so many of the table: full fine-tuning, LoRA and its kept prefixes come first.
 """
@@ -15,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
+from adapt_tuning_page import BATCH, GPU_BATCH, table  # noqa: E402
+from bench_store import Share, add_share, kept_figures, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -44,6 +47,7 @@ from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
+from edgeglm.train.precision import Precision, mixed  # noqa: E402
 
 TUNED: dict[str, dict[str, Any]] = {
     "full": {"tuning": "full"},
@@ -59,17 +63,6 @@ TUNED: dict[str, dict[str, Any]] = {
     "rsLoRA": {"tuning": "rslora"},
     "DoRA": {"tuning": "dora"},
 }
-BATCH = 128
-#: What the figures show, written once they were there.
-NOTES: tuple[str, ...] = (
-    "A dash was not run. CPU time was taken while much other work ran on both cores, without the lock that "
-    "keeps timings apart: hence the spread. Step and memory leave out what keeping a prefix costs: one pass "
-    "of the captions through the frozen blocks, and 1.5 kB a token. Memory is summed from saved tensors, and "
-    "is no measured peak.",
-    "LoRA on all blocks is over 1.4 times faster in the median, but not in every round. What takes it "
-    "beyond 3 times is the kept prefix of frozen blocks, not larger batches. Whether retrieval stays within "
-    "0.995 of full fine-tuning is open wherever the last column is empty.",
-)
 
 
 class Step:
@@ -79,18 +72,36 @@ class Step:
         self.teacher, self.config, self.texts = teacher, config, texts
         self.total = sum(parameter.numel() for parameter in teacher.tower.parameters())
         self.parameters = enable_tuning(teacher, config)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, fused=True)
         teacher.tower.train()
         self.kept = kept_prefix(teacher, texts, config.tuned_blocks)
         self.kept.__enter__()
 
+    def step(self, chosen: list[str], precision: Precision = "float32") -> None:
+        """Go one step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with mixed(precision, self.parameters[0].device.type):
+            loss = self.teacher.features(chosen).float().square().mean()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+
     def seconds(self, chosen: list[str]) -> float:
         """Return the CPU time of one step."""
         started = time.process_time()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.teacher.features(chosen).square().mean())
-        self.optimizer.step()
+        self.step(chosen)
         return time.process_time() - started
+
+    def clocked(self, chosen: list[str], precision: Precision) -> tuple[float, int]:
+        """Return the seconds of one step on a GPU, and the most bytes it held besides what was there."""
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        self.step(chosen, precision)
+        torch.cuda.synchronize()
+        moments = sum(p.numel() for p in self.parameters) * 8  # AdamW's, which are there before
+        return time.perf_counter() - started, torch.cuda.max_memory_allocated() - before + moments
 
     def memory(self, chosen: list[str]) -> int:
         """Return the bytes that a step holds besides the weights."""
@@ -110,7 +121,9 @@ class Step:
         return sum(held.values()) + 3 * 4 * trained
 
 
-def reached(store: Store, seed: int, changed: dict[str, Any], scratch: Path) -> dict[str, list[float]]:
+def reached(
+    store: Store, seed: int, changed: dict[str, Any], scratch: Path, device: str
+) -> dict[str, list[float]]:
     """Return mAP@10 of a teacher tuned in this way on labels of one style."""
     pairs, features, _ = adapt.prepared(store, scratch)
     pairs = adapt.restricted(pairs, adapt.SETTINGS["noto"])
@@ -119,6 +132,7 @@ def reached(store: Store, seed: int, changed: dict[str, Any], scratch: Path) -> 
     source = fetch_asset(source_spec(config.text), store, QuietProgress())
     with store.scratch() as folder, seeded(seed, threads=1):
         text = load_text_teacher(config.text, source, folder / "text", max_length=32)
+        text.tower.to(device)
         concepts = Concepts.of(pairs)
         made = Alignment(features, concepts, text, config, seed=seed, progress=QuietProgress())
         made.run()
@@ -134,41 +148,92 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", type=int, default=len(TUNED), help="only the first so many")
     parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", choices=["steps", "retrieval"])
+    add_share(parser, adapt.OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    path = adapt.OUT / "adapt_tuning.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    path = options.output / "adapt_tuning.json"
+    found = kept_figures(path, options.merge)
     store = Store(Path(os.environ["EDGEGLM_STORE"]))
     wanted = dict(list(TUNED.items())[: options.ways])
-    if any(name not in found.get("steps", {}) for name in wanted if name != "frozen"):
-        said = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        found["machine"] = f"{os.cpu_count()} shared {platform.machine()} CPU cores, one thread"
-        found["commit"] = subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip()
-        found["steps"] = timed(store, wanted, options.rounds)
+    kind = "steps" if options.device == "cpu" else "gpu_steps"
+    if options.only != "retrieval" and any(
+        name not in found.get(kind, {}) for name in wanted if name != "frozen"
+    ):
+        if kind == "steps":
+            found[kind] = timed(store, wanted, options.rounds)
+            found |= origin()
+        else:
+            found[kind] = clocked(store, wanted, options.rounds)
+            found["gpu"] = {
+                **origin(),
+                "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
+            }
         path.write_text(json.dumps(found, indent=1) + "\n")
     alignment.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
-    for seed in range(options.seeds):
+    share = Share(options.share)
+    for seed in range(options.seeds if options.only != "steps" else 0):
         for name, changed in wanted.items():
             runs = found.setdefault("map10", {}).setdefault(name, {})
-            if str(seed) not in runs:
-                runs[str(seed)] = reached(store, seed, changed, options.scratch)
+            if str(seed) not in runs and share.takes():
+                runs[str(seed)] = reached(store, seed, changed, options.scratch, options.device)
+                found["retrieval"] = {**origin(), "device": options.device}
                 path.write_text(json.dumps(found, indent=1) + "\n")
-                (adapt.OUT / "adapt_tuning.md").write_text(table(found))
-    (adapt.OUT / "adapt_tuning.md").write_text(table(found))
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    if "steps" in found:
+        (options.output / "adapt_tuning.md").write_text(table(found, list(TUNED)))
 
 
-def timed(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
-    """Return parameters, the median and spread of the step against full, and memory, by way."""
+def ready(
+    store: Store, ways: dict[str, dict[str, Any]], count: int, device: str
+) -> tuple[dict[str, Step], list[str]]:
+    """Return all ways, ready to step, and the texts that they are shown."""
     pairs = adapt.PairSet.open(adapt.newest(store, "pairs"))
     texts = list(Concepts.of(adapt.restricted(pairs, adapt.SETTINGS["noto"])).texts)
-    texts = texts[: (rounds + 1) * BATCH]  # all that the steps show, so that no more prefixes are made
+    texts = texts[:count]  # all that the steps show, so that no more prefixes are made
     source = fetch_asset(source_spec(TeacherConfig().text), store, QuietProgress())
     steps: dict[str, Step] = {}
     with store.scratch() as folder:
         for place, (name, changed) in enumerate(ways.items()):
             if name != "frozen":
                 text = load_text_teacher(TeacherConfig().text, source, folder / str(place), max_length=32)
+                text.tower.to(device)
                 steps[name] = Step(text, msgspec.structs.replace(TeacherConfig(), **changed), texts)
+    return steps, texts
+
+
+def clocked(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Return the share of trained parameters, and by precision step and peak memory against full, by way."""
+    steps, texts = ready(store, ways, 3 * GPU_BATCH, "cuda")
+    texts = (texts * -(-GPU_BATCH // len(texts)))[: max(GPU_BATCH, len(texts) // GPU_BATCH * GPU_BATCH)]
+    found: dict[str, Any] = {
+        name: {"trained": (count := sum(p.numel() for p in step.parameters)), "share": count / step.total}
+        for name, step in steps.items()
+    }
+    for precision in ("float32", "bfloat16"):
+        seen: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
+        for round_ in range(rounds + 3):  # three warm up
+            start = round_ * GPU_BATCH % len(texts)
+            for name, step in steps.items():
+                once = step.clocked(texts[start : start + GPU_BATCH], precision)
+                if round_ >= 3:
+                    seen[name].append(once)
+        for name, own in seen.items():
+            found[name][precision] = {
+                "ms": round(1e3 * statistics.median(seconds for seconds, _ in own), 3),
+                "speedups": [
+                    round(whole[0] / mine[0], 3) for whole, mine in zip(seen["full"], own, strict=True)
+                ],
+                "peak_mb": round(max(held for _, held in own) / 1e6, 1),
+                "memory_ratio": max(held for _, held in own) / max(held for _, held in seen["full"]),
+            }
+    return found
+
+
+def timed(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Return parameters, the median and spread of the step against full, and memory, by way."""
+    steps, texts = ready(store, ways, (rounds + 1) * BATCH, "cpu")
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):  # the first warms up
         chosen = texts[round_ * BATCH : (round_ + 1) * BATCH]
@@ -191,51 +256,6 @@ def timed(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[st
         }
         for name, step in steps.items()
     }
-
-
-def table(found: dict[str, Any]) -> str:
-    """Return the whole page."""
-    lines = [
-        "# Ways to tune a text tower (MiniLM-L6), beside full fine-tuning",
-        "",
-        f"Made by `scripts/bench/adapt_tuning.py` at commit {found['commit']} on {found['machine']}.",
-        "",
-        f"A step embeds {BATCH} captions, forward and backward, and steps AdamW. 'faster' is the CPU time of "
-        "a step of full fine-tuning over that of the way (median, lowest and highest of "
-        f"{len(found['steps']['full']['speedups'])} interleaved rounds); 'memory' what a step holds besides "
-        "weights (saved activations, gradients, AdamW's moments) against full. mAP@10 on twemoji from "
-        "labels of noto with small heads on projected features; 'ratio' is the sum of both catalogue tracks "
-        "to full's, of the seeds that both ran.",
-        "",
-        "| way | trained | share | faster than full | memory | seeds | transductive | inductive | unseen "
-        "| ratio |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- | --- | ---: |",
-    ]
-    scored = found.get("map10", {})
-    lines += [
-        row(name, found["steps"].get(name), scored.get(name, {}), scored.get("full", {})) for name in TUNED
-    ]
-    return "\n".join([*lines, "", *(f"{note}\n" for note in NOTES)])
-
-
-def row(name: str, step: dict[str, Any] | None, runs: dict[str, Any], full: dict[str, Any]) -> str:
-    """Return one line of the table; what was not run is a dash."""
-    cells = ["0", "0 %", "-", "-"] if name == "frozen" else ["-"] * 4
-    if step is not None:
-        low, high = min(step["speedups"]), max(step["speedups"])
-        cells = [
-            f"{step['trained']:,}",
-            f"{step['share']:.2%}",
-            f"{step['speedup']:.2f}x ({low:.2f} to {high:.2f})",
-            f"{step['memory_ratio']:.2f}x",
-        ]
-    tracks = adapt.TRACKS
-    scores = [adapt.interval([r[t][0] for r in runs.values()]) if runs else "-" for t in tracks]
-    ratio = "-"
-    if both := [seed for seed in runs if seed in full]:
-        own, whole = (sum(way[s][t][0] for s in both for t in tracks[:2]) for way in (runs, full))
-        ratio = f"{own / whole:.3f}"
-    return f"| {name} | {' | '.join(cells)} | {len(runs) or '-'} | {' | '.join(scores)} | {ratio} |"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +40,51 @@ def newest(store: Store, kind: str) -> Any:
 
 
 def origin() -> dict[str, str]:
-    """Return the commit and the kind of machine."""
+    """Return the commit, ``$EDGEGLM_COMMIT`` where there is no git, and the kind of machine."""
     said = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(said, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "commit": subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip(),
-        "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores",
+        "commit": found or os.environ["EDGEGLM_COMMIT"],
+        "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores, torch {version('torch')}",
     }
+
+
+def add_share(parser: argparse.ArgumentParser, output: Path) -> None:
+    """Let a machine of many cores make a table in several processes, a share of the runs each."""
+    parser.add_argument("--share", default="0/1", help="I/N: only every N-th run from the I-th on")
+    parser.add_argument("--output", type=Path, default=output, help="folder of the figures")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", default=(), help="figures of shares to take in first"
+    )
+
+
+class Share:
+    """Counts runs, and says of each whether it is of this share."""
+
+    def __init__(self, said: str) -> None:
+        self.mine, self.of = map(int, said.split("/"))
+        self.count = -1
+
+    def takes(self) -> bool:
+        """Return whether the next run is ours."""
+        self.count += 1
+        return self.count % self.of == self.mine
+
+
+def kept_figures(path: Path, shares: Sequence[Path]) -> dict[str, Any]:
+    """Return the figures at a path, with those of shares taken in, or none yet."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for share in shares:
+        _take_in(found, json.loads(share.read_text()))
+    return found
+
+
+def _take_in(found: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, value in other.items():
+        if isinstance(value, dict) and isinstance(found.get(name), dict):
+            _take_in(found[name], value)
+        else:
+            found[name] = value
 
 
 def interval(values: Sequence[float]) -> str:

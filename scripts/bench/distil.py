@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +27,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+
+from bench_store import Share, add_share, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import StudentConfig  # noqa: E402
@@ -71,16 +72,10 @@ ROWS: dict[str, tuple[Terms, str]] = {
 }
 
 
-def newest(store: Store, kind: str) -> Any:
-    """Return the artifact of a kind that was used last."""
-    found = max((entry for entry in store.entries() if entry.kind == kind), key=lambda entry: entry.last_used)
-    return store.get(found.key)
-
-
 class Bench:
     """The data of a store, loaded once, for students of one configuration."""
 
-    def __init__(self, store: Store, config: StudentConfig = CONFIG) -> None:
+    def __init__(self, store: Store, config: StudentConfig = CONFIG, *, trains: bool = True) -> None:
         """Read pairs, teacher and targets; embed the evaluation's queries by the teacher."""
         self.config = config
         self.pairs = PairSet.open(newest(store, "pairs"))
@@ -92,6 +87,8 @@ class Bench:
         self.words = torch.from_numpy(np.load(targets.path / "words.npy"))
         images_VND = torch.from_numpy(np.load(teacher.path / "image_embeddings.npy"))
         self.dim = images_VND.shape[2]
+        if not trains:
+            return
         text_TD = torch.from_numpy(np.load(targets.path / "text_embeddings.npy"))
         concepts = Concepts.of(self.pairs)
         concept_N = torch.full((len(self.pairs),), -1)
@@ -117,9 +114,17 @@ class Bench:
             mean_KD=concept_means(images_VND[0], concepts),
         )
         self.queries = sorted({query.text for track in self.pairs.tracks for query in track.queries})
-        said = TextSettings(tokenizer=self.tokenizer, max_length=settings.max_length)
+        self.teacher = self.evaluated(self._said(teacher, settings.max_length), images_VND[0].numpy())
+
+    def _said(self, teacher: Any, max_length: int) -> Any:
+        """Return the teacher's answers to the queries, kept from the first time on."""
+        kept = Path(os.environ.get("TMPDIR", "/tmp")) / f"distil-queries-{teacher.digest[:16]}.npy"
+        if kept.exists():
+            return np.load(kept)
+        said = TextSettings(tokenizer=self.tokenizer, max_length=max_length)
         rows = text_embeddings(teacher.path / "text.onnx", self.queries, said, threads=1)
-        self.teacher = self.evaluated(rows, images_VND[0].numpy())
+        np.save(kept, rows)
+        return rows
 
     def evaluated(self, queries_QD: Any, image_ND: Any) -> dict[str, float]:
         """Return mAP@10 by track."""
@@ -173,8 +178,7 @@ def table(found: dict[str, Any]) -> str:
         "differs is the loss. Unlabelled images take part in every term that needs no label. 'six' is the "
         "mean over the tracks, 'of teacher' its ratio to the teacher's. Weighted 10 instead of 1, gradients "
         "collapse the student (six 0.006): embeddings that are all alike have hardly a gradient, as those of "
-        "a good teacher. Rows with 'ours' and of gradients were made anew after the others, at the commit "
-        "above; no other row's terms have changed since 5b4fe3e, where they were made.",
+        "a good teacher. A seed draws the same batches in every row.",
         "",
         f"| loss | source | {' | '.join(tracks)} | six | of teacher | seeds | CPU s |",
         f"| --- | --- |{' --- |' * len(tracks)} --- | --- | ---: | ---: |",
@@ -224,11 +228,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--table", action="store_true", help="only write the table anew")
+    add_share(parser, OUT)
     options = parser.parse_args()
-    path = OUT / "distil.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    path = options.output / "distil.json"
+    found = kept_figures(path, options.merge)
+    found.setdefault("runs", {})
+    share = Share(options.share)
     if not options.table:
-        said = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         bench = Bench(Store(Path(os.environ["EDGEGLM_STORE"])))
         if found.get("teacher", bench.teacher) != bench.teacher:
             raise SystemExit(f"{path} is of another teacher than the store's; move it away to start anew")
@@ -236,20 +242,21 @@ def main() -> None:
             raise SystemExit(f"{path} has runs of {found['steps']} steps; ask for as many")
         found |= {
             "command": f"scripts/bench/distil.py --seeds {options.seeds} --steps {options.steps}",
-            "commit": subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip(),
-            "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores",
+            **origin(),
             "steps": options.steps,
             "teacher": bench.teacher,
         }
         for seed in range(options.seeds):
             for name, (terms, _) in ROWS.items():
                 done = found["runs"].setdefault(name, {})
-                if str(seed) in done:
+                if str(seed) in done or not share.takes():
                     continue
                 done[str(seed)] = bench.run(terms, seed, options.steps)
                 path.write_text(json.dumps(found, indent=1) + "\n")
                 sys.stderr.write(f"{name}, seed {seed}: {done[str(seed)]}\n")
-    (OUT / "distil.md").write_text(table(found))
+    if options.merge:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    (options.output / "distil.md").write_text(table(found))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from edgeglm.core.digest import sha256_bytes  # noqa: E402
 from edgeglm.core.errors import EdgeglmError  # noqa: E402
 from edgeglm.engines.cuda_devices import cuda_devices  # noqa: E402
 from edgeglm.engines.cuda_driver import this_driver  # noqa: E402
+from edgeglm.engines.libraries import imported_library  # noqa: E402
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
 from edgeglm.engines.plan import PlanMetadata, ShapeRange, TensorRecord  # noqa: E402
 from edgeglm.engines.protocol import Engine, Feeds  # noqa: E402
@@ -212,6 +213,54 @@ def candidates(tower: str, model: Path, folder: Path, target: Target) -> dict[st
     return made
 
 
+def tensorrt_rtx_here(folder: Path) -> Iterator[Row]:
+    """Yield whether TensorRT-RTX builds for this GPU, or runs what was built for another, asked of it alone.
+
+    The builder of edgeglm refuses GPUs that are not in the library's support matrix before it is asked.
+    """
+    try:
+        rtx: Any = imported_library("tensorrt-rtx", absent="nothing is asked of it")
+    except EdgeglmError as error:
+        yield {"what": "tensorrt-rtx alone", "absent": str(error)[:400]}
+        return
+    model = text_model(folder / "rtx.onnx", 2)
+    for name, capability in (
+        ("this GPU", rtx.ComputeCapability.CURRENT),
+        ("sm 80", rtx.ComputeCapability.SM80),
+    ):
+        said = list[str]()
+
+        class Logger(rtx.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                rtx.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str, said: list[str] = said) -> None:
+                if severity in (rtx.ILogger.ERROR, rtx.ILogger.INTERNAL_ERROR):
+                    said.append(message)
+
+        logger = Logger()
+        row: Row = {"what": "tensorrt-rtx alone", "by": f"built for {name}", "version": rtx.__version__}
+        builder = rtx.Builder(logger)
+        if builder is None or not bool(builder):
+            yield row | {"built": False, "said": " / ".join(said)[:600]}
+            continue
+        network, config = builder.create_network(0), builder.create_builder_config()
+        rtx.OnnxParser(network, logger).parse_from_file(str(model))
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+        profile = builder.create_optimization_profile()
+        for place in range(network.num_inputs):
+            profile.set_shape(network.get_input(place).name, (1, LENGTH), (8, LENGTH), (32, LENGTH))
+        config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        row["built"] = plan is not None
+        if plan is not None:
+            engine = rtx.Runtime(logger).deserialize_cuda_engine(plan)
+            row["loaded"] = engine is not None
+            row["context"] = engine is not None and engine.create_execution_context() is not None
+        yield row | {"said": " / ".join(said)[:600]}
+
+
 def machine() -> Row:
     """Describe the GPU and how it is reached."""
     device = cuda_devices()[0]
@@ -230,7 +279,7 @@ def main(arguments: list[str]) -> int:
     sys.stdout.write(json.dumps(result["machine"]) + "\n")
     broken = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for bench in (doubling, towers, peaks):
+        for bench in (doubling, towers, tensorrt_rtx_here, peaks):
             try:
                 for row in bench(Path(scratch)):
                     result["rows"].append(row)

@@ -3,8 +3,9 @@
     EDGEGLM_STORE=STORE .venv/bin/python scripts/bench/students.py [--seeds 3] [--steps 500]
 
 STORE is one in which the recipe `default` was built. Both towers are trained together by the recipe's own
-terms, on the same batches in every row; a row differs in the student alone. Latency is of the exported FP32
-files in ONNX Runtime, one thread, all rows interleaved in one run. Writes docs/bench/students.json after each
+terms, on the same batches in every row; a row differs in the student alone. Latency is of exported FP32
+files in ONNX Runtime, one thread, all rows interleaved in one run; it does not hang on what was learnt, so
+the files are of towers as they start. With --share it is left out. Writes docs/bench/students.json after each
 run, goes on from it, and writes students.md.
 """
 
@@ -13,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -25,7 +24,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from distil import CONFIG, OUT, ROOT, Bench, _ranged, newest
+from bench_store import Share, add_share, kept_figures, newest, origin
+from distil import CONFIG, OUT, Bench, _ranged
 
 from edgeglm.adapt.stages import source_spec
 from edgeglm.assets import fetch_asset
@@ -33,6 +33,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.store import Store
 from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
+from edgeglm.distill.image_student import image_student
 from edgeglm.distill.joint import RECIPE
 from edgeglm.distill.text_student import text_student
 from edgeglm.distill.vocabulary import trimmed_tokenizer
@@ -63,9 +64,9 @@ ROWS: dict[str, tuple[StudentConfig, str]] = {
 class StudentBench(Bench):
     """A bench whose text tower may be an heir, on a vocabulary of its own."""
 
-    def __init__(self, store: Store, config: StudentConfig, folder: Path) -> None:
+    def __init__(self, store: Store, config: StudentConfig, folder: Path, *, trains: bool = True) -> None:
         """Trim the tokenizer and load what an heir inherits."""
-        super().__init__(store, config)
+        super().__init__(store, config, trains=trains)
         teacher = newest(store, "teacher").path
         self.kept: Any = None
         if config.vocabulary:
@@ -93,7 +94,12 @@ class StudentBench(Bench):
         return tower
 
     def exported(self, folder: Path) -> None:
-        """Write the towers of the last run as ONNX."""
+        """Write towers as they start as ONNX."""
+        config = msgspec.structs.replace(self.config, max_length=self.max_length)
+        self.towers = {
+            "image": image_student(config, embedding_dim=self.dim, inherit=self.inherit).eval(),
+            "text": self.started_text(config).eval(),
+        }
         side = self.config.resolution
         pixels = {"pixels": torch.rand(2, 3, side, side)}
         onnx_from_module(
@@ -140,6 +146,7 @@ def timed(folders: dict[str, Path], side: int) -> dict[str, dict[str, float]]:
 def table(found: dict[str, Any]) -> str:
     """Return the page."""
     tracks = list(found["teacher"])
+    timed_on = found.get("timed_on")
     lines = [
         "# Kinds of students, at equal steps",
         "",
@@ -148,7 +155,8 @@ def table(found: dict[str, Any]) -> str:
         f"mAP@10 after {found['steps']} steps of both towers together, by the recipe's own terms, mean over "
         "seeds and half the range. The schedule is short: figures compare the kinds and lie below those of "
         "the recipe. 'six' is the mean over the tracks. Parameters are in millions. Milliseconds are of one "
-        f"image and one text of {LENGTH} tokens, FP32 in ONNX Runtime, one thread, rows interleaved.",
+        f"image and one text of {LENGTH} tokens, FP32 in ONNX Runtime, one thread, rows interleaved"
+        + (f", at commit {timed_on['commit']} on {timed_on['machine']}." if timed_on else "."),
         "",
         f"| student | source | {' | '.join(tracks)} | six | parameters: image, text | ms: image, text "
         "| seeds | CPU s |",
@@ -179,40 +187,41 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
+    add_share(parser, OUT)
     options = parser.parse_args()
-    path = OUT / "students.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}, "latency_ms": {}}
-    said = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found |= {
-        "command": f"scripts/bench/students.py --seeds {options.seeds} --steps {options.steps}",
-        "commit": subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip(),
-        "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores",
-        "steps": options.steps,
-    }
+    path = options.output / "students.json"
+    found = {"runs": {}, "latency_ms": {}, **kept_figures(path, options.merge)}
+    share = Share(options.share)
+    if any(len(found["runs"].get(name, {})) < options.seeds for name in ROWS):
+        found |= {
+            "command": f"scripts/bench/students.py --seeds {options.seeds} --steps {options.steps}",
+            "steps": options.steps,
+            **origin(),
+        }
     store = Store(Path(os.environ["EDGEGLM_STORE"]))
     with tempfile.TemporaryDirectory() as temporary:
-        folders: dict[str, Path] = {}
+        folders = {name: Path(temporary) / str(place) for place, name in enumerate(ROWS)}
         for name, (config, _) in ROWS.items():
             done = found["runs"].setdefault(name, {})
-            if all(str(seed) in done for seed in range(options.seeds)) and name in found["latency_ms"]:
+            missing = [seed for seed in range(options.seeds) if str(seed) not in done]
+            if not missing or not share.takes():
                 continue
-            folder = Path(temporary) / name.replace(" ", "-").replace(",", "")
-            folder.mkdir()
-            bench = StudentBench(store, config, folder)
+            folders[name].mkdir()
+            bench = StudentBench(store, config, folders[name])
             found["teacher"] = bench.teacher
-            for seed in range(options.seeds):
-                if str(seed) not in done or seed == 0:  # the first is made again for its files
-                    done[str(seed)] = bench.run(RECIPE, seed, options.steps)
-                    done[str(seed)]["parameters"] = bench.parameters()
-                if seed == 0:
-                    bench.exported(folder)
-                    folders[name] = folder
+            for seed in missing:
+                done[str(seed)] = bench.run(RECIPE, seed, options.steps)
+                done[str(seed)]["parameters"] = bench.parameters()
                 path.write_text(json.dumps(found, indent=1) + "\n")
                 sys.stderr.write(f"{name}, seed {seed}: {done[str(seed)]['map10']}\n")
-        if folders:
-            found["latency_ms"] |= timed(folders, CONFIG.resolution)
+        if share.of == 1:
+            for name, (config, _) in ROWS.items():
+                folders[name].mkdir(exist_ok=True)
+                StudentBench(store, config, folders[name], trains=False).exported(folders[name])
+            found["latency_ms"] = timed(folders, CONFIG.resolution)
+            found["timed_on"] = origin()
     path.write_text(json.dumps(found, indent=1) + "\n")
-    (OUT / "students.md").write_text(table(found))
+    (options.output / "students.md").write_text(table(found))
 
 
 if __name__ == "__main__":
