@@ -10,6 +10,7 @@ numpy array out. Needs onnx and numpy; onnxruntime-gpu, tensorrt or tensorrt_rtx
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -267,7 +268,12 @@ def machine() -> Row:
     with this_driver() as driver:
         found = {"way": driver.name, "zero_copy": driver.zero_copy}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"gpu": device.name, "sm": device.sm, "commit": commit.stdout.strip() or "unknown", **found}
+    return {
+        "gpu": device.name,
+        "sm": device.sm,
+        "commit": commit.stdout.strip() or os.environ.get("EDGEGLM_COMMIT", "unknown"),
+        **found,
+    }
 
 
 def main(arguments: list[str]) -> int:
