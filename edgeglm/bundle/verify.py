@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 
 _THREADS = 2
+_LARGE_BYTES, _SMALL_FILES = 1 << 20, 64
 _REMEDY = "the bundle is damaged or was altered, get it again"
 
 
@@ -159,18 +160,25 @@ def _verify_folder(folder: Path, manifest: Manifest, threads: int) -> None:
     if missing := manifest.files.keys() - present:
         raise UserError(f"{folder} lacks {min(missing)}, which its manifest lists; {_REMEDY}")
 
-    def check(item: tuple[str, FileRecord]) -> None:
-        name, record = item
-        try:
-            actual = sha256_file(inside(folder, name))
-        except OSError as error:
-            raise UserError(f"cannot read {folder / name}: {error.strerror}; make it readable") from error
-        if actual != record.sha256:
-            raise altered(str(folder), name, record.sha256, actual)
+    def check(items: Sequence[tuple[str, FileRecord]]) -> None:
+        for name, record in items:
+            try:
+                actual = sha256_file(inside(folder, name))
+            except OSError as error:
+                raise UserError(f"cannot read {folder / name}: {error.strerror}; make it readable") from error
+            if actual != record.sha256:
+                raise altered(str(folder), name, record.sha256, actual)
 
     largest_first = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))
+    # A large file is a task of its own; of small ones a task would take longer than the hashing.
+    large = sum(record.size > _LARGE_BYTES for _, record in largest_first)
+    tasks = [[one] for one in largest_first[:large]]
+    tasks += [
+        largest_first[start : start + _SMALL_FILES]
+        for start in range(large, len(largest_first), _SMALL_FILES)
+    ]
     with ThreadPoolExecutor(threads, thread_name_prefix="edgeglm-verify") as pool:
-        for _ in pool.map(check, largest_first):
+        for _ in pool.map(check, tasks):
             pass
 
 
