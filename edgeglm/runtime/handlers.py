@@ -39,7 +39,10 @@ class EngineHandler:
                 engine = resources.enter_context(source.engine())
                 contract = TowerContract(name, engine, source)
                 for size in _sizes(warm_up_batches[name], engine):
-                    for feeds in contract.warm_up_feeds(size):
+                    shapes = contract.warm_up_feeds(size)
+                    # Where no shape has a context of its own, the longest of a full batch is all that is new.
+                    free = size > 1 and size not in engine.bucket_batches
+                    for feeds in shapes[-1:] if free else shapes:
                         engine.infer(feeds)
                 self._engines[name], self._contracts[name] = engine, contract
             self._resources = resources.pop_all()
