@@ -33,7 +33,8 @@ def found_by_test(device: Path) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", TEST, "-m", "slow", "-q", f"--junitxml={report}"]
+        pytest = [sys.executable, "-m", "pytest", TEST, "-m", "slow", "-q"]
+        command = [*pytest, f"--junitxml={report}", "-o", "junit_family=xunit1"]  # the family with properties
         environment = {**os.environ, "EDGEGLM_EMULATED_DEVICE": str(device)}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
         case = next(ElementTree.parse(report).iter("testcase"))

@@ -121,6 +121,9 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         sys.stderr.write(__doc__ or "")
         return 2
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
         device = Path(arguments[1] if len(arguments) > 1 else scratch, "device").absolute()
         bundle = device.parent / "bundle"
@@ -138,9 +141,6 @@ def main(arguments: list[str]) -> int:
         answer = json.loads(said)
         wheels, _ = log.run([str(ROOT / "scripts/aarch64-wheels")])
         size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     result = {
         "command": "scripts/bench/emulated_device.py BUNDLE",
         "commit": commit,
