@@ -36,9 +36,9 @@ def command(
         )
     )
     for one in answers:
-        if one.error:
-            app.print(f"{one.device}: {one.error}")
-        else:
-            app.print(f"{one.device}: slot {one.answer['to']} serves again, after {one.answer['seconds']} s")
+        if app.json:
+            break
+        said = one.error or f"slot {one.answer['to']} serves again, after {one.answer['seconds']} s"
+        click.echo(f"{one.device}: {said}")  # rich would take a part of the time that this is about
     app.emit(answers)
     ctx.exit(max((one.exit_code for one in answers), default=0))

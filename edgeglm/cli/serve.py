@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 TOKEN_VARIABLE = "EDGEGLM_TOKEN"
+_LATE = ("onnxruntime", "tokenizers", "PIL.Image", "uvloop", "uvicorn.protocols.http.httptools_impl")
 
 
 @click.command(name="serve")
@@ -50,6 +54,7 @@ TOKEN_VARIABLE = "EDGEGLM_TOKEN"
 @click.option("--drain-seconds", default=30.0, show_default=True, help="What SIGTERM leaves to requests.")
 @click.option("--no-access-log", is_flag=True, help="Log events and errors only.")
 @click.option("--traces", is_flag=True, help="Send spans to OpenTelemetry, as OTEL_* variables say.")
+@click.option("--when-told", is_flag=True, help="Import everything, then wait for a line on stdin.")
 @trust_options
 @json_option
 @click.pass_obj
@@ -80,6 +85,7 @@ def command(
     drain_seconds: float,
     no_access_log: bool,
     traces: bool,
+    when_told: bool,
 ) -> None:
     """Serve BUNDLE over HTTP and gRPC, until SIGTERM.
 
@@ -124,6 +130,8 @@ def command(
     elif not config.loopback and config.certificate is None:
         app.note(f"the token reaches {host} in plain text; give --tls-certificate and --tls-key")
 
+    if when_told and not _told():
+        return
     trust = app.trust()
     serve(
         bundle,
@@ -136,6 +144,14 @@ def command(
     )
 
 
+def _told() -> bool:
+    """Import what comes late, then wait: nothing of the bundle has been opened. False at the end of stdin."""
+    for name in _LATE:
+        with suppress(ImportError):  # whoever needs it says so better
+            importlib.import_module(name)
+    return bool(sys.stdin.buffer.readline())
+
+
 def _index_searcher(index: Path) -> SearcherMaker:
     from edgeglm.serve.index_searcher import IndexSearcher
 
@@ -144,8 +160,7 @@ def _index_searcher(index: Path) -> SearcherMaker:
 
 def _say(app: App, where: Serving) -> None:
     identity = where.service.identity
-    app.print(
-        f"{identity.bundle} {identity.precision} on {where.http}"
-        + (f", gRPC {where.grpc}" if where.grpc else "")
-    )
+    if not app.json:  # without rich, which would take longer to import than the first answers do
+        grpc = f", gRPC {where.grpc}" if where.grpc else ""
+        click.echo(f"{identity.bundle} {identity.precision} on {where.http}{grpc}")
     app.emit({"http": where.http, "grpc": where.grpc, "edgeglm": identity.facts})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.deploy.agent_source import agent_command, agent_source
 from edgeglm.deploy.hosts import HostName
+from edgeglm.deploy.ssh import asyncssh_module
 
 if TYPE_CHECKING:
     import asyncssh
@@ -52,8 +53,12 @@ class Device:
 
         Raises UserError or GateError as the device refuses, ConnectionLostError.
         """
-        await self.write(json.dumps({"ask": question, **parts}).encode() + b"\n")
+        await self.begin(question, **parts)
         return await self.answered(say)
+
+    async def begin(self, question: str, **parts: Any) -> None:
+        """Ask one question, whose answer is taken later."""
+        await self.write(json.dumps({"ask": question, **parts}).encode() + b"\n")
 
     async def answered(self, say: Say | None = None) -> dict[str, Any]:
         """Return the next answer."""
@@ -95,7 +100,7 @@ class Device:
             self.sent_bytes += len(data)
             await self._process.stdin.drain()
             await asyncio.sleep(0)  # drain() alone never lets others run, nor a lost connection be noticed
-        except (OSError, _ssh().Error) as error:
+        except (OSError, asyncssh_module().Error) as error:
             raise self._lost(error) from error
 
     async def open(self, root: str | None) -> None:
@@ -153,7 +158,7 @@ class Device:
     async def _raw_line(self) -> bytes:
         try:
             line = await self._process.stdout.readline()
-        except (OSError, _ssh().Error, asyncio.IncompleteReadError) as error:
+        except (OSError, asyncssh_module().Error, asyncio.IncompleteReadError) as error:
             raise self._lost(error) from error
         if not line.endswith(b"\n"):
             raise self._lost(await self._last_words())
@@ -179,7 +184,7 @@ async def connected(
 ) -> AsyncIterator[Device]:
     """Open a connection and start the device's side. Raises UserError, ConnectionLostError."""
     async with _connection(host, connect_timeout) as connection:
-        asyncssh = _ssh()
+        asyncssh = asyncssh_module()
         try:
             process = await connection.create_process(agent_command(), encoding=None)
         except (OSError, asyncssh.Error) as error:
@@ -195,7 +200,7 @@ async def connected(
 
 @asynccontextmanager
 async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    asyncssh = _ssh()
+    asyncssh = asyncssh_module()
     try:
         options = asyncssh.SSHClientConnectionOptions(
             host=host.host,
@@ -248,7 +253,7 @@ def _reason(error: OSError) -> str:
 
 
 def _host_key_error(host: HostName, address: str, options: Any, error: Exception) -> UserError:
-    asyncssh = _ssh()
+    asyncssh = asyncssh_module()
     known = options.known_hosts or str(_default_known_hosts())
     port = options.port if options.port != 22 else None
     trusted: Any = ()
@@ -270,11 +275,3 @@ def _default_known_hosts() -> Any:
     from pathlib import Path
 
     return Path("~", ".ssh", "known_hosts").expanduser()
-
-
-def _ssh() -> Any:
-    try:
-        import asyncssh
-    except ImportError as error:
-        raise UserError("deploying needs asyncssh; pip install 'edgeglm[deploy]'") from error
-    return asyncssh

@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import UserError, unknown_name
-from edgeglm.deploy.evidence import kind_of
-from edgeglm.deploy.preflight import jetpack_of
-from edgeglm.engines.board import Board
+
+if TYPE_CHECKING:
+    from edgeglm.engines.board import Board
 
 _SCHEMA = """
 create table if not exists devices
@@ -80,6 +80,9 @@ class Inventory:
         root: str,
     ) -> DeviceRecord:
         """Remember what a device said; a former receipt stays where there is no new one."""
+        from edgeglm.deploy.evidence import kind_of  # a rollback asks first, and imports these meanwhile
+        from edgeglm.deploy.preflight import jetpack_of
+
         former = next((one for one in self.devices() if one.name == name), None)
         if receipt is None:
             receipt = former.receipt if former else {}

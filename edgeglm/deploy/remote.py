@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.deploy.connection import Device, connected, printable
 from edgeglm.deploy.hosts import HostName, bounded, owner_here
-from edgeglm.deploy.inventory import DeviceRecord, Inventory
-from edgeglm.deploy.preflight import board_from_facts
+
+if TYPE_CHECKING:
+    from edgeglm.deploy.inventory import DeviceRecord, Inventory
 
 
-class RemoteAnswer(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class RemoteAnswer:
     """What one device answered, or why it did not."""
 
     device: str
     error: str = ""
     exit_code: int = 0
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] = field(default_factory=dict)
 
 
 async def rolled_back(
@@ -32,8 +33,15 @@ async def rolled_back(
     """
     async with connected(host, root=root or inventory.root_of(str(host))) as device:
         await device.ask("lock", owner=owner_here(), seconds=lock_seconds)
-        answer = await device.ask("rollback", seconds=ready_seconds)
-        await _seen(host, device, inventory)
+        await device.begin("rollback", seconds=ready_seconds)
+        import edgeglm.deploy.preflight  # noqa: F401 - while the device works and nothing else is to do
+
+        answer = await device.answered()
+        facts, status = answer.pop("facts"), answer.pop("status")
+        if facts:
+            _remembered(host, device, inventory, facts, status)
+        else:
+            await _seen(host, device, inventory)
         return answer
 
 
@@ -73,7 +81,7 @@ async def each(
     async def one(host: HostName) -> None:
         try:
             answer = await work(host)
-            plain = msgspec.to_builtins(answer)
+            plain = answer if isinstance(answer, (dict, list)) else _builtins(answer)
             found[str(host)] = RemoteAnswer(
                 device=str(host), answer=plain if isinstance(plain, dict) else {"lines": plain}
             )
@@ -87,4 +95,22 @@ async def each(
 async def _seen(host: HostName, device: Device, inventory: Inventory) -> DeviceRecord:
     facts = await device.ask("facts")
     status = await device.ask("status")
+    return _remembered(host, device, inventory, facts, status)
+
+
+def _remembered(
+    host: HostName,
+    device: Device,
+    inventory: Inventory,
+    facts: Mapping[str, Any],
+    status: Mapping[str, Any],
+) -> DeviceRecord:
+    from edgeglm.deploy.preflight import board_from_facts
+
     return inventory.seen(str(host), status, facts, board_from_facts(facts), None, root=device.root)
+
+
+def _builtins(answer: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(answer)

@@ -5,12 +5,7 @@ What the stand-in for the server does is written in recipe.toml: "never ready", 
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import http.server
 import json
-import re
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -20,6 +15,10 @@ REPOSITORY = Path("@REPOSITORY@")
 
 
 def finalize(bundle: Path) -> None:
+    import datetime
+    import hashlib
+    import re
+
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     for name, record in manifest["files"].items():
         assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == record["sha256"], name
@@ -49,7 +48,22 @@ def finalize(bundle: Path) -> None:
     sys.stdout.write(json.dumps({"receipt": "receipt.json", **receipt}))
 
 
+def note(bundle: Path, what: str) -> None:
+    try:
+        (bundle.parent / what).write_text(str(time.time()))
+    except OSError:  # a hardened unit may write nothing there
+        return
+
+
 def serve(bundle: Path, arguments: list[str]) -> None:
+    import http.server  # each start imports what it needs: twenty of these devices share a machine
+    import signal
+
+    if "--when-told" in arguments:
+        if not sys.stdin.readline():
+            return
+        note(bundle, "told")
+    note(bundle, "opened")
     behaviour = (bundle / "recipe.toml").read_text()
     digest = json.loads((bundle / "manifest.json").read_bytes())["content_digest"]
     if "dies" in behaviour:
@@ -66,6 +80,13 @@ def serve(bundle: Path, arguments: list[str]) -> None:
         def log_message(self, *_: object) -> None:
             return
 
+    def ended(*_: object) -> None:
+        time.sleep(0.5)
+        note(bundle, "ended")
+        sys.exit()
+
+    if "ends slowly" in behaviour:
+        signal.signal(signal.SIGTERM, ended)
     port = int(arguments[arguments.index("--port") + 1])
     server = http.server.ThreadingHTTPServer((arguments[arguments.index("--host") + 1], port), Answers)
     server.serve_forever()
@@ -78,6 +99,8 @@ def main(arguments: list[str]) -> None:
     if module == "edgeglm.deploy.device.supervise":
         sys.path.insert(0, str(REPOSITORY))
         sys.executable = str(HERE)
+        import runpy
+
         sys.argv = [module, *rest]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif module == "edgeglm.deploy.reference":

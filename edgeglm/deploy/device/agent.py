@@ -157,7 +157,7 @@ class Agent:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**quiet, "PYTHONDONTWRITEBYTECODE": "1", "EDGEGLM_PROGRESS": "lines"},
+            env={**quiet, "EDGEGLM_PROGRESS": "lines"},
             start_new_session=True,
         )
         assert child.stdout is not None
@@ -211,11 +211,16 @@ class Agent:
         return switch.activate(self.layout, question["slot"], seconds, settings)
 
     def rollback(self, question: Message) -> Message:
-        """Serve what was served before."""
+        """Serve what was served before; say what this device is, which is found out meanwhile."""
         slot = self.layout.pointed("previous")
         if slot is None or self.layout.record(slot).get("state") != "ready":
             raise Refused("there is no former bundle on this device to go back to; deploy one")
-        return switch.activate(self.layout, slot, float(question["seconds"]))
+        said: Message = {}
+        asking = threading.Thread(target=lambda: said.update(facts(self.layout.root)), daemon=True)
+        asking.start()
+        found = switch.activate(self.layout, slot, float(question["seconds"]))
+        asking.join()
+        return {**found, "facts": said, "status": self.status()}
 
     def remove(self, question: Message) -> Message:
         """Remove everything that is edgeglm's, or with ``old`` only what does not serve."""

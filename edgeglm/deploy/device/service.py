@@ -105,22 +105,25 @@ class ProcessService:
         """Do nothing: nothing outlives a reboot."""
 
     def restart(self) -> None:
-        """Stop the former supervisor and start one in the current slot."""
-        self.stop()
+        """Stop the former supervisor and start one in the current slot.
+
+        Where the slot is known to be able to, its program imports what it needs while the former one ends,
+        and opens its models after that.
+        """
         slot = (self._layout.root / "current").resolve()
-        command, environment = self._command(slot)
-        if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".1.log"))
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(
-                command,
-                cwd=slot,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        running = self._running()
+        standby = running is not None and self._layout.record(slot.name).get("stands_by") is True
+        if not standby:
+            self.stop()
+        self._child = self._started(slot, standby=standby)
+        if self._child.stdin is not None:
+            try:
+                self.stop()
+                with suppress(OSError):  # it has ended, and says so by its status
+                    self._child.stdin.write(b"\n")
+            finally:
+                with suppress(OSError):
+                    self._child.stdin.close()
 
     def stop(self) -> None:
         """Ask it to end, and make it."""
@@ -156,7 +159,23 @@ class ProcessService:
         except OSError:
             return []
 
-    def _command(self, slot: Path) -> tuple[list[str], dict[str, str]]:
+    def _started(self, slot: Path, *, standby: bool) -> subprocess.Popen[bytes]:
+        command, environment = self._command(slot, standby=standby)
+        if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".1.log"))
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=slot,
+                env=environment,
+                stdin=subprocess.PIPE if standby else subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                bufsize=0,
+            )
+
+    def _command(self, slot: Path, *, standby: bool = False) -> tuple[list[str], dict[str, str]]:
         """Return what is started in a slot, and its environment."""
         # That of the session goes no further: it may hold what is nobody's business.
         kept = ("HOME", "PATH", "LANG", "USER", "LD_LIBRARY_PATH", "EDGEGLM_TRUST", "TMPDIR")
@@ -167,8 +186,9 @@ class ProcessService:
             port=self._settings["port"],
             state=str(self._state),
             log=str(self._log),
+            standby=standby,
         )
-        return command, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        return command, environment
 
     def _running(self) -> int | None:
         pid = read_json(self._state).get("pid")

@@ -1,11 +1,14 @@
 """Keep a slot served: start it, ask whether it is ready, start it again when it is not.
 
-    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P]
+    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P] [--standby]
 
 Runs in the folder of a slot, under systemd or alone. Readiness is ``GET /v2/health/ready``. Under systemd it
 says READY at the first yes and feeds the watchdog with each one after; alone it is the watchdog itself.
 A program that ends is started again after a pause that doubles, from half a second to half a minute.
 A log that both write to the end of is copied aside and emptied once it is long.
+
+With ``--standby`` it and its program import what they need while another still serves, and wait for a line on
+stdin before a model is opened: two models are never in memory. At the end of stdin both are gone.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
 _STOP_SECONDS = 20.0
 _LOG_BYTES = 4 << 20
+_LINE_BYTES = 200
 
 
 class Supervisor:
@@ -43,11 +47,26 @@ class Supervisor:
         self._host = host
         self._port = port
         self._stop = threading.Event()
-        self._words: dict[str, Any] = {"pid": os.getpid(), "slot": slot.name, "restarts": 0, "ready": False}
+        self._waiting: tuple[subprocess.Popen[bytes], int] | None = None
+        self._words: dict[str, Any] = {
+            "pid": os.getpid(),
+            "slot": slot.name,
+            "restarts": 0,
+            "ready": False,
+            "stands_by": True,  # this edgeglm knows how: the slot may be started so another time
+        }
 
     def stop(self, *_: object) -> None:
         """End the program and then this."""
         self._stop.set()
+
+    def stand_by(self) -> bool:
+        """Start the program up to its imports; say whether a line came that lets it go on."""
+        self._waiting = self._started("--when-told", stdin=subprocess.PIPE)
+        if not sys.stdin.buffer.readline():
+            _ended(self._waiting[0])
+            return False
+        return True
 
     def run(self) -> int:
         """Keep it running until ``stop``."""
@@ -63,11 +82,18 @@ class Supervisor:
         self._say(ready=False, stopped=True)
         return 0
 
-    def _once(self) -> int:
+    def _started(self, *more: str, stdin: int = subprocess.DEVNULL) -> tuple[subprocess.Popen[bytes], int]:
+        """Start the program; return it and its port."""
         flags = _json(self._slot / "slot.json").get("serve_flags", [])
         port = self._port or _free_port(self._host)
-        command = serve_command(sys.executable, host=self._host, port=port, flags=flags)
-        child = subprocess.Popen(command, cwd=self._slot, stdin=subprocess.DEVNULL)
+        command = serve_command(sys.executable, host=self._host, port=port, flags=[*flags, *more])
+        return subprocess.Popen(command, cwd=self._slot, stdin=stdin), port
+
+    def _once(self) -> int:
+        (child, port), self._waiting = self._waiting or self._started(), None
+        if child.stdin is not None:
+            with suppress(OSError), child.stdin:  # one that has ended is started again like any other
+                child.stdin.write(b"\n")
         self._say(child=child.pid, port=port, host=self._host, since=time.time(), ready=False)
         last = time.monotonic()
         try:
@@ -106,18 +132,15 @@ def shortened(log: Path | None) -> None:
 
 def is_ready(host: str, port: int) -> bool:
     """Ask once whether the server takes requests."""
-    import http.client  # half of what the agent would import, and it does not always ask
-
-    connection = http.client.HTTPConnection(
-        "127.0.0.1" if host in ("0.0.0.0", "::", "") else host, port, timeout=5
-    )
-    try:
-        connection.request("GET", READY_PATH)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+    place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    name = f"[{place}]" if ":" in place else place
+    question = f"GET {READY_PATH} HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n"
+    try:  # by hand: http.client takes longer to import than all that is asked here
+        with socket.create_connection((place, port), timeout=5) as talk, talk.makefile("rb") as answer:
+            talk.sendall(question.encode())
+            return answer.readline(_LINE_BYTES).split()[1:2] == [b"200"]
+    except OSError:
         return False
-    finally:
-        connection.close()
 
 
 def alive(pid: int) -> bool:
@@ -177,6 +200,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--standby", action="store_true")
     given = parser.parse_args()
     if os.getpgrp() != os.getpid():  # as some crons start it; the group is ended as a whole
         os.setpgid(0, 0)
@@ -184,6 +208,8 @@ def main() -> None:
     supervisor = Supervisor(
         Path.cwd().resolve(), given.state, host=given.host, port=given.port, log=given.log
     )
+    if given.standby and not supervisor.stand_by():  # a signal that ends it here ends its program's stdin
+        return
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     sys.exit(supervisor.run())

@@ -104,8 +104,9 @@ def recover(layout: Layout) -> str | None:
 
 
 def _judged(layout: Layout, journal: dict[str, Any]) -> None:
-    former, slot = journal.get("from"), journal["to"]
-    layout.write_record(slot, state="ready", activated=time.time(), settings=journal["after"])
+    former, slot, after = journal.get("from"), journal["to"], journal["after"]
+    stands_by = bool(service_for(layout, after).state().get("stands_by"))
+    layout.write_record(slot, state="ready", activated=time.time(), settings=after, stands_by=stands_by)
     if former is not None and former != slot:
         layout.point("previous", former)
     (layout.root / "switching.json").unlink(missing_ok=True)

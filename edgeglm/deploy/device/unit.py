@@ -15,14 +15,17 @@ def serve_command(python: str, *, host: str, port: int, flags: Sequence[str] = (
     return [python, "-m", "edgeglm.cli.main", "serve", "bundle", "--host", host, "--port", str(port), *flags]
 
 
-def supervise_command(python: str, *, host: str, port: int, state: str, log: str = "") -> list[str]:
+def supervise_command(
+    python: str, *, host: str, port: int, state: str, log: str = "", standby: bool = False
+) -> list[str]:
     """Return what keeps it running: restarts with back-off, and tells systemd when it answers.
 
-    ``log`` is the file that all of it writes to, which is then kept from growing; systemd has a journal.
+    ``log`` is the file that all of it writes to, which is then kept from growing; systemd has a journal. With
+    ``standby`` it waits for a line on stdin before anything is loaded.
     """
     module = "edgeglm.deploy.device.supervise"
     command = [python, "-m", module, "--host", host, "--port", str(port), "--state", state]
-    return [*command, *(["--log", log] if log else [])]
+    return [*command, *(["--log", log] if log else []), *(["--standby"] if standby else [])]
 
 
 def unit_text(
