@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,11 +131,12 @@ def evidence_in(
     return sorted(found, key=lambda one: (one.created, one.key), reverse=True)
 
 
-def timing_caches(store: Store, board: Board) -> dict[str, Path]:
+def timing_caches(store: Store, board: Board, place: Path) -> dict[str, Path]:
     """Return ``{name below engines/: file}`` of what helps a first build on another board of that kind.
 
     Of each version of the library the newest; a version that is not the device's own is not used there. A
-    timing cache travels with the record of its engine, which says what it is of.
+    timing cache travels with the record of its engine, which says what it is of. The files are links in
+    ``place``: what is kept may be replaced while they travel, by the next device of the same deploy.
     """
     from edgeglm.bundle.receipt import ENGINE_RECORD, TIMING_CACHE
 
@@ -146,6 +148,13 @@ def timing_caches(store: Store, board: Board) -> dict[str, Path]:
             continue
         seen.append(kept.place["library"])
         for cache in caches:
-            for path in (cache, cache.with_name(ENGINE_RECORD)):
-                found[f"{cache.parent.name}/{path.name}"] = path
-    return {name: path for name, path in found.items() if path.is_file()}
+            own = place / kept.key / cache.parent.name
+            own.mkdir(parents=True)
+            names = (TIMING_CACHE, ENGINE_RECORD)
+            try:
+                for name in names:
+                    os.link(cache.with_name(name), own / name)
+            except OSError:  # it has just been replaced, or has no record
+                continue
+            found |= {f"{own.name}/{name}": own / name for name in names}
+    return found

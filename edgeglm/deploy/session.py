@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError
 from edgeglm.core.store import Store
 from edgeglm.deploy.delivery import Tools
-from edgeglm.deploy.evidence import Evidence, kept_evidence, timing_caches
+from edgeglm.deploy.evidence import Evidence, kept_evidence, kind_of, timing_caches
 from edgeglm.deploy.fleet import OnChange, deploy_fleet
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.inventory import inventory_at
@@ -17,6 +18,7 @@ from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import opened_parcel
 from edgeglm.deploy.summary import FleetPlan, Summary, write_summary
 from edgeglm.deploy.wheels import Wheels, wheels_for
+from edgeglm.engines.board import Board
 
 
 def deployed(
@@ -56,11 +58,20 @@ def deployed(
             made[kind] = wheels_for(python, machine, glibc, store.root)
         return made[kind]
 
+    seen: dict[str, dict[str, Path]] = {}
+
+    def caches(board: Board) -> dict[str, Path]:
+        # As they were when the first board of a kind was met: what comes home replaces them.
+        kind = sha256_json(kind_of(board))
+        if kind not in seen:
+            seen[kind] = timing_caches(store, board, scratch / kind)
+        return seen[kind]
+
     tools = Tools(
         inventory=inventory_at(store.root),
         wheels=wheels,
         keep=lambda evidence: _keep(evidence, store),
-        caches=lambda board: timing_caches(store, board),
+        caches=caches,
     )
     written = False
 
@@ -75,7 +86,7 @@ def deployed(
             if not written:  # a disk that fills up later stops no device, and is told at the end
                 raise
 
-    with opened_parcel(bundle, reference=reference) as parcel:
+    with store.scratch() as scratch, opened_parcel(bundle, reference=reference) as parcel:
         actual = parcel.manifest.content_digest
         if content_digest is not None and actual != content_digest:
             raise UserError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +15,8 @@ import rich.console
 from edgeglm.cli.console import App, Console
 from edgeglm.cli.deploy import live_table
 from edgeglm.core.errors import UserError
+from edgeglm.core.store import Store, default_store_root
+from edgeglm.deploy.evidence import evidence_in, timing_caches
 from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_bytes, summary_from_file
 from tests.deploy.test_deploy import content
 
@@ -47,6 +51,21 @@ def test_twenty_devices_are_served_and_never_more_at_once_than_allowed(device, b
     assert summary.exit_code == 0, outcomes(summary)
     assert {tree.answers() for tree in trees} == {content(path)}
     assert 1 < most <= 8
+
+
+def test_a_timing_cache_that_is_replaced_while_it_travels_travels_all_the_same(
+    device, bundle, deploy, cli, tmp_path
+):
+    device("pear")
+    deploy(bundle("one"), "pear")
+    store, (row,) = Store(default_store_root()), json.loads(cli("devices", "--json"))
+    (one,) = evidence_in(store)
+    board: Any = SimpleNamespace(identity=row["kind"], l4t=row["kind"]["l4t"])
+    links = timing_caches(store, board, tmp_path / "links")
+    store.drop(one.key)
+    assert sorted(path.name for path in links.values()) == ["engine.json", "timing.cache"]
+    assert all(path.read_bytes() for path in links.values())
+    assert timing_caches(store, board, tmp_path / "later") == {}
 
 
 def test_a_canary_that_fails_spares_all_the_others(device, bundle, deploy):
