@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
-import shutil
 import subprocess
 import threading
 import time
@@ -22,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from edgeglm.engines.board import rails_mw
+from edgeglm.engines.tegrastats import rails_from_tegrastats, tegrastats_here
 
 INTERVAL_S = 0.1
 """The sensors average over about as long; reading them more often says nothing new."""
@@ -30,8 +29,6 @@ Source = Literal["INA sensors", "NVML", "tegrastats"]
 Sample = tuple[float, dict[str, float]]
 
 _STOP_SECONDS = 5
-# "VDD_IN 4900mW/5000mW": now and the mean so far; a third figure came with L4T 39, the unit with L4T 35.
-_RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)(?:mW)?/\d+(?:mW)?(?:/\d+mW)?(?!\S)")
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,14 +47,6 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     joules: dict[str, float]
     interval_s: float = INTERVAL_S
     source: Source = "INA sensors"
-
-
-def rails_from_tegrastats(line: str) -> dict[str, float]:
-    """Return ``{rail: milliwatts}`` of one line of ``tegrastats``: the present power, not its running mean.
-
-    ``NC`` is a channel to which nothing is connected.
-    """
-    return {name: float(now) for name, now in _RAIL.findall(line) if name != "NC"}
 
 
 def energy_of(
@@ -107,7 +96,7 @@ class PowerWatch:
         self._root = root
         self._clock = clock
         self._every = every
-        self._tegrastats = tegrastats or (shutil.which("tegrastats") if root == Path("/") else None)
+        self._tegrastats = tegrastats or tegrastats_here(root)
         self._source: Source = "INA sensors"
         self._samples: list[Sample] = []
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from edgeglm.engines.board import Conditions, conditions
+from edgeglm.engines.board import Conditions
 from edgeglm.runtime.ledger import RunnerStats
 from edgeglm.runtime.times import SECONDS, StageTimes, Times
 from edgeglm.serve.service import Service
@@ -75,13 +74,11 @@ class Collector:
         service: The bundle in service.
         http: Counts of one face.
         grpc: Counts of the other.
-        root: Where the board's files are, for its sensors.
+        board: What the board's sensors say. They are slow to read, and so not read in the event loop.
     """
 
-    def __init__(
-        self, service: Service, http: HttpCounts, grpc: HttpCounts, *, root: Path = Path("/")
-    ) -> None:
-        self._service, self._http, self._grpc, self._root = service, http, grpc, root
+    def __init__(self, service: Service, http: HttpCounts, grpc: HttpCounts, board: Conditions) -> None:
+        self._service, self._http, self._grpc, self._seen = service, http, grpc, board
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families."""
@@ -96,7 +93,7 @@ class Collector:
         yield from _faces({"http": self._http, "grpc": self._grpc})
         yield from _runner(service.runner.stats())
         yield from _stages(service.runner.times())
-        yield from _board(conditions(self._root))
+        yield from _board(self._seen)
 
 
 def exposition(collector: Collector) -> bytes:

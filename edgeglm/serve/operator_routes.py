@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edgeglm.engines.tegrastats import Sensors
 from edgeglm.serve.json_answers import json_answer
 from edgeglm.serve.metrics import Collector, HttpCounts, exposition
 from edgeglm.serve.service import Service
@@ -19,9 +21,10 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 
 def routes(service: Service, http: HttpCounts, grpc: HttpCounts) -> list[Route]:
     """Return the routes."""
-    collector = Collector(service, http, grpc)
+    sensors = Sensors()
 
     async def metrics(_: Request) -> Response:
+        collector = Collector(service, http, grpc, await asyncio.to_thread(sensors.read))
         return Response(exposition(collector), media_type="text/plain; version=0.0.4")
 
     async def stats(_: Request) -> Response:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeglm.engines.board import rails_mw
-from edgeglm.engines.power import PowerWatch, energy_of, rails_from_tegrastats
+from edgeglm.engines.power import PowerWatch, energy_of
+from edgeglm.engines.tegrastats import rails_from_tegrastats
 
 WATTS = st.floats(0, 60, allow_nan=False)
 
