@@ -27,6 +27,7 @@ _ORDERINGS: dict[str, Callable[[Any, Any], bool]] = {
 }
 _MISSING = object()
 _WORDS = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_PARTS = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _MOST = 64  # conditions of one filter: it may come from outside
 
 
@@ -85,6 +86,13 @@ def where_from_words(words: Sequence[str]) -> dict[str, Any]:
         else:
             signs[sign] = value
     return dict(where)
+
+
+def where_from_text(text: str) -> dict[str, Any]:
+    """Parse the same from one line, ``kind=png name="a b"``: quoted spaces part nothing. Raises UserError."""
+    if text.count('"') % 2:
+        raise UserError("a quote in the filter is not closed; close it")
+    return where_from_words(_PARTS.findall(text))
 
 
 def _conditions(name: str, wanted: Any) -> list[tuple[str, Any]]:

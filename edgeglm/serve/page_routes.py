@@ -21,6 +21,8 @@ from edgeglm.serve.service import Service
 OPEN_PATHS = ("/",)
 """The page holds nothing that a token protects; what it asks for does."""
 _PARTS = Path(__file__).with_name("page")
+_SCRIPTS = ("asking", "theme", "searching", "results", "inputs", "facts", "charts", "start")
+"""In this order they are one script, and share its names."""
 
 
 def routes(_: Service) -> Sequence[BaseRoute]:
@@ -39,7 +41,8 @@ def routes(_: Service) -> Sequence[BaseRoute]:
 @lru_cache(maxsize=1)
 def page() -> tuple[bytes, dict[str, str]]:
     """Return the page and its headers."""
-    style, script = ((_PARTS / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style = (_PARTS / "page.css").read_text("utf-8")
+    script = "\n".join((_PARTS / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
     frame = (_PARTS / "page.html").read_text("utf-8")
     body = frame.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()
     policy = "; ".join(

@@ -47,6 +47,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to search with: a text, or a picture in base64, and a filter for an index with metadata.
 
+    The filter is an object or, as on the command line, words: ``kind=png price<20``.
     The first ``inline`` hits come with their picture as a ``data:`` URL: a page that shows 24 of them asks
     once, and not 25 times.
     """
@@ -54,7 +55,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     text: str | None = None
     image: str | None = None
     k: Annotated[int, msgspec.Meta(ge=1, le=MOST_RESULTS)] = 10
-    where: dict[str, Any] | None = None
+    where: dict[str, Any] | str | None = None
     inline: Annotated[int, msgspec.Meta(ge=0, le=MOST_INLINE)] = 0
     timeout_ms: Milliseconds | None = None
 
@@ -90,7 +91,7 @@ def routes(service: Service) -> list[Route]:
                 assert asked.text is not None
                 query_D = await served.runner.embed_text(checked_text(asked.text), deadline=seconds)
             embedded = time.perf_counter()
-            found = await _searched(searcher, query_D, asked.k, asked.where)
+            found = await _searched(searcher, query_D, asked.k, _filter(asked.where))
             searched = time.perf_counter()
             data = await asyncio.to_thread(_inline, searcher, found[: asked.inline]) if asked.inline else {}
             rows = searcher.size
@@ -256,11 +257,19 @@ def _from_strings(values: dict[str, str], kind: type[SearchRequest]) -> SearchRe
     """Read a query whose values are all text. ``q`` is short for ``text``."""
     named: dict[str, object] = {("text" if name == "q" else name): value for name, value in values.items()}
     try:
-        if "where" in named:
+        if str(named.get("where", "")).startswith("{"):
             named["where"] = msgspec.json.decode(str(named["where"]))
         return msgspec.convert(named, kind, strict=False)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UserError(f"the query is no search: {error}; see /openapi.json") from None
+
+
+def _filter(where: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    if not isinstance(where, str):
+        return where
+    from edgeglm.index.filters import where_from_text
+
+    return where_from_text(where)
 
 
 def _check_utf8(request: Request) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeglm.core.errors import UserError
-from edgeglm.index.filters import Columns, where_from_words
+from edgeglm.index.filters import Columns, where_from_text, where_from_words
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 1.0]), st.text("ab", max_size=2)
@@ -75,6 +75,19 @@ def test_words_become_the_filter_they_say():
         "size": {"=": [10]},
         "name": {"=": ["a=b"]},
     }
+
+
+def test_a_line_of_words_is_parted_at_spaces_outside_of_quotes():
+    assert where_from_text('kind=png  name="a b" price<20 note=x" y"') == {
+        "kind": {"=": ["png"]},
+        "name": {"=": ["a b"]},
+        "price": {"<": 20},
+        "note": {"=": ['x" y"']},
+    }
+    assert where_from_text("  ") == {}
+    for wrong, why in (('name="a b', "not closed"), ("kind", "write it like"), ("a<1 a<2", "give it once")):
+        with pytest.raises(UserError, match=why):
+            where_from_text(wrong)
 
 
 @pytest.mark.parametrize(

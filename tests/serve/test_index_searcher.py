@@ -103,7 +103,13 @@ def test_no_path_from_outside_is_ever_opened(site: Server, name: str):
 def test_a_filter_is_taken_from_the_url_and_a_wrong_one_explained(site: Server):
     assert searched(site, q="red", where='{"kind": "png", "bytes": {">": 1}}')["hits"]
     assert not searched(site, q="red", where='{"bytes": {"<": 1}}')["hits"]
-    for where, why in (('{"knd": "png"}', "did you mean 'kind'"), ('{"kind": {"~": 1}}', "unknown operator")):
+    assert searched(site, q="red", where="kind=png bytes>1")["hits"]
+    assert not searched(site, q="red", where="bytes<1")["hits"]
+    for where, why in (
+        ("kind", "write it like"),
+        ('{"knd": "png"}', "did you mean 'kind'"),
+        ('{"kind": {"~": 1}}', "unknown operator"),
+    ):
         status, _, body = got(site, f"/v1/search?q=red&where={quote(where)}")
         assert status == 400
         assert why in json.loads(body)["error"]
