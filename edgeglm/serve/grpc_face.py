@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import itertools
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from edgeglm.core.errors import UserError
+from edgeglm.serve.callers import Callers
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.grpc_messages import message, service_descriptor
 from edgeglm.serve.grpc_methods import Methods
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
-from edgeglm.serve.refusals import UnauthorizedError, refusal_of, words_of
+from edgeglm.serve.refusals import refusal_of, words_of
 from edgeglm.serve.service import Service
 from edgeglm.serve.traces import Traces
 
@@ -88,6 +86,10 @@ def _handlers(calls: _Calls, methods: Methods) -> dict[str, Any]:
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(
                 calls.streamed(method.name, methods.stream_infer), reads, writes
             )
+        elif method.name == "ModelInfer":  # reads and writes bytes by itself
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                calls.single(method.name, methods.model_infer, bytes)
+            )
         else:  # messages come as bytes, to be booked before they are read
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
                 calls.single(method.name, methods.named(method.name), reads), None, writes
@@ -113,11 +115,8 @@ class _Calls:
         self._service, self._log, self._counts = service, log, counts
         self._traces = traces
         self._access_log = service.config.access_log
-        token = service.config.token
-        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._callers = Callers(service.config.token)
         self._codes = {code.name: code for code in grpc.StatusCode}
-        self._ids = itertools.count(1)
-        self._prefix = os.urandom(4).hex()
 
     def single(
         self, name: str, method: Callable[[Any, Any], Awaitable[Any]], reads: Callable[[bytes], Any]
@@ -170,18 +169,17 @@ class _Calls:
 
     def _admit(self, name: str, context: Any) -> str:
         """Check the token, and note the call's id and the bundle's identity for its end."""
-        given, token = "", b""
+        given, token = None, b""
         for key, value in context.invocation_metadata() or ():
             if key == "x-request-id":
-                given = value
+                given = value.encode()
             elif key == "authorization":
                 token = value.encode()
-        if not (0 < len(given) <= 128 and given.isascii() and given.isprintable() and " " not in given):
-            given = f"{self._prefix}-{next(self._ids)}"
-        context.set_trailing_metadata((("x-request-id", given), *self._service.identity.metadata))
-        if self._token is not None and name not in _OPEN and not hmac.compare_digest(token, self._token):
-            raise UnauthorizedError("the token is missing or wrong; send 'authorization: Bearer TOKEN'")
-        return given
+        id_ = self._callers.id_for(given).decode()
+        context.set_trailing_metadata((("x-request-id", id_), *self._service.identity.metadata))
+        if name not in _OPEN:
+            self._callers.check(token)
+        return id_
 
     async def _refuse(self, error: Exception, context: Any, id_: str) -> None:
         refusal = refusal_of(error)

@@ -9,8 +9,9 @@ from typing import Any
 
 from edgeglm import __version__
 from edgeglm.core.errors import UserError
-from edgeglm.serve.grpc_messages import check_wanted, infer_arrays, infer_response, limits_of, message
-from edgeglm.serve.models import answers, model_config, model_metadata
+from edgeglm.serve.grpc_messages import check_wanted, infer_response, message
+from edgeglm.serve.grpc_wire import Asked, asked_from_bytes, asked_from_message, bytes_of_answer
+from edgeglm.serve.models import Model, Outputs, answers, model_config, model_metadata
 from edgeglm.serve.refusals import NotFoundError, NotReadyError, words_of
 from edgeglm.serve.service import Service
 from edgeglm.serve.v2_routes import EXTENSIONS, bundle_asked, model_statistics, repository_index
@@ -96,10 +97,10 @@ class Methods:
         await self._service.unload(request.model_name)
         return message("RepositoryModelUnloadResponse")()
 
-    async def model_infer(self, request: Any, context: Any) -> Any:
-        """Answer one request; gRPC's own deadline counts as the request's."""
-        remaining = context.time_remaining()
-        return await self._inferred(request, remaining if remaining else None)
+    async def model_infer(self, request: bytes, context: Any) -> bytes:
+        """Answer one request, from bytes to bytes; gRPC's own deadline counts as the request's."""
+        asked = asked_from_bytes(request, self._service.model)
+        return bytes_of_answer(asked, *await self._inferred(asked, context.time_remaining() or None))
 
     async def stream_infer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         """Answer the requests of a stream, in their order; errors travel as messages and end nothing."""
@@ -135,7 +136,8 @@ class Methods:
         try:
             self._service.budget.reserve(size)
             reserved = size
-            answer.infer_response.CopyFrom(await self._inferred(request, None))
+            asked = asked_from_message(request, self._service.model)
+            answer.infer_response.CopyFrom(infer_response(request, *await self._inferred(asked, None)))
             if "triton_enable_empty_final_response" in request.parameters:
                 answer.infer_response.parameters["triton_final_response"].bool_param = True
         except Exception as error:
@@ -145,21 +147,20 @@ class Methods:
             self._service.budget.release(reserved)
         return answer
 
-    async def _inferred(self, request: Any, remaining: float | None) -> Any:
-        service = self._service
+    async def _inferred(self, asked: Asked, remaining: float | None) -> tuple[Model, str, Outputs, list[str]]:
+        """Return the model, its version, its outputs and which of them are wanted."""
+        service, request, deadline = self._service, asked.request, asked.deadline
         model = service.model(request.model_name, request.model_version)
-        arrays = infer_arrays(request)
         wanted = check_wanted(request, model)
-        deadline, priority = limits_of(request)
         if remaining is not None:
             deadline = remaining if deadline is None else min(deadline, remaining)
         served = service.served
         outputs = await answers(
             served.runner,
             model,
-            arrays,
+            asked.arrays,
             max_rows=service.config.max_rows,
             deadline=deadline,
-            priority=priority,
+            priority=asked.priority,
         )
-        return infer_response(request, model, served.identity.digest, outputs, wanted)
+        return model, served.identity.digest, outputs, wanted

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import itertools
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sized
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.runtime.requests import OverloadedError
+from edgeglm.serve.callers import Callers
 from edgeglm.serve.identity import Identity
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts, route_of
@@ -65,11 +63,8 @@ class Gate:
         self._log, self._counts = log, counts
         self._open = OPEN_PATHS | {path for path in open_paths if not path.endswith("/") or path == "/"}
         self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
-        token = self.config.token
-        self._token = f"Bearer {token}".encode() if token is not None else None
+        self._callers = Callers(self.config.token)
         self._hosts = self._known_hosts()
-        self._ids = itertools.count(1)
-        self._prefix = os.urandom(4).hex().encode()
         self._active = 0
         self.connections: Sized = ()
         """The open connections, once the transport has told."""
@@ -119,13 +114,8 @@ class Gate:
         origin = headers.get(b"origin")
         if origin is not None and (not host or origin.partition(b"://")[2] != host):
             raise ForbiddenError("a page of another site may not ask this server; open the server's own page")
-        if (
-            self._token is not None
-            and not hmac.compare_digest(headers.get(b"authorization", b""), self._token)
-            and path not in self._open
-            and not (self._open_below and path.startswith(self._open_below))
-        ):
-            raise UnauthorizedError("the token is missing or wrong; send 'Authorization: Bearer TOKEN'")
+        if path not in self._open and not (self._open_below and path.startswith(self._open_below)):
+            self._callers.check(headers.get(b"authorization", b""))
 
     def check_load(self, path: str) -> None:
         """Raise for too many requests or connections at a time."""
@@ -140,10 +130,7 @@ class Gate:
 
     def id_for(self, headers: Mapping[bytes, bytes]) -> bytes:
         """Take the caller's id if it may stand in a log, or make one."""
-        given = headers.get(b"x-request-id")
-        if given is not None and 0 < len(given) <= 128 and all(33 <= byte <= 126 for byte in given):
-            return given
-        return b"%s-%d" % (self._prefix, next(self._ids))
+        return self._callers.id_for(headers.get(b"x-request-id"))
 
     def _known_hosts(self) -> frozenset[bytes] | None:
         """Return the names by which the server may be called; None for any, where a token protects it."""

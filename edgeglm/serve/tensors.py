@@ -39,6 +39,9 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype).newbyteorder("<") for name, dtype in DATATYPES.items()
 }
+NUMBERS = {name: dtype for name, dtype in _DTYPES.items() if name != "BYTES"}
+"""Little-endian dtypes of what has a fixed size."""
+MOST_DIMENSIONS = 8
 _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # kind of the tensor: kinds of JSON that fit it
 _LENGTH = struct.Struct("<I")
 
@@ -134,7 +137,7 @@ def _dtype(name: str, datatype: str) -> np.dtype[Any]:
 
 
 def _count(name: str, shape: Sequence[int]) -> int:
-    if len(shape) > 8 or any(size < 0 for size in shape):
+    if len(shape) > MOST_DIMENSIONS or any(size < 0 for size in shape):
         raise UserError(f"{name} has shape {list(shape)[:9]}; give up to 8 dimensions of 0 or more")
     return math.prod(shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Coroutine, Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,8 +38,10 @@ class InferRoute:
         await send_answer(send, 200, answer, headers)
 
 
-async def inferred(service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Inferred:
-    """Answer a whole request.
+def inferred(
+    service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes
+) -> Coroutine[Any, Any, Inferred]:
+    """Answer a whole request. To be awaited, as ``async`` functions are.
 
     Args:
         service: The bundle in service.
@@ -53,10 +55,16 @@ async def inferred(service: Service, path: str, headers: Mapping[bytes, bytes], 
     Raises:
         EdgeglmError: Whatever is wrong with it, or happens to it.
     """
-    service.model(*model_in(path))
     encoding = headers.get(b"content-encoding")
     if encoding is None:
-        return await _inferred(service, path, headers, body)
+        return _inferred(service, path, headers, body)
+    return _inflated(service, path, headers, body, encoding)
+
+
+async def _inflated(
+    service: Service, path: str, headers: Mapping[bytes, bytes], body: bytes, encoding: bytes
+) -> Inferred:
+    service.model(*model_in(path))  # before anything is inflated
     plain = plain_body(body, encoding, service.config.max_body)
     service.budget.reserve(len(plain))
     try:

@@ -6,6 +6,7 @@ Data" extension: ``Inference-Header-Content-Length`` says where the JSON ends an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any
@@ -16,10 +17,18 @@ import numpy as np
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.requests import Array
 from edgeglm.serve.models import Model
-from edgeglm.serve.tensors import array_from_bytes, array_from_json, bytes_from_array, datatype_of_array
+from edgeglm.serve.tensors import (
+    MOST_DIMENSIONS,
+    NUMBERS,
+    array_from_bytes,
+    array_from_json,
+    bytes_from_array,
+    datatype_of_array,
+)
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Parameter = str | bool | int | float | None
+Parts = tuple[tuple[str, np.dtype[Any], int, int, tuple[int, ...]], ...]
 Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 
@@ -101,8 +110,15 @@ def infer_request(body: bytes, json_length: int | None) -> tuple[InferRequest, d
             "send the length of the JSON"
         )
     end = len(body) if json_length is None else json_length
-    few = json_length is not None and end <= _KEPT_BYTES
-    request = _known_request(body[:end]) if few else _request(body if json_length is None else body[:end])
+    if json_length is not None and end <= _KEPT_BYTES:
+        request, parts, together = _known_request(body[:end])
+        if parts and end + together == len(body):
+            return request, {
+                name: np.frombuffer(body, dtype, count, end + at).reshape(shape)
+                for name, dtype, count, at, shape in parts
+            }
+    else:
+        request = _request(body if json_length is None else body[:end])
     arrays: dict[str, Array] = {}
     for tensor in request.inputs:
         if tensor.name in arrays:
@@ -135,8 +151,32 @@ def _request(text: bytes) -> InferRequest:
         raise UserError(f"the body is no inference request: {error}; send what the protocol says") from None
 
 
-_known_request = lru_cache(maxsize=256)(_request)
-"""The same for JSON before binary tensors, which says only what they are: a client repeats it."""
+@lru_cache(maxsize=256)
+def _known_request(text: bytes) -> tuple[InferRequest, Parts, int]:
+    """Return the same for JSON before binary tensors, which says only what they are: a client repeats it.
+
+    With it come where each tensor lies behind the JSON and how many bytes they have together; no parts
+    where one is anything but numbers in good order, which the long way tells.
+    """
+    request = _request(text)
+    parts, at = [], 0
+    for tensor in request.inputs:
+        size, kind = tensor.parameters.binary_data_size, NUMBERS.get(tensor.datatype)
+        if (
+            not size
+            or kind is None
+            or bytes(tensor.data)
+            or tensor.parameters.shared_memory_region is not None
+        ):
+            return request, (), 0
+        count, shape = size // kind.itemsize, tuple(tensor.shape)
+        if len(shape) > MOST_DIMENSIONS or math.prod(shape) != count or size % kind.itemsize:
+            return request, (), 0
+        parts.append((tensor.name, kind, count, at, shape))
+        at += size
+    if len({part[0] for part in parts}) != len(parts):
+        return request, (), 0
+    return request, tuple(parts), at
 
 
 def deadline_of(parameters: RequestParameters) -> float | None:
@@ -202,7 +242,7 @@ def _known_answer(name: str, version: str, shapes: Shapes, sizes: tuple[int, ...
 
 def check_wanted(request: InferRequest, model: Model) -> None:
     """Raise UserError for outputs that the model does not give, before it is asked."""
-    known = {spec.name for spec in model.outputs}
+    known = {spec.name for spec in model.outputs} if request.outputs else ()
     for output in request.outputs:
         if output.name not in known:
             raise unknown_name(f"output of model {model.name!r}:", output.name[:100], known)

@@ -28,6 +28,7 @@ with atheris.instrument_imports(include=["PIL", "edgeglm"], enable_loader_overri
     from edgeglm.index.pictures import thumbnail_of
     from edgeglm.runtime.towers import image_preparation, text_preparation
     from edgeglm.serve.grpc_messages import infer_arrays, limits_of, message
+    from edgeglm.serve.grpc_wire import asked_from_bytes
     from edgeglm.serve.models import text_from_bytes
     from edgeglm.serve.plain_routes import picture_from_base64
     from edgeglm.serve.v2_infer import plain_body
@@ -86,7 +87,7 @@ def compressed_check() -> Check:
 
 
 def message_check() -> Check:
-    """Read an inference request over gRPC."""
+    """Read an inference request over gRPC, from its bytes and as a message, which must agree."""
     from google.protobuf.message import DecodeError
 
     kind = message("ModelInferRequest")
@@ -94,10 +95,19 @@ def message_check() -> Check:
     def check(data: bytes) -> None:
         try:
             request = kind.FromString(data)
-        except DecodeError:
-            raise UserError("no message") from None  # gRPC answers this itself
-        infer_arrays(request)
-        limits_of(request)
+            arrays, limits = infer_arrays(request), limits_of(request)
+        except (DecodeError, EdgeglmError):
+            with contextlib.suppress(UserError):
+                asked_from_bytes(data, lambda *_: None)
+                raise AssertionError("what is refused as a message is taken as bytes") from None
+            return
+        asked = asked_from_bytes(data, lambda *_: None)
+        assert (asked.deadline, asked.priority) == limits
+        assert list(asked.arrays) == list(arrays)
+        for name, array in arrays.items():
+            other = asked.arrays[name]
+            assert (other.dtype, other.shape) == (array.dtype, array.shape)
+            assert other.tolist() == array.tolist() or array.dtype.kind == "f"
 
     return check
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +77,36 @@ def test_made_up_bytes_are_an_array_or_a_user_error(datatype: str, shape: list[i
 def test_made_up_bodies_are_a_request_or_a_user_error(body: bytes, length: int | None):
     with contextlib.suppress(UserError):
         infer_request(body, length)
+
+
+TENSORS = st.lists(
+    st.tuples(
+        st.sampled_from(["x", "y", "z"]),
+        st.sampled_from(["INT64", "FP32", "BYTES", "FP31"]),
+        st.lists(st.integers(0, 3), max_size=3),
+        st.sampled_from([None, 0, 4, 8, 16, 24]),
+    ),
+    max_size=3,
+)
+
+
+@given(TENSORS, st.integers(0, 60))
+def test_a_request_with_a_known_head_is_read_as_one_with_a_new_head(tensors: list[Any], size: int):
+    inputs: list[Any] = []
+    for name, datatype, shape, length in tensors:
+        parameters = {} if length is None else {"binary_data_size": length}
+        inputs.append({"name": name, "shape": shape, "datatype": datatype, "parameters": parameters})
+    head, data = json.dumps({"inputs": inputs}).encode(), bytes(range(size))
+
+    def read(head: bytes) -> Any:
+        try:
+            arrays = infer_request(head + data, len(head))[1]
+        except UserError as error:
+            return str(error)
+        return [(name, a.dtype, a.shape, a.tolist()) for name, a in arrays.items()]
+
+    padded = head + b" " * 4096  # too long to be kept
+    assert repr(read(head)) == repr(read(head)) == repr(read(padded))
 
 
 @given(st.binary(max_size=300))
