@@ -11,10 +11,10 @@ thread, in turn, in each round. Writes docs/bench/index.json and index.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from index_page import page_measured  # noqa: E402
+
 from edgeglm.bundle.verify import open_bundle  # noqa: E402
 from edgeglm.index.codes import FloatRows  # noqa: E402
 from edgeglm.index.records import IndexHeader  # noqa: E402
@@ -38,14 +40,12 @@ from edgeglm.runtime.retrieval import Retriever  # noqa: E402
 
 OUT = ROOT / "docs" / "bench"
 ROWS, QUERIES, ROUNDS, K, NOISE = 200_000, 40, 9, 10, 0.35
-PAGE_QUERIES = 15
 NOTES = (
     "**binary + rescore** stays below 20x: of its 1.1 ms the scan of the bits is 0.4; most of the rest reads "
     "the bytes of 1,024 candidates scattered over 51 MB, with cold caches between the other systems. 512 "
     "candidates would lower recall on captions to .98. Taking bits from the rows' mean raised recall from "
     ".995 to .998; plain arrays in place of numpy's memmap class made no difference that can be told."
 )
-_QUIET = ("--port", "0", "--no-grpc", "--json")
 
 
 def noisy(rows_ND: FloatRows, count: int, seed: int) -> FloatRows:
@@ -156,71 +156,6 @@ def crashed() -> dict[str, Any]:
     return {"kills": 50, "passed": result.returncode == 0}
 
 
-def page_measured(bundle: Path, index: Path) -> dict[str, Any]:
-    """Serve the index and time first paint and queries in headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with tempfile.NamedTemporaryFile() as log:
-        server = subprocess.Popen(
-            [Path(sys.executable).with_name("edgeglm"), "serve", bundle, "--index", index, *_QUIET],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert server.stdout is not None
-        try:
-            text = ""
-            while not text.endswith("\n}\n"):
-                text += server.stdout.readline()
-            url = json.loads(text)["http"]
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-                )
-                paints, queries, shares = [], [], []
-                for number in range(PAGE_QUERIES + 2):
-                    page = browser.new_page(viewport={"width": 1280, "height": 800})
-                    page.goto(url)
-                    page.wait_for_timeout(300)
-                    paint, query, share = page.evaluate(_IN_PAGE, _WORDS[number % len(_WORDS)])
-                    paints.append(paint)
-                    queries.append(query)
-                    shares.append([float(part) for part in re.findall(r"[\d.]+(?= ms)", share)])
-                    page.close()
-                browser.close()
-        finally:
-            server.terminate()
-            server.wait()
-    paints, queries, shares = paints[2:], queries[2:], shares[2:]  # the first two warm the browser up
-    embed, scan, way = (round(statistics.median(column), 1) for column in zip(*shares, strict=True))
-    return {
-        "first_paint_ms": round(statistics.median(paints), 1),
-        "first_paint_high_ms": round(max(paints), 1),
-        "query_to_pictures_ms": round(statistics.median(queries), 1),
-        "query_to_pictures_high_ms": round(max(queries), 1),
-        "queries": len(queries),
-        "of_it_ms": {"embedding": embed, "search": scan, "pictures and way": way},
-    }
-
-
-_WORDS = ("red apple", "dog", "blue car", "birthday cake", "sun", "happy face", "tree", "musical notes")
-_IN_PAGE = """async (words) => {
-    const paint = performance.getEntriesByName("first-contentful-paint")[0].startTime;
-    const root = document.documentElement, before = root.dataset.shown;
-    document.getElementById("words").value = words;
-    const began = performance.now();
-    document.getElementById("search").requestSubmit();
-    await new Promise((done) => {
-        const changed = new MutationObserver(() => root.dataset.shown !== before && done());
-        changed.observe(root, { attributes: true });
-    });
-    const visible = [...document.querySelectorAll(".hit img")]
-        .filter((one) => one.getBoundingClientRect().top < innerHeight);
-    await Promise.all(visible.map((one) => one.decode()));
-    return [paint, performance.now() - began, document.getElementById("split").getAttribute("aria-label")];
-}"""
-
-
 def table(found: dict[str, Any]) -> str:
     """Return the tables as markdown."""
     by_name = {row["system"]: row for row in found["search"]}
@@ -275,8 +210,12 @@ def table(found: dict[str, Any]) -> str:
         [
             "# The index and the search page",
             "",
-            f"Made by `{found['command']}` at commit {found['commit']} on {found['machine']}, load "
-            f"{found['load']} of other work. {found['vectors']}",
+            f"Made by `{found['command']}` on {found['machine']}: "
+            + "; ".join(
+                f"{name} at commit {of['commit']}, beside other work of load {of['load']}"
+                for name, of in found["made"].items()
+            )
+            + f". {found['vectors']}",
             "",
             "| what | measured | reach | beyond | result |",
             "| --- | --- | --- | --- | --- |",
@@ -317,35 +256,58 @@ def _verdict(reached: bool, beyond: bool = False) -> str:
     return "beyond" if beyond else "reached" if reached else "falls short"
 
 
-def main(bundle: Path, index: Path) -> None:
-    """Measure everything and write both files."""
-    vectors, queries = vectors_and_queries(bundle, index)
-    with tempfile.TemporaryDirectory() as scratch:
-        rate = filled(Path(scratch) / "index", vectors)
-        rows = searched(vectors, queries, Path(scratch) / "index")
-    found = {
-        "command": "scripts/bench/index.py BUNDLE INDEX",
-        "commit": subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip(),
-        "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores",
-        "load": round(os.getloadavg()[0], 1),
-        "vectors": f"{ROWS:,} vectors of {vectors.shape[1]} dimensions: embeddings of 5,000 real pictures, "
-        f"drawn with replacement, with Gaussian noise of {NOISE} times their length; {QUERIES} queries, half "
-        "captions through the text tower, half noisy pictures.",
-        "search": rows,
-        "rows_per_second": round(rate),
-        "crash": crashed(),
-        "page": page_measured(bundle, index),
+def parts(bundle: Path, index: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what can be measured by itself: each gives some of the document."""
+
+    def search() -> dict[str, Any]:
+        vectors, queries = vectors_and_queries(bundle, index)
+        with tempfile.TemporaryDirectory() as scratch:
+            rate = filled(Path(scratch) / "index", vectors)
+            rows = searched(vectors, queries, Path(scratch) / "index")
+        words = (
+            f"{ROWS:,} vectors of {vectors.shape[1]} dimensions: embeddings of 5,000 real pictures, drawn "
+        )
+        words += (
+            f"with replacement, with Gaussian noise of {NOISE} times their length; {QUERIES} queries, half "
+        )
+        words += "captions through the text tower, half noisy pictures."
+        return {"vectors": words, "search": rows, "rows_per_second": round(rate)}
+
+    return {
+        "search": search,
+        "crash": lambda: {"crash": crashed()},
+        "page": lambda: {"page": page_measured(bundle, index)},
     }
+
+
+def main() -> None:
+    """Measure and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("index", type=Path)
+    parser.add_argument("--only", choices=("search", "crash", "page"), help="Keep the other parts.")
+    given = parser.parse_args()
+    place = OUT / "index.json"
+    found = json.loads(place.read_bytes()) if given.only else {}
+    made = found.setdefault("made", {})
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    for name, measured in parts(given.bundle, given.index).items():
+        if given.only in (None, name):
+            load = round(os.getloadavg()[0], 1)
+            found.update(measured())
+            made[name] = {"commit": commit, "load": load}
+    found["command"] = "scripts/bench/index.py BUNDLE INDEX"
+    found["machine"] = f"{os.cpu_count()} shared {platform.machine()} CPU cores"
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "index.json").write_text(json.dumps(found, indent=1) + "\n")
+    place.write_text(json.dumps(found, indent=1) + "\n")
     (OUT / "index.md").write_text(table(found))
     sys.stdout.write(table(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -40,7 +40,7 @@ from serve_loads import (  # noqa: E402
     http_timetable,
     idle,
     memory_bytes,
-    session_cpu_seconds,
+    tree_cpu_seconds,
 )
 from serve_requests import http_request, v2_binary, v2_grpc, v2_json  # noqa: E402
 
@@ -179,11 +179,11 @@ def beside_peers(bundle: Path, peers: Path, rounds: int, seconds: float) -> list
         costs: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(-1, rounds):
             for name, (url, body, headers) in ways.items():
-                used = session_cpu_seconds(pids[name])
+                used = tree_cpu_seconds(pids[name])
                 rate, done = h2load_rate(url, body, headers, seconds=seconds, callers=64, grpc=name == "grpc")
                 if turn >= 0:
                     rates[name].append(rate)
-                    costs[name].append((session_cpu_seconds(pids[name]) - used) / done * 1e6)
+                    costs[name].append((tree_cpu_seconds(pids[name]) - used) / done * 1e6)
     rows = []
     for peer in ("LitServe", "BentoML"):
         for name, words in (("json", "HTTP, JSON"), ("binary", "HTTP, binary"), ("grpc", "gRPC")):
@@ -279,17 +279,19 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for r in found["rows"]:
         sign = ">=" if r["unit"] == "ratio" else "<="
+        note = r["note"] + ("" if r["commit"] == found["commit"] else f"; commit {r['commit']}")
         unit = "" if r["unit"] in ("ratio", "times", "answers") else f" {r['unit']}"
         lines.append(
             f"| {r['name']} | {r['value']}{unit} | {r['rounds']}: {r['low']} to {r['high']} "
-            f"| {sign} {r['reach']} | {sign} {r['beyond']} | {r['result']} | {r['note']} |"
+            f"| {sign} {r['reach']} | {sign} {r['beyond']} | {r['result']} | {note} |"
         )
     short = [r["name"] for r in found["rows"] if r["result"] == "falls short"]
     for name in short:
         lines += ["", f"**{name}** falls short. {TRIED.get(name, 'Not looked into yet.')}"]
     lines += [
         "",
-        f"Made by `{found['command']}` at commit {found['commit']}; figures in `serve.json`.",
+        f"Made by `{found['command']}`, at commit {found['commit']} where a row names no other; figures in "
+        "`serve.json`.",
         "",
     ]
     return "\n".join(lines)
@@ -311,14 +313,21 @@ def main() -> None:
         "overhead": lambda: overhead(given.rounds, given.seconds),
         "overload": lambda: overload(given.bundle, given.overload_seconds),
     }
-    rows = [row for name, measured in groups.items() if given.only in (None, name) for row in measured()]
-    if given.only is not None:
-        fresh = {row["name"]: row for row in rows}
-        former = json.loads(given.output.with_suffix(".json").read_bytes())["rows"]
-        rows = [*[fresh.pop(row["name"], row) for row in former], *fresh.values()]
+    former: list[Row] = []
+    if given.only is not None:  # before anything is measured: it may not be there
+        page = json.loads(given.output.with_suffix(".json").read_bytes())
+        former = [{"commit": page["commit"], **row} for row in page["rows"]]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
+    rows = [
+        {**row, "commit": commit}
+        for name, measured in groups.items()
+        if given.only in (None, name)
+        for row in measured()
+    ]
+    fresh = {row["name"]: row for row in rows}
+    rows = [*[fresh.pop(row["name"], row) for row in former], *fresh.values()]
     versions = subprocess.run(
         [given.peers / "pip", "list", "--format", "json"], capture_output=True, check=True
     ).stdout

@@ -177,14 +177,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def session_cpu_seconds(leader: int) -> float:
-    """Processor time so far of all processes of a session, a server's workers included."""
-    total = 0.0
+def tree_cpu_seconds(first: int) -> float:
+    """Processor time so far of a process and all that descend from it, whatever sessions they began."""
+    parents, used = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
             fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader:
-                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            pid = int(stat.parent.name)
+            parents[pid] = int(fields[1])
+            used[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    for pid, seconds in used.items():
+        above = pid
+        while above not in (first, 0):
+            above = parents.get(above, 0)
+        total += seconds if above == first else 0.0
     return total
 
 
