@@ -1,7 +1,7 @@
 // Charts: the last minute, one sample a second, while somebody looks.
-const POLL_MS = 1000, SAMPLES = 60;
+const POLL_MS = 1000, SAMPLES = 60, OVER = 5;  // a rate is over so many polls: a lone query is no spike
 const samples = [];
-let before = null;
+let counts = [];
 
 function drawn(svg, series, top) {
   const x = (i, n) => ((300 * (i + SAMPLES - n)) / (SAMPLES - 1)).toFixed(1), y = (value) => (74 - (70 * value) / top).toFixed(1);
@@ -35,8 +35,9 @@ async function poll() {
   if (document.visibilityState === "visible" && !$("login").open) {
     try {
       const stats = await (await ask("/v1/stats")).json(), at = performance.now(), { answered, latency_ms: latency } = stats.runner;
-      const rate = before && answered >= before.answered ? (1000 * (answered - before.answered)) / (at - before.at) : 0;
-      before = { answered, at };
+      counts = counts.filter((one) => one.answered <= answered).slice(-OVER);  // a server that began anew counts anew
+      const from = counts[0], rate = from ? (1000 * (answered - from.answered)) / (at - from.at) : 0;
+      counts.push({ answered, at });
       samples.push({ p50: latency.p50 ?? null, p99: latency.p99 ?? null, rate });
       if (samples.length > SAMPLES) samples.shift();
       charts();
