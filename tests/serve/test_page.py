@@ -2,121 +2,20 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from email.message import Message
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from edgeglm.bundle.verify import open_bundle
-from edgeglm.core.progress import QuietProgress
-from edgeglm.index.opening import FolderSource, built_index
 from edgeglm.serve.page_routes import page as served_page
-from tests.runtime.test_retrieval import COLOURS, picture
+from tests.runtime.test_retrieval import picture
+from tests.serve.browsing import EVIL, SCRIPT, browser, fetched, index, names, site, until, visit
 from tests.serve.conftest import TOKEN, Server, running, serve_command
 
+__all__ = ["browser", "index", "site", "visit"]
 pytestmark = pytest.mark.system
-
-EVIL = "<img src=x onerror=window.pwned=1>"
-SCRIPT = "'\"><script>window.pwned=1<"
-# What the browser says of refusals and violations that a test provokes.
-EXPECTED = ("status of 400", "status of 401", "ERR_FAILED", "ERR_CONNECTION_REFUSED", "TrustedScript")
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def index(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of the three colours, of shades of green, and of two files named by somebody evil."""
-    folder = tmp_path_factory.mktemp("pictures") / "shop"
-    folder.mkdir()
-    for name, colour in COLOURS.items():
-        (folder / f"{name}.png").write_bytes(picture(colour))
-    for shade in range(20):
-        (folder / f"green {shade:02}.png").write_bytes(picture((5 * shade, 250, 3 * shade)))
-    (folder / f"{EVIL}.png").write_bytes(picture((240, 0, 10)))
-    (folder / f"{SCRIPT}.png").write_bytes(picture((230, 10, 0)))
-    metadata: dict[str, dict[str, Any]] = {
-        f"{SCRIPT}.png": {"text": f"{SCRIPT}/script>", "price": 3},
-        "red.png": {"price": 30},
-    }
-    with open_bundle(bundles / "colours") as opened:
-        source = FolderSource(folder=folder, metadata=metadata)
-        built_index(opened, source, folder.parent / "shop.index", QuietProgress())
-    return folder.parent / "shop.index"
-
-
-@pytest.fixture(scope="module")
-def site(bundles: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("site") / "log"
-    command = serve_command(bundles / "colours", "--index", str(index), "--no-grpc")
-    with running(log, command) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(require_system: Callable[[str], str]) -> Iterator[Browser]:
-    chromium = require_system("chromium")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page; when the test is over, nothing must have gone wrong in it or asked another host."""
-    opened: list[tuple[Page, list[str], set[str], str]] = []
-
-    def open_page(server: Server, path: str = "/", **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        said: list[str] = []
-        asked: set[str] = set()
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
-        opened.append((page, said, asked, server.address))
-        page.goto(server.http + path)
-        return page
-
-    yield open_page
-    for page, said, asked, address in opened:
-        page.context.close()
-        said = [text for text in said if not any(words in text for words in EXPECTED)]
-        assert said == []
-        assert asked <= {address, ""}  # blob: and data: have no host
-
-
-def fetched(url: str, **headers: str) -> tuple[int, Message, str]:
-    """GET without a browser: status, headers, text."""
-    try:
-        with urlopen(Request(url, headers=headers), timeout=10) as answer:
-            return answer.status, answer.headers, answer.read().decode()
-    except HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read().decode()
-
-
-def until(page: Page, expression: str) -> None:
-    """Wait for an expression to hold; playwright's own way is eval, which the page's policy forbids."""
-    for _ in range(300):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(expression)
-
-
-def names(page: Page) -> list[str]:
-    return [one.strip() for one in page.locator(".hit .name").all_inner_texts()]
 
 
 def test_words_find_pictures_with_scores_and_the_time_it_took(site: Server, visit: Callable[..., Page]):
@@ -163,33 +62,6 @@ def test_a_picture_finds_pictures(site: Server, visit: Callable[..., Page], way:
     page.get_by_role("button", name="Take it away").click()
     expect(page.locator(".hit")).to_have_count(0)
     expect(page.get_by_role("searchbox")).to_be_focused()
-
-
-def test_the_whole_page_works_by_keyboard(site: Server, visit: Callable[..., Page]):
-    page = visit(site)
-    expect(page.get_by_role("searchbox")).to_be_focused()
-    page.keyboard.type("red")
-    page.keyboard.press("Enter")
-    expect(page.locator(".hit").first).to_contain_text("red.png")
-    page.keyboard.press("ArrowDown")
-    expect(page.locator(".hit").nth(0)).to_be_focused()
-    page.keyboard.press("ArrowRight")
-    expect(page.locator(".hit").nth(1)).to_be_focused()
-    page.keyboard.press("ArrowDown")
-    below = page.evaluate(
-        "[...document.querySelectorAll('.hit')].findIndex((hit) => hit === document.activeElement)"
-    )
-    assert below > 2
-    page.keyboard.press("Enter")  # others like this one
-    expect(page.locator("#status")).to_contain_text("like your picture")
-    expect(page.locator(".hit:focus")).to_have_count(1)  # new results leave one's place in them
-    page.keyboard.press("/")
-    expect(page.get_by_role("searchbox")).to_be_focused()
-    reached = set()
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
-    assert {"file", "go", "forget", "count", "filter", "hit", "copy", "theme"} <= reached
 
 
 def test_nothing_in_a_file_name_or_a_caption_runs(site: Server, visit: Callable[..., Page]):
@@ -278,26 +150,6 @@ def test_the_charts_follow_what_the_server_does(site: Server, visit: Callable[..
     expect(page.locator("#latency")).to_have_attribute("aria-label", re.compile("median [\\d.]+ ms"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(site: Server, visit: Callable[..., Page], scheme: str):
-    page = visit(site, "/?q=green", viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
-    expect(page.locator(".hit")).to_have_count(24)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    tops = page.eval_on_selector_all(".hit", "all => all.slice(0, 4).map((one) => one.offsetTop)")
-    assert tops[0] == tops[1] < tops[2] == tops[3]
-    small = page.eval_on_selector_all(
-        "button, .file, select, #filter, #words",
-        "all => all.filter((one) => one.offsetParent && one.offsetHeight < 36).map((one) => one.id)",
-    )
-    assert small == []
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
-    assert dark == (scheme == "dark")
-    page.locator("#theme").click()
-    expect(page.locator("#theme")).to_have_text("Theme: light")
-    page.reload()
-    expect(page.locator("#theme")).to_have_text("Theme: light")
-
-
 def test_a_server_that_was_stopped_is_told(bundles: Path, visit: Callable[..., Page], tmp_path: Path):
     with running(tmp_path / "log", serve_command(bundles / "colours", "--no-grpc")) as server:
         page = visit(server)
@@ -329,52 +181,6 @@ def test_a_token_is_asked_for_once_and_pictures_come_with_it(
         page.locator(".hit").first.click()  # the picture itself is asked for with the token
         expect(page.locator("#status")).to_contain_text("like your picture")
         page.goto("about:blank")
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, from the npm registry, pinned by its digest."""
-    from edgeglm.assets.catalogue import Spec
-    from edgeglm.assets.downloads import downloaded_file
-    from edgeglm.core.store import verify_file
-
-    folder = tmp_path_factory.mktemp("axe")
-    with QuietProgress().task("axe") as task:
-        archive = downloaded_file(Spec(kind="npm", name="axe-core", version="4.14.1"), folder, task)
-    verify_file(archive, "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
-    return subprocess.run(
-        ["tar", "-xzOf", archive, "package/axe.min.js"], check=True, capture_output=True, text=True
-    ).stdout
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-@pytest.mark.parametrize("path", ["/", "/?q=red"])
-def test_axe_finds_no_barrier_for_anyone(
-    site: Server, visit: Callable[..., Page], axe: str, scheme: str, size: str, path: str
-):
-    viewport = PHONE if size == "phone" else DESKTOP
-    page = visit(site, path, viewport=viewport, color_scheme=scheme, bypass_csp=True)
-    if "q=" in path:
-        expect(page.locator(".hit")).to_have_count(24)
-    until(page, "document.querySelector('#facts dd')")
-    page.evaluate(axe)
-    found = page.evaluate("axe.run()")
-    violations = {one["id"]: [node["html"] for node in one["nodes"]][:3] for one in found["violations"]}
-    assert violations == {}
-    assert len(found["passes"]) > 20
-
-
-def test_every_control_has_a_name_and_changes_are_announced(site: Server, visit: Callable[..., Page]):
-    page = visit(site, "/?q=red")
-    expect(page.locator(".hit")).to_have_count(24)
-    assert page.locator("html").get_attribute("lang") == "en"
-    assert page.locator("h1").count() == 1
-    expect(page.locator("#status")).to_have_attribute("aria-live", "polite")
-    tree = page.locator("body").aria_snapshot()
-    assert "- searchbox" in tree
-    assert not re.search(r"- (button|textbox|searchbox|combobox|img)(:|$)", tree, re.MULTILINE), tree
 
 
 def test_the_page_is_small_and_whole():
