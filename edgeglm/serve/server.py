@@ -126,8 +126,10 @@ async def _serve(
 
 
 def _spare_the_collector() -> None:
-    """Keep what was loaded out of garbage collection, which took a fifth of a small request's time."""
-    gc.collect()
+    """Keep what was loaded out of garbage collection, which took a fifth of a small request's time.
+
+    What is garbage by then stays: to look for it would hold up the first answers by longer than it is worth.
+    """
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
 
