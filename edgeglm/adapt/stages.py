@@ -100,6 +100,7 @@ class FeaturesStage(Stage[FeaturesConfig]):
         import torch
 
         from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+        from edgeglm.train.memory import memory_advice
         from edgeglm.train.views import distorted, view_parameters
 
         pairs = PairSet.open(inputs["pairs"])
@@ -110,7 +111,10 @@ class FeaturesStage(Stage[FeaturesConfig]):
             out / "features.npy", mode="w+", dtype=np.float16, shape=(views, count, width)
         )
         drawn = {v: view_parameters(count, seed=self.config.seed, view=v) for v in range(1, views)}
-        with context.progress.task("Teacher: features", total=views * count * len(backbones)) as task:
+        with (
+            memory_advice("Teacher: features", "teacher.resolution, or take a smaller teacher.image"),
+            context.progress.task("Teacher: features", total=views * count * len(backbones)) as task,
+        ):
             column = 0
             for backbone in backbones:
                 path = inputs["backbones"].path / backbone.file
@@ -188,6 +192,7 @@ class TeacherStage(Stage[TeacherConfig]):
         from edgeglm.adapt.text_teacher import load_text_teacher
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
+        from edgeglm.train.memory import memory_advice
 
         pairs = PairSet.open(inputs["pairs"])
         features = np.load(inputs["features"].path / "features.npy", mmap_mode="c")
@@ -215,7 +220,8 @@ class TeacherStage(Stage[TeacherConfig]):
                 meta_tasks=meta,
                 checkpoints=self._checkpoints(inputs, context, used),
             )
-            alignment.run()
+            with memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"):
+                alignment.run()
             np.save(out / "image_embeddings.npy", alignment.image_embeddings())
             parity = _export(alignment, out)
             shutil.copyfile(text.tower.tokenizer_path, out / "tokenizer.json")

@@ -37,12 +37,12 @@ from edgeglm.core.store import Store
 from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
     ImageStudentStage,
-    StudentStageConfig,
     TargetsConfig,
     TargetsStage,
     TextStudentStage,
     student_assets,
 )
+from edgeglm.distill.student_stage import StudentStageConfig
 from edgeglm.distill.together import ImagePartStage, TogetherStage
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions

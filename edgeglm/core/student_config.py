@@ -52,6 +52,10 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     ``branches`` lets the image tower's depthwise convolutions learn with branches beside them, which are
     merged when it is done (RepVGG, Ding et al., 2021). ``vocabulary`` is how many entries the text tower's
     tokenizer keeps (0: all). ``losses`` trains both towers together by other terms.
+    ``patience`` above 0 holds a twentieth of what a tower trains on back, stops it after so many epochs
+    without a lower loss there, and keeps its best state; towers that train together know none.
+    Every ``checkpoint_epochs`` epochs the state is kept in the store, so that a training that was killed
+    goes on as it would have gone on (0: never); that is no part of what a student is.
     """
 
     size: str = "edge-s"
@@ -78,3 +82,5 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     branches: bool = False
     vocabulary: Count = 0
     losses: LossesConfig = LossesConfig()
+    patience: Count = 0
+    checkpoint_epochs: Count = 4

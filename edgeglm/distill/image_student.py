@@ -6,6 +6,7 @@ Shapes: V views, N images, K concepts, B batch, R resolution, D embedding dimens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +23,15 @@ from edgeglm.models.projection import normalized
 from edgeglm.models.reparameterised import branch, merge
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.models.students import ImageTower, StudentImageTower, student_image_tower
-from edgeglm.train.loop import Group, fit, shuffled, steps_in
+from edgeglm.train.checkpoint import Carried, CarriedBuffers
+from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
 from edgeglm.train.losses import embedding_distance, similarity_divergence
+from edgeglm.train.memory import memory_advice
+from edgeglm.train.validation import Validation, held_back
 from edgeglm.train.views import distorted, view_parameters
+
+if TYPE_CHECKING:
+    from edgeglm.distill.student_stage import Keeper
 
 MIN_STEPS = 300
 _BLOCK = 256  # images distorted at once
@@ -126,6 +133,9 @@ def fit_image_student(
     seed: int,
     view_seed: int,
     progress: Progress,
+    keeper: Keeper | None = None,
+    steps: int | None = None,
+    images: Tensor | None = None,
 ) -> list[float]:
     """Train the tower in place and return the mean loss of each epoch.
 
@@ -142,36 +152,60 @@ def fit_image_student(
         seed: Of the order and the choice of views.
         view_seed: Of the views; with ``image_target = "each"`` the one that the teacher's were made with.
         progress: Shows the steps.
+        keeper: Makes the checkpoint.
+        steps: How many at least, in place of the recipe's epochs.
+        images: int64, ascending: these alone, all of which must be labelled or unlabelled.
+
+    Raises:
+        UserError: Memory does not suffice; it says what to lower.
     """
-    used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
+    used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled"))) if images is None else images
     frozen = frozen_blocks(tower, config)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
-    front_VU = front_activations(
-        tower, pairs, used, len(target_VND), frozen, resolution=config.resolution, seed=view_seed
-    )
+    with memory_advice("Student: the views of its images", "student.views or student.resolution"):
+        front_VU = front_activations(
+            tower, pairs, used, len(target_VND), frozen, resolution=config.resolution, seed=view_seed
+        )
     target_VUD, concept_U = target_VND[:, used], concept_N[used]
+
+    trained_T = validated_W = torch.arange(len(used))
+    if config.patience:
+        trained_T, validated_W = held_back(len(used), seed=seed)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng((seed, 2, epoch))
-        for chosen in shuffled(len(used), config.image_batch_size, seed=int(rng.integers(1 << 31))):
-            yield torch.from_numpy(rng.integers(0, len(front_VU), len(chosen))), chosen
+        for chosen in shuffled(len(trained_T), config.image_batch_size, seed=int(rng.integers(1 << 31))):
+            yield torch.from_numpy(rng.integers(0, len(front_VU), len(chosen))), trained_T[chosen]
+
+    def distance_of(student_BD: Tensor, target_BD: Tensor) -> Tensor:
+        loss = config.distance_weight * embedding_distance(student_BD, target_BD)
+        return loss + similarity_divergence(
+            student_BD, target_BD, anchor_KD, temperature=config.temperature, softening=config.softening
+        )
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         view_B, chosen_B = batch
         student_BD = part(front_VU[view_B, chosen_B])
-        target_BD, concept_B = target_VUD[view_B, chosen_B], concept_U[chosen_B]
-        loss = config.distance_weight * embedding_distance(student_BD, target_BD)
-        loss = loss + similarity_divergence(
-            student_BD, target_BD, anchor_KD, temperature=config.temperature, softening=config.softening
-        )
+        loss, concept_B = distance_of(student_BD, target_VUD[view_B, chosen_B]), concept_U[chosen_B]
         known = concept_B >= 0
         if config.label_weight and bool(known.any()):
             scores_LK = student_BD[known] @ anchor_KD.T / config.temperature
             loss = loss + config.label_weight * F.cross_entropy(scores_LK, concept_B[known])
         return loss
 
-    steps = steps_in(len(used), config.image_batch_size)
+    def validated() -> float:
+        count = len(validated_W)
+        parts = [validated_W[start : start + _BLOCK] for start in range(0, count, _BLOCK)]
+        losses = [distance_of(part(front_VU[0, one]), target_VUD[0, one]) for one in parts]
+        return sum(float(loss) * len(one) for loss, one in zip(losses, parts, strict=True)) / count
+
+    per_epoch = steps_in(len(trained_T), config.image_batch_size)
+    epochs = max(config.image_epochs, -(-MIN_STEPS // per_epoch)) if steps is None else -(-steps // per_epoch)
     with TrainedPart(tower, config) as part:
+        carried: list[Carried] = [CarriedBuffers(tower)]
+        watch = Validation(tower, validated, patience=config.patience) if config.patience else None
+        if watch is not None:
+            carried.append(watch)
         return fit(
             [
                 Group(
@@ -182,11 +216,17 @@ def fit_image_student(
             ],
             batches,
             loss_of,
-            epochs=max(config.image_epochs, -(-MIN_STEPS // steps)),
-            steps_per_epoch=steps,
+            epochs=epochs,
+            steps_per_epoch=per_epoch,
             warmup=50,
             title="Student: image tower",
             progress=progress,
+            options=FitOptions(
+                validation=watch,
+                checkpoint=None if keeper is None else keeper(carried),
+                lower="student.image_batch_size",
+                rate="student.image_learning_rate",
+            ),
         )
 
 

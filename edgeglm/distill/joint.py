@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,9 +26,13 @@ from edgeglm.distill.image_student import TrainedPart
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train import kd_losses
+from edgeglm.train.checkpoint import CarriedBuffers
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.losses import similarity_divergence
+
+if TYPE_CHECKING:
+    from edgeglm.distill.student_stage import Keeper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,7 @@ def fit_towers_together(
     phrases: int = 96,
     seed: int,
     progress: Progress,
+    keeper: Keeper | None = None,
 ) -> list[float]:
     """Train both towers in place and return the mean loss of each stretch of steps.
 
@@ -132,6 +138,10 @@ def fit_towers_together(
         phrases: Of a step.
         seed: Of order, views and captions.
         progress: Shows the steps.
+        keeper: Makes the checkpoint.
+
+    Raises:
+        UserError: Memory does not suffice; it says what to lower.
     """
     ids = [tokenizer.encode([t], max_length=config.max_length)[0][0] for t in cached.texts]
     scale = nn.Parameter(torch.tensor(1.0 / config.temperature).log())
@@ -168,6 +178,11 @@ def fit_towers_together(
             warmup=50,
             title="Student: both towers",
             progress=progress,
+            options=FitOptions(
+                checkpoint=None if keeper is None else keeper([CarriedBuffers(image), CarriedBuffers(text)]),
+                lower="student.image_batch_size",
+                rate="student.image_learning_rate or student.text_learning_rate",
+            ),
         )
     text.eval()
     return curve

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -18,47 +18,10 @@ from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
+from edgeglm.distill.student_stage import StudentStage
 
 if TYPE_CHECKING:
     from edgeglm.models.students import StudentTextTower
-
-CODE = (
-    "edgeglm.distill",
-    "edgeglm.train",
-    "edgeglm.models.students",
-    "edgeglm.models.student_shapes",
-    "edgeglm.models.efficientnet_lite",
-    "edgeglm.models.heirs",
-    "edgeglm.models.projection",
-    "edgeglm.models.published",
-    "edgeglm.models.reparameterised",
-)
-#: The keys of a recipe's ``student`` that one tower alone reads; ``corpus`` is of the targets.
-_ONE_TOWERS: dict[str, tuple[str, ...]] = {
-    "image": (
-        "inherit",
-        "frozen_blocks",
-        "resolution",
-        "views",
-        "image_target",
-        "image_epochs",
-        "image_batch_size",
-        "image_learning_rate",
-        "label_weight",
-        "anchors",
-        "branches",
-    ),
-    "text": (
-        "max_length",
-        "caption_repeats",
-        "text_epochs",
-        "text_batch_size",
-        "text_learning_rate",
-        "vocabulary",
-    ),
-    "targets": ("corpus",),
-}
-LIBRARIES = ("torch", "numpy", "pillow", "tokenizers", "safetensors")
 
 
 def student_inputs(config: StudentConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
@@ -128,47 +91,13 @@ class TargetsStage(Stage[TargetsConfig]):
         return {"captions": len(captions), "texts": len(texts), "words": len(words), "withheld": withheld}
 
 
-class StudentStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tower's part of the recipe, the seeds of the order and of the teacher's views, and the text teacher.
-
-    ``teacher`` is empty for students that inherit nothing of it.
-    """
-
-    student: StudentConfig
-    seed: int
-    view_seed: int
-    teacher: str = ""
-
-    @classmethod
-    def of(
-        cls, tower: Literal["image", "text"], student: StudentConfig, *, seed: int, teacher: str = ""
-    ) -> StudentStageConfig:
-        """Return the configuration of one tower.
-
-        What only the other tower reads has its default value, so that a change of it trains one tower anew.
-        """
-        defaults, ours = StudentConfig(), _ONE_TOWERS[tower]
-        others = {
-            name: getattr(defaults, name)
-            for keys in _ONE_TOWERS.values()
-            for name in keys
-            if name not in ours
-        }
-        student = msgspec.structs.replace(student, **others)
-        return cls(student=student, seed=seed, view_seed=seed, teacher=teacher)
-
-
-class ImageStudentStage(Stage[StudentStageConfig]):
+class ImageStudentStage(StudentStage):
     """The image tower: ``image.safetensors`` and ``image.json``."""
 
     name = "distil-image"
-    code: ClassVar[tuple[str, ...]] = CODE
-    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Train on the cached embeddings."""
-        import torch
-
         from edgeglm.distill.image_student import fit_image_student, image_student, image_targets
         from edgeglm.models.published import lite0_state
         from edgeglm.train.concepts import Concepts
@@ -178,9 +107,12 @@ class ImageStudentStage(Stage[StudentStageConfig]):
         concepts = Concepts.of(pairs)
         concept_N = concept_of_images(pairs, concepts)
         anchor_KD = anchors(text_rows(inputs), concepts, config.anchors, seed=self.config.seed)
-        teacher_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy"))
+        teacher_VND = mapped(inputs["teacher"].path / "image_embeddings.npy")
         inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
-        with seeded(self.config.seed, threads=context.threads):
+        with (
+            self.keeping(inputs, context) as keeper,
+            seeded(self.config.seed, threads=context.threads),
+        ):
             tower = image_student(config, embedding_dim=teacher_VND.shape[2], inherit=inherit)
             curve = fit_image_student(
                 tower,
@@ -192,21 +124,18 @@ class ImageStudentStage(Stage[StudentStageConfig]):
                 seed=self.config.seed,
                 view_seed=self.config.view_seed,
                 progress=context.progress,
+                keeper=keeper,
             )
-        return saved(tower, "image", out, {"embedding_dim": int(teacher_VND.shape[2])}, curve)
+            return saved(tower, "image", out, {"embedding_dim": int(teacher_VND.shape[2])}, curve)
 
 
-class TextStudentStage(Stage[StudentStageConfig]):
+class TextStudentStage(StudentStage):
     """The text tower: ``text.safetensors`` and ``text.json``."""
 
     name = "distil-text"
-    code: ClassVar[tuple[str, ...]] = CODE
-    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Train on the cached embeddings."""
-        import torch
-
         from edgeglm.distill.text_student import fit_text_student
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
@@ -215,10 +144,13 @@ class TextStudentStage(Stage[StudentStageConfig]):
         teacher = inputs["teacher"].path
         texts = json.loads((inputs["targets"].path / "texts.json").read_text("utf-8"))
         rows_TD = text_rows(inputs)
-        images_ND = torch.from_numpy(np.load(teacher / "image_embeddings.npy", mmap_mode="c")[0])
+        images_ND = mapped(teacher / "image_embeddings.npy")[0]
         anchor_KD = concept_means(images_ND, Concepts.of(pairs))
         config, tokenizer, kept = own_tokenizer(config, inputs, pairs.training_texts(), out)
-        with seeded(self.config.seed, threads=context.threads):
+        with (
+            self.keeping(inputs, context) as keeper,
+            seeded(self.config.seed, threads=context.threads),
+        ):
             tower = started_text(
                 config,
                 inputs,
@@ -237,8 +169,9 @@ class TextStudentStage(Stage[StudentStageConfig]):
                 captions=len(pairs.training_texts()),
                 seed=self.config.seed,
                 progress=context.progress,
+                keeper=keeper,
             )
-        return saved(tower, "text", out, text_shape(config, tokenizer, rows_TD.shape[1]), curve)
+            return saved(tower, "text", out, text_shape(config, tokenizer, rows_TD.shape[1]), curve)
 
 
 def own_tokenizer(
@@ -287,7 +220,7 @@ def started_text(
     from edgeglm.models.published import text_model_folder
     from edgeglm.models.student_shapes import student_shape
 
-    words_WD = torch.from_numpy(np.load(inputs["targets"].path / "words.npy"))
+    words_WD = mapped(inputs["targets"].path / "words.npy")
     rows = None if kept is None else torch.from_numpy(kept)
     tower = text_student(
         config, embedding_dim=embedding_dim, words_WD=words_WD if rows is None else words_WD[rows]
@@ -309,10 +242,18 @@ def text_shape(config: StudentConfig, tokenizer: Tokenizer, embedding_dim: int) 
 
 
 def text_rows(inputs: Inputs) -> Any:
-    """Return the teacher's embeddings of the texts, float32 [T, D]."""
+    """Return the teacher's embeddings of the texts, float32 [T, D], mapped from the store."""
+    return mapped(inputs["targets"].path / "text_embeddings.npy")
+
+
+def mapped(path: Path) -> Any:
+    """Return a cached array as a tensor over the file itself: what is not read takes no memory.
+
+    The map is private to the process, so that not even a write would reach the store.
+    """
     import torch
 
-    return torch.from_numpy(np.load(inputs["targets"].path / "text_embeddings.npy"))
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def concept_of_images(pairs: PairSet, concepts: Any) -> Any:

@@ -6,6 +6,7 @@ Shapes: W entries of the vocabulary, E factor, T texts, L tokens, D embedding di
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +17,13 @@ from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.tokenization import Ids, Tokenizer
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.models.students import StudentTextTower
-from edgeglm.train.loop import Group, fit, steps_in
+from edgeglm.train.checkpoint import Carried, CarriedBuffers
+from edgeglm.train.loop import FitOptions, Group, fit, steps_in
 from edgeglm.train.losses import embedding_distance, similarity_divergence
+from edgeglm.train.validation import Validation, held_back
+
+if TYPE_CHECKING:
+    from edgeglm.distill.student_stage import Keeper
 
 MIN_STEPS = 600
 _BATCHES_SORTED = 8
@@ -62,6 +68,8 @@ def fit_text_student(
     captions: int,
     seed: int,
     progress: Progress,
+    keeper: Keeper | None = None,
+    steps: int | None = None,
 ) -> list[float]:
     """Train the tower in place and return the mean loss of each epoch.
 
@@ -76,17 +84,32 @@ def fit_text_student(
         captions: How many of the texts are captions.
         seed: Of the order.
         progress: Shows the steps.
+        keeper: Makes the checkpoint.
+        steps: How many at least, in place of the recipe's epochs.
+
+    Raises:
+        UserError: Memory does not suffice; it says what to lower.
     """
     encoded = [tokenizer.encode([text], max_length=config.max_length)[0][0] for text in texts]
     lengths = np.array([len(row) for row in encoded])
-    rest = len(texts) - captions
-    repeated = captions * config.caption_repeats
+    caption_C, phrase_P = np.arange(captions), np.arange(captions, len(texts))
+    validated_W = torch.arange(0)
+    if config.patience:  # phrases are held back; captions where there are none
+        pool = phrase_P if len(phrase_P) else caption_C
+        trained, apart = held_back(len(pool), seed=seed)
+        validated_W = torch.from_numpy(pool)[apart]
+        if len(phrase_P):
+            phrase_P = pool[trained.numpy()]
+        else:
+            caption_C = pool[trained.numpy()]
+    rest = len(phrase_P)
+    repeated = len(caption_C) * config.caption_repeats
     per_epoch = repeated + min(rest, max(repeated, rest // 2))
 
     def batches(epoch: int) -> Iterator[Tensor]:
         rng = np.random.default_rng((seed, 3, epoch))
-        others = captions + rng.permutation(rest)[: per_epoch - repeated]
-        pool = np.concatenate([np.tile(np.arange(captions), config.caption_repeats), others])
+        others = phrase_P[rng.permutation(rest)[: per_epoch - repeated]]
+        pool = np.concatenate([np.tile(caption_C, config.caption_repeats), others])
         yield from length_batches(pool, lengths, config.text_batch_size, rng)
 
     def loss_of(chosen: Tensor) -> Tensor:
@@ -97,7 +120,17 @@ def fit_text_student(
             student_BD, teacher_BD, anchor_KD, temperature=config.temperature, softening=config.softening
         )
 
-    steps = steps_in(per_epoch, config.text_batch_size)
+    def validated() -> float:
+        size, count = config.text_batch_size, len(validated_W)
+        parts = [validated_W[start : start + size] for start in range(0, count, size)]
+        return sum(float(loss_of(chosen)) * len(chosen) for chosen in parts) / count
+
+    steps_per_epoch = steps_in(per_epoch, config.text_batch_size)
+    least = max(config.text_epochs, -(-MIN_STEPS // steps_per_epoch))
+    carried: list[Carried] = [CarriedBuffers(tower)]
+    watch = Validation(tower, validated, patience=config.patience) if config.patience else None
+    if watch is not None:
+        carried.append(watch)
     tower.train()
     curve = fit(
         [
@@ -109,12 +142,18 @@ def fit_text_student(
         ],
         batches,
         loss_of,
-        epochs=max(config.text_epochs, -(-MIN_STEPS // steps)),
-        steps_per_epoch=steps,
+        epochs=least if steps is None else -(-steps // steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
         warmup=50,
         clip=1.0,
         title="Student: text tower",
         progress=progress,
+        options=FitOptions(
+            validation=watch,
+            checkpoint=None if keeper is None else keeper(carried),
+            lower="student.text_batch_size",
+            rate="student.text_learning_rate",
+        ),
     )
     tower.eval()
     return curve

@@ -13,21 +13,20 @@ import numpy as np
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.distill.stages import (
-    CODE,
-    LIBRARIES,
-    StudentStageConfig,
     anchors,
     concept_means,
     concept_of_images,
+    mapped,
     own_tokenizer,
     saved,
     started_text,
     text_rows,
     text_shape,
 )
+from edgeglm.distill.student_stage import StudentStage, StudentStageConfig
 
 
-class TogetherStage(Stage[StudentStageConfig]):
+class TogetherStage(StudentStage):
     """Both towers in one step, by the recipe's ``student.losses``.
 
     It takes the place of the text tower's stage, and holds the files of both; ``ImagePartStage`` that of the
@@ -35,8 +34,6 @@ class TogetherStage(Stage[StudentStageConfig]):
     """
 
     name = "distil-text"
-    code: ClassVar[tuple[str, ...]] = CODE
-    libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Train on the cached embeddings."""
@@ -58,11 +55,11 @@ class TogetherStage(Stage[StudentStageConfig]):
         concepts, text_TD = Concepts.of(pairs), text_rows(inputs)
         concept_N = concept_of_images(pairs, concepts)
         used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
-        images_VND = torch.from_numpy(np.load(inputs["teacher"].path / "image_embeddings.npy", mmap_mode="c"))
+        images_VND = mapped(inputs["teacher"].path / "image_embeddings.npy")
         target_VND = image_targets(images_VND, config)
         inherit = lite0_state(inputs["inherit"]) if "inherit" in inputs else None
         dim = images_VND.shape[2]
-        with seeded(seed, threads=context.threads):
+        with self.keeping(inputs, context) as keeper, seeded(seed, threads=context.threads):
             image = image_student(config, embedding_dim=dim, inherit=inherit)
             text = started_text(
                 config, inputs, kept, teacher=self.config.teacher, embedding_dim=dim, context=context
@@ -89,10 +86,19 @@ class TogetherStage(Stage[StudentStageConfig]):
             terms = Terms(**config.losses.weights())
             steps = config.losses.steps
             curve = fit_towers_together(
-                image, text, tokenizer, cached, terms, config, steps=steps, seed=seed, progress=progress
+                image,
+                text,
+                tokenizer,
+                cached,
+                terms,
+                config,
+                steps=steps,
+                seed=seed,
+                progress=progress,
+                keeper=keeper,
             )
-        of_image = saved(image, "image", out, {"embedding_dim": dim}, curve)
-        return saved(text, "text", out, text_shape(config, tokenizer, dim), curve) | {"image": of_image}
+            of_image = saved(image, "image", out, {"embedding_dim": dim}, curve)
+            return saved(text, "text", out, text_shape(config, tokenizer, dim), curve) | {"image": of_image}
 
 
 class ImagePartStage(Stage[StudentStageConfig]):

@@ -47,6 +47,22 @@ class CarriedTensor:
         self.tensor.copy_(state["tensor"])
 
 
+class CarriedBuffers:
+    """What a module counts and no optimizer knows, such as the running means of its batch norms."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Fill them again."""
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(state[name])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Where a loop keeps its state, and how often.

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.train.checkpoint import Checkpoint
+from edgeglm.train.memory import memory_advice
 from edgeglm.train.precision import Precision, mixed
 from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup_cosine
+from edgeglm.train.validation import Validation
 
 __all__ = [
     "DivergedError", "FitOptions", "Group", "fit", "seeded", "shuffled", "steps_in", "warmup_cosine",
 ]  # fmt: skip
 
 B = TypeVar("B")
-#: How torch's allocator of a CPU says that there is no more.
-_ALLOCATION_FAILED = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
 class DivergedError(UserError):
@@ -48,6 +48,7 @@ class FitOptions:
         adaptive_clip: Largest ratio of a unit's gradient to its weights (Brock et al., 2021); 0 for none.
         accumulate: Batches whose mean gradient makes one step of the optimizer.
         patience: Stop after so many epochs whose mean loss is not a thousandth better; 0 for never.
+        validation: Stops by what is held back, with the best state; a checkpoint must carry it.
         checkpoint: Where to keep the state, and to go on from.
         lower: What to lower where memory does not suffice, in the user's words.
         rate: What to lower where the loss diverges, in the user's words.
@@ -58,6 +59,7 @@ class FitOptions:
     adaptive_clip: float = 0.0
     accumulate: int = 1
     patience: int = 0
+    validation: Validation | None = None
     checkpoint: Checkpoint | None = None
     lower: str = "the batch size"
     rate: str = "the learning rate"
@@ -113,7 +115,10 @@ def fit(
     if keeper is not None and (kept := keeper.read(trained, optimizer)) is not None:
         first, curve, finished = kept
     step = first * steps_per_epoch
-    with _memory_advice(title, options), progress.task(title, total=total) as task:
+    with (
+        memory_advice(title, options.lower, kept=lambda: _kept(options.checkpoint)),
+        progress.task(title, total=total) as task,
+    ):
         for epoch in range(first, 0 if finished else epochs):
             losses = []
             waiting = 0
@@ -143,7 +148,8 @@ def fit(
                 _stepped(optimizer, trained, clip, options)
             curve.append(sum(losses) / max(1, len(losses)))
             task.note(f"loss {curve[-1]:.3f}")
-            finished = epoch + 1 == epochs or _stands_still(curve, options.patience)
+            stops = options.validation is not None and options.validation.stops()
+            finished = epoch + 1 == epochs or stops or _stands_still(curve, options.patience)
             if keeper is not None:
                 state = keeper.state(
                     epoch=epoch, curve=curve, parameters=trained, optimizer=optimizer, finished=finished
@@ -152,6 +158,8 @@ def fit(
                 unwritten = None if written else state or unwritten
             if finished:
                 break
+    if options.validation is not None:
+        options.validation.restore()
     return curve
 
 
@@ -173,21 +181,6 @@ def _stands_still(curve: Sequence[float], patience: int) -> bool:
         return False
     before = min(curve[:-patience])
     return min(curve[-patience:]) > before - 1e-3 * abs(before)
-
-
-@contextmanager
-def _memory_advice(title: str, options: FitOptions) -> Iterator[None]:
-    """Turn a failed allocation within the body into a UserError. torch's own on a CPU has no class."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(sign in said for sign in _ALLOCATION_FAILED):
-            raise
-        raise UserError(
-            f"{title}: memory does not suffice for a step{_kept(options.checkpoint)}; lower {options.lower}"
-        ) from error
 
 
 def _kept(keeper: Checkpoint | None) -> str:
