@@ -66,6 +66,8 @@ class Gate:
         self._callers = Callers(self.config.token)
         self._hosts = self._known_hosts()
         self._active = 0
+        self.talks = self.config.access_log or traces is not None
+        """Whether requests that went well are told."""
         self.connections: Sized = ()
         """The open connections, once the transport has told."""
 
@@ -73,20 +75,21 @@ class Gate:
         """Count a request as worked on; ``leave`` ends it."""
         self._active += 1
 
-    def leave(
+    def leave(self, method: str, path: str, status: int, seconds: float, *, reserved: int) -> None:
+        """Book and count the end of a request; ``tell`` logs it."""
+        self._active -= 1
+        self.service.budget.release(reserved)
+        self._counts.observe(method, path, status, seconds)
+
+    def tell(
         self,
         scope: Mapping[str, Any],
         id_: bytes,
         status: int,
         seconds: float,
         error: BaseException | None,
-        *,
-        reserved: int,
     ) -> None:
-        """Book, count and log the end of a request."""
-        self._active -= 1
-        self.service.budget.release(reserved)
-        self._counts.observe(scope["method"], scope["path"], status, seconds, error)
+        """Log and trace a request that has ended. Needless without ``talks`` and an error."""
         if self.config.access_log or error is not None:
             self._log.request(scope, id_, status, seconds, error)
         if self._traces is not None:
@@ -181,7 +184,9 @@ class Guard:
             await send_answer(sending, refused, text, given)
         finally:
             body.end()
-            gate.leave(scope, id_, status, time.perf_counter() - began, error, reserved=body.reserved)
+            seconds = time.perf_counter() - began
+            gate.leave(scope["method"], scope["path"], status, seconds, reserved=body.reserved)
+            gate.tell(scope, id_, status, seconds, error)
 
 
 class _Body:

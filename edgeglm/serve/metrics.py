@@ -16,6 +16,9 @@ from edgeglm.runtime.ledger import RunnerStats
 from edgeglm.runtime.times import SECONDS, StageTimes, Times
 from edgeglm.serve.service import Service
 
+Labels = tuple[str, str, str]  # method, route, status
+_KEPT = 256  # kinds of answers that are known by their path
+_LONG = 200  # characters of a path that is not kept
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -23,32 +26,47 @@ class HttpCounts:
     """Counts of one face, HTTP or gRPC: by route and status, never by what a caller may make up."""
 
     def __init__(self) -> None:
-        self.answers: Counter[tuple[str, str, str]] = Counter()
+        self.answers: Counter[Labels] = Counter()
         self.times: dict[str, Times] = {}
+        self._known: dict[tuple[str, str, int], tuple[Labels, Times]] = {}
 
-    def observe(
-        self, method: str, path: str, status: int, seconds: float, error: BaseException | None
-    ) -> None:
+    def observe(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count an answer of the HTTP face."""
-        route = route_of(path)
-        self.answers[method if method in _KNOWN_METHODS else "other", route, str(status)] += 1
-        self._time(route, seconds)
+        asked = method, path, status
+        known = self._known.get(asked)
+        if known is None:
+            known = self._learnt(asked)
+        labels, times = known
+        self.answers[labels] += 1
+        times.observe(seconds)
 
     def observe_call(self, method: str, code: str, seconds: float) -> None:
         """Count an answer of the gRPC face."""
         self.answers["grpc", method, code] += 1
-        self._time(method, seconds)
+        self._times(method).observe(seconds)
 
-    def _time(self, route: str, seconds: float) -> None:
+    def _learnt(self, asked: tuple[str, str, int]) -> tuple[Labels, Times]:
+        """Note what a request is counted as; a caller may make paths up, so not for ever."""
+        method, path, status = asked
+        route = route_of(path)
+        labels = method if method in _KNOWN_METHODS else "other", route, str(status)
+        if len(self._known) >= _KEPT:
+            self._known.clear()
+        found = labels, self._times(route)
+        if len(path) < _LONG:
+            self._known[asked] = found
+        return found
+
+    def _times(self, route: str) -> Times:
         times = self.times.get(route)
         if times is None:
             times = self.times[route] = Times()
-        times.observe(seconds)
+        return times
 
 
 def route_of(path: str) -> str:
     """Return one of a few names for a path, so that callers cannot make metrics without end."""
-    return _route_of(path) if len(path) < 200 else _route_of.__wrapped__(path)
+    return _route_of(path) if len(path) < _LONG else _route_of.__wrapped__(path)
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -126,13 +127,24 @@ class QuickLane(HttpToolsProtocol):
             status, answer, given = refused_answer(error)
         else:
             status, answer, given = 499, b"", []
-        head = self._head
-        scope = {"method": "POST", "path": head.path, "client": self.client, "headers": head.headers.items()}
-        told = error if isinstance(error, Exception) else None
-        seconds = time.perf_counter() - self._began
-        self.gate.leave(scope, self._id, status, seconds, told, reserved=self._reserved)
+        head, seconds = self._head, time.perf_counter() - self._began
+        self.gate.leave("POST", head.path, status, seconds, reserved=self._reserved)
+        if self.gate.talks or error is not None:
+            self._tell("POST", head.path, head.headers.items(), status, seconds, error)
         if status != 499:
             self._write(status, answer, given)
+
+    def _tell(
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        status: int,
+        seconds: float,
+        error: BaseException | None,
+    ) -> None:
+        scope = {"method": method, "path": path, "client": self.client, "headers": headers}
+        self.gate.tell(scope, self._id, status, seconds, error if isinstance(error, Exception) else None)
 
     def _write(self, status: int, answer: bytes, given: list[tuple[bytes, bytes]]) -> None:
         if self.transport.is_closing():
@@ -239,9 +251,9 @@ class QuickLane(HttpToolsProtocol):
         error = UserError("this is no HTTP/1.1 request; send one")
         self._id, self._identity = self.gate.id_for({}), self.gate.service.identity
         status, answer, given = refused_answer(error)
-        scope = {"method": "other", "path": "", "client": self.client, "headers": ()}
         self.gate.enter()
-        self.gate.leave(scope, self._id, status, 0.0, error, reserved=0)
+        self.gate.leave("other", "", status, 0.0, reserved=0)
+        self._tell("other", "", (), status, 0.0, error)
         self._closing = True
         self._write(status, answer, given)
 
