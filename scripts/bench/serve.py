@@ -131,13 +131,11 @@ def overhead(rounds: int, seconds: float) -> list[Row]:
             alone.append(found[1][0] / 1e3)
             loaded.append(found[64][1])
     note = "binary tensors over HTTP, an engine that does nothing; minus the runner called in process"
+    cores = "; the server's process alone, of user and kernel"
     return [
         row("p50 added by HTTP, one caller", "ms", alone, 0.5, 0.25, note),
-        row(
-            "processor time added by HTTP a request, 64 callers", "us", loaded, 60, 30,
-            note + "; the server's process alone, of user and kernel",
-        ),
-    ]  # fmt: skip
+        row("processor time added by HTTP a request, 64 callers", "us", loaded, 60, 30, note + cores),
+    ]
 
 
 def beside_peers(bundle: Path, peers: Path, rounds: int, seconds: float) -> list[Row]:
@@ -326,9 +324,8 @@ def main() -> None:
     ).stdout.strip()
     rows = [
         {**row, "commit": commit}
-        for name, measured in groups.items()
-        if given.only in (None, name)
-        for row in measured()
+        for name in ([given.only] if given.only else groups)
+        for row in groups[name]()
     ]
     fresh = {row["name"]: row for row in rows}
     rows = [*[fresh.pop(row["name"], row) for row in former], *fresh.values()]
