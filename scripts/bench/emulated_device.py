@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "bench"
 QUERY = "a red apple"
 KEPT_FROM = "## Deployed to"
+_OF_THE_INDEX = "WARNING: Location "
 _KEPT = ("bundle", "board", "chosen", "library_version", "candidates")
 
 
@@ -48,10 +49,10 @@ class Log:
         return done.stdout, seconds
 
     def plain(self, text: str) -> str:
-        """Return the text with names in the place of paths."""
+        """Return the text with names in the place of paths, and without where this machine's index lies."""
         for path, name in self._hidden.items():
             text = text.replace(path, name)
-        return text
+        return "\n".join(line for line in text.splitlines() if not line.startswith(_OF_THE_INDEX))
 
 
 def rows(receipt: dict[str, Any]) -> list[str]:
@@ -77,7 +78,8 @@ _PAGE = """\
 
 `{command}` at commit {commit}, {machine}. Debian 12's arm64 userland under qemu-user as a
 Cortex-A72, Python 3.11, edgeglm's own wheel and the other wheels for aarch64, no network and no GPU.
-Everything that was run and said is in [emulated-device.log](emulated-device.log).
+Everything that was run and said, but for pip's words on this machine's package index, is in
+[emulated-device.log](emulated-device.log).
 
 The bundle `{bundle}` ({bundle_mb} MB) went from raw pictures and texts through decoding, resizing,
 tokenising and the towers, and was held against what x86-64 had made of them.
