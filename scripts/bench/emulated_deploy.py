@@ -55,7 +55,7 @@ def section(found: dict[str, Any]) -> str:
         "",
         f"`{found['command']}` {made}.",
         "OpenSSH's server in a namespace of its own; the Python behind it and all it runs are aarch64.",
-        f"Wheels sent and installed, two bundles finalized and served one after the other ({chosen}; ",
+        f"Wheels sent and installed, two bundles finalized and served one after the other ({chosen};",
         f"{library}), then `edgeglm rollback` to the first ({found['rollback_seconds']} s there): "
         f"{found['total_seconds']:.0f} s in all.",
         "Times under an emulator say nothing of a board; they are here to be compared with each other.",
