@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", type=int, default=len(TUNED), help="only the first so many")
     parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser.add_argument("--captions", type=int, default=GPU_BATCH, help="in a step on a GPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", choices=["steps", "retrieval"])
     add_share(parser, adapt.OUT)
@@ -165,9 +166,10 @@ def main() -> None:
             found[kind] = timed(store, wanted, options.rounds)
             found |= origin()
         else:
-            found[kind] = clocked(store, wanted, options.rounds)
+            found[kind] = clocked(store, wanted, options.rounds, options.captions)
             found["gpu"] = {
                 **origin(),
+                "captions": options.captions,
                 "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
             }
         path.write_text(json.dumps(found, indent=1) + "\n")
@@ -203,10 +205,10 @@ def ready(
     return steps, texts
 
 
-def clocked(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+def clocked(store: Store, ways: dict[str, dict[str, Any]], rounds: int, captions: int) -> dict[str, Any]:
     """Return the share of trained parameters, and by precision step and peak memory against full, by way."""
-    steps, texts = ready(store, ways, 3 * GPU_BATCH, "cuda")
-    texts = (texts * -(-GPU_BATCH // len(texts)))[: max(GPU_BATCH, len(texts) // GPU_BATCH * GPU_BATCH)]
+    steps, texts = ready(store, ways, 2 * captions, "cuda")
+    texts = (texts * -(-2 * captions // len(texts)))[: 2 * captions]
     found: dict[str, Any] = {
         name: {"trained": (count := sum(p.numel() for p in step.parameters)), "share": count / step.total}
         for name, step in steps.items()
@@ -214,9 +216,9 @@ def clocked(store: Store, ways: dict[str, dict[str, Any]], rounds: int) -> dict[
     for precision in ("float32", "bfloat16"):
         seen: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
         for round_ in range(rounds + 3):  # three warm up
-            start = round_ * GPU_BATCH % len(texts)
+            start = round_ % 2 * captions
             for name, step in steps.items():
-                once = step.clocked(texts[start : start + GPU_BATCH], precision)
+                once = step.clocked(texts[start : start + captions], precision)
                 if round_ >= 3:
                     seen[name].append(once)
         for name, own in seen.items():

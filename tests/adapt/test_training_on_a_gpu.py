@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model(folder: Path, device: str) -> edgeglm.PretrainedModel:
+    folder = Path(tempfile.mkdtemp(dir=folder))
     for name in ("bert", "vit"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir()
     torch.manual_seed(0)
     text, image = str(write_bert(folder / "bert")), str(write_vit(folder / "vit"))
     torch.manual_seed(0)
