@@ -63,8 +63,8 @@ def gpu_table(found: dict[str, Any]) -> list[str]:
         "## On a GPU",
         "",
         f"`scripts/bench/adapt_tuning.py --device cuda --only steps` at commit {made['commit']} on "
-        f"{made['machine']}. Steps of {made['captions']} captions, by the clock; peak is what the allocator held at "
-        "most in a step besides weights, AdamW's moments added.",
+        f"{made['machine']}. Steps of {made['captions']} captions, by the clock; peak is what the allocator "
+        "held at most in a step besides weights, AdamW's moments added.",
         "",
         "| way | trained | float32: step ms | faster than full | peak MB | of full | bfloat16: step ms "
         "| faster than full | peak MB | of full |",
