@@ -192,8 +192,8 @@ def candidates(tower: str, model: Path, folder: Path, target: Target) -> dict[st
     """Return what may run a tower on the GPU, by name."""
     cuda = ("CUDAExecutionProvider",)
     made: dict[str, Callable[[], Engine]] = {
-        "onnxruntime cuda, bound": lambda: OnnxRuntimeEngine(model, providers=cuda),
-        "onnxruntime cuda, plain": lambda: OnnxRuntimeEngine(model, providers=cuda, io_binding=False),
+        "onnxruntime cuda, bound": lambda: OnnxRuntimeEngine(model, providers=cuda, io_binding=True),
+        "onnxruntime cuda, plain": lambda: OnnxRuntimeEngine(model, providers=cuda),
     }
     for library in ("tensorrt", "tensorrt-rtx"):
         for graphs in (True, False):

@@ -179,12 +179,44 @@ def page(result: dict[str, object], rows: list[dict[str, object]]) -> str:
         f"| {'yes' if row['holds'] else 'NO'} |"
         for row in rows
     ]
+    lines += ["", "![Measured points under this CPU's roofline](roofline.svg)", "", *gpu_lines()]
     lines += [
-        "",
         "On a board or GPU, `scripts/bench/roofline.py --finalized BUNDLE` holds what `edgeglm finalize` "
-        "timed there against the floor of its profile. None was at hand.",
+        "timed there against the floor of its profile. No board was at hand.",
     ]
-    return "\n".join([*lines, "", "![Measured points under this CPU's roofline](roofline.svg)", ""])
+    return "\n".join([*lines, ""])
+
+
+def gpu_lines() -> list[str]:
+    """Return what scripts/bench/gpu.py last measured on a GPU against the floor of its profile, if it did."""
+    found = OUT / "gpu.json"
+    if not found.is_file():
+        return []
+    result = json.loads(found.read_text())
+    machine = result["machine"]
+    rows = [row for row in result["rows"] if "floor_ms" in row]
+    lines = [
+        f"## On a GPU: {machine['gpu']}",
+        "",
+        f"`{result['command']}` at commit {machine['commit']}: two drawn towers on ONNX Runtime's CUDA "
+        "provider, FP32, numpy array in to numpy array out. At this size the launches of kernels bind, of "
+        "which the floor knows nothing; what it says here is that no measurement fell below it.",
+        "",
+        "| graph | by | batch | floor ms | bound by | measured ms | measured / floor | holds |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    lines += [
+        f"| {row['what']} | {row['by']} | {row['batch']} | {row['floor_ms']} | {row['binding']} "
+        f"| {row['median_ms']} | {row['median_ms'] / row['floor_ms']:.0f} | {'yes' if row['holds'] else 'NO'} |"
+        for row in rows
+    ]
+    lines += [
+        f"| {row['what']}: {row['measured']:.3g}, profile {row['profile']:.3g} | {row['by']} | - | - | - | - "
+        f"| {row['profile'] / row['measured']:.2f} | {'yes' if row['holds'] else 'NO'} |"
+        for row in result["rows"]
+        if row.get("profile")
+    ]
+    return [*lines, ""]
 
 
 def plot(machine: Machine, rows: list[dict[str, object]], path: Path) -> None:

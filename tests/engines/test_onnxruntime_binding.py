@@ -94,8 +94,7 @@ def test_a_closed_engine_says_so(model):
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
 def test_bound_calls_on_a_gpu_answer_as_the_cpu_does(model, provider):
-    engine = OnnxRuntimeEngine(model, providers=(provider,))
-    assert engine.io_binding
+    engine = OnnxRuntimeEngine(model, providers=(provider,), io_binding=True)
     try:
         engine.load()
     except UserError as error:
