@@ -207,7 +207,8 @@ def gpu_lines() -> list[str]:
     ]
     lines += [
         f"| {row['what']} | {row['by']} | {row['batch']} | {row['floor_ms']} | {row['binding']} "
-        f"| {row['median_ms']} | {row['median_ms'] / row['floor_ms']:.0f} | {'yes' if row['holds'] else 'NO'} |"
+        f"| {row['median_ms']} | {row['median_ms'] / row['floor_ms']:.0f} "
+        f"| {'yes' if row['holds'] else 'NO'} |"
         for row in rows
     ]
     lines += [
