@@ -24,6 +24,7 @@ from edgeglm.export.costs import costs_sources
 from edgeglm.targets.schema import ResolvedTarget, toml_from_resolved
 
 REFERENCE = "fp32"
+SEARCH_NAME = "student_search.json"
 _GOLDEN_SEED = 0
 
 
@@ -56,7 +57,14 @@ def settings_sources(inputs: Inputs, recipe: Recipe, target: ResolvedTarget) -> 
         "preprocessing.json": exported / "preprocessing.json",
         "recipe.toml": tomli_w.dumps(toml_tree(recipe)).encode(),
         "target.toml": toml_from_resolved(target).encode(),
+        **_search_sources(inputs),
     }
+
+
+def _search_sources(inputs: Inputs) -> dict[str, Path | bytes]:
+    """Return what the search for the student tried, if a budget asked for one."""
+    found = inputs.get("student-search")
+    return {} if found is None else {SEARCH_NAME: found.path / SEARCH_NAME}
 
 
 def gallery_sources(pairs: PairSet, inputs: Inputs, side: int) -> dict[str, Path | bytes]:

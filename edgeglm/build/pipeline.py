@@ -48,6 +48,8 @@ from edgeglm.models.student_shapes import student_shape
 from edgeglm.targets.legality import legal_precisions
 from edgeglm.targets.schema import Target, resolve_target
 
+SEARCH = "data:student-search"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -94,16 +96,16 @@ def plan_build(
     store: Store,
     progress: Progress,
     *,
-    sizes: Artifact | None = None,
+    search: Artifact | None = None,
     download: bool = True,
 ) -> Plan:
     """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work.
 
-    ``sizes`` is what the choice of a student within a budget measured; the report shows it. Without
+    ``search`` is what a student within a budget was chosen in; bundle and report show it. Without
     ``download`` the plan holds only the sources that are here: it can be explained, not built.
     """
     candidates = candidate_precisions(recipe, target)
-    sources: dict[str, Artifact] = {} if sizes is None else {"data:student-sizes": sizes}
+    sources: dict[str, Artifact] = {} if search is None else {SEARCH: search}
     absent: dict[str, str] = {}
     wanted = {
         "data": pairs_assets(recipe.data),
@@ -231,7 +233,7 @@ def _pack_node(
     recipe: Recipe, target: Target, sources: Mapping[str, Artifact], upstream: Sequence[Node]
 ) -> Node:
     """Return the last node. It takes every stage before it, so that the bundle tells where it came from."""
-    shown = {"student-sizes": "data:student-sizes"} if "data:student-sizes" in sources else {}
+    shown = {"student-search": SEARCH} if SEARCH in sources else {}
     return Node(
         stage=PackStage(PackStageConfig.of(recipe, target, sources)),
         needs={**{node.name: node.name for node in upstream}, **shown},

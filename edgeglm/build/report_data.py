@@ -12,7 +12,7 @@ import numpy as np
 from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ratios
 from edgeglm.build.pools import gate_pools, pool_gates
 from edgeglm.build.report_rows import stage_rows
-from edgeglm.build.student_sizes import read_sizes
+from edgeglm.build.student_search import read_search
 from edgeglm.build.table import quantize_report
 from edgeglm.bundle.manifest import Manifest
 from edgeglm.calibration.sets import CalibrationRecord
@@ -21,7 +21,7 @@ from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.evaluate.examples import example_retrievals
+from edgeglm.evaluate.examples import Retrieved, example_retrievals, hard_retrievals
 from edgeglm.evaluate.towers import TextSettings, text_embeddings
 from edgeglm.report import ReportData
 from edgeglm.report.data import (
@@ -31,7 +31,8 @@ from edgeglm.report.data import (
     Fact,
     GateRow,
     LicenceRow,
-    SizeRow,
+    SearchedRow,
+    SearchPlot,
     TrackNote,
     verdict_sentence,
 )
@@ -56,6 +57,7 @@ def report_of(
     tracks = tuple(track_note(track) for track in pairs.tracks)
     teacher, student = by_name["teacher"], by_name["fp32"]
     members = [member.name for member in target.members]
+    drawn, worst = examples_of(inputs, pairs, manifest.default_variant, recipe.seed)
     return ReportData(
         bundle=manifest.name,
         target=target.target.name if len(members) == 1 else f"{target.target.name} ({', '.join(members)})",
@@ -67,9 +69,10 @@ def report_of(
         student="fp32",
         tracks=tracks,
         stages=rows,
-        examples=examples_of(inputs, pairs, manifest.default_variant, recipe.seed),
+        examples=drawn,
+        hard=worst,
         gates=gate_rows(inputs, pairs, recipe),
-        sizes=_sizes(inputs, recipe.student.size),
+        search=_search(inputs, recipe),
         calibration=_calibration(inputs),
         engines=_engines(inputs),
         licences=tuple(
@@ -167,8 +170,10 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
     return tuple(rows)
 
 
-def examples_of(inputs: Inputs, pairs: PairSet, variant: str, seed: int) -> tuple[Example, ...]:
-    """Draw example retrievals on the first track with the very files of a variant."""
+def examples_of(
+    inputs: Inputs, pairs: PairSet, variant: str, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return retrievals of the first track by the very files of a variant: some at random, and the worst."""
     folder, exported = inputs["quantize"].path, inputs["export"].path
     preprocessing = read_preprocessing(exported)
     track = pairs.tracks[0]
@@ -182,22 +187,28 @@ def examples_of(inputs: Inputs, pairs: PairSet, variant: str, seed: int) -> tupl
     gallery = np.load(folder / f"embeddings-{variant}.npy")
     rows = np.zeros((len(pairs), gallery.shape[1]), np.float32)
     rows[pairs.shown_images()] = gallery
-    return tuple(
+
+    def shown(answer: Retrieved) -> ExampleImage:
+        label = pairs.rows[answer.image].text
+        return ExampleImage(
+            image=_png(pairs, answer.image), label=label, score=answer.score, right=answer.right
+        )
+
+    drawn = tuple(
+        Example(query=found.query, track=track.name, images=tuple(map(shown, found.answers)))
+        for found in example_retrievals(track, texts, rows, seed=seed)
+    )
+    worst = tuple(
         Example(
             query=found.query,
             track=track.name,
-            images=tuple(
-                ExampleImage(
-                    image=_png(pairs, answer.image),
-                    label=pairs.rows[answer.image].text,
-                    score=answer.score,
-                    right=answer.right,
-                )
-                for answer in found.answers
-            ),
+            images=tuple(map(shown, found.answers)),
+            wanted=shown(found.wanted),
+            rank=found.rank,
         )
-        for found in example_retrievals(track, texts, rows, seed=seed)
+        for found in hard_retrievals(track, texts, rows)
     )
+    return drawn, worst
 
 
 def _png(pairs: PairSet, index: int) -> bytes:
@@ -209,19 +220,29 @@ def _png(pairs: PairSet, index: int) -> bytes:
     return buffer.getvalue()
 
 
-def _sizes(inputs: Inputs, chosen: str) -> tuple[SizeRow, ...]:
-    """Return what the choice within a budget measured, if there was one."""
-    if "student-sizes" not in inputs:
-        return ()
-    return tuple(
-        SizeRow(
-            size=cost.size,
-            latency_ms=cost.latency_ms,
-            parameters=cost.parameters,
-            file_bytes=cost.file_bytes,
-            chosen=cost.size == chosen,
-        )
-        for cost in read_sizes(inputs["student-sizes"])
+def _search(inputs: Inputs, recipe: Recipe) -> SearchPlot | None:
+    """Return the search that a budget asked for, if there was one."""
+    if "student-search" not in inputs:
+        return None
+    search, student = read_search(inputs["student-search"]), recipe.student
+    return SearchPlot(
+        judged=search.judged,
+        teacher_map10=search.teacher_map10,
+        queries=search.queries,
+        students=tuple(
+            SearchedRow(
+                size=one.size,
+                resolution=one.resolution,
+                map10=one.map10,
+                latency_ms=one.judged_ms,
+                here_ms=one.here_ms,
+                parameters=one.parameters,
+                file_bytes=one.file_bytes,
+                front=one.front,
+                chosen=(one.size, one.resolution) == (student.size, student.resolution),
+            )
+            for one in search.students
+        ),
     )
 
 

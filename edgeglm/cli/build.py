@@ -14,7 +14,7 @@ from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 if TYPE_CHECKING:
     from edgeglm.build.pipeline import Plan
     from edgeglm.build.run import Built
-    from edgeglm.build.student_sizes import Sized
+    from edgeglm.build.student_choice import Choice
     from edgeglm.build.table import Row
     from edgeglm.core.recipe import GateConfig, Recipe
     from edgeglm.core.stage import StageResult
@@ -41,11 +41,15 @@ _COLUMNS = (("step", -18), ("time", 7), ("names", 5), ("unseen", 6), ("keyw.", 5
 @click.option("--on-engine", type=click.Choice(["auto", "native", "onnxruntime"]), default="auto")
 @click.option("--on-any-board", is_flag=True, help="Go on although they are outside the target.")
 @click.option(
-    "--latency-budget", metavar="TIME", help="Take the largest student that is no slower here, such as 10ms."
+    "--latency-budget",
+    metavar="TIME",
+    help="Search for the best student whose image and text take no longer, such as 10ms: by the target's "
+    "floor where its peaks are known, else as measured here.",
 )
 @click.option(
     "--memory-budget", metavar="SIZE", help="The same for the size of its FP32 files, such as 20MB."
 )
+@click.option("--trials", type=int, help="Students that a search within a budget proposes. Default: 12.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the stages, and stop.")
 @trust_options
 @json_option
@@ -67,16 +71,17 @@ def command(
     on_any_board: bool,
     latency_budget: str | None,
     memory_budget: str | None,
+    trials: int | None,
 ) -> int | None:
     """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
     from edgeglm.bundle.pack import require_free
+    from edgeglm.cli.build_search import search_of, searched
     from edgeglm.targets.schema import load_target
 
     wanted = load_target(target)
     resolved = resolved_recipe(recipe, overrides, data, skip_bad)
-    sized = _sized(app, resolved, overrides, latency_budget, memory_budget, threads)
-    resolved = sized.recipe if sized else resolved
     destination = output or Path("bundles") / wanted.name
+    search = search_of(latency_budget, memory_budget, trials, overrides)
     if dry_run:
         if resolved.data.path is not None:
             from edgeglm.data.records import source_file
@@ -85,6 +90,8 @@ def command(
         _print_plan(app, resolved, wanted, destination)
         return None
     require_free(destination, resolved.pack.archive)
+    sized = searched(app, resolved, wanted, search, threads) if search else None
+    resolved = sized.recipe if sized else resolved
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads, sized)
     chosen = {"python": on_python, "root": on_root, "engine": on_engine, "any_board": on_any_board}
@@ -128,48 +135,8 @@ def _own_gates(gates: GateConfig, overrides: tuple[str, ...]) -> GateConfig:
     return msgspec.structs.replace(gates, **changed)
 
 
-def _sized(
-    app: App,
-    recipe: Recipe,
-    overrides: tuple[str, ...],
-    latency: str | None,
-    memory: str | None,
-    threads: int,
-) -> Sized | None:
-    """Choose the student within a budget and show what it was chosen among; None without a budget."""
-    from edgeglm.build.student_sizes import budget_of, sized_recipe
-    from edgeglm.core.errors import UserError
-    from edgeglm.core.stage import Context
-
-    budget = budget_of(latency, memory)
-    if budget is None:
-        return None
-    if any(override.split("=")[0].strip() == "student.size" for override in overrides):
-        raise UserError("student.size and a budget both choose the student; leave one of them out")
-    context = Context(store=app.store(), progress=app.progress, threads=threads)
-    found = sized_recipe(recipe, budget, context)
-    rows = [
-        (
-            f"{cost.size}{' *' if cost is found.chosen else ''}",
-            f"{cost.image_ms:.2f}",
-            f"{cost.text_ms:.2f}",
-            f"{cost.latency_ms:.2f}",
-            human_bytes(cost.file_bytes),
-            f"{cost.parameters / 1e6:.2f} M",
-            "yes" if budget.excess(cost) <= 1 else "no",
-        )
-        for cost in found.costs
-    ]
-    app.table(
-        ("student", ">image ms", ">text ms", ">both ms", ">FP32 files", ">weights", "within the budget"),
-        rows,
-        title="untrained students in ONNX Runtime on this machine, FP32, 1 thread; * is built",
-    )
-    return found
-
-
 def _built(
-    app: App, recipe: Recipe, target: Target, destination: Path, threads: int, sized: Sized | None
+    app: App, recipe: Recipe, target: Target, destination: Path, threads: int, sized: Choice | None
 ) -> tuple[Built, list[str]]:
     from edgeglm.build.pipeline import plan_build
     from edgeglm.build.run import run_build
@@ -187,7 +154,7 @@ def _built(
             app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
 
     with app.progress.task(f"Building for {target.name}"):
-        plan: Plan = plan_build(recipe, target, store, app.progress, sizes=sized.artifact if sized else None)
+        plan: Plan = plan_build(recipe, target, store, app.progress, search=sized.artifact if sized else None)
         app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
                   "unseen names and keywords, recall on names")  # fmt: skip
         app.print("both ways, milliseconds of an image and a text together (1 thread, batch 1 and 8), size")

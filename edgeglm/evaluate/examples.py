@@ -1,4 +1,4 @@
-"""A fair handful of example retrievals: queries drawn at random, successes and failures apart."""
+"""A fair handful of example retrievals, drawn at random, and the failures that are the worst."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ class Retrieval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     query: str
     answers: tuple[Retrieved, ...]
+
+
+class Hard(Retrieval, frozen=True, kw_only=True):
+    """A query that fails: what it wanted, that one's rank (from 1), and how far below the first it scores."""
+
+    wanted: Retrieved
+    rank: int
+    margin: float
 
 
 def example_retrievals(
@@ -66,3 +74,50 @@ def example_retrievals(
         )
         for q in (*good[:right], *bad[:wrong])
     )
+
+
+def hard_retrievals(
+    track: TrackLike,
+    query_embeddings: FloatArray,
+    image_embeddings: FloatArray,
+    *,
+    count: int = 8,
+    k: int = 5,
+) -> tuple[Hard, ...]:
+    """Return the queries whose best right answer scores furthest below the first one, the worst first.
+
+    Args:
+        track: The track to look through.
+        query_embeddings: float32 [Q, D], row q for ``track.queries[q]``.
+        image_embeddings: float32 [N, D] of all images.
+        count: How many, at most; queries that succeed are none of them.
+        k: Answers a query.
+    """
+    gallery = np.asarray(track.gallery, dtype=np.int64)
+    rows = image_embeddings[gallery]
+    positions, scores = top_k(query_embeddings, rows, k)
+    found: list[tuple[float, int, int, float]] = []
+    relevant = positions_in_gallery(track)
+    for q, items in enumerate(relevant):
+        if int(positions[q, 0]) in items:
+            continue
+        own = rows[items] @ query_embeddings[q]
+        best = int(own.argmax())
+        found.append((float(scores[q, 0] - own[best]), q, items[best], float(own[best])))
+    hard = []
+    for margin, q, item, score in sorted(found, key=lambda one: (-one[0], one[1]))[:count]:
+        all_scores = rows @ query_embeddings[q]
+        right = set(relevant[q])
+        hard.append(
+            Hard(
+                query=track.queries[q].text,
+                answers=tuple(
+                    Retrieved(image=int(gallery[p]), score=float(s), right=int(p) in right)
+                    for p, s in zip(positions[q], scores[q], strict=True)
+                ),
+                wanted=Retrieved(image=int(gallery[item]), score=score, right=True),
+                rank=1 + int((all_scores > score).sum()),
+                margin=margin,
+            )
+        )
+    return tuple(hard)

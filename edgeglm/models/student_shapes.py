@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from edgeglm.core.errors import unknown_name
+from edgeglm.core.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,43 @@ STUDENTS: dict[str, StudentShape] = {
     ),
     "edge-heir": StudentShape(blocks=11, channels=64, factor=64, width=384, layers=1, heads=12, heir=True),
 }
-#: What grows from one to the next, for searches that take the larger for the better.
+#: What grows from one to the next; a search begins with them.
 FAMILY = ("edge-xs", "edge-s", "edge-m")
+
+_SPELLED = re.compile(r"b(\d+)c(\d+)-f(\d+)w(\d+)l(\d+)")
+_MOST_BLOCKS = 16
+_HEADS = 4
 
 
 def student_shape(size: str) -> StudentShape:
-    """Return the shape of a named size. Raises UserError with the nearest name."""
-    if size not in STUDENTS:
+    """Return the shape of a size: a named one, or one spelled as :func:`spelled` does.
+
+    Raises:
+        UserError: The name is unknown (it names the nearest), or what is spelled cannot be built.
+    """
+    if size in STUDENTS:
+        return STUDENTS[size]
+    found = _SPELLED.fullmatch(size)
+    if found is None:
         raise unknown_name("student size", size, STUDENTS)
-    return STUDENTS[size]
+    blocks, channels, factor, width, layers = map(int, found.groups())
+    if not 1 < blocks <= _MOST_BLOCKS or not all((channels, factor, width, layers)) or width % _HEADS:
+        raise UserError(
+            f"no student can be of the size {size!r}: it takes 2 to {_MOST_BLOCKS} blocks, nothing may be 0, "
+            f"and its width must be a multiple of {_HEADS}; set student.size to 'edge-s'"
+        )
+    return StudentShape(
+        blocks=blocks, channels=channels, factor=factor, width=width, layers=layers, heads=_HEADS
+    )
+
+
+def spelled(*, blocks: int, channels: int, factor: int, width: int, layers: int) -> str:
+    """Return the size of a convolutional student with such a shape: its name, else it spelled.
+
+    ``b11c64-f64w160l2`` has 11 blocks and 64 channels, factor 64, width 160 and 2 layers: it is ``edge-s``.
+    """
+    shape = StudentShape(
+        blocks=blocks, channels=channels, factor=factor, width=width, layers=layers, heads=_HEADS
+    )
+    known = {each: name for name, each in STUDENTS.items()}
+    return known.get(shape, f"b{blocks}c{channels}-f{factor}w{width}l{layers}")

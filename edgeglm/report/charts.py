@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from edgeglm.report import figures
-from edgeglm.report.data import ReportData, SizeRow, StageRow
+from edgeglm.report.data import ReportData, SearchPlot, StageRow
 
 WIDE, NARROW = 1080, 540
 _LEFT, _RIGHT, _TOP = 48, 16, 16
@@ -130,45 +130,53 @@ def tradeoff_chart(data: ReportData) -> str:
     return _svg(NARROW, height, "Accuracy against latency", summary, parts)
 
 
-def sizes_chart(sizes: Sequence[SizeRow]) -> str:
-    """Draw parameters against latency of the students that a budget chose among, and their Pareto front."""
-    if not sizes:
-        return ""
-    height, bottom = 320, 52
-    x_ticks = _linear_ticks(max(row.latency_ms for row in sizes))
-    y_ticks = _linear_ticks(max(row.parameters for row in sizes) / 1e6)
+def search_chart(search: SearchPlot | None) -> str:
+    """Draw mAP@10 after a short training against latency, and the Pareto front of the search.
 
-    def x_of(row: SizeRow) -> float:
-        return _LEFT + 16 + (NARROW - _LEFT - _RIGHT - 48) * row.latency_ms / x_ticks[-1]
+    On the front are also students that are beaten in this plane but smaller; the line leaves them out.
+    """
+    if search is None or not search.students:
+        return ""
+    height, bottom = 340, 52
+    rows = search.students
+    ticks = _log_ticks(min(row.latency_ms for row in rows), max(row.latency_ms for row in rows))
+    least = math.floor(min(row.map10 for row in rows) * 20) / 20
+    most = max(math.ceil(max(row.map10 for row in rows) * 20 + 1e-9) / 20, least + 0.05)
+    left, wide = _LEFT + 16, WIDE - _LEFT - _RIGHT - 48
+    span = math.log(ticks[-1] / ticks[0])
+
+    def x_of(milliseconds: float) -> float:
+        return left + wide * math.log(milliseconds / ticks[0]) / span
 
     def y_of(value: float) -> float:
-        return _TOP + (height - bottom - _TOP) * (1 - value / y_ticks[-1])
+        return _TOP + 12 + (height - bottom - _TOP - 12) * (1 - (value - least) / (most - least))
 
-    parts = [_y_grid(NARROW, y_ticks, y_of)]
-    for tick in x_ticks:
-        x = _LEFT + 16 + (NARROW - _LEFT - _RIGHT - 48) * tick / x_ticks[-1]
-        parts.append(_line(x, _TOP, x, height - bottom, "grid"))
-        parts.append(_text(x, height - bottom + 20, f"{tick:g}", "tick middle"))
-    middle = _LEFT + (NARROW - _LEFT - _RIGHT) / 2
-    parts.append(_text(middle, height - 10, "milliseconds, an image and a text; up: million weights",
-                       "tick middle"))  # fmt: skip
-    front = [
-        row
-        for row in sorted(sizes, key=lambda row: row.latency_ms)
-        if not any(r.parameters > row.parameters and r.latency_ms <= row.latency_ms for r in sizes)
-    ]
-    line = " ".join(f"{_n(x_of(row))},{_n(y_of(row.parameters / 1e6))}" for row in front)
-    parts.append(f'<polyline class="link s0" points="{line}"/>')
-    for series, row in enumerate(sizes):
-        y = y_of(row.parameters / 1e6)
-        hint = f"{row.size}: {row.latency_ms:.2f} ms, {row.parameters / 1e6:.1f} M"
-        parts.append(mark(series, x_of(row), y, hint))
+    steps = round((most - least) / 0.05)
+    every = max(1, math.ceil(steps / 8))
+    parts = [_y_grid(WIDE, [least + 0.05 * tick for tick in range(0, steps + 1, every)], y_of)]
+    for tick in ticks:
+        parts.append(_line(x_of(tick), _TOP, x_of(tick), height - bottom, "grid"))
+        parts.append(_text(x_of(tick), height - bottom + 20, f"{tick:g}", "tick middle"))
+    axis = "milliseconds, an image and a text (logarithmic); up: mAP@10 after a short training"
+    parts.append(_text(left + wide / 2, height - 10, axis, "tick middle"))
+    best, line = -1.0, list[str]()
+    for row in sorted(rows, key=lambda row: (row.latency_ms, -row.map10)):
+        if row.map10 > best:
+            best = row.map10
+            line.append(f"{_n(x_of(row.latency_ms))},{_n(y_of(row.map10))}")
+    parts.append(f'<polyline class="link s0" points="{" ".join(line)}"/>')
+    for row in rows:
+        x, y = x_of(row.latency_ms), y_of(row.map10)
+        hint = f"{row.label}: {row.map10:.3f}, {row.latency_ms:.3g} ms, {row.file_bytes / 1e6:.1f} MB"
+        parts.append(mark(0 if row.front else 1, x, y, hint))
         if row.chosen:
-            parts.append(_text(x_of(row), y - 12, "chosen", "value middle"))
+            parts.append(_text(x, y - 12, f"chosen: {row.label}", "value middle"))
     summary = "; ".join(
-        f"{row.size} {row.latency_ms:.2f} ms{', chosen' if row.chosen else ''}" for row in sizes
+        f"{row.label} {row.map10:.3f} at {row.latency_ms:.3g} ms{', chosen' if row.chosen else ''}"
+        for row in rows
+        if row.front or row.chosen
     )
-    return _svg(NARROW, height, "Students within the budget's choice", summary, parts)
+    return _svg(WIDE, height, "Students that the search tried, and their Pareto front", summary, parts)
 
 
 def tradeoff_stages(data: ReportData) -> list[StageRow]:

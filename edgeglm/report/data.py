@@ -111,11 +111,13 @@ class ExampleImage(Part, frozen=True):
 
 
 class Example(Part, frozen=True):
-    """A query with its first images, best first."""
+    """A query with its first images, best first; of a hard one the image it wanted, and that one's rank."""
 
     query: str
     images: tuple[ExampleImage, ...]
     track: str = ""
+    wanted: ExampleImage | None = None
+    rank: int = 0
 
 
 class GateRow(Part, frozen=True):
@@ -133,14 +135,35 @@ class GateRow(Part, frozen=True):
     interval: Interval | None = None
 
 
-class SizeRow(Part, frozen=True):
-    """A size of student that a budget chose among: FP32 and untrained, an image and a text on the host."""
+class SearchedRow(Part, frozen=True):
+    """A student of a search: the mAP@10 of its short training, and what an image and a text cost.
+
+    ``latency_ms`` is what the budget was held against, ``here_ms`` what it took on the host.
+    """
 
     size: str
+    resolution: int
+    map10: float
     latency_ms: float
+    here_ms: float
     parameters: int
     file_bytes: int
+    front: bool = False
     chosen: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its size, and the side of its images."""
+        return f"{self.size} at {self.resolution}"
+
+
+class SearchPlot(Part, frozen=True):
+    """The search that a budget asked for; ``judged`` says what latency is."""
+
+    judged: str
+    teacher_map10: float
+    queries: int
+    students: tuple[SearchedRow, ...]
 
 
 class EngineRow(Part, frozen=True):
@@ -177,7 +200,7 @@ class ReportData(Part, frozen=True):
         student: Name of the student's stage row.
         tracks: In the order of the columns.
         stages: In the order of the build.
-        sizes: The students that a budget chose among, if one was given.
+        search: The students that a budget chose among, if one was given.
         calibration: The calibration record.
         command: The command line that made the bundle.
         made: Versions, seed, kind of machine.
@@ -195,8 +218,9 @@ class ReportData(Part, frozen=True):
     tracks: tuple[TrackNote, ...]
     stages: tuple[StageRow, ...]
     examples: tuple[Example, ...] = ()
+    hard: tuple[Example, ...] = ()
     gates: tuple[GateRow, ...] = ()
-    sizes: tuple[SizeRow, ...] = ()
+    search: SearchPlot | None = None
     calibration: tuple[Fact, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     licences: tuple[LicenceRow, ...] = ()

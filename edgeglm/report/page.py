@@ -24,6 +24,7 @@ def render_report(data: ReportData) -> str:
         ("recall", "Recall", sections.recall(data)),
         ("plots", "Plots", _plots(data)),
         ("examples", "Examples", sections.examples(data)),
+        ("hard", "Hardest queries", sections.hard(data)),
         ("gates", "Gates", sections.gates(data)),
         ("towers", "Towers", sections.towers(data)),
         ("engines", "Engines", sections.engines(data)),
@@ -115,11 +116,11 @@ def _plots(data: ReportData) -> str:
             [stage.title for stage in charts.tradeoff_stages(data)],
         ),
         (
-            "",
+            "wide",
             "Students to choose from",
-            "FP32 and untrained, ONNX Runtime on the machine that built this, one thread",
-            charts.sizes_chart(data.sizes),
-            [f"{row.size}, {row.latency_ms:.2f} ms, {row.file_bytes / 1e6:.1f} MB" for row in data.sizes],
+            "" if data.search is None else f"latency: {data.search.judged}",
+            charts.search_chart(data.search),
+            ["on the front of accuracy, latency and size", "beaten by another"],
         ),
     ]
     parts = "".join(

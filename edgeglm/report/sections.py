@@ -123,16 +123,31 @@ def examples(data: ReportData) -> str:
     )
 
 
+def hard(data: ReportData) -> str:
+    """Return the grid of the worst failures, each with the image that was wanted."""
+    if not data.hard:
+        return ""
+    items = "".join(_example(example) for example in data.hard)
+    return (
+        '<p class="lead">The queries whose right image scores furthest below the first answer, the worst '
+        "first. The image that was wanted comes last, outlined in green, with its rank.</p>"
+        f'<ul class="examples">{items}</ul>'
+    )
+
+
 def _example(example: Example) -> str:
     first = next((rank for rank, image in enumerate(example.images, 1) if image.right), None)
     kind, text = ("good", f"right at {first}") if first == 1 else ("wait", f"right at {first}")
-    if first is None:
+    if first is None and example.wanted is not None:
+        kind, text = "bad", f"right at {example.rank:,}"
+    elif first is None:
         kind, text = "bad", f"not in the first {len(example.images)}"
+    shown = example.images if first or example.wanted is None else (*example.images, example.wanted)
     hits = "".join(
         f'<li{" class=right" if image.right else ""}><img src="{data_uri(image.image)}" '
         f'alt="{escape(image.label)}{", right" if image.right else ""}">'
         f"<b>{'✓ ' if image.right else ''}{image.score:.2f}</b>{escape(image.label)}</li>"
-        for image in example.images
+        for image in shown
     )
     track = f' <small class="mono">{escape(example.track)}</small>' if example.track else ""
     return (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeglm.evaluate.examples import example_retrievals
+from edgeglm.evaluate.examples import example_retrievals, hard_retrievals
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,16 @@ def test_the_draw_repeats_and_is_not_the_first_few() -> None:
     assert one == example_retrievals(track, asked, IMAGES, right=5, wrong=5, seed=1)
     assert len(one) == 5
     assert [r.query for r in one] != [f"q{i}" for i in range(5)]
+
+
+def test_the_worst_failures_come_first_with_what_they_wanted_and_its_rank() -> None:
+    asked = IMAGES[[5, 4, 2, 3]].copy()
+    asked[2] = 0.8 * IMAGES[2] + 0.6 * IMAGES[3]  # q3 nearly finds its own
+    asked[3] = 0.9 * IMAGES[3] + 0.3 * IMAGES[4] + 0.2 * IMAGES[5] + 0.1 * IMAGES[2]  # q2 does not at all
+    found = hard_retrievals(TRACK, asked, IMAGES, count=3, k=2)
+    assert [one.query for one in found] == ["q2", "q3"], "what succeeds is not hard"
+    assert (found[0].wanted.image, found[0].rank) == (2, 4)
+    assert (found[1].wanted.image, found[1].rank) == (3, 2)
+    assert found[0].margin > found[1].margin > 0
+    assert [one.answers[0].image for one in found] == [3, 2]
+    assert hard_retrievals(TRACK, asked, IMAGES, count=1)[0].query == "q2"

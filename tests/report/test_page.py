@@ -18,7 +18,15 @@ import msgspec
 import pytest
 
 from edgeglm.report import ReportData, render_report
-from edgeglm.report.data import Example, ExampleImage, SizeRow, StageRow, TrackNote, verdict_sentence
+from edgeglm.report.data import (
+    Example,
+    ExampleImage,
+    SearchedRow,
+    SearchPlot,
+    StageRow,
+    TrackNote,
+    verdict_sentence,
+)
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -179,21 +187,44 @@ def test_every_chart_is_well_formed_and_described(data: ReportData) -> None:
 
 def test_what_a_budget_chose_among_is_drawn_with_its_front(data: ReportData) -> None:
     assert "Students to choose from" not in render_report(data)
-    sizes = (
-        SizeRow(size="edge-xs", latency_ms=1.9, parameters=2_000_000, file_bytes=8_000_000),
-        SizeRow(size="edge-s", latency_ms=4.4, parameters=3_000_000, file_bytes=12_000_000, chosen=True),
-        SizeRow(size="slow", latency_ms=5.0, parameters=2_500_000, file_bytes=10_000_000),
+    shared: dict[str, Any] = {"here_ms": 1.0, "parameters": 2_000_000, "file_bytes": 8_000_000}
+    search = SearchPlot(
+        judged="measured here",
+        teacher_map10=0.9,
+        queries=400,
+        students=(
+            SearchedRow(size="edge-xs", resolution=48, map10=0.41, latency_ms=1.9, front=True, **shared),
+            SearchedRow(
+                size="edge-s", resolution=64, map10=0.47, latency_ms=4.4, front=True, chosen=True, **shared
+            ),
+            SearchedRow(size="slow", resolution=64, map10=0.45, latency_ms=5.0, **shared),
+        ),
     )
-    page = render_report(msgspec.structs.replace(data, sizes=sizes))
+    page = render_report(msgspec.structs.replace(data, search=search))
     (svg,) = [
         found for found in re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL) if "slow" in found
     ]
     root = ElementTree.fromstring(svg)
-    assert root[1].text == "edge-xs 1.90 ms; edge-s 4.40 ms, chosen; slow 5.00 ms"
+    assert root[1].text == "edge-xs at 48 0.410 at 1.9 ms; edge-s at 64 0.470 at 4.4 ms, chosen"
     (front,) = [each for each in root.iter() if each.tag == "polyline"]
-    assert len(front.attrib["points"].split()) == 2, "a student that is slower and smaller is no choice"
-    assert [each.text for each in root.iter() if each.text == "chosen"] == ["chosen"]
-    assert "slow, 5.00 ms, 10.0 MB" in page
+    assert len(front.attrib["points"].split()) == 2, "a student that is slower and worse is no choice"
+    assert [each.text for each in root.iter() if (each.text or "").startswith("chosen")] == [
+        "chosen: edge-s at 64"
+    ]
+    assert "slow at 64: 0.450, 5 ms, 8.0 MB" in page
+    assert "latency: measured here" in page
+
+
+def test_the_hardest_queries_show_what_they_wanted_and_at_which_rank(data: ReportData) -> None:
+    assert "Hardest queries" not in render_report(data)
+    lost = next(one for one in data.examples if not any(image.right for image in one.images))
+    wanted = msgspec.structs.replace(lost.images[0], label="the lost one", right=True, score=0.11)
+    hard = msgspec.structs.replace(lost, wanted=wanted, rank=1204)
+    page = render_report(msgspec.structs.replace(data, hard=(hard,)))
+    assert "right at 1,204" in page
+    section = page.partition('id="hard"')[2].partition("</section>")[0]
+    assert section.count("<li class=right>") == 1
+    assert section.rindex("the lost one") > section.rindex(lost.images[-1].label)
 
 
 def test_a_bare_report_has_no_empty_sections() -> None:

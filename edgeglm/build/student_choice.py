@@ -1,0 +1,194 @@
+"""The student that a budget chooses: the most accurate one of a search that meets it.
+
+Whether any student can meet it is asked of the smallest one, before a teacher is trained for hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from edgeglm.build.pipeline import plan_build
+from edgeglm.build.student_budget import Budget
+from edgeglm.build.student_costs import Cost, CostMaker, Peaks, judged_by, peaks_of
+from edgeglm.build.student_search import (
+    STEPS,
+    Search,
+    SearchConfig,
+    StudentSearchStage,
+    Tried,
+    read_search,
+    smallest_size,
+)
+from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import Recipe, StudentConfig
+from edgeglm.core.stage import Context, Inputs, Stage, StageResult
+from edgeglm.targets.schema import Target
+
+_COST_NAME = "cost.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A recipe with the student that a budget chose, the search it was chosen in, and where that is kept."""
+
+    recipe: Recipe
+    chosen: Tried
+    search: Search
+    artifact: Artifact
+
+
+class SmallestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the cost of the smallest student."""
+
+    student: StudentConfig
+    resolution: int
+    embedding_dim: int
+    opset: int
+    text_teacher: str
+    boards: tuple[Peaks, ...]
+
+
+class SmallestStudentStage(Stage[SmallestConfig]):
+    """``cost.json``: the :class:`Cost` of the smallest student of the search's space."""
+
+    name = "smallest-student"
+    code: ClassVar[tuple[str, ...]] = (*StudentSearchStage.code, "edgeglm.build.student_choice")
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnxruntime-gpu")
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Export it untrained and time it."""
+        from edgeglm.adapt.text_teacher import load_text_teacher
+
+        config = self.config
+        with context.store.scratch() as folder, context.progress.task("Student: the smallest"):
+            text = load_text_teacher(
+                config.text_teacher, inputs["text"], folder / "text", max_length=config.student.max_length
+            )
+            whole, kept = text.tokenizer.vocabulary_size, config.student.vocabulary
+            maker = CostMaker(
+                folder,
+                config.student,
+                embedding_dim=config.embedding_dim,
+                opset=config.opset,
+                boards=config.boards,
+                vocabulary=min(kept or whole, whole),
+                context=context,
+            )
+            maker.cost(smallest_size(), config.resolution)
+            (cost,) = maker.timed()
+        (out / _COST_NAME).write_bytes(msgspec.json.encode(cost))
+        return {"cost": msgspec.to_builtins(cost)}
+
+
+def searched_recipe(
+    recipe: Recipe,
+    target: Target,
+    budget: Budget,
+    context: Context,
+    *,
+    trials: int,
+    resolution: int | None = None,
+    on_stage: Callable[[StageResult], None] = lambda _: None,
+) -> Choice:
+    """Search (or take what the store has) and set the size and resolution of the recipe's student.
+
+    The stages up to the teacher's cached words are those of the build, which reuses them.
+
+    Args:
+        recipe: Its ``student.size`` does not count.
+        target: Whose floor latency is held against; without known peaks it is measured here.
+        budget: What the student may cost.
+        context: Store, progress, threads.
+        trials: How many shapes are proposed.
+        resolution: The only side of images to consider; by default three about the recipe's.
+        on_stage: Told of each stage when it is done.
+
+    Raises:
+        UserError: No student meets the budget; it names the nearest.
+    """
+    boards, student = peaks_of(target), recipe.student
+    sides = (resolution,) if resolution is not None else resolutions_about(student.resolution)
+    plan = plan_build(recipe, target, context.store, context.progress)
+    smallest = SmallestStudentStage(
+        SmallestConfig(
+            student=student,
+            resolution=sides[0],
+            embedding_dim=recipe.teacher.embedding_dim,
+            opset=recipe.export.opset,
+            text_teacher=recipe.teacher.text,
+            boards=boards,
+        )
+    )
+    cost = smallest({"text": plan.sources["teacher:text"]}, context).artifact
+    within([msgspec.json.decode((cost.path / _COST_NAME).read_bytes(), type=Cost)], budget, judged_by(boards))
+    made: dict[str, Artifact] = {}
+    for node in plan.nodes:
+        if node.name == "teacher-evaluation":
+            continue
+        inputs = plan.inputs_of(node, made)
+        assert inputs is not None, node.name
+        result = node.stage(inputs, context)
+        made[node.name] = result.artifact
+        on_stage(result)
+        if node.name == "targets":
+            break
+    config = SearchConfig(
+        student=msgspec.structs.replace(student, size="edge-s", checkpoint_epochs=0),
+        embedding_dim=recipe.teacher.embedding_dim,
+        resolutions=sides,
+        trials=trials,
+        steps=STEPS,
+        seed=recipe.seed,
+        opset=recipe.export.opset,
+        boards=boards,
+    )
+    taken = {name: made[name] for name in ("pairs", "teacher", "targets")}
+    if inherited := plan.sources.get("student:inherit"):
+        taken["inherit"] = inherited
+    result = StudentSearchStage(config)(taken, context)
+    on_stage(result)
+    search = read_search(result.artifact)
+    chosen = chosen_student(search, budget)
+    changed = msgspec.structs.replace(student, size=chosen.size, resolution=chosen.resolution)
+    return Choice(
+        recipe=msgspec.structs.replace(recipe, student=changed),
+        chosen=chosen,
+        search=search,
+        artifact=result.artifact,
+    )
+
+
+def resolutions_about(resolution: int) -> tuple[int, ...]:
+    """Return three sides of images to choose from: three quarters, the recipe's own, one and a half."""
+    return tuple(sorted({max(8, resolution * 3 // 4), resolution, resolution * 3 // 2}))
+
+
+def chosen_student(search: Search, budget: Budget) -> Tried:
+    """Return the most accurate student within the budget; of equal ones the faster.
+
+    Raises:
+        UserError: None meets it; it names the nearest.
+    """
+    return max(
+        within(search.students, budget, search.judged),
+        key=lambda one: (one.map10, -one.judged_ms, -one.file_bytes),
+    )
+
+
+def within(costs: Sequence[Any], budget: Budget, judged: str) -> list[Any]:
+    """Return those that meet the budget. Raises UserError that names the nearest if none does."""
+    found = [cost for cost in costs if budget.excess(cost) <= 1]
+    if found:
+        return found
+    nearest = min(costs, key=budget.excess)
+    raise UserError(
+        f"no student meets the budget ({budget}): the nearest is {nearest.size} at {nearest.resolution} "
+        f"pixels with {nearest.judged_ms:.3g} ms for an image and a text ({judged}) and "
+        f"{nearest.file_bytes / 1e6:.1f} MB; raise the budget to that, or lower student.resolution"
+    )
