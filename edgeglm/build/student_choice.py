@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from edgeglm.core.recipe import Recipe, StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage, StageResult
 from edgeglm.targets.schema import Target
 
+C = TypeVar("C", bound=Cost)
 _COST_NAME = "cost.json"
 
 
@@ -175,13 +176,11 @@ def chosen_student(search: Search, budget: Budget) -> Tried:
     Raises:
         UserError: None meets it; it names the nearest.
     """
-    return max(
-        within(search.students, budget, search.judged),
-        key=lambda one: (one.map10, -one.judged_ms, -one.file_bytes),
-    )
+    found = within(search.students, budget, search.judged)
+    return max(found, key=lambda one: (one.map10, -one.judged_ms, -one.file_bytes))
 
 
-def within(costs: Sequence[Any], budget: Budget, judged: str) -> list[Any]:
+def within(costs: Sequence[C], budget: Budget, judged: str) -> list[C]:
     """Return those that meet the budget. Raises UserError that names the nearest if none does."""
     found = [cost for cost in costs if budget.excess(cost) <= 1]
     if found:

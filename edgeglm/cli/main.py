@@ -38,6 +38,7 @@ COMMANDS = {
     "verify": "Hold every byte of a bundle against its digests.",
     "sign": "Vouch for a bundle with a key.",
     "keygen": "Make a key pair to sign bundles with.",
+    "evaluate": "Judge a bundle on your own pairs, by any metrics, by category.",
     "report": "Copy or locate a bundle's HTML report.",
     "export": "Turn a model's towers into ONNX files.",
     "calibrate": "Draw the samples that INT8 ranges are found on, with proofs.",

@@ -159,6 +159,10 @@ class Retriever:
             rows.append(self._embedding("image", {"pixels": pixels}))
         return self._stacked("image", rows)
 
+    def embed_model_input(self, tower: str, feeds: Mapping[str, Array]) -> FloatRows:
+        """Return float32 [N, D] of what the model itself takes: for checks of what is before it."""
+        return self._embedding(tower, feeds)
+
     def search_text(self, query: str, k: int = 10) -> SearchResult:
         """Rank the gallery for a text. Raises UserError for an empty query or k below 1."""
         return self._searched("text", self.embed_text([query])[0], k)

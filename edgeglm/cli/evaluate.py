@@ -1,0 +1,222 @@
+"""`edgeglm evaluate`: any metrics of a bundle on one's own pairs, with checks, times and memory."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeglm.cli.console import App, bundle_argument, human_bytes, json_option, trust_options
+from edgeglm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from edgeglm.bundle.opened import Bundle
+    from edgeglm.evaluate.evaluator import Figure
+    from edgeglm.runtime.evaluation import Checks, Item, Percentiles
+
+
+@click.command(name="evaluate")
+@bundle_argument
+@click.option(
+    "--pairs", "sources", type=click.Path(path_type=Path), multiple=True, required=True,
+    help="A folder with pairs.jsonl, or a Parquet file; several are several tasks that count the same.",
+)  # fmt: skip
+@click.option(
+    "--metrics", default="map@10,recall@1,recall@10,mrr@10", show_default=True,
+    help="Of map@k, recall@k, hit@k, mrr@k, accuracy, macro-f1, with commas.",
+)  # fmt: skip
+@click.option("--by", type=click.Choice(["category", "subcategory"]), help="Break every figure down by it.")
+@click.option(
+    "--classify", type=click.Choice(["prompt", "centroid"]), default="prompt", show_default=True,
+    help="How a category is told: by its text, or by the mean of its other images.",
+)  # fmt: skip
+@click.option(
+    "--prompt", default="{}", show_default=True, help="What is asked of a category; {} is its name."
+)
+@click.option("--direction", type=click.Choice(["text-to-image", "image-to-text"]), default="text-to-image",
+              show_default=True, help="What is asked for by what.")  # fmt: skip
+@click.option("--variant", help="Which variant; by default what finalize chose.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@click.option("--calls", default=100, show_default=True, type=click.IntRange(min=20), help="Calls to time.")
+@click.option("--resamples", default=1000, show_default=True, type=click.IntRange(min=0), help="Bootstrap.")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
+@trust_options
+@json_option
+@click.pass_obj
+def command(
+    app: App,
+    bundle: Path,
+    sources: tuple[Path, ...],
+    metrics: str,
+    by: str | None,
+    classify: Any,
+    prompt: str,
+    direction: Any,
+    variant: str | None,
+    threads: int,
+    calls: int,
+    resamples: int,
+    seed: int,
+    skip_bad: bool,
+) -> int:
+    """Judge BUNDLE on pairs, with the very files and preprocessing that a device uses.
+
+    Exits with 3 where a check fails: embeddings that are not of length one, or images of which training
+    and deployment make different things.
+    """
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.evaluate.evaluator import evaluated
+    from edgeglm.evaluate.measures import measures_of
+    from edgeglm.runtime.evaluation import (
+        checks_of,
+        classification_task,
+        embedded,
+        latencies,
+        peak_bytes,
+        retrieval_task,
+    )
+    from edgeglm.runtime.finalized import choice_here
+    from edgeglm.runtime.retrieval import Retriever
+
+    wanted = measures_of(metrics)
+    names = [source.resolve().name for source in sources]
+    if len(set(names)) < len(names):
+        raise UserError("two of the pairs are called the same; rename one")
+    told = by or "category"
+    read = {name: items_of(source, told, skip_bad) for name, source in zip(names, sources, strict=True)}
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
+        choice = choice_here(opened, variant)
+        retriever = stack.enter_context(
+            Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
+        )
+        with app.progress.task("Evaluate", total=len(read)) as task:
+            found = []
+            for name, items in read.items():
+                found.append(embedded(retriever, name, items))
+                task.advance()
+        classes = [classification_task(one, retriever, classify, prompt) for one in found]
+        figures = evaluated(
+            [retrieval_task(one, direction) for one in found],
+            [one for one in classes if one is not None],
+            wanted,
+            resamples=resamples,
+            seed=seed,
+        )
+        checks = checks_of(found, retriever, opened.preprocessing.image, side=training_side(opened))
+        times = latencies(found[0], retriever, calls)
+        variant_files = [opened.model(choice.variant, tower) for tower in ("image", "text")]
+        memory = {
+            "model_bytes": sum(path.stat().st_size for path in variant_files),
+            "peak_resident_bytes": peak_bytes(),
+        }
+    _print(app, figures, checks, times, memory, by, choice.words)
+    import msgspec
+
+    app.emit(
+        {
+            "bundle": bundle,
+            "variant": choice.variant,
+            "through": choice.words,
+            "direction": direction,
+            "classifier": classify,
+            "tasks": {one.name: {"images": len(one.items), "texts": len(one.texts)} for one in found},
+            "figures": [
+                figure if by else {key: value for key, value in figure.items() if key not in _BY_CATEGORY}
+                for figure in msgspec.to_builtins(figures)
+            ],
+            "checks": msgspec.to_builtins(checks),
+            "latency": msgspec.to_builtins(times),
+            "memory": memory,
+        }
+    )
+    return 0 if checks.passed else 3
+
+
+_BY_CATEGORY = ("categories", "counts")
+
+
+def items_of(source: Path, by: str, skip_bad: bool) -> tuple[Item, ...]:
+    """Read pairs as a build does, an image once with all its texts. Raises UserError."""
+    from edgeglm.data.records import BadRecords, records_of, source_file
+    from edgeglm.runtime.evaluation import Item
+
+    kind = "parquet" if source.suffix == ".parquet" else "folder"
+    images: dict[str | bytes, Item] = {}
+    for record in records_of(source_file(source, kind), BadRecords(skip=skip_bad)):
+        key = record.image if isinstance(record.image, bytes) else record.name
+        before = images.get(key)
+        texts = () if record.text is None else (record.text,)
+        category = record.subcategory if by == "subcategory" else record.category
+        if before is not None:
+            texts = tuple(dict.fromkeys((*before.texts, *texts)))
+            category = before.category or category
+        images[key] = Item(image=record.image, texts=texts, category=category)
+    return tuple(images.values())
+
+
+def training_side(bundle: Bundle) -> int:
+    """Return the side of the pixels that the bundle's training kept; the model's own without a recipe."""
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    own = bundle.preprocessing.image.resolution
+    if "recipe.toml" not in bundle.manifest.files:
+        return own
+    recipe = tomllib.loads(bundle.file("recipe.toml").read_text("utf-8"))
+    return int(recipe.get("data", {}).get("image_size", own))
+
+
+def _print(
+    app: App,
+    figures: tuple[Figure, ...],
+    checks: Checks,
+    times: dict[str, Percentiles],
+    memory: dict[str, int],
+    by: str | None,
+    through: str,
+) -> None:
+    def cell(interval: Any) -> str:
+        return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+    tasks = list(figures[0].tasks)
+    heads = [f">{name}" for name in tasks] if len(tasks) > 1 else []
+    rows = [
+        (
+            figure.metric,
+            cell(figure.all),
+            *(cell(figure.tasks[name]) if name in figure.tasks else "-" for name in tasks if heads),
+        )
+        for figure in figures
+    ]
+    title = "mean over tasks, each counting the same" if heads else "with 95 % bootstrap intervals"
+    app.table(("metric", ">all", *heads), rows, title=title)
+    if by:
+        for figure in figures:
+            app.table(
+                (by, ">count", f">{figure.metric}"),
+                [(one, figure.counts[one], cell(value)) for one, value in figure.categories.items()],
+                title="share of each that is told rightly" if "@" not in figure.metric else "",
+            )
+    app.table(
+        ("one call", ">p50 ms", ">p90 ms", ">p99 ms"),
+        [(name, f"{t.p50_ms:.2f}", f"{t.p90_ms:.2f}", f"{t.p99_ms:.2f}") for name, t in times.items()],
+        title=f"preparation included, {times['text'].calls} calls, {through}",
+    )
+    app.print(
+        f"memory: models {human_bytes(memory['model_bytes'])}, this process at most "
+        f"{human_bytes(memory['peak_resident_bytes'])}"
+    )
+    app.print(
+        f"checks {'passed' if checks.passed else 'FAILED'}: {checks.same_tensor} of {checks.images} images "
+        f"give training (kept at {checks.side} pixels) and deployment the same tensor, largest "
+        f"difference {checks.largest_difference:.3f}, least cosine of the embeddings "
+        f"{checks.least_cosine:.4f}; lengths differ from 1 by {checks.largest_deviation:.1e} at most"
+    )

@@ -1,0 +1,225 @@
+"""What a bundle reaches and costs on someone's pairs: embeddings for the evaluator, checks, times, memory.
+
+Shapes: N items, T texts, D embedding dimensions, R resolution.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from edgeglm.core.errors import UserError
+from edgeglm.data.transforms import (
+    ImagePreprocessing,
+    decoded_image,
+    model_input_from_files,
+    model_input_from_pixels,
+    pixels_from_image,
+)
+from edgeglm.evaluate.evaluator import (
+    ClassificationTask,
+    Classifier,
+    RetrievalTask,
+    told_by_centroid,
+    told_by_prompt,
+)
+from edgeglm.runtime.retrieval import FloatRows, Retriever
+
+Direction = Literal["text-to-image", "image-to-text"]
+MAX_DEVIATION = 1e-3
+MIN_COSINE = 0.98
+MAX_DIFFERENCE = 0.05
+_CHECKED = 64
+_WARM_UP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An image with its texts, and what it shows a case of ("" where that is not said)."""
+
+    image: Path | bytes
+    texts: tuple[str, ...]
+    category: str = ""
+
+
+class Percentiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Milliseconds of one call, preparation included, over so many calls."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    calls: int
+
+
+class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether training and deployment see the same.
+
+    Attributes:
+        images: How many were compared.
+        side: Side of the pixels that training keeps.
+        same_tensor: Images whose two tensors are equal, bit by bit.
+        largest_difference: Of one value, in [0, 1].
+        mean_difference: Of all values of the image that differs most.
+        least_cosine: Of the two embeddings of one image.
+        largest_deviation: Of an embedding's length from 1.
+        passed: Whether embeddings have length one, and pixels and embeddings of the two ways agree.
+    """
+
+    images: int
+    side: int
+    same_tensor: int
+    largest_difference: float
+    mean_difference: float
+    least_cosine: float
+    largest_deviation: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """One source of pairs through a bundle's towers: float32 [N, D] and [T, D], texts each once."""
+
+    name: str
+    items: tuple[Item, ...]
+    image_ND: FloatRows
+    texts: tuple[str, ...]
+    text_TD: FloatRows
+
+
+def embedded(retriever: Retriever, name: str, items: Sequence[Item]) -> Embedded:
+    """Embed all images and all distinct texts. Raises UserError for what cannot be read, or for no pair."""
+    texts = tuple(dict.fromkeys(text for item in items for text in item.texts))
+    if not items or not texts:
+        raise UserError(f"{name} holds no image with a text; give pairs of both")
+    return Embedded(
+        name=name,
+        items=tuple(items),
+        image_ND=retriever.embed_images([item.image for item in items]),
+        texts=texts,
+        text_TD=retriever.embed_text(texts),
+    )
+
+
+def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:
+    """Ask for the images by their texts, or for the texts by their images.
+
+    A text that several images have is answered by all of them. A text belongs to the category of the first.
+    """
+    images_of: dict[str, list[int]] = {text: [] for text in found.texts}
+    for place, item in enumerate(found.items):
+        for text in item.texts:
+            images_of[text].append(place)
+    if direction == "text-to-image":
+        return RetrievalTask(
+            name=found.name,
+            query_QD=found.text_TD,
+            gallery_GD=found.image_ND,
+            relevant=list(images_of.values()),
+            category_Q=[found.items[places[0]].category for places in images_of.values()],
+        )
+    asked = [place for place, item in enumerate(found.items) if item.texts]
+    place_of = {text: place for place, text in enumerate(found.texts)}
+    return RetrievalTask(
+        name=found.name,
+        query_QD=found.image_ND[asked],
+        gallery_GD=found.text_TD,
+        relevant=[[place_of[text] for text in found.items[place].texts] for place in asked],
+        category_Q=[found.items[place].category for place in asked],
+    )
+
+
+def classification_task(
+    found: Embedded, retriever: Retriever, classifier: Classifier, prompt: str
+) -> ClassificationTask | None:
+    """Tell the category of every image that has one; None where fewer than two are told apart.
+
+    Args:
+        found: The embeddings.
+        retriever: Embeds the prompts.
+        classifier: By the text of the category, or by the mean of the category's other images.
+        prompt: What is asked, with ``{}`` for the category's name.
+    """
+    known = [place for place, item in enumerate(found.items) if item.category]
+    classes = tuple(sorted({found.items[place].category for place in known}))
+    if len(classes) < 2:
+        return None
+    place_of = {one: place for place, one in enumerate(classes)}
+    true_N = np.array([place_of[found.items[place].category] for place in known], dtype=np.int64)
+    image_ND = found.image_ND[known]
+    if classifier == "centroid":
+        told = told_by_centroid(image_ND, true_N)
+    else:
+        told = told_by_prompt(image_ND, retriever.embed_text([prompt.replace("{}", one) for one in classes]))
+    return ClassificationTask(name=found.name, true_N=true_N, told_N=told, classes=classes)
+
+
+def checks_of(
+    found: Sequence[Embedded], retriever: Retriever, preprocessing: ImagePreprocessing, *, side: int
+) -> Checks:
+    """Compare what training and deployment make of the first images, and look at all lengths.
+
+    Training keeps pixels of ``side`` and makes the model's input of those; a device makes it of the file.
+    """
+    chosen = [item for one in found for item in one.items][:_CHECKED]
+    files: Any = [item.image for item in chosen]
+    deployed = np.concatenate([model_input_from_files([file], preprocessing) for file in files])
+    background, size = preprocessing.background, preprocessing.resolution
+    kept = [
+        pixels_from_image(decoded_image(file, background=background), side, background=background)
+        for file in files
+    ]
+    trained = model_input_from_pixels(np.stack(kept), size)
+    rows = [retriever.embed_model_input("image", {"pixels": pixels}) for pixels in (deployed, trained)]
+    cosine = float((rows[0] * rows[1]).sum(axis=1).min())
+    lengths = np.concatenate(
+        [np.linalg.norm(part, axis=1) for one in found for part in (one.image_ND, one.text_TD)]
+    )
+    deviation = float(np.abs(lengths - 1.0).max())
+    apart = np.abs(deployed - trained)
+    mean = float(apart.mean(axis=(1, 2, 3)).max())
+    return Checks(
+        images=len(chosen),
+        side=side,
+        same_tensor=int((deployed == trained).all(axis=(1, 2, 3)).sum()),
+        largest_difference=float(apart.max()),
+        mean_difference=mean,
+        least_cosine=cosine,
+        largest_deviation=deviation,
+        passed=deviation <= MAX_DEVIATION and cosine >= MIN_COSINE and mean <= MAX_DIFFERENCE,
+    )
+
+
+def latencies(found: Embedded, retriever: Retriever, calls: int) -> dict[str, Percentiles]:
+    """Time one text and one image a call, from the raw text and the file on, the two by turns."""
+    asked: dict[str, Callable[[int], object]] = {
+        "text": lambda turn: retriever.embed_text([found.texts[turn % len(found.texts)]]),
+        "image": lambda turn: retriever.embed_images([found.items[turn % len(found.items)].image]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in asked}
+    for turn in range(-_WARM_UP, calls):
+        for name, call in asked.items():
+            started = time.perf_counter()
+            call(turn)
+            if turn >= 0:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: percentiles(values) for name, values in times.items()}
+
+
+def percentiles(times_ms: Sequence[float]) -> Percentiles:
+    """Return the three percentiles, linear between calls."""
+    p50, p90, p99 = np.percentile(np.asarray(times_ms), [50, 90, 99])
+    return Percentiles(p50_ms=float(p50), p90_ms=float(p90), p99_ms=float(p99), calls=len(times_ms))
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process had resident so far, Python and its libraries counted."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,132 @@
+"""If these fail, a user's own figures of a bundle are wrong, or a bundle that sees other pixels passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.data.transforms import ImagePreprocessing
+from edgeglm.runtime.evaluation import Embedded, Item, checks_of, percentiles
+from edgeglm.runtime.retrieval import Retriever
+from tests.build.conftest import Project
+
+
+def lines_of(project: Project) -> list[dict[str, str]]:
+    listed = (project.root / "data" / "pairs.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in listed]
+
+
+@pytest.fixture(scope="module")
+def pairs(project: Project, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tasks of the project's own pictures; a category is the colour that the caption names."""
+    folders = []
+    for name, part in (("first", slice(0, 40)), ("second", slice(40, 64))):
+        folder = tmp_path_factory.mktemp("pairs") / name
+        shutil.copytree(project.root / "data", folder)
+        rows = [{**row, "category": row["text"].split()[1]} for row in lines_of(project)[part]]
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        folders.append(folder)
+    return folders
+
+
+def evaluated(project: Project, bundle: Path, pairs: list[Path], *more: str) -> Any:
+    sources = [part for folder in pairs for part in ("--pairs", str(folder))]
+    said = project.edgeglm("evaluate", bundle, *sources, "--calls", "20", *more, "--json")
+    assert said.code == 0, said.err
+    return said.json
+
+
+def test_any_metrics_come_by_task_and_by_category_with_times_memory_and_checks(
+    project: Project, bundle: Path, pairs: list[Path]
+) -> None:
+    metrics = "map@10,recall@5,hit@1,mrr@3,accuracy,macro-f1"
+    said = evaluated(project, bundle, pairs, "--metrics", metrics, "--by", "category")
+    figures = {figure["metric"]: figure for figure in said["figures"]}
+    assert list(figures) == metrics.split(",")
+    for figure in figures.values():
+        tasks = figure["tasks"]
+        assert set(tasks) == {"first", "second"}
+        mean = sum(task["value"] for task in tasks.values()) / 2
+        assert figure["all"]["value"] == pytest.approx(mean)
+        assert figure["all"]["low"] <= mean <= figure["all"]["high"]
+        assert len(figure["categories"]) > 1
+    assert sum(figures["accuracy"]["counts"].values()) == 64
+    assert said["latency"]["text"]["calls"] == 20
+    for times in said["latency"].values():
+        assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
+    assert said["memory"]["peak_resident_bytes"] > said["memory"]["model_bytes"] > 0
+    # Training keeps these pictures as large as they are, so that nothing but the way there could differ.
+    assert said["checks"]["passed"]
+    assert said["checks"]["largest_deviation"] < 1e-3
+
+
+def test_without_by_no_category_is_told_and_the_other_direction_asks_for_texts(
+    project: Project, bundle: Path, pairs: list[Path]
+) -> None:
+    said = evaluated(project, bundle, pairs[:1], "--metrics", "hit@1", "--direction", "image-to-text")
+    (figure,) = said["figures"]
+    assert "categories" not in figure
+    with open_bundle(bundle) as opened, Retriever(opened) as retriever:
+        rows = [json.loads(line) for line in (pairs[0] / "pairs.jsonl").read_text().splitlines()]
+        texts = list(dict.fromkeys(row["text"] for row in rows))
+        images = retriever.embed_images([pairs[0] / row["image"] for row in rows])
+        best = (images @ retriever.embed_text(texts).T).argmax(axis=1)
+    hits = [texts[place] == row["text"] for place, row in zip(best, rows, strict=True)]
+    assert figure["all"]["value"] == pytest.approx(float(np.mean(hits)), abs=0.02)
+
+
+def test_a_table_is_printed_for_people(project: Project, bundle: Path, pairs: list[Path]) -> None:
+    said = project.edgeglm(
+        "evaluate", bundle, "--pairs", pairs[0], "--metrics", "map@5,macro-f1", "--classify", "centroid",
+        "--by", "category", "--calls", "20",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    for words in ("map@5", "macro-f1", "p99 ms", "checks passed", "memory: models"):
+        assert words in said.out, words
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--metrics", "map@"], "write map@10"),
+        (["--metrics", "macro-f1", "--by", "subcategory"], "give the pairs the key category"),
+    ],
+)
+def test_what_cannot_be_judged_exits_with_2(
+    project: Project, bundle: Path, pairs: list[Path], more: list[str], words: str
+) -> None:
+    said = project.edgeglm("evaluate", bundle, "--pairs", pairs[0], *more)
+    assert said.code == 2
+    assert words in " ".join(said.err.split())
+
+
+def test_deployment_that_sees_other_pixels_than_training_fails_the_check(
+    project: Project, bundle: Path, pairs: list[Path]
+) -> None:
+    with open_bundle(bundle) as opened, Retriever(opened) as retriever:
+        images = [pairs[0] / row["image"] for row in lines_of(project)[:8]]
+        items = tuple(Item(image=image, texts=("a",)) for image in images)
+        found = Embedded(
+            name="one", items=items, image_ND=retriever.embed_images(images), texts=("a",),
+            text_TD=retriever.embed_text(["a"]),
+        )  # fmt: skip
+        own: ImagePreprocessing = opened.preprocessing.image
+        same = checks_of([found], retriever, own, side=own.resolution)
+        assert same.passed
+        assert same.same_tensor == same.images == 8
+        assert same.largest_difference == 0
+        coarse = checks_of([found], retriever, own, side=2)
+        assert coarse.same_tensor < 8
+        assert coarse.least_cosine < same.least_cosine
+        assert not coarse.passed
+
+
+def test_percentiles_are_those_of_the_calls() -> None:
+    found = percentiles([float(value) for value in range(1, 102)])
+    assert (found.p50_ms, found.p90_ms, found.p99_ms, found.calls) == (51.0, 91.0, 100.0, 101)
