@@ -150,6 +150,7 @@ class TeacherStage(Stage[TeacherConfig]):
         "edgeglm.models",
         "edgeglm.export",
         "edgeglm.data.tokenization",
+        "edgeglm.data.vocabulary",
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "peft", "transformers", "onnxscript", "tokenizers")
 
@@ -189,7 +190,7 @@ class TeacherStage(Stage[TeacherConfig]):
         from edgeglm.adapt.domains import Domains, refuse_leakage
         from edgeglm.adapt.meta import tasks_of
         from edgeglm.adapt.multitask import kinds_of
-        from edgeglm.adapt.text_teacher import load_text_teacher
+        from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
@@ -203,6 +204,7 @@ class TeacherStage(Stage[TeacherConfig]):
             )
             if "pretraining" in inputs:
                 take_encoder(text.tower.encoder, inputs["pretraining"])
+            keep_entries(text, pairs.training_texts(), self.config.vocabulary, scratch / "kept")
             refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
             concepts = Concepts.of(pairs)
             unlabelled = self.config.domain.uses_unlabelled()

@@ -92,6 +92,47 @@ def load_text_teacher(name: str, source: Artifact, scratch: Path, *, max_length:
     )
 
 
+def keep_entries(teacher: TextTeacher, texts: Sequence[str], count: int, folder: Path) -> None:
+    """Leave ``count`` entries of the vocabulary, and their rows of the input table, in place.
+
+    Texts whose tokens were all kept get the same features as before (Abdaoui et al., "Load what you need",
+    2020).
+
+    Args:
+        teacher: Its tower must not be tuned yet.
+        texts: Whose tokens must be kept.
+        count: How many; 0, or as many as there are, keeps all.
+        folder: Where the new ``tokenizer.json`` is written.
+
+    Raises:
+        UserError: ``count`` cannot hold what must be kept, or the model reads tokens by number.
+    """
+    import torch
+
+    from edgeglm.data.vocabulary import trimmed_tokenizer
+
+    tower = teacher.tower
+    if not 0 < count < teacher.tokenizer.vocabulary_size:
+        return
+    if tower.end_id is not None or tower.pooling == "end" or tower.mask == "padded":
+        raise UserError(
+            "teacher.vocabulary does not fit a text tower that finds its end by a token's number; set it to 0"
+        )
+    trimmed = trimmed_tokenizer(
+        tower.tokenizer_path, texts, count=count, lowercase=teacher.lowercase, key="teacher.vocabulary"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tokenizer.json"
+    path.write_text(trimmed.text, "utf-8")
+    encoder: Any = tower.encoder
+    table = encoder.get_input_embeddings().weight.detach()
+    kept = torch.nn.Embedding.from_pretrained(table[torch.from_numpy(trimmed.kept)].clone(), freeze=False)
+    encoder.set_input_embeddings(kept)
+    encoder.config.vocab_size = len(trimmed.kept)
+    tower.tokenizer_path = path
+    teacher.tokenizer = Tokenizer(path, lowercase=teacher.lowercase)
+
+
 def require_untuned(encoder: Any) -> None:
     """Raise UserError if the encoder already carries what a way of tuning put there."""
     if hasattr(encoder, "peft_config") or any(

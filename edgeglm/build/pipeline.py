@@ -30,6 +30,7 @@ from edgeglm.build.quantize_stage import QuantizeStage, quantize_config
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Stage
@@ -165,6 +166,11 @@ def _upstream(
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
     shape = student_shape(student.size)  # an unknown size must not wait for the teacher
+    if shape.heir and teacher.vocabulary:
+        raise UserError(
+            f"{student.size} inherits the whole input table of the teacher; set teacher.vocabulary to 0, or "
+            "choose another student.size"
+        )
     require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}

@@ -2,12 +2,12 @@
 
 A single track of 165 queries moves by half a percent when one query flips. Gates therefore look at
 the mean over all queries of a pool: the names of the catalogue, the names of unseen concepts, and all
-keywords.
+keywords; of each language apart where there are several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,31 @@ from edgeglm.evaluate.retrieval import Interval, TrackMetrics, ratio_of_means
 
 
 def gate_pools(tracks: Sequence[Track]) -> dict[str, tuple[str, ...]]:
-    """Return pool -> track names; empty pools are left out. Tracks of one's own data are one pool."""
-    pools = {
-        "names": tuple(t.name for t in tracks if t.query_kind == "names" and t.name != "unseen"),
-        "unseen names": tuple(t.name for t in tracks if t.query_kind == "names" and t.name == "unseen"),
-        "keywords": tuple(t.name for t in tracks if t.query_kind == "keywords"),
-    }
+    """Return pool -> track names; empty pools are left out. Tracks of one's own data are one pool.
+
+    Each language has pools of its own; those of a language after the first begin with its tag: ``zh names``.
+    """
+    languages = list(dict.fromkeys(track.language for track in tracks))
+    pools: dict[str, tuple[str, ...]] = {}
+    for language in languages:
+        mark = "" if language == languages[0] else f"{language} "
+        own = [track for track in tracks if track.language == language]
+        names = [track.name for track in own if track.query_kind == "names"]
+        pools |= {
+            f"{mark}names": tuple(name for name in names if not _is_unseen(name)),
+            f"{mark}unseen names": tuple(name for name in names if _is_unseen(name)),
+            f"{mark}keywords": tuple(track.name for track in own if track.query_kind == "keywords"),
+        }
     return {pool: members for pool, members in pools.items() if members}
+
+
+def required_pools(pools: Collection[str]) -> tuple[str, ...]:
+    """Return the pools that a student must not fall short on: the names of each language."""
+    return tuple(pool for pool in pools if pool.endswith("names") and not pool.endswith("unseen names"))
+
+
+def _is_unseen(track: str) -> bool:
+    return track == "unseen" or track.endswith("-unseen")
 
 
 def pooled_map10(metrics: Mapping[str, TrackMetrics], members: Sequence[str]) -> float:
@@ -65,8 +83,9 @@ def ratios_of(
 ) -> Ratios:
     """Return the ratios of AP@10 by track, ``{track: float64 [Q]}`` on either side."""
     pools = gate_pools(tracks)
-    if "unseen names" in pools:
-        pools["all names"] = (*pools["names"], *pools["unseen names"])
+    for unseen in [pool for pool in pools if pool.endswith("unseen names")]:
+        mark = unseen.removesuffix("unseen names")
+        pools[f"{mark}all names"] = (*pools.get(f"{mark}names", ()), *pools[unseen])
     by_track = {track.name: pooled_ratio(student, teacher, (track.name,)) for track in tracks}
     by_pool = {pool: pooled_ratio(student, teacher, members) for pool, members in pools.items()}
     return Ratios(

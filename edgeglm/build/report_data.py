@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ratios
-from edgeglm.build.pools import gate_pools, pool_gates
+from edgeglm.build.pools import gate_pools, pool_gates, required_pools
 from edgeglm.build.report_rows import stage_rows
 from edgeglm.build.student_search import read_search
 from edgeglm.build.table import quantize_report
@@ -19,6 +19,7 @@ from edgeglm.calibration.sets import CalibrationRecord
 from edgeglm.compile.stage import compile_record_from_file
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs
+from edgeglm.data.languages import LANGUAGES
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.examples import Retrieved, example_retrievals, hard_retrievals
@@ -95,10 +96,12 @@ def report_of(
 
 def track_note(track: Track) -> TrackNote:
     """Describe a track for a reader."""
-    base = track.name.removesuffix("-keywords")
+    base = track.name.removesuffix("-keywords").removeprefix(f"{track.language}-")
     title = _TITLES.get(base, base.replace("-", " ").capitalize())
     if track.query_kind == "keywords":
         title += ", keywords"
+    if track.language not in ("", "en"):
+        title += f", {LANGUAGES[track.language]}"
     return TrackNote(
         name=track.name,
         title=title,
@@ -110,7 +113,7 @@ def track_note(track: Track) -> TrackNote:
 def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, ...]:
     """Return every gate: the teacher's floor, student against teacher, candidates against FP32.
 
-    Student against teacher is shown for pools and for each track; the pool of names is required.
+    Student against teacher is shown for pools and for each track; the names of each language are required.
     """
     teacher, student = metrics_of(inputs["teacher-evaluation"]), metrics_of(inputs["export-evaluation"])
     pools = gate_pools(pairs.tracks)
@@ -130,7 +133,7 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
     found = student_ratios(inputs, pairs)
     for gate in pool_gates("student / teacher", student, teacher, pools, recipe.gates.student_ratio):
         pool = gate.name.rpartition(", ")[2]
-        required, interval = pool == "names", found.pools.get(pool)
+        required, interval = pool in required_pools(pools), found.pools.get(pool)
         within = "" if gate.passed or not required else ", as the interval reaches the gate"
         rows.append(
             GateRow(

@@ -88,7 +88,9 @@ def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tup
     sizes = teacher_sizes(inputs["backbones"], inputs["teacher"])
     titles = " + ".join(f"{b.title}, {b.resolution} px" for b in backbones)
     lora = f" + LoRA {recipe.teacher.lora_rank}" if recipe.teacher.lora_epochs else ""
-    text_title = {"minilm-l6": "MiniLM-L6"}.get(recipe.teacher.text, recipe.teacher.text)
+    text_title = {"minilm-l6": "MiniLM-L6", "multilingual-e5-small": "multilingual E5-small"}.get(
+        recipe.teacher.text, recipe.teacher.text
+    )
     details = {"image": titles, "text": f"{text_title}{lora}"}
     parameters = {
         "image": sum(b.parameters for b in backbones) + counts["image_head"],

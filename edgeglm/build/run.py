@@ -11,7 +11,7 @@ from edgeglm.build.evaluations import metrics_of, precisions_of
 from edgeglm.build.history import remember
 from edgeglm.build.pack_stage import BUNDLE_FOLDER
 from edgeglm.build.pipeline import Node, Plan, candidate_precisions
-from edgeglm.build.pools import gate_pools, pooled_map10, pooled_ratio
+from edgeglm.build.pools import gate_pools, pooled_map10, pooled_ratio, required_pools
 from edgeglm.build.student_fit import (
     StudentFitConfig,
     StudentFitStage,
@@ -108,6 +108,7 @@ def _require_fit(plan: Plan, context: Context) -> None:
             embedding_dim=plan.recipe.teacher.embedding_dim,
             opset=plan.recipe.export.opset,
             text_teacher=plan.recipe.teacher.text,
+            entries=(plan.recipe.teacher.vocabulary, student.vocabulary),
         )
     )
     costs = stage({"text": plan.sources["teacher:text"]}, context).artifact
@@ -135,21 +136,24 @@ def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> No
             remedy="train longer (teacher.epochs), use a stronger backbone, or lower gates.teacher_map10",
         )
         return
-    names = gate_pools(tracks)["names"]
-    if recipe.gates.judge == "interval":
-        found = pooled_ratio(
-            precisions_of(made["export-evaluation"]), precisions_of(made["teacher-evaluation"]), names
+    pools = gate_pools(tracks)
+    student = metrics_of(made["export-evaluation"])
+    for pool in required_pools(pools):
+        names = pools[pool]
+        if recipe.gates.judge == "interval":
+            found = pooled_ratio(
+                precisions_of(made["export-evaluation"]), precisions_of(made["teacher-evaluation"]), names
+            )
+            if found is not None and found.value < recipe.gates.student_ratio <= found.high:
+                continue  # so few queries that the value alone says nothing; the report shows both
+        require_ratio(
+            f"student / teacher mAP@10 on {pool}",
+            value=pooled_map10(student, names),
+            reference=pooled_map10(teacher, names),
+            minimum=recipe.gates.student_ratio,
+            remedy="train longer (student.image_epochs), choose a larger student.size, "
+            "or lower gates.student_ratio",
         )
-        if found is not None and found.value < recipe.gates.student_ratio <= found.high:
-            return  # so few queries that the value alone says nothing; the report shows both
-    require_ratio(
-        "student / teacher mAP@10 on names",
-        value=pooled_map10(metrics_of(made["export-evaluation"]), names),
-        reference=pooled_map10(teacher, names),
-        minimum=recipe.gates.student_ratio,
-        remedy="train longer (student.image_epochs), choose a larger student.size, "
-        "or lower gates.student_ratio",
-    )
 
 
 def _delivered(packed: Artifact, destination: Path, archive: ArchiveKind) -> tuple[Path, Manifest]:

@@ -24,6 +24,7 @@ from edgeglm.build.student_search import (
     read_search,
     smallest_size,
 )
+from edgeglm.build.untrained import fewer_entries
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe, StudentConfig
@@ -52,6 +53,7 @@ class SmallestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     embedding_dim: int
     opset: int
     text_teacher: str
+    teacher_vocabulary: int
     boards: tuple[Peaks, ...]
 
 
@@ -71,14 +73,14 @@ class SmallestStudentStage(Stage[SmallestConfig]):
             text = load_text_teacher(
                 config.text_teacher, inputs["text"], folder / "text", max_length=config.student.max_length
             )
-            whole, kept = text.tokenizer.vocabulary_size, config.student.vocabulary
+            whole = text.tokenizer.vocabulary_size
             maker = CostMaker(
                 folder,
                 config.student,
                 embedding_dim=config.embedding_dim,
                 opset=config.opset,
                 boards=config.boards,
-                vocabulary=min(kept or whole, whole),
+                vocabulary=fewer_entries(whole, config.teacher_vocabulary, config.student.vocabulary),
                 context=context,
             )
             maker.cost(smallest_size(), config.resolution)
@@ -123,6 +125,7 @@ def searched_recipe(
             embedding_dim=recipe.teacher.embedding_dim,
             opset=recipe.export.opset,
             text_teacher=recipe.teacher.text,
+            teacher_vocabulary=recipe.teacher.vocabulary,
             boards=boards,
         )
     )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from edgeglm.build.untrained import untrained_towers
+from edgeglm.build.untrained import fewer_entries, untrained_towers
 from edgeglm.compile.fit import VariantFit, fits_of, require_fit
 from edgeglm.compile.preflight import Subject
 from edgeglm.core.artifact import Artifact
@@ -30,7 +30,10 @@ _LOWERED = ("LayerNormalization", "GroupNormalization", "Gelu")
 
 
 class StudentFitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What decides the graphs of a student besides its vocabulary, which is the teacher's."""
+    """What decides the graphs of a student besides the text teacher's own vocabulary.
+
+    ``entries`` are what the recipe's teacher and student keep of it; 0 is all.
+    """
 
     size: str
     resolution: int
@@ -38,6 +41,7 @@ class StudentFitConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     embedding_dim: int
     opset: int
     text_teacher: str
+    entries: tuple[int, ...] = ()
 
 
 class StudentFitStage(Stage[StudentFitConfig]):
@@ -69,7 +73,7 @@ class StudentFitStage(Stage[StudentFitConfig]):
                 folder,
                 resolution=config.resolution,
                 max_length=config.max_length,
-                vocabulary=text.tokenizer.vocabulary_size,
+                vocabulary=fewer_entries(text.tokenizer.vocabulary_size, *config.entries),
                 embedding_dim=config.embedding_dim,
                 opset=config.opset,
                 threads=context.threads,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import msgspec
 from edgeglm.adapt.backbones import read_backbones
 from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of
 from edgeglm.build.latency_stage import latencies_of
-from edgeglm.build.pools import pooled_map10
+from edgeglm.build.pools import gate_pools, pooled_map10
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.bundle.manifest import Manifest
 from edgeglm.calibration.quantize import QuantizeReport
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import StageResult
+from edgeglm.data.pairs import Track
 
 #: The stages of each step that ends in an evaluation of its own.
 STEPS: dict[str, tuple[str, ...]] = {
@@ -173,10 +174,12 @@ def summary_of(metrics: Metrics) -> tuple[float | None, ...]:
     """Return the figures of one table row.
 
     mAP@10 on names, on unseen names and on keywords, each over all queries of its tracks; then
-    R@1, R@10, and both from image to text, on names. None where there is no such track.
+    R@1, R@10, and both from image to text, on names; all languages together. None where there is no such
+    track.
     """
-    names = [n for n in metrics if not n.endswith("-keywords") and n != "unseen"]
-    pools = (names, [n for n in metrics if n == "unseen"], [n for n in metrics if n.endswith("-keywords")])
+    unseen = [n for n in metrics if n == "unseen" or n.endswith("-unseen")]
+    names = [n for n in metrics if not n.endswith("-keywords") and n not in unseen]
+    pools = (names, unseen, [n for n in metrics if n.endswith("-keywords")])
     scores = [pooled_map10(metrics, pool) if pool else None for pool in pools]
     recalls: list[float | None] = []
     for field in ("r1", "r10", "r1_i2t", "r10_i2t"):
@@ -184,6 +187,18 @@ def summary_of(metrics: Metrics) -> tuple[float | None, ...]:
         total = sum(count for _, count in values)
         recalls.append(sum(value * count for value, count in values) / total if total else None)
     return (*scores, *recalls)
+
+
+def language_rows(rows: Sequence[Row], tracks: Sequence[Track]) -> list[tuple[str, ...]]:
+    """Return mAP@10 of each evaluated step on the pools of each language; nothing for one language."""
+    if len({track.language for track in tracks}) < 2:
+        return []
+    pools = gate_pools(tracks)
+    shown = [row for row in rows if row.metrics]
+    return [
+        (row.title, *(f"{pooled_map10(row.metrics, members):.3f}" for members in pools.values()))
+        for row in shown
+    ]
 
 
 def latency_rows(results: Mapping[str, StageResult], manifest: Manifest) -> list[tuple[str, ...]]:

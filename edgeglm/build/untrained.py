@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 LENGTH = 8  # tokens of a text: a query of a few words
 
 
+def fewer_entries(whole: int, *wanted: int) -> int:
+    """Return how many entries a vocabulary has after each wish for fewer; 0 wishes nothing."""
+    return min([whole, *(count for count in wanted if count)])
+
+
 def untrained_towers(
     size: str,
     folder: Path,

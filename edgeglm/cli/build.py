@@ -213,9 +213,16 @@ def _print_end(
 ) -> None:
     import msgspec
 
-    from edgeglm.build.table import latency_rows
+    from edgeglm.build.pools import gate_pools
+    from edgeglm.build.table import language_rows, latency_rows
+    from edgeglm.data.pairs import PairSet
 
     app.print("")
+    pairs = next(result.artifact for result in built.results if result.stage == "pairs")
+    tracks = PairSet.open(pairs).tracks
+    if by_language := language_rows(built.rows, tracks):
+        pools = tuple(f">{pool}" for pool in gate_pools(tracks))
+        app.table(("step", *pools), by_language, title="mAP@10 by language")
     app.table(
         ("model", ">image b1", ">image b8", ">text b1", ">text b8", ">parameters"),
         latency_rows({result.stage: result for result in built.results}, built.manifest),

@@ -27,6 +27,9 @@ else:
     import tomli as tomllib
 
 
+Language = Literal["en", "zh"]
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """Where the image-text pairs come from and how they are split.
 
@@ -34,6 +37,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     ``"parquet"`` reads the file at ``path`` with the columns ``image`` and ``text``. Lines or rows of one's
     own data may say ``category`` and ``subcategory``, and those without a text are unlabelled; ``categories``
     takes the groups and subgroups that Unicode puts emoji into for those of the icons.
+    ``language`` says which names and keywords the icons have: English names are the icon sets' own, Chinese
+    ones Unicode's (CLDR). With several, every name is a caption, and each language has tracks of its own.
     """
 
     source: Literal["icons", "folder", "parquet"] = "icons"
@@ -46,6 +51,11 @@ class DataConfig(Section, frozen=True, kw_only=True):
     inductive_fraction: Fraction = 0.5
     skip_bad: bool = False
     categories: bool = False
+    language: Language | tuple[Language, ...] = "en"
+
+    def languages(self) -> tuple[Language, ...]:
+        """Return the languages, each once, in the recipe's order."""
+        return (self.language,) if isinstance(self.language, str) else tuple(dict.fromkeys(self.language))
 
 
 class ExportConfig(Section, frozen=True, kw_only=True):

@@ -128,12 +128,12 @@ class OptimisationConfig(Section, frozen=True, kw_only=True):
 class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
-    ``image`` lists the backbones whose features are joined, ``text`` is the text model: names of
-    pinned assets, ``hf:owner/name`` ids or local folders. ``views`` counts the augmented copies of each
-    image, ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the
-    heads on frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it
-    frozen), and the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images,
-    ``multitask`` other things to learn, ``pretraining`` texts to read first.
+    ``image`` lists the backbones, ``text`` is the text model: names of pinned assets, ``hf:owner/name``
+    ids or local folders. ``views`` counts the augmented copies of each image,
+    ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the heads on
+    frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it frozen), and
+    the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images, ``multitask``
+    other things to learn, ``pretraining`` texts to read first.
 
     ``tuning`` says how the text tower is tuned in the second phase: ``lora`` (Hu et al., 2022), ``rslora``
     (Kalajdzievski, 2023), ``dora`` (Liu et al., 2024), ``ia3`` (Liu et al., 2022), ``bottleneck`` adapters
@@ -142,11 +142,14 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     ``tuned_rate``, all others at ``lora_learning_rate``. ``lora_targets`` names the linear layers that are
     adapted; where it names none they are the query and value layers, by the model's own names. With
     ``tuned_blocks`` above 0 only so many last blocks are tuned, by any way but prompts, and what the blocks
-    before them say is computed once and kept.
+    before them say is computed once and kept. ``vocabulary`` above 0 keeps so many entries of the
+    text tower's vocabulary, for models of a hundred languages: single characters, those of the captions, and
+    the most frequent others.
     """
 
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
     text: str = "minilm-l6"
+    vocabulary: Count = 0
     embedding_dim: Positive = 256
     resolution: Count = 128
     views: Count = 3

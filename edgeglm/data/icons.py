@@ -18,10 +18,11 @@ from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.categories import CATEGORIES_ASSET, Kinds, kind_of, kinds_from_emoji_json
 from edgeglm.data.concepts import CATALOGUE_STYLES, Concept, concepts_of
 from edgeglm.data.iconsets import IconSet, icon_set_from_json
+from edgeglm.data.languages import Spoken, spoken_in
 from edgeglm.data.pairs import KIND, Licence, Pair, PairSet, Role, empty_images, pixels_sha256, write_pairs
 from edgeglm.data.rendering import rendered
 from edgeglm.data.splits import drawn_groups, hashed_order, joined_groups
-from edgeglm.data.tracks import folded, icon_tracks, keywords_from_cldr
+from edgeglm.data.tracks import folded, icon_tracks
 
 KEYWORDS_ASSET = "cldr-annotations"
 _NO_ICONS = (KEYWORDS_ASSET, CATEGORIES_ASSET)
@@ -60,6 +61,7 @@ class PairsStage(Stage[PairsConfig]):
         "edgeglm.data.concepts",
         "edgeglm.data.icons",
         "edgeglm.data.iconsets",
+        "edgeglm.data.languages",
         "edgeglm.data.pairs",
         "edgeglm.data.rendering",
         "edgeglm.data.splits",
@@ -75,6 +77,8 @@ class PairsStage(Stage[PairsConfig]):
                 f"the target style {data.target!r} is also labelled, so its names would be trained on; "
                 "take it out of data.labelled"
             )
+        if not data.languages():
+            raise UserError('data.language names no language; give "en", "zh" or a list of them')
         if not data.labelled:
             raise UserError("data.labelled names no icon set; name at least one")
         if missing := [name for name in icon_asset_names(data) if name not in inputs]:
@@ -85,7 +89,10 @@ class PairsStage(Stage[PairsConfig]):
         data, seed = self.config.data, self.config.seed
         names = icon_asset_names(data)
         sets = {name: _icon_set(name, inputs[name]) for name in names if name not in _NO_ICONS}
-        concepts = _chosen(concepts_of(sets), data.concepts, seed)
+        drawn = concepts_of(sets)
+        spoken = spoken_in(data.languages(), drawn, _annotations(inputs[KEYWORDS_ASSET], data))
+        drawn = tuple(concept for concept in drawn if _captions(concept, spoken))
+        concepts = _chosen(drawn, data.concepts, seed)
         icons = [(style, c) for style in _styles(data) for c in concepts if style in c.icons]
 
         started = time.perf_counter()
@@ -105,13 +112,10 @@ class PairsStage(Stage[PairsConfig]):
             member = catalogue()[CATEGORIES_ASSET].members["emoji"]
             kinds = kinds_from_emoji_json(asset_member(inputs[CATEGORIES_ASSET], member))
         rows = [
-            _row(style, concept, split.role(style, concept, data.target), kinds) for style, concept in icons
+            _row(style, concept, split.role(style, concept, data.target), kinds, _captions(concept, spoken))
+            for style, concept in icons
         ]
-        by_code = keywords_from_cldr(
-            asset_member(inputs[KEYWORDS_ASSET], catalogue()[KEYWORDS_ASSET].members["en"])
-        )
-        keywords = {c.name: frozenset().union(*(by_code.get(code, ()) for code in c.codes)) for c in concepts}
-        tracks = icon_tracks(rows, digests, target=data.target, unseen=split.unseen, keywords=keywords)
+        tracks = icon_tracks(rows, digests, target=data.target, unseen=split.unseen, spoken=spoken)
         summary = {
             "concepts": len(concepts),
             "base_concepts": len({concept.base for concept in concepts}),
@@ -123,6 +127,7 @@ class PairsStage(Stage[PairsConfig]):
             "by_domain_and_role": dict(Counter(f"{row.domain}/{row.role}" for row in rows)),
             "identical_images": len(digests) - len(set(digests)),
             "copies_across_sides": len(_copies_across_sides(rows, digests)),
+            "named": {said.language: sum(c.name in said.captions for c in concepts) for said in spoken},
             "tracks": {t.name: {"queries": len(t.queries), "gallery": len(t.gallery)} for t in tracks},
         }
         licences = [_licence(name, inputs[name]) for name in names if name in (*_styles(data), *_NO_ICONS)]
@@ -138,7 +143,7 @@ class PairsStage(Stage[PairsConfig]):
         touched = {row.concept for row in pairs.rows if row.role != "held"}
         assert unseen.isdisjoint(touched), f"unseen and trained on: {sorted(unseen & touched)[:5]}"
         trained = {folded(text) for text in pairs.training_texts()}
-        names = {folded(row.text) for row in pairs.rows if row.concept in unseen}
+        names = {folded(text) for row in pairs.rows if row.concept in unseen for text in row.captions}
         assert names.isdisjoint(trained), f"names trained on: {sorted(names & trained)[:5]}"
 
 
@@ -189,6 +194,17 @@ def _icon_set(name: str, asset: Artifact) -> IconSet:
     return icon_set_from_json(asset_member(asset, members["icons"]), asset_member(asset, members["chars"]))
 
 
+def _annotations(asset: Artifact, data: DataConfig) -> dict[str, bytes]:
+    members = catalogue()[KEYWORDS_ASSET].members
+    return {language: asset_member(asset, members[language]) for language in data.languages()}
+
+
+def _captions(concept: Concept, spoken: Sequence[Spoken]) -> tuple[str, ...]:
+    """Return a concept's texts in all languages; none where no language has a name for it."""
+    texts = (text for said in spoken for text in said.captions.get(concept.name, ()))
+    return tuple(dict.fromkeys(texts))
+
+
 def _chosen(concepts: Sequence[Concept], count: int | None, seed: int) -> tuple[Concept, ...]:
     """Take the first ``count`` concepts in the hashed order of their base, so that variants stay together."""
     if count is None:
@@ -199,12 +215,12 @@ def _chosen(concepts: Sequence[Concept], count: int | None, seed: int) -> tuple[
     return tuple(sorted(ordered[:count], key=lambda concept: concept.name))
 
 
-def _row(style: str, concept: Concept, role: Role, kinds: Kinds) -> Pair:
+def _row(style: str, concept: Concept, role: Role, kinds: Kinds, captions: tuple[str, ...]) -> Pair:
     category, subcategory = kind_of(concept.codes, kinds)
     return Pair(
         id=f"{style}/{concept.name}",
-        text=concept.captions[0],
-        captions=concept.captions,
+        text=captions[0],
+        captions=captions,
         concept=concept.name,
         domain=style,
         role=role,

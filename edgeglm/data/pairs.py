@@ -52,13 +52,17 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One retrieval task: ``queries`` against the images of ``gallery`` (indices into the set)."""
+    """One retrieval task: ``queries`` against the images of ``gallery`` (indices into the set).
+
+    ``language`` is that of the queries where it is known, by its BCP 47 tag.
+    """
 
     name: str
     title: str
     query_kind: Literal["names", "keywords"]
     queries: tuple[Query, ...]
     gallery: tuple[int, ...]
+    language: str = ""
 
 
 class Licence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,11 +15,14 @@ track                       queries                             gallery
 A name's relevant image is its concept's; images with the very same pixels (one set draws eight families
 alike) are right too, since nothing can tell them apart.
 
-Each has a ``-keywords`` twin with the same gallery. A keyword is an English CLDR keyword that is neither the
-name of a concept nor, as a whole string, a caption that training may see. All images of the gallery whose
+Each has a ``-keywords`` twin with the same gallery. A keyword is a CLDR keyword that is neither
+the name of a concept nor, as a whole string, a caption that training may see. All images of the gallery whose
 concept carries it are relevant, so nothing right is counted as wrong. The two catalogue twins share the
 keywords of known concepts out between them by what training may have seen: a keyword is *inductive* if
 every relevant image is held, and *transductive* if at least one trains unlabelled.
+
+With several languages each has all of these; tracks of those after the first begin with the language:
+``zh-unseen-keywords``.
 """
 
 from __future__ import annotations
@@ -27,11 +30,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
-
-from edgeglm.core.errors import UserError
-from edgeglm.data.iconsets import plain_code
+from edgeglm.data.languages import LANGUAGES, Spoken, folded, keywords_from_cldr
 from edgeglm.data.pairs import Pair, Query, Track
+
+__all__ = ["folded", "icon_tracks", "keywords_from_cldr"]
 
 _TITLES = {
     "catalogue-transductive": "Known concepts; target images were trained on without names",
@@ -40,48 +42,13 @@ _TITLES = {
 }
 
 
-class _Keywords(msgspec.Struct, frozen=True):
-    default: tuple[str, ...] = ()
-
-
-class _Annotations(msgspec.Struct, frozen=True):
-    annotations: dict[str, _Keywords]
-
-
-class _CldrFile(msgspec.Struct, frozen=True):
-    annotations: _Annotations
-
-
-def keywords_from_cldr(data: bytes) -> dict[str, frozenset[str]]:
-    """Read ``annotations.json`` of CLDR: code point sequence (no variation selectors) to keywords, folded.
-
-    The format: https://unicode.org/reports/tr35/tr35-general.html#Annotations . Raises UserError.
-    """
-    try:
-        parsed = msgspec.json.decode(data, type=_CldrFile)
-    except msgspec.DecodeError as error:
-        raise UserError(f"not a CLDR annotations file: {error}; fetch it again") from error
-    found: dict[str, frozenset[str]] = {}
-    for characters, entry in parsed.annotations.annotations.items():
-        code = plain_code("-".join(f"{ord(character):x}" for character in characters))
-        found[code] = frozenset(
-            folded(word) for word in entry.default if any(letter.isalpha() for letter in word)
-        )
-    return found
-
-
-def folded(text: str) -> str:
-    """Return the form in which two texts are compared: case folded, single spaces, hyphens as spaces."""
-    return " ".join(text.casefold().replace("-", " ").split())
-
-
 def icon_tracks(
     rows: Sequence[Pair],
     digests: Sequence[str],
     *,
     target: str | None,
     unseen: frozenset[str],
-    keywords: Mapping[str, Iterable[str]],
+    spoken: Sequence[Spoken],
 ) -> tuple[Track, ...]:
     """Return the tracks that have a query, names before keywords.
 
@@ -90,7 +57,7 @@ def icon_tracks(
         digests: A digest of the pixels of each row's image.
         target: The target style, or None.
         unseen: Names of the unseen concepts.
-        keywords: Keywords of each concept, folded.
+        spoken: Names and keywords in each language.
     """
     shown = [i for i, row in enumerate(rows) if row.domain == target or target is None]
     sides: dict[str, list[int]] = {"unseen": [i for i in shown if rows[i].concept in unseen]}
@@ -101,38 +68,49 @@ def icon_tracks(
         sides["catalogue-inductive"] = [i for i in known if rows[i].role == "held"]
         galleries["catalogue-transductive"] = galleries["catalogue-inductive"] = tuple(shown)
     trained = {folded(text) for row in rows if row.role == "labelled" for text in row.captions}
-    forbidden = trained | {folded(row.text) for row in rows}
     tracks = []
-    for name, title in _TITLES.items():
-        if name not in sides:
-            continue
-        gallery = galleries[name]
-        named = _name_queries(rows, digests, sides[name], gallery)
-        worded = _keyword_queries(rows, name, sides[name], gallery, keywords, forbidden)
-        for suffix, kind, queries in (("", "names", named), ("-keywords", "keywords", worded)):
-            if queries:
-                tracks.append(
-                    Track(
-                        name=f"{name}{suffix}",
-                        title=title if not suffix else f"{title}; keywords not trained on",
-                        query_kind="names" if kind == "names" else "keywords",
-                        queries=queries,
-                        gallery=gallery,
+    for said in spoken:
+        names = {concept: texts[0] for concept, texts in said.captions.items()}
+        forbidden = trained | {folded(text) for text in names.values()}
+        prefix = "" if said is spoken[0] else f"{said.language}-"
+        tongue = "" if said.language == "en" else f"; in {LANGUAGES[said.language]}"
+        for name, title in _TITLES.items():
+            if name not in sides:
+                continue
+            gallery = galleries[name]
+            named = _name_queries(rows, digests, sides[name], gallery, names)
+            worded = _keyword_queries(rows, name, sides[name], gallery, said.keywords, forbidden)
+            for suffix, kind, queries in (("", "names", named), ("-keywords", "keywords", worded)):
+                if queries:
+                    words = "" if not suffix else "; keywords not trained on"
+                    tracks.append(
+                        Track(
+                            name=f"{prefix}{name}{suffix}",
+                            title=f"{title}{words}{tongue}",
+                            query_kind="names" if kind == "names" else "keywords",
+                            queries=queries,
+                            gallery=gallery,
+                            language=said.language,
+                        )
                     )
-                )
     return tuple(sorted(tracks, key=lambda track: track.query_kind != "names"))
 
 
 def _name_queries(
-    rows: Sequence[Pair], digests: Sequence[str], side: Sequence[int], gallery: Sequence[int]
+    rows: Sequence[Pair],
+    digests: Sequence[str],
+    side: Sequence[int],
+    gallery: Sequence[int],
+    names: Mapping[str, str],
 ) -> tuple[Query, ...]:
     by_digest: dict[str, set[int]] = defaultdict(set)
     by_text: dict[str, set[int]] = defaultdict(set)
     for i in gallery:
         by_digest[digests[i]].add(i)
     for i in gallery:
-        by_text[rows[i].text] |= by_digest[digests[i]]
-    texts = sorted({rows[i].text for i in side})
+        if rows[i].concept in names:
+            by_text[names[rows[i].concept]] |= by_digest[digests[i]]
+    texts = sorted({names[rows[i].concept] for i in side if rows[i].concept in names})
     return tuple(Query(text=text, relevant=tuple(sorted(by_text[text]))) for text in texts)
 
 

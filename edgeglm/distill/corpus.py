@@ -8,6 +8,7 @@ of its space over. No text that any evaluation asks for is among them.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from edgeglm.data.tracks import folded
 from edgeglm.distill.words import forbidden_texts
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
+_HAN_WORD = re.compile(f"{_HAN}+")
+_HAN_GAP = re.compile(f"(?<={_HAN}) (?={_HAN})")
+_DOMAIN_WORD = re.compile(f"{_WORD.pattern}|{_HAN}+")
 #: How many words a drawn phrase has, and how often.
 _LENGTHS = (1, 2, 3)
 _SHARES = (0.4, 0.4, 0.2)
@@ -37,6 +42,23 @@ def whole_words(vocabulary: Sequence[str]) -> list[str]:
         if not entry.startswith("##") and _WORD.fullmatch(word):
             found.setdefault(word.lower())
     return list(found)
+
+
+def ordinary_words(vocabulary: Sequence[str], captions: Sequence[str]) -> list[str]:
+    """Return the vocabulary's words that suit the captions.
+
+    Where captions are Chinese, its Chinese words too, which nothing marks as whole, single characters only
+    where a caption has them; and of a vocabulary of many languages only words in scripts of the captions.
+    """
+    words = whole_words(vocabulary)
+    known = {character for text in captions for character in text if _HAN_WORD.match(character)}
+    if not known:
+        return words
+    scripts = {_script(letter) for text in captions for letter in text if letter.isalpha()}
+    words = [word for word in words if {_script(letter) for letter in word} <= scripts]
+    bare = (entry.lstrip("\u2581\u0120") for entry in vocabulary)
+    chinese = (word for word in bare if _HAN_WORD.fullmatch(word) and (len(word) > 1 or word in known))
+    return list(dict.fromkeys((*words, *chinese)))
 
 
 def distillation_texts(
@@ -60,7 +82,7 @@ def distillation_texts(
         seed: Of the draw.
     """
     forbidden = forbidden_texts(excluded, captions)
-    domain = sorted({word for text in captions for word in _WORD.findall(text.lower())})
+    domain = sorted({word for text in captions for word in _DOMAIN_WORD.findall(text.lower())})
     rng = np.random.default_rng((seed, 1))
     found = dict.fromkeys(captions)
     known = {folded(text) for text in captions}
@@ -80,4 +102,9 @@ def _phrase(rng: np.random.Generator, words: Sequence[str], domain: Sequence[str
         pool: Any = domain if length > 1 and (place == 0 or rng.random() < 0.5) else words
         chosen.append(str(pool[int(rng.integers(len(pool)))]))
     rng.shuffle(chosen)
-    return " ".join(chosen)
+    return _HAN_GAP.sub("", " ".join(chosen))
+
+
+def _script(letter: str) -> str:
+    """Return the first word of a letter's Unicode name: LATIN, CJK, CYRILLIC."""
+    return unicodedata.name(letter, "").partition(" ")[0]

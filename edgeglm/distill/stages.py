@@ -63,7 +63,7 @@ class TargetsStage(Stage[TargetsConfig]):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Draw the texts, embed them in ONNX Runtime."""
-        from edgeglm.distill.corpus import distillation_texts, whole_words
+        from edgeglm.distill.corpus import distillation_texts, ordinary_words
         from edgeglm.distill.words import asked_entries, forbidden_texts, word_rows
         from edgeglm.evaluate.towers import TextSettings, text_embeddings
 
@@ -74,7 +74,7 @@ class TargetsStage(Stage[TargetsConfig]):
         forbidden = forbidden_texts(asked, captions)
         texts = distillation_texts(
             captions,
-            whole_words(tokenizer.vocabulary()),
+            ordinary_words(tokenizer.vocabulary(), captions),
             count=self.config.corpus,
             excluded=asked,
             seed=self.config.seed,
@@ -182,7 +182,7 @@ def own_tokenizer(
     Returns the configuration with the length that the teacher can take, the tokenizer, and int64 [W], the
     teacher's id of each entry; None for the whole vocabulary.
     """
-    from edgeglm.distill.vocabulary import trimmed_tokenizer
+    from edgeglm.data.vocabulary import trimmed_tokenizer
 
     teacher = inputs["teacher"].path
     whole, settings = teacher_tokenizer(teacher)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CODE = (
     "edgeglm.distill",
+    "edgeglm.data.vocabulary",
     "edgeglm.train",
     "edgeglm.models.students",
     "edgeglm.models.student_shapes",

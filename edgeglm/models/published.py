@@ -48,6 +48,10 @@ def text_model_folder(name: str, source: Artifact, scratch: Path) -> Path:
     if len(source.files) != 1 or ":" in name or "/" in name:
         return source.path
     members = asset_named(name).members
+    if "packed" in members:
+        from edgeglm.models.packed_text import packed_text, write_text_model
+
+        return write_text_model(packed_text(asset_member(source, members["packed"])), scratch)
     if "tokenizer" not in members:
         raise UserError(f"the asset {name!r} is no text teacher; choose one with the role text-teacher")
     for purpose, file in _FOLDER_FILES.items():

@@ -14,7 +14,7 @@ import msgspec  # noqa: E402
 
 from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
 from edgeglm.adapt.targets import linear_layers, require_targets  # noqa: E402
-from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
+from edgeglm.adapt.text_teacher import TextTeacher, keep_entries, load_text_teacher  # noqa: E402
 from edgeglm.adapt.tuning import anatomy_of, enable_tuning, merge_tuning  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
@@ -181,3 +181,29 @@ def test_a_model_of_another_family_needs_no_names_of_layers(
 def test_a_tower_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match=r"Linear has no blocks .*set teacher\.tuning"):
         anatomy_of(torch.nn.Linear(2, 2))
+
+
+def test_a_smaller_vocabulary_says_the_same_of_every_text_that_it_kept(
+    teacher: TextTeacher, tmp_path: Path
+) -> None:
+    texts = ["a red circle", "blue", "river"]
+    before, whole = teacher.all_features(texts), teacher.tokenizer.vocabulary_size
+    keep_entries(teacher, texts, 0, tmp_path / "none")
+    assert teacher.tokenizer.vocabulary_size == whole
+    keep_entries(teacher, texts, whole - 6, tmp_path / "kept")
+    assert teacher.tokenizer.vocabulary_size == whole - 6
+    assert teacher.tower.encoder.get_input_embeddings().num_embeddings == whole - 6
+    torch.testing.assert_close(teacher.all_features(texts), before, atol=1e-6, rtol=0)
+    parameters = enable_tuning(teacher, configured("lora"))
+    trained(teacher, parameters)
+    assert merge_tuning(teacher, texts) < 1e-5
+    with pytest.raises(UserError, match=r"teacher\.vocabulary is 3"):
+        keep_entries(teacher, texts, 3, tmp_path / "few")
+
+
+def test_a_vocabulary_is_not_taken_from_a_tower_that_finds_its_end_by_number(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    source = Artifact(kind="asset", path=clip, files={"config.json": "", "tokenizer.json": ""})
+    tower = load_text_teacher(str(clip), source, tmp_path / "scratch", max_length=8)
+    with pytest.raises(UserError, match="set it to 0"):
+        keep_entries(tower, ["red"], 5, tmp_path / "kept")

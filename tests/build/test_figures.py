@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgeglm.build.pack_manifest import fastest_variant, portable_recipe
-from edgeglm.build.pools import gate_pools, pool_gates, pooled_map10, ratios_of
-from edgeglm.build.table import summary_of
+from edgeglm.build.pools import gate_pools, pool_gates, pooled_map10, ratios_of, required_pools
+from edgeglm.build.report_data import track_note
+from edgeglm.build.table import Row, language_rows, summary_of
 from edgeglm.core.recipe import recipe_from_toml
 from edgeglm.data.pairs import Query, Track
 from edgeglm.evaluate.retrieval import Interval, TrackMetrics
@@ -115,3 +117,27 @@ def test_a_track_where_the_teacher_finds_nothing_has_no_ratio() -> None:
     found = ratios_of(nothing, nothing, [track(name) for name in FOUND])
     assert not found.tracks
     assert not found.pools
+
+
+def test_each_language_has_pools_of_its_own_and_its_names_are_required() -> None:
+    tracks = [msgspec.structs.replace(track(name), language="zh") for name in FOUND]
+    tracks += [msgspec.structs.replace(track(f"en-{name}"), language="en") for name in FOUND]
+    pools = gate_pools(tracks)
+    assert list(pools) == [
+        "names", "unseen names", "keywords", "en names", "en unseen names", "en keywords"
+    ]  # fmt: skip
+    assert set(pools["en names"]) == {"en-catalogue-transductive", "en-catalogue-inductive"}
+    assert pools["en unseen names"] == ("en-unseen",)
+    assert required_pools(pools) == ("names", "en names")
+    both = {**FOUND, **{f"en-{name}": metrics(0.1, 3) for name in FOUND}}
+    row = Row(title="Teacher", seconds=1.0, reused=False, metrics=both)
+    bare = Row(title="Bundle", seconds=1.0, reused=False, metrics={})
+    assert language_rows([row, bare], tracks) == [
+        ("Teacher", "0.700", "0.500", "0.300", "0.100", "0.100", "0.100")
+    ]
+    assert language_rows([row], [track(name) for name in FOUND]) == [], "one language needs no such table"
+    precisions = {name: np.ones(found.queries) for name, found in both.items()}
+    found = ratios_of(precisions, precisions, tracks)
+    assert {"all names", "en all names"} <= found.pools.keys()
+    assert track_note(tracks[-1]).title == "Unseen, keywords"
+    assert track_note(tracks[0]).title == "Catalogue, Chinese"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeglm.data.tracks import folded
-from edgeglm.distill.corpus import distillation_texts, whole_words
+from edgeglm.distill.corpus import distillation_texts, ordinary_words, whole_words
 
 WORD = st.sampled_from(["red", "apple", "Blue", "sky", "well-known", "river", "stone", "cat"])
 PHRASE = st.lists(WORD, min_size=1, max_size=3).map(" ".join)
@@ -57,3 +57,31 @@ def test_words_of_the_domain_meet_ordinary_ones() -> None:
     drawn = " ".join(texts[1:]).split()
     assert {"red", "apple", "river", "stone"} <= set(drawn)
     assert {len(text.split()) for text in texts[1:]} == {1, 2, 3}
+
+
+def test_chinese_captions_bring_chinese_words_and_no_other_scripts() -> None:
+    entries = [
+        "<s>",
+        "\u2581river",
+        "\u2581\u05d0\u05d1\u05d2",
+        "\u2581straße",
+        "苹果",
+        "\u2581红色",
+        "龘",
+        "狗",
+        "stone",
+        "##x",
+    ]
+    words = ordinary_words(entries, ["小狗 dog"])
+    assert words == ["river", "straße", "苹果", "红色", "狗"], "of single characters those of the captions"
+    assert ordinary_words(entries, ["dog"]) == whole_words(entries), "what was, where no caption is Chinese"
+
+
+def test_chinese_words_are_joined_without_a_space_and_none_is_asked_for() -> None:
+    texts = distillation_texts(
+        ["红苹果", "狗"], ["河流", "石头"], count=300, excluded=["河流", "石头"], seed=0
+    )
+    drawn = texts[2:]
+    assert {"狗河流", "河流狗"} & set(drawn)
+    assert not {"河流", "石头"} & set(drawn)
+    assert not any(" " in text for text in drawn)

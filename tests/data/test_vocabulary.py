@@ -17,7 +17,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.data.tokenization import Tokenizer  # noqa: E402
-from edgeglm.distill.vocabulary import trimmed_tokenizer  # noqa: E402
+from edgeglm.data.vocabulary import trimmed_tokenizer  # noqa: E402
 
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
 CORPUS = [

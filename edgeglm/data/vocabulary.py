@@ -36,7 +36,9 @@ class TrimmedTokenizer:
     kept: Ids
 
 
-def trimmed_tokenizer(path: Path, texts: Sequence[str], *, count: int, lowercase: bool) -> TrimmedTokenizer:
+def trimmed_tokenizer(
+    path: Path, texts: Sequence[str], *, count: int, lowercase: bool, key: str = "student.vocabulary"
+) -> TrimmedTokenizer:
     """Return the tokenizer with ``count`` entries.
 
     Args:
@@ -44,6 +46,7 @@ def trimmed_tokenizer(path: Path, texts: Sequence[str], *, count: int, lowercase
         texts: Whose tokens must be kept: the domain's captions.
         count: How many entries; with as many as there are or more, all are kept.
         lowercase: Whether texts are lowered before they are split.
+        key: What the recipe calls ``count``, for messages.
 
     Raises:
         UserError: The kind is not known, or ``count`` cannot hold what must be kept.
@@ -62,7 +65,7 @@ def trimmed_tokenizer(path: Path, texts: Sequence[str], *, count: int, lowercase
         needed |= merged.parts(needed)
     if len(needed) > count:
         raise UserError(
-            f"student.vocabulary is {count}, but single characters, special entries and the captions take "
+            f"{key} is {count}, but single characters, special entries and the captions take "
             f"{len(needed)}; raise it to that, or to 0 for the whole vocabulary"
         )
     wanted = set(needed)
