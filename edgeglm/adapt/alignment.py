@@ -25,7 +25,7 @@ from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.models.projection import ProjectionHead, normalized
+from edgeglm.models.projection import ImageHead, ProjectionHead, ScaledHeads, normalized
 from edgeglm.train.checkpoint import Carried, CarriedTensor, Checkpoint
 from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
@@ -77,6 +77,7 @@ class Alignment:
         kinds: Sequence[Kinds] = (),
         meta_tasks: Sequence[Tensor] = (),
         checkpoints: Callable[[str], Checkpoint] | None = None,
+        widths: Sequence[int] = (),
     ) -> None:
         self.features_VNF = features_VNF
         self.concepts = concepts
@@ -91,7 +92,7 @@ class Alignment:
         self.checkpoints = checkpoints
         self._ended: Path | None = None
         self.pseudo_labels: list[int] = []
-        self._new_heads()
+        self._new_heads(widths)
         self.meta_tasks = meta_tasks
         self.multitask = (
             Multitask(config.multitask, kinds, self.image_head, config.embedding_dim) if kinds else None
@@ -127,7 +128,7 @@ class Alignment:
         found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.stack(views).numpy()
         return found
 
-    def _new_heads(self) -> None:
+    def _new_heads(self, widths: Sequence[int]) -> None:
         config = self.config
 
         def head(features: int, input_dropout: float) -> ProjectionHead:
@@ -139,7 +140,12 @@ class Alignment:
                 dropout=config.dropout,
             )
 
-        self.image_head = head(self.features_VNF.shape[2], config.input_dropout)
+        self.image_head: ImageHead
+        if config.ensemble == "scaled" and len(widths) > 1:
+            parts = [head(width, config.input_dropout) for width in widths]
+            self.image_head = ScaledHeads(parts, widths)
+        else:
+            self.image_head = head(self.features_VNF.shape[2], config.input_dropout)
         self.image_head.standardise(self.features_VNF[0][self.concepts.image_N])
         self.text_head = head(self.text_features.shape[1], 0.0)
         self.text_head.standardise(self.text_features)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeglm.core.errors import UserError
 from edgeglm.core.teacher_config import MultitaskConfig
 from edgeglm.data.pairs import Pair, PairSet
-from edgeglm.models.projection import ProjectionHead
+from edgeglm.models.projection import ImageHead
 from edgeglm.train.balance import (
     Balance,
     ConflictFreeBalance,
@@ -81,7 +81,7 @@ class Multitask:
     """
 
     def __init__(
-        self, config: MultitaskConfig, kinds: Sequence[Kinds], image_head: ProjectionHead, dimensions: int
+        self, config: MultitaskConfig, kinds: Sequence[Kinds], image_head: ImageHead, dimensions: int
     ) -> None:
         self.config = config
         self.kinds = tuple(kinds)
@@ -103,7 +103,7 @@ class Multitask:
                 'sharing has none; set teacher.multitask.sharing = "hard"'
             )
         if name == "gradnorm":
-            last = [self.image_head.direct.weight, self.image_head.fall.weight]
+            last = self.image_head.last_layers()
             return GradNormBalance(count, last, alpha=self.config.gradnorm_alpha)
         return ConflictFreeBalance(count, list(self.image_head.parameters()))
 
@@ -149,7 +149,7 @@ class Multitask:
             total = total + self.config.soft_weight * self._apart(self.own_head)
         return total
 
-    def _apart(self, own: ProjectionHead) -> Tensor:
+    def _apart(self, own: ImageHead) -> Tensor:
         """Return the squared distance of the two heads' parameters (Duong et al., 2015)."""
         pairs = zip(self.image_head.parameters(), own.parameters(), strict=True)
         return torch.stack([(one - other).square().sum() for one, other in pairs]).sum()

@@ -132,7 +132,8 @@ class FeaturesStage(Stage[FeaturesConfig]):
                             task.advance(len(pixels))
                 column += backbone.features
         features.flush()
-        return {"views": views, "images": count, "features": width}
+        widths = [backbone.features for backbone in backbones]
+        return {"views": views, "images": count, "features": width, "widths": widths}
 
 
 class TeacherStage(Stage[TeacherConfig]):
@@ -191,6 +192,7 @@ class TeacherStage(Stage[TeacherConfig]):
         from edgeglm.adapt.meta import tasks_of
         from edgeglm.adapt.multitask import kinds_of
         from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
+        from edgeglm.models.projection import ScaledHeads
         from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
@@ -221,6 +223,7 @@ class TeacherStage(Stage[TeacherConfig]):
                 kinds=kinds_of(multitask, pairs, concepts),
                 meta_tasks=meta,
                 checkpoints=self._checkpoints(inputs, context, used),
+                widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
             )
             with memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"):
                 alignment.run()
@@ -237,6 +240,9 @@ class TeacherStage(Stage[TeacherConfig]):
         record: dict[str, Any] = {"parameters": counts, "curves": alignment.curves, "parity": parity}
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
+        if isinstance(alignment.image_head, ScaledHeads):
+            found = alignment.image_head.scales.detach().tolist()
+            record["scales"] = dict(zip(self.config.image, found, strict=True))
         if alignment.multitask is not None:
             held = sorted({i for track in pairs.tracks for i in track.gallery} & pairs.evaluation_images())
             record["classes"] = {one.name: one.classes for one in alignment.multitask.kinds}

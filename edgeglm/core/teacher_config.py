@@ -129,7 +129,9 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     """The pretrained towers and how they are aligned on the pairs.
 
     ``image`` lists the backbones, ``text`` is the text model: names of pinned assets, ``hf:owner/name``
-    ids or local folders. ``views`` counts the augmented copies of each image,
+    ids or local folders. Where there are several backbones one head reads the features of all (``ensemble
+    = "joined"``), or each has a head of its own and the embedding is their sum, at scales that are
+    learned from the pairs too (``"scaled"``). ``views`` counts the augmented copies of each image,
     ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the heads on
     frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it frozen), and
     the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images, ``multitask``
@@ -150,6 +152,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
     text: str = "minilm-l6"
     vocabulary: Count = 0
+    ensemble: Literal["joined", "scaled"] = "joined"
     embedding_dim: Positive = 256
     resolution: Count = 128
     views: Count = 3

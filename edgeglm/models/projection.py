@@ -1,9 +1,12 @@
 """The head that takes frozen features into the shared embedding space.
 
-Shapes: B batch, F features, H hidden, D embedding dimensions.
+Shapes: B batch, F features, H hidden, D embedding dimensions, E members of an ensemble.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 _STD_FLOOR = 1e-3
 _CLIP = 8.0
+_SCALE_PACE = 10.0
 
 
 def normalized(x_BD: Tensor) -> Tensor:
@@ -53,3 +57,48 @@ class ProjectionHead(nn.Module):
         x_BF = ((x_BF - self.mean) / self.std).clamp(-_CLIP, _CLIP)
         x_BF = self.input_dropout(self.norm(x_BF))
         return normalized(self.direct(x_BF) + self.fall(self.dropout(F.gelu(self.rise(x_BF)))))
+
+    def last_layers(self) -> list[nn.Parameter]:
+        """Return the weights that make the embedding."""
+        return [self.direct.weight, self.fall.weight]
+
+
+class ScaledHeads(nn.Module):
+    """One head for each member of an ensemble; the embedding is their sum at a learned scale, of length one.
+
+    The scales are positive, add up to 1, and start equal; they learn with the heads, from the same pairs. By
+    the logits as they are, Adam would need thousands of steps to move them.
+    """
+
+    def __init__(self, heads: Sequence[ProjectionHead], widths: Sequence[int]) -> None:
+        super().__init__()
+        assert len(heads) == len(widths) > 1
+        self.heads = nn.ModuleList(heads)
+        self.widths = list(widths)
+        self.logits = nn.Parameter(torch.zeros(len(heads)))
+
+    @property
+    def scales(self) -> Tensor:
+        """The scale of each member, float32 [E]."""
+        return torch.softmax(_SCALE_PACE * self.logits, 0)
+
+    @torch.no_grad()
+    def standardise(self, sample_NF: Tensor) -> None:
+        """Take mean and deviation of each member's training features, [N, F] in all."""
+        for head, part_NF in zip(self.heads, sample_NF.split(self.widths, dim=1), strict=True):
+            assert isinstance(head, ProjectionHead)
+            head.standardise(part_NF)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """[B, F] -> float [B, D], rows of length one."""
+        parts = x_BF.split(self.widths, dim=1)
+        embedded_EBD = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)])
+        return normalized((self.scales[:, None, None] * embedded_EBD).sum(0))
+
+    def last_layers(self) -> list[nn.Parameter]:
+        """Return the weights that make the embedding."""
+        heads = [head for head in self.heads if isinstance(head, ProjectionHead)]
+        return [weight for head in heads for weight in head.last_layers()]
+
+
+ImageHead: TypeAlias = ProjectionHead | ScaledHeads

@@ -33,10 +33,10 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.store import Store
 from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
+from edgeglm.data.vocabulary import trimmed_tokenizer
 from edgeglm.distill.image_student import image_student
 from edgeglm.distill.joint import RECIPE
 from edgeglm.distill.text_student import text_student
-from edgeglm.data.vocabulary import trimmed_tokenizer
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.timing import compare_latency
 from edgeglm.export.torch_to_onnx import onnx_from_module

@@ -21,6 +21,7 @@ from edgeglm.core.errors import EdgeglmError, UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
+from edgeglm.models.projection import ProjectionHead, ScaledHeads  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
@@ -120,7 +121,9 @@ def test_a_merge_that_changes_what_was_trained_is_refused(
         merge_lora(teacher, ["a red circle"])
 
 
-def aligned(bert: Path, scratch: Path, pairs: PairSet, config: TeacherConfig) -> Alignment:
+def aligned(
+    bert: Path, scratch: Path, pairs: PairSet, config: TeacherConfig, *, widths: tuple[int, ...] = ()
+) -> Alignment:
     scratch.mkdir()
     colours = np.array(pairs.images, np.float32).reshape(len(pairs), -1) / 255
     features = torch.from_numpy(np.stack([colours, colours + 0.01]))
@@ -132,9 +135,29 @@ def aligned(bert: Path, scratch: Path, pairs: PairSet, config: TeacherConfig) ->
             config,
             seed=0,
             progress=QuietProgress(),
+            widths=widths,
         )
         alignment.run()
     return alignment
+
+
+def test_an_ensemble_of_backbones_learns_a_scale_for_each_and_is_exported_with_it(
+    bert: Path, pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeglm.adapt.stages import _export
+
+    monkeypatch.setattr(room, "MIN_STEPS", 8)
+    monkeypatch.setattr(room, "MIN_LORA_STEPS", 2)
+    config = msgspec.structs.replace(CONFIG, ensemble="scaled")
+    whole = int(np.prod(pairs.images.shape[1:]))
+    made = aligned(bert, tmp_path / "two", pairs, config, widths=(256, whole - 256))
+    assert isinstance(made.image_head, ScaledHeads)
+    scales = made.image_head.scales.detach()
+    assert float(scales.sum()) == pytest.approx(1.0)
+    assert not torch.equal(scales, torch.tensor([0.5, 0.5])), "the scales were to learn"
+    assert _export(made, tmp_path)["image"] < 1e-4
+    alone = aligned(bert, tmp_path / "one", pairs, config, widths=(whole,))
+    assert isinstance(alone.image_head, ProjectionHead), "one backbone needs no scale"
 
 
 def test_the_same_seed_gives_the_same_teacher_with_lora_and_merge(
