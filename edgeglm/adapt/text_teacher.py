@@ -126,7 +126,8 @@ def keep_entries(teacher: TextTeacher, texts: Sequence[str], count: int, folder:
     path.write_text(trimmed.text, "utf-8")
     encoder: Any = tower.encoder
     table = encoder.get_input_embeddings().weight.detach()
-    kept = torch.nn.Embedding.from_pretrained(table[torch.from_numpy(trimmed.kept)].clone(), freeze=False)
+    kept = torch.nn.Embedding(len(trimmed.kept), table.shape[1])
+    kept.weight.data = table[torch.from_numpy(trimmed.kept)].clone()
     encoder.set_input_embeddings(kept)
     encoder.config.vocab_size = len(trimmed.kept)
     tower.tokenizer_path = path

@@ -85,13 +85,13 @@ class ScaledHeads(nn.Module):
     @torch.no_grad()
     def standardise(self, sample_NF: Tensor) -> None:
         """Take mean and deviation of each member's training features, [N, F] in all."""
-        for head, part_NF in zip(self.heads, sample_NF.split(self.widths, dim=1), strict=True):
+        for head, part_NF in zip(self.heads, torch.split(sample_NF, self.widths, dim=1), strict=True):
             assert isinstance(head, ProjectionHead)
             head.standardise(part_NF)
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """[B, F] -> float [B, D], rows of length one."""
-        parts = x_BF.split(self.widths, dim=1)
+        parts = torch.split(x_BF, self.widths, dim=1)
         embedded_EBD = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)])
         return normalized((self.scales[:, None, None] * embedded_EBD).sum(0))
 

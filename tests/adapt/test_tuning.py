@@ -192,7 +192,8 @@ def test_a_smaller_vocabulary_says_the_same_of_every_text_that_it_kept(
     assert teacher.tokenizer.vocabulary_size == whole
     keep_entries(teacher, texts, whole - 6, tmp_path / "kept")
     assert teacher.tokenizer.vocabulary_size == whole - 6
-    assert teacher.tower.encoder.get_input_embeddings().num_embeddings == whole - 6
+    encoder: Any = teacher.tower.encoder
+    assert encoder.get_input_embeddings().num_embeddings == whole - 6
     torch.testing.assert_close(teacher.all_features(texts), before, atol=1e-6, rtol=0)
     parameters = enable_tuning(teacher, configured("lora"))
     trained(teacher, parameters)

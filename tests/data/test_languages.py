@@ -22,7 +22,7 @@ SAID = "红苹果 青梨 厨师 男厨师 女厨师 深色男厨师 灯泡 左�
 CHINESE = dict(zip(NAMES, SAID.split(), strict=True))
 
 
-def annotations(names: dict[str, str]) -> bytes:
+def cldr_file(names: dict[str, str]) -> bytes:
     entries = {
         chr(0x1F000 + i): {"default": ["东西", f"词{i}"], "tts": [names[name]]}
         for i, name in enumerate(NAMES)
@@ -35,7 +35,7 @@ def annotations(names: dict[str, str]) -> bytes:
 def bilingual(packages: dict[str, Artifact], tmp_path: Path) -> dict[str, Artifact]:
     """The tiny icon sets with Chinese names for all but the house."""
     english = {chr(0x1F000 + i): {"default": ["thing", f"word {i}"]} for i in range(len(NAMES))}
-    chinese = json.loads(annotations({name: text for name, text in CHINESE.items() if name != "house"}))
+    chinese = json.loads(cldr_file({name: text for name, text in CHINESE.items() if name != "house"}))
     content = {
         "annotations/en/annotations.json": {"annotations": {"annotations": english}},
         "annotations/zh/annotations.json": chinese,

@@ -44,10 +44,15 @@ def packed_file() -> tuple[bytes, dict[str, np.ndarray]]:
         "emb.ln.w": (HIDDEN,), "emb.ln.b": (HIDDEN,),
     }  # fmt: skip
     for layer in range(LAYERS):
-        sides = {"q": (HIDDEN, HIDDEN), "k": (HIDDEN, HIDDEN), "v": (HIDDEN, HIDDEN), "ao": (HIDDEN, HIDDEN)}
+        sides: dict[str, tuple[int, ...]] = {
+            "q": (HIDDEN, HIDDEN),
+            "k": (HIDDEN, HIDDEN),
+            "v": (HIDDEN, HIDDEN),
+            "ao": (HIDDEN, HIDDEN),
+        }
         sides |= {"fi": (INNER, HIDDEN), "fo": (HIDDEN, INNER)}
-        for name, shape in sides.items():
-            shapes |= {f"l{layer}.{name}.w": shape, f"l{layer}.{name}.b": shape[:1]}
+        for name, matrix in sides.items():
+            shapes |= {f"l{layer}.{name}.w": matrix, f"l{layer}.{name}.b": matrix[:1]}
         for name in ("aln", "oln"):
             shapes |= {f"l{layer}.{name}.w": (HIDDEN,), f"l{layer}.{name}.b": (HIDDEN,)}
     known: dict[str, np.ndarray] = {}
