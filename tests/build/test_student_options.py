@@ -73,3 +73,19 @@ def test_an_heir_of_a_teacher_that_is_too_narrow_is_refused_with_a_size_that_wor
     assert "32 wide" in said.err
     assert "edge-s" in said.err
     assert not (project.root / "heir").exists()
+
+
+def test_a_teachers_smaller_vocabulary_is_the_students_and_no_heirs(
+    project: Project, cold: Said, bundle: Path
+) -> None:
+    said, kept = built(project, "kept", "teacher.vocabulary=22")
+    assert "teacher" in said.ran
+    assert "features" not in said.ran
+    with open_bundle(bundle) as opened:
+        whole = Tokenizer(opened.tokenizer_path).vocabulary_size
+    with open_bundle(kept) as opened:
+        assert Tokenizer(opened.tokenizer_path).vocabulary_size == 22 < whole
+    heir = ["--set", "teacher.vocabulary=22", "--set", 'student.size="edge-heir"']
+    said = project.build("cpu", *heir, output=project.root / "bundles" / "heir")
+    assert said.code == 2
+    assert "set teacher.vocabulary to 0" in said.err
