@@ -30,6 +30,7 @@ REDUCED = {
     "student.corpus": 3000,
     "student.views": 1,
     "student.image_epochs": 8,
+    "quantize.search_evaluations": 2,
 }
 #: A receipt says what was found, whatever it is.
 NO_GATES = {"gates.teacher_map10": 0, "gates.student_ratio": 0}
