@@ -58,7 +58,7 @@ class ProjectionHead(nn.Module):
         x_BF = self.input_dropout(self.norm(x_BF))
         return normalized(self.direct(x_BF) + self.fall(self.dropout(F.gelu(self.rise(x_BF)))))
 
-    def last_layers(self) -> list[nn.Parameter]:
+    def last_layers(self) -> list[Tensor]:
         """Return the weights that make the embedding."""
         return [self.direct.weight, self.fall.weight]
 
@@ -95,7 +95,7 @@ class ScaledHeads(nn.Module):
         embedded_EBD = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)])
         return normalized((self.scales[:, None, None] * embedded_EBD).sum(0))
 
-    def last_layers(self) -> list[nn.Parameter]:
+    def last_layers(self) -> list[Tensor]:
         """Return the weights that make the embedding."""
         heads = [head for head in self.heads if isinstance(head, ProjectionHead)]
         return [weight for head in heads for weight in head.last_layers()]

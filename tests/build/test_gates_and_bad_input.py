@@ -181,7 +181,7 @@ GOOD = '{"image": "images/red-circle.png", "text": "a red circle"}'
     ("second", "words"),
     [
         ('{"image": "images/red-square.png", "text": ', "pairs.jsonl line 2"),
-        ('{"image": "images/red-square.png"}', "pairs.jsonl line 2"),
+        ('{"image": "images/red-square.png"}', "1 usable pair"),
         ('{"image": "images/none.png", "text": "nothing"}', "images/none.png"),
         ('{"image": "images/torn.png", "text": "torn"}', "images/torn.png"),
         ('{"image": "images/red-square.png", "text": "  "}', "pairs.jsonl line 2: the caption is empty"),
