@@ -72,21 +72,27 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: str
 
 
+#: Given an empty folder, write FP32 towers into it that were trained to bear INT8.
+Tune = Callable[[Path], None]
 #: Given the metrics of a variant and of FP32, decide.
 Judge = Callable[[Metrics, Metrics], Verdict]
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One evaluation of a pair of files: per-tower precision, metrics of these files, the verdict."""
+    """One evaluation of a pair of files: per-tower precision, metrics of these files, the verdict.
+
+    ``tuned`` towers went on learning while they were rounded.
+    """
 
     precisions: dict[str, Precision]
     sha256: dict[str, str]
     metrics: dict[str, Any]
     verdict: Verdict
+    tuned: bool = False
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A variant that travels: ``models/<name>/<tower>.onnx``."""
+    """A variant that travels: ``models/<name>/<tower>.onnx``; ``tuned`` as in :class:`Trial`."""
 
     name: str
     precisions: dict[str, Precision]
@@ -95,6 +101,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metrics: dict[str, Any]
     fidelity: dict[str, Parity]
     conversions: dict[str, ConversionReport]
+    tuned: bool = False
 
 
 class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +128,7 @@ class _Work:
     judge: Judge
     config: QuantizeConfig
     baseline: Metrics
+    tune: Tune | None = None
     trials: dict[str, list[Trial]] = field(default_factory=dict)
 
 
@@ -136,14 +144,15 @@ def make_candidates(
     judge: Judge,
     config: QuantizeConfig | None = None,
     progress: Progress | None = None,
+    tune: Tune | None = None,
 ) -> QuantizeReport:
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
-    When INT8 of both towers fails and the configuration lets it search, the most harmful groups of each
-    return to high precision. When that fails too, each tower is tried in INT8 beside the other in high
-    precision. The
-    best that passes becomes "int8", with the precision of each tower stated. What passes in no form is
-    left out, and the report says why.
+    When INT8 of both towers fails, towers that were tuned for it are tried, held against the same FP32 ones;
+    then, if the configuration lets it search, the most harmful groups of each return to high precision. When
+    that fails too, each tower is tried in INT8 beside the other in high precision. The best that passes
+    becomes "int8", with the precision of each tower stated. What passes in no form is left out, and the
+    report says why.
 
     Args:
         fp32_dir: Holds ``image.onnx`` and ``text.onnx``; not changed.
@@ -153,6 +162,7 @@ def make_candidates(
         judge: Compares with FP32; see ``edgeglm.evaluate.gates``.
         config: How candidates are made.
         progress: Told of each conversion and evaluation.
+        tune: Makes the tuned towers, where that can be done; not asked where a plan is given.
 
     Raises:
         UserError: A tower or its calibration part is absent, or a policy is unknown.
@@ -184,6 +194,7 @@ def make_candidates(
                 judge=judge,
                 config=config,
                 baseline=baseline,
+                tune=tune,
             )
             variants = {"fp32": _keep(work, "fp32", fp32, baseline)}
             left_out: dict[str, str] = {}
@@ -198,7 +209,8 @@ def make_candidates(
                     left_out[name] = _reasons(work.trials[name])
                 else:
                     made, trial = found
-                    variants[name] = _keep(work, name, made, trial.metrics)
+                    kept = _keep(work, name, made, trial.metrics)
+                    variants[name] = msgspec.structs.replace(kept, tuned=trial.tuned)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     report = QuantizeReport(
@@ -234,6 +246,8 @@ def _int8(work: _Work) -> _Found | None:
         if trial.verdict.passed:
             return int8, trial
         tried.append((trial.verdict.score, int8))
+    if (tuned := _tuned(work, paying, methods)) is not None:
+        return tuned
     if work.config.search_evaluations:
         searched = _searched(work, paying)
         if searched:
@@ -246,6 +260,23 @@ def _int8(work: _Work) -> _Found | None:
     mixes = [{**high, tower: int8[tower]} for tower in paying] if len(paying) > 1 else []
     passing = [found for mix in mixes if (found := (mix, _try(work, "int8", mix)))[1].verdict.passed]
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
+
+
+def _tuned(work: _Work, paying: Sequence[str], methods: Sequence[Method]) -> _Found | None:
+    """Both towers whole in INT8, of weights that were trained to bear it."""
+    if work.tune is None or work.config.plans:
+        return None
+    folder = work.files.scratch / "tuned"
+    folder.mkdir()
+    work.tune(folder)
+    files = work.files.of_weights(folder)
+    rest = {tower: files.high(tower) for tower in TOWERS if tower not in paying}
+    for method in methods:
+        made = {**rest, **{tower: files.int8(tower, method) for tower in paying}}
+        trial = _try(work, "int8", made, tuned=True)
+        if trial.verdict.passed:
+            return made, trial
+    return None
 
 
 def _slower(work: _Work) -> None:
@@ -275,16 +306,20 @@ def _searched(work: _Work, towers: Sequence[str]) -> dict[str, TowerFile]:
 
 
 def _reasons(trials: Sequence[Trial]) -> str:
-    return "; ".join(f"{_label(trial.precisions)}: {trial.verdict.reason}" for trial in trials)
+    return "; ".join(
+        f"{_label(trial.precisions)}{' tuned' if trial.tuned else ''}: {trial.verdict.reason}"
+        for trial in trials
+    )
 
 
-def _try(work: _Work, name: str, made: Mapping[str, TowerFile]) -> Trial:
+def _try(work: _Work, name: str, made: Mapping[str, TowerFile], *, tuned: bool = False) -> Trial:
     metrics = dict(work.evaluate(name, {tower: tower_made.path for tower, tower_made in made.items()}))
     trial = Trial(
         precisions={tower: tower_made.precision for tower, tower_made in made.items()},
         sha256={tower: sha256_file(tower_made.path) for tower, tower_made in made.items()},
         metrics=metrics,
         verdict=work.judge(metrics, work.baseline),
+        tuned=tuned,
     )
     work.trials.setdefault(name, []).append(trial)
     return trial

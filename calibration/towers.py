@@ -70,6 +70,23 @@ class TowerFiles:
     _ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
     _schemes: dict[str, tuple[Scheme, ...]] = field(default_factory=dict)
 
+    def of_weights(self, folder: Path) -> TowerFiles:
+        """Return what makes the files of other weights of the same graphs, in ``folder``.
+
+        The schemes that pay are those of these graphs; they are not timed again.
+        """
+        scratch = folder / "made"
+        scratch.mkdir()
+        return TowerFiles(
+            fp32_dir=folder,
+            scratch=scratch,
+            calibration=self.calibration,
+            config=self.config,
+            progress=self.progress,
+            speedups=self.speedups,
+            _schemes=dict(self._schemes),
+        )
+
     def fp32(self, tower: str) -> TowerFile:
         """Return the file that everything is compared with."""
         path = self._source(tower)

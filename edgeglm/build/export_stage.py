@@ -44,47 +44,10 @@ class ExportStage(Stage[ExportStageConfig]):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Export with free batch and length; parity on three shapes is asserted."""
-        import torch
-
-        from edgeglm.export.parity import assert_parity
-        from edgeglm.export.torch_to_onnx import onnx_from_module
-
         image, text = load_students(inputs, self.config.size, self.config.resolution)
-        limit = int(_shape(inputs["distil-text"].path / "text.json")["max_length"])
-        folder, atol = out / "models" / "fp32", self.config.export.parity_atol
-        generator = torch.Generator().manual_seed(0)
-        side, vocabulary = self.config.resolution, text.tokens.num_embeddings
-
-        def pixels(batch: int) -> dict[str, torch.Tensor]:
-            return {"pixels": torch.rand(batch, 3, side, side, generator=generator)}
-
-        def tokens(batch: int, length: int) -> dict[str, torch.Tensor]:
-            ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
-            mask = torch.ones_like(ids)
-            mask[0, length // 2 :] = 0
-            mask[0, 0] = 1
-            return {"input_ids": ids, "attention_mask": mask}
-
-        with context.progress.task("Export", total=2) as task:
-            opset = self.config.export.opset
-            onnx_from_module(
-                image, pixels(2), folder / "image.onnx", dynamic_axes={"pixels": {0: "batch"}}, opset=opset
-            )
-            image_parity = assert_parity(
-                image, folder / "image.onnx", [pixels(1), pixels(3), pixels(8)], atol=atol
-            )
-            task.advance()
-            free = {0: "batch", 1: "length"}
-            onnx_from_module(
-                text,
-                tokens(2, min(5, limit)),
-                folder / "text.onnx",
-                dynamic_axes={"input_ids": free, "attention_mask": free},
-                opset=opset,
-            )
-            batches = [tokens(1, 3), tokens(3, min(7, limit)), tokens(8, limit)]
-            text_parity = assert_parity(text, folder / "text.onnx", batches, atol=atol)
-            task.advance()
+        limit, side = len(text.places), self.config.resolution
+        with context.progress.task("Export", total=None):
+            parity = exported_towers(image, text, side, out / "models" / "fp32", self.config.export)
         _, settings = teacher_tokenizer(inputs["teacher"].path)
         preprocessing = Preprocessing(
             image=ImagePreprocessing(resolution=side),
@@ -99,7 +62,51 @@ class ExportStage(Stage[ExportStageConfig]):
         }
         towers["image"]["embedding_dim"] = towers["text"]["embedding_dim"] = image.project.out_features
         (out / "towers.json").write_text(json.dumps(towers, sort_keys=True))
-        return {"parity": {"image": image_parity.max_abs, "text": text_parity.max_abs}, "towers": towers}
+        return {"parity": parity, "towers": towers}
+
+
+def exported_towers(
+    image: ImageTower, text: StudentTextTower, side: int, folder: Path, config: ExportConfig
+) -> dict[str, float]:
+    """Write ``image.onnx`` and ``text.onnx`` into a folder; return how far each is from torch at the most."""
+    import torch
+
+    from edgeglm.export.parity import assert_parity
+    from edgeglm.export.torch_to_onnx import onnx_from_module
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, limit = text.tokens.num_embeddings, len(text.places)
+
+    def pixels(batch: int) -> dict[str, torch.Tensor]:
+        return {"pixels": torch.rand(batch, 3, side, side, generator=generator)}
+
+    def tokens(batch: int, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, length // 2 :] = 0
+        mask[0, 0] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    onnx_from_module(
+        image,
+        pixels(2),
+        folder / "image.onnx",
+        dynamic_axes={"pixels": {0: "batch"}},
+        opset=config.opset,
+    )
+    shapes = [pixels(1), pixels(3), pixels(8)]
+    of_image = assert_parity(image, folder / "image.onnx", shapes, atol=config.parity_atol)
+    free = {0: "batch", 1: "length"}
+    onnx_from_module(
+        text,
+        tokens(2, min(5, limit)),
+        folder / "text.onnx",
+        dynamic_axes={"input_ids": free, "attention_mask": free},
+        opset=config.opset,
+    )
+    shapes = [tokens(1, 3), tokens(3, min(7, limit)), tokens(8, limit)]
+    of_text = assert_parity(text, folder / "text.onnx", shapes, atol=config.parity_atol)
+    return {"image": of_image.max_abs, "text": of_text.max_abs}
 
 
 def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[ImageTower, StudentTextTower]:

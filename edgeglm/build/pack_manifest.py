@@ -176,6 +176,8 @@ def metrics_of_bundle(inputs: Inputs, pairs: PairSet, recipe: Recipe, manifest: 
     found["variants"] = {variant.name: variant.metrics for variant in manifest.variants}
     found["left_out"] = {record.name: record.reason for record in manifest.left_out}
     found["ratios"] = msgspec.to_builtins({"tracks": ratios.tracks, "pools": ratios.pools})
+    if "reranker-evaluation" in inputs:
+        found["reranker"] = inputs["reranker-evaluation"].provenance["measured"]
     found["latency_ms"] = latency
     found["latency_tokens"] = inputs["latency"].provenance["measured"]["tokens"]
     found["towers"] = {

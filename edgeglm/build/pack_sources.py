@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from edgeglm.data.transforms import model_input_from_files
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.towers import gallery_images
 from edgeglm.export.costs import costs_sources
+from edgeglm.runtime.reranking import MODEL, PATCHES, SETTINGS
 from edgeglm.targets.schema import ResolvedTarget, toml_from_resolved
 
 REFERENCE = "fp32"
@@ -44,6 +45,9 @@ def model_sources(inputs: Inputs) -> dict[str, Path | bytes]:
     found.update(costs_sources(towers))  # so that a device can plan without the onnx package
     found["precision_plan.json"] = quantize.path / "precision_plan.json"
     found["calibration.json"] = quantize.path / "calibration.json"
+    if "reranker" in inputs:
+        folder = inputs["reranker"].path
+        found.update({name: folder / PurePosixPath(name).name for name in (MODEL, PATCHES, SETTINGS)})
     return found
 
 

@@ -27,6 +27,12 @@ from edgeglm.build.export_stage import ExportStage, ExportStageConfig
 from edgeglm.build.latency_stage import LatencyConfig, LatencyStage
 from edgeglm.build.pack_stage import PackStage, PackStageConfig
 from edgeglm.build.quantize_stage import QuantizeStage, quantize_config
+from edgeglm.build.reranker_stage import (
+    RerankerEvaluation,
+    RerankerEvaluationConfig,
+    RerankerStage,
+    RerankerStageConfig,
+)
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
@@ -219,9 +225,29 @@ def _upstream(
     exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
     yield Node(stage=ExportStage(exporting), needs=towers)
     yield Node(stage=ExportEvaluation(evaluation), needs={"pairs": "pairs", "export": "export"})
+    if recipe.reranker.enabled:
+        fused = RerankerStageConfig(
+            reranker=recipe.reranker,
+            export=recipe.export,
+            size=student.size,
+            resolution=student.resolution,
+            seed=seed,
+        )
+        yield Node(
+            stage=RerankerStage(fused),
+            needs={"pairs": "pairs", "targets": "targets", "export": "export", **towers},
+        )
+        yield Node(
+            stage=RerankerEvaluation(RerankerEvaluationConfig(seed=seed)),
+            needs={"pairs": "pairs", "export": "export", "reranker": "reranker"},
+        )
+    quantizing = quantize_config(recipe, target, candidates)
     yield Node(
-        stage=QuantizeStage(quantize_config(recipe, target, candidates)),
-        needs={"pairs": "pairs", "export": "export", "targets": "targets"},
+        stage=QuantizeStage(quantizing),
+        needs={
+            **{name: name for name in ("pairs", "export", "targets")},
+            **({} if quantizing.tuning is None else towers),
+        },
     )
     models = {"quantize": "quantize", "export": "export"}
     yield Node(

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.tower_scores import TowerScores
+from edgeglm.build.tuning import TuningConfig, tuner
 from edgeglm.calibration.plan import PrecisionPlan, plan_from_file
 from edgeglm.calibration.quantize import QuantizeConfig as CandidatesConfig
-from edgeglm.calibration.quantize import make_candidates
-from edgeglm.calibration.schemes import Method, cpu_schemes
+from edgeglm.calibration.quantize import Tune, make_candidates
+from edgeglm.calibration.schemes import Method, cpu_schemes, scheme_named
 from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.recipe import QuantizeConfig, Recipe
@@ -38,7 +39,7 @@ class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """The recipe's table, the gate, what INT8 graphs compute in besides, and what makes them.
 
     ``schemes`` are what the instructions of the machine that builds for a CPU may like, so they are in the
-    key; which of them makes the files is timed.
+    key; which of them makes the files is timed. ``tuning`` is None where nothing is trained for INT8.
     """
 
     quantize: QuantizeConfig
@@ -48,6 +49,7 @@ class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     seed: int
     schemes: dict[str, tuple[str, ...]] = {}
     plans: dict[str, PrecisionPlan] = {}
+    tuning: TuningConfig | None = None
 
 
 class QuantizeStage(Stage[QuantizeStageConfig]):
@@ -62,13 +64,17 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
         "edgeglm.build.quantize_stage",
         "edgeglm.build.tower_scores",
         "edgeglm.build.pools",
+        "edgeglm.build.tuning",
+        "edgeglm.build.export_stage",
+        "edgeglm.distill.quantization_aware",
+        "edgeglm.train.fake_quantization",
         "edgeglm.calibration",
         "edgeglm.evaluate",
         "edgeglm.export",
         "edgeglm.data.transforms",
         "edgeglm.data.tokenization",
     )
-    libraries: ClassVar[tuple[str, ...]] = ("nvidia-modelopt", "onnx", "onnxruntime-gpu", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("nvidia-modelopt", "onnx", "onnxruntime-gpu", "numpy", "torch")
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Draw the set, make the candidates, evaluate each on its very file."""
@@ -111,6 +117,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                     minimum_score=self.config.minimum_ratio,
                 ),
                 progress=context.progress,
+                tune=self._tuner(inputs, context),
             )
             for variant in report.variants:
                 shutil.copytree(scratch / "models" / variant, out / "models" / variant)
@@ -122,7 +129,16 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
         tried = msgspec.to_builtins(report)
         (out / "variants.json").write_text(json.dumps(tried, indent=1, sort_keys=True))
         (out / "precision_plan.json").write_text(json.dumps(_plan(tried), indent=1, sort_keys=True))
-        return {"variants": sorted(report.variants), "left_out": report.left_out}
+        tuned = sorted(name for name, variant in report.variants.items() if variant.tuned)
+        return {"variants": sorted(report.variants), "left_out": report.left_out, "tuned": tuned}
+
+    def _tuner(self, inputs: Inputs, context: Context) -> Tune | None:
+        tuning = self.config.tuning
+        if tuning is None:
+            return None
+        return tuner(
+            inputs, tuning, seed=self.config.seed, threads=context.threads, progress=context.progress
+        )
 
 
 def quantize_config(
@@ -135,6 +151,7 @@ def quantize_config(
         tower: tuple(scheme.name for scheme in cpu_schemes(flags, convolutions=tower == "image"))
         for tower in ("image", "text")
     }
+    reduced = on_cpu and any(scheme_named(name).reduced for names in schemes.values() for name in names)
     paths = {"image": recipe.quantize.image_plan, "text": recipe.quantize.text_plan}
     return QuantizeStageConfig(
         quantize=recipe.quantize,
@@ -144,6 +161,14 @@ def quantize_config(
         seed=recipe.seed,
         schemes=schemes if on_cpu else {},
         plans={tower: plan_from_file(Path(path)) for tower, path in paths.items() if path},
+        tuning=TuningConfig(
+            student=recipe.student,
+            export=recipe.export,
+            steps=recipe.quantize.qat_steps,
+            weight_bits=7 if reduced else 8,
+        )
+        if recipe.quantize.qat_steps and "int8" in candidates
+        else None,
     )
 
 

@@ -34,7 +34,7 @@ SIGNATURES_NAME = "signatures.json"
 """Lies beside the manifest and is not listed in it, since it signs it."""
 MAX_MANIFEST_BYTES = 32 << 20
 
-_DECISIVE_FOLDERS = ("models/", "tokenizer/", "golden/")
+_DECISIVE_FOLDERS = ("models/", "tokenizer/", "golden/", "reranker/")
 _DECISIVE_FILES = frozenset(
     {
         "preprocessing.json",

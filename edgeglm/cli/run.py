@@ -16,6 +16,7 @@ from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 @click.option("--image", type=click.Path(path_type=Path), help="A picture to search with, in place of words.")
 @click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
+@click.option("--rerank", is_flag=True, help="Order the first results anew by the bundle's re-ranker.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
 @trust_options
 @json_option
@@ -27,6 +28,7 @@ def command(
     image: Path | None,
     count: int,
     variant: str | None,
+    rerank: bool,
     threads: int,
 ) -> None:
     """Search the gallery of BUNDLE with words or with a picture.
@@ -36,9 +38,12 @@ def command(
     """
     if (query is None) == (image is None):
         raise click.UsageError("give either --query TEXT or --image FILE")
+    if rerank and query is None:
+        raise click.UsageError("--rerank orders the results of words; give --query TEXT")
 
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.runtime.finalized import choice_here
+    from edgeglm.runtime.reranking import Reranker
     from edgeglm.runtime.retrieval import Retriever
 
     with ExitStack() as stack:
@@ -49,6 +54,10 @@ def command(
         )
         if image is not None:
             result = retriever.search_image(image, count)
+        elif rerank:
+            assert query is not None
+            reranker = stack.enter_context(Reranker(opened, threads=threads))
+            result = reranker.search_text(retriever, query, count)
         else:
             assert query is not None
             result = retriever.search_text(query, count)

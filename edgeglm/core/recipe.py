@@ -11,14 +11,15 @@ import msgspec
 
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.reranker_config import RerankerConfig
 from edgeglm.core.section import Count, Fraction, Positive, Rate, Section
 from edgeglm.core.student_config import LossesConfig, StudentConfig
 from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, TeacherConfig
 
 __all__ = [
     "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "LossesConfig",
-    "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "Section", "StudentConfig",
-    "TeacherConfig", "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
+    "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "RerankerConfig", "Section",
+    "StudentConfig", "TeacherConfig", "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
 ]  # fmt: skip
 
 if sys.version_info >= (3, 11):
@@ -68,15 +69,17 @@ class ExportConfig(Section, frozen=True, kw_only=True):
 class QuantizeConfig(Section, frozen=True, kw_only=True):
     """Which candidates are made and on how many calibration samples.
 
-    Where both towers whole in INT8 fail the gate, ``search_evaluations`` lets the build search each tower's
-    plan on the task's metric, measuring so many files at most; ``image_plan`` and ``text_plan`` are paths
-    of plans to apply instead.
+    Where both towers whole in INT8 fail the gate, they first learn on for ``qat_steps`` steps each while they
+    are rounded (quantization-aware distillation; 0 for never), and are tried again. Where that fails too,
+    ``search_evaluations`` lets the build search each tower's plan on the task's metric, measuring so many
+    files at most. ``image_plan`` and ``text_plan`` are paths of plans to apply instead of both.
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
     calibration_samples: Positive = 128
     image_policy: str = "linear-and-conv"
     text_policy: str = "expanding"
+    qat_steps: Count = 200
     search_evaluations: Count = 12
     image_plan: str = ""
     text_plan: str = ""
@@ -134,6 +137,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
+    reranker: RerankerConfig = RerankerConfig()
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     engine: EngineConfig = EngineConfig()
