@@ -1,0 +1,167 @@
+"""What callers would lose when an engine hangs, dies or fails: nothing but the calls that did."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edgeglm.runtime.requests import (
+    EngineFailedError,
+    Results,
+)
+from tests.runtime.faults import (
+    HANG,
+    MISCOUNT,
+    NOT_A_NUMBER,
+    POISON,
+    Doubler,
+    doubled,
+    ended,
+    run,
+    runner,
+    until,
+)
+
+
+def test_the_error_of_a_bad_request_says_what_the_engine_said():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(EngineFailedError, match=r"RuntimeError: a poisoned sample; .*doctor"):
+                await doubled(served, POISON)
+            with pytest.raises(EngineFailedError, match=r"gave y of shape \[0, 2\] for 1 samples"):
+                await doubled(served, MISCOUNT)
+            with pytest.raises(EngineFailedError, match="gave NaN or infinity in y"):
+                await doubled(served, NOT_A_NUMBER)
+
+    run(main)
+
+
+def test_a_hung_call_fails_its_callers_and_the_others_are_answered_by_a_new_instance():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.2) as served:
+            hung = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+            others = [asyncio.create_task(doubled(served, value)) for value in range(5)]
+            with pytest.raises(EngineFailedError, match=r"did not return within 0.2 s .* raise hang_after"):
+                await hung
+            assert await asyncio.gather(*others) == [0.0, 2.0, 4.0, 6.0, 8.0]
+            assert served.stats().replaced == 1
+            assert len(doubler.made) == 2
+            doubler.released.set()  # the late answer of the given-up worker must harm nobody
+            assert await doubled(served, 21) == 42.0
+
+    run(main)
+
+
+def test_what_a_hung_worker_had_not_begun_is_answered_by_its_replacement():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.2) as served:
+            doubler.gate.clear()
+            blocker = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            # The poison splits this batch; its first half then hangs while the second has not begun.
+            tasks = [asyncio.create_task(doubled(served, v)) for v in (HANG, HANG, POISON, 5.0)]
+            await asyncio.sleep(0)
+            doubler.gate.set()
+            await blocker
+            first, second, poisoned, good = await ended(*tasks)
+            assert "did not return" in str(first)
+            assert "did not return" in str(second)
+            assert "poisoned" in str(poisoned)
+            assert good == 10.0
+        doubler.released.set()
+
+    run(main)
+
+
+def test_a_runner_whose_calls_all_hang_says_so_and_stops_making_threads():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.05, max_replacements=2) as served:
+            for _ in range(3):
+                with pytest.raises(EngineFailedError):
+                    await doubled(served, HANG)
+            with pytest.raises(EngineFailedError, match="restart the process"):
+                await doubled(served, 1)
+            assert len(doubler.made) == 3
+            doubler.released.set()
+
+    run(main)
+
+
+def test_requests_end_when_a_replacement_cannot_be_loaded():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.1) as served:
+            hung = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+            doubler.load_error = OSError("the file is gone")
+            waiting = asyncio.create_task(doubled(served, 1))
+            for answer in await ended(hung, waiting):
+                assert isinstance(answer, EngineFailedError)
+            with pytest.raises(EngineFailedError, match="the file is gone; run 'edgeglm doctor'"):
+                await doubled(served, 1)
+            doubler.released.set()
+
+    run(main)
+
+
+def test_an_engine_that_died_is_replaced_after_a_few_failures():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            assert await doubled(served, 1) == 2.0
+            doubler.dead.add(doubler.made[0])
+            for _ in range(3):
+                with pytest.raises(EngineFailedError, match="illegal memory access"):
+                    await doubled(served, 1)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 1
+
+    run(main)
+
+
+def test_bad_requests_in_a_row_do_not_cost_a_good_engine_its_place():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            for _ in range(10):
+                with pytest.raises(EngineFailedError):
+                    await doubled(served, POISON)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 0
+            assert served.stats().batches == {"double": {1: 11}}
+
+    run(main)
+
+
+def test_a_fault_in_the_crew_itself_replaces_the_worker_and_loses_nobody(monkeypatch):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            assert served._current is not None
+            crew = served._current.inference
+            deliver, faults = crew._deliver, [ZeroDivisionError("a bug")]
+
+            def faulty(results: Results) -> None:
+                if faults:
+                    raise faults.pop()
+                deliver(results)
+
+            monkeypatch.setattr(crew, "_deliver", faulty)
+            with pytest.raises(EngineFailedError, match="ZeroDivisionError: a bug"):
+                await doubled(served, 1)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().replaced == 1
+
+    run(main)

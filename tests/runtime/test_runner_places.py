@@ -1,0 +1,213 @@
+"""What callers would lose in a queue: their time, their place, their answer when a runner closes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from edgeglm.runtime.requests import (
+    DeadlineExceededError,
+    OverloadedError,
+    Priority,
+    RunnerClosedError,
+)
+from tests.runtime.faults import (
+    HANG,
+    Doubler,
+    doubled,
+    ended,
+    run,
+    runner,
+    until,
+)
+
+
+def test_a_deadline_ends_a_request_that_waits_and_the_engine_never_sees_it():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            first = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceededError, match=r"no answer within 0.05 s; allow more time"):
+                await doubled(served, 2, deadline=0.05)
+            assert time.monotonic() - started < 2
+            assert served.stats().held == 1
+            doubler.gate.set()
+            assert await first == 2.0
+            assert served.stats().expired == 1
+        assert doubler.batches == [[1.0]]
+
+    run(main)
+
+
+def test_a_deadline_ends_a_request_whose_call_is_slow():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            with pytest.raises(TimeoutError):
+                await doubled(served, 1, deadline=0.05)
+            doubler.gate.set()
+            assert await doubled(served, 2, deadline=5) == 4.0
+
+    run(main)
+
+
+def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            doubler.gate.clear()
+            first = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            started = time.monotonic()
+            second = asyncio.create_task(doubled(served, 2, deadline=0.6))
+            await asyncio.sleep(0.4)
+            first.cancel()  # the second gets the place, and the engine is still busy
+            with pytest.raises(DeadlineExceededError):
+                await second
+            assert time.monotonic() - started < 0.98
+            doubler.gate.set()
+
+    run(main)
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan")])
+def test_a_deadline_in_the_past_never_reaches_the_queue(deadline):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            with pytest.raises(DeadlineExceededError):
+                await doubled(served, 1, deadline=deadline)
+        assert not doubler.batches
+
+    run(main)
+
+
+def test_cancellation_frees_the_place_at_once():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=2) as served:
+            doubler.gate.clear()
+            running = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            waiting = asyncio.create_task(doubled(served, 2))
+            third = asyncio.create_task(doubled(served, 3))
+            await asyncio.sleep(0)
+            assert served.stats().accepted == 2
+            waiting.cancel()
+            await ended(waiting)
+            await asyncio.sleep(0)
+            assert served.stats().accepted == 3
+            doubler.gate.set()
+            assert [await running, await third] == [2.0, 6.0]
+        assert doubler.batches == [[1.0], [3.0]]
+
+    run(main)
+
+
+def test_cancelling_one_of_a_running_batch_leaves_the_others_their_answers():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            tasks = [asyncio.create_task(doubled(served, value)) for value in range(4)]
+            await until(doubler.entered.is_set)
+            tasks[1].cancel()
+            await asyncio.sleep(0)
+            doubler.gate.set()
+            answers = await ended(*tasks)
+            assert isinstance(answers[1], asyncio.CancelledError)
+            assert [answers[0], *answers[2:]] == [0.0, 4.0, 6.0]
+            assert served.stats().held == 0
+
+    run(main)
+
+
+def test_a_full_runner_makes_callers_wait_and_serves_the_urgent_first():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            doubler.gate.clear()
+            tasks = [asyncio.create_task(doubled(served, 0))]
+            await until(doubler.entered.is_set)
+            tasks.append(asyncio.create_task(doubled(served, 1, priority=Priority.LOW)))
+            tasks.append(asyncio.create_task(doubled(served, 2, priority=Priority.HIGH)))
+            late = asyncio.create_task(doubled(served, 3, deadline=0.05))
+            with pytest.raises(DeadlineExceededError):
+                await late
+            doubler.gate.set()
+            assert await asyncio.gather(*tasks) == [0.0, 2.0, 4.0]
+        assert doubler.batches == [[0.0], [2.0], [1.0]]
+
+    run(main)
+
+
+def test_a_runner_that_sheds_refuses_the_newest_or_the_least_urgent():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=2, when_full="shed") as served:
+            doubler.gate.clear()
+            running = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            low = asyncio.create_task(doubled(served, 2, priority=Priority.LOW))
+            await asyncio.sleep(0)
+            with pytest.raises(OverloadedError, match="holds 2 requests already; try later"):
+                await doubled(served, 3, priority=Priority.LOW)
+            urgent = asyncio.create_task(doubled(served, 4, priority=Priority.HIGH))
+            with pytest.raises(OverloadedError):
+                await low
+            doubler.gate.set()
+            assert [await running, await urgent] == [2.0, 8.0]
+            assert served.stats().shed == 2
+
+    run(main)
+
+
+def test_close_answers_what_was_accepted_and_refuses_the_rest():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=3) as served:
+            doubler.gate.clear()
+            tasks = [asyncio.create_task(doubled(served, value)) for value in range(3)]
+            await until(doubler.entered.is_set)
+            without_place = asyncio.create_task(doubled(served, 9))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(served.close())
+            with pytest.raises(RunnerClosedError):
+                await without_place
+            with pytest.raises(RunnerClosedError, match="open another one"):
+                await doubled(served, 10)
+            doubler.gate.set()
+            await closing
+            assert await asyncio.gather(*tasks) == [0.0, 2.0, 4.0]
+            await served.close()
+
+    run(main)
+
+
+def test_close_gives_up_on_requests_that_never_end():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, drain_timeout=0.05, hang_after=0.3) as served:
+            stuck = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+        with pytest.raises(RunnerClosedError):
+            await stuck
+        doubler.released.set()
+
+    run(main)
