@@ -137,8 +137,8 @@ def _highest(scores_N: FloatRows, count: int) -> Rows:
 def _scanning(queries: int) -> Any:
     """Return faiss, told to scan with no more threads than there are queries, which is how it shares work.
 
-    With more, each thread of a server that searches would gather a crew of its own for one query: 10 ms where a
-    scan of 5,000 rows takes one and a half. The number is one of the calling thread.
+    With more, each thread of a server that searches would gather a crew of its own for one query: 10 ms where
+    a scan of 5,000 rows takes one and a half. The number is one of the calling thread.
     """
     faiss = _faiss()
     faiss.omp_set_num_threads(min(queries, os.cpu_count() or 1))

@@ -40,7 +40,7 @@ def page_measured(bundle: Path, index: Path) -> dict[str, Any]:
                 for number in range(PAGE_QUERIES + 2):
                     page = browser.new_page(viewport={"width": 1280, "height": 800})
                     page.goto(url)
-                    page.wait_for_timeout(300)
+                    page.wait_for_timeout(1000)  # nobody has typed earlier
                     paint, query, share = page.evaluate(_IN_PAGE, _WORDS[number % len(_WORDS)])
                     paints.append(paint)
                     queries.append(query)
