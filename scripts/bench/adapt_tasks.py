@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import Share, add_share, interval, kept_figures, origin  # noqa: E402
+from bench_store import CachedText, Share, add_share, interval, kept_figures, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -81,7 +81,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "products in bfloat16": ({}, "Micikevicius et al., 2018; Kalamkar et al., 2019"),
 }
 CONTROL, MIXED = "200 further steps, for Reptile", "products in bfloat16"
-READ = {"epochs": 1, "batch_size": 32, "max_length": 32, "learning_rate": 5e-5}
+READ: dict[str, Any] = {"epochs": 1, "batch_size": 32, "max_length": 32, "learning_rate": 5e-5}
 READING: dict[str, tuple[dict[str, Any], str]] = {
     "masked words": ({}, "BERT, 2019"),
     "masked words, order": ({"order_weight": 0.5}, "ALBERT, 2020"),
@@ -198,7 +198,7 @@ def reading_runs(
                 )
                 cost = adapt._since(started)
                 texts = list(text.place)
-                read = adapt.CachedText(texts, tower.all_features(texts))
+                read = CachedText(texts, tower.all_features(texts))
             for setting in waiting:
                 ours = adapt.restricted(pairs, adapt.SETTINGS[setting])
                 done = run(ours, features, read, MultitaskConfig(), seed)

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
 from adapt_tuning_page import BATCH, GPU_BATCH, table  # noqa: E402
-from bench_store import Share, add_share, kept_figures, origin  # noqa: E402
+from bench_store import Share, add_share, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.adapt import alignment  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -45,6 +45,7 @@ from edgeglm.assets import fetch_asset  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
+from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from edgeglm.train.precision import Precision, mixed  # noqa: E402
@@ -191,7 +192,7 @@ def ready(
     store: Store, ways: dict[str, dict[str, Any]], count: int, device: str
 ) -> tuple[dict[str, Step], list[str]]:
     """Return all ways, ready to step, and the texts that they are shown."""
-    pairs = adapt.PairSet.open(adapt.newest(store, "pairs"))
+    pairs = PairSet.open(newest(store, "pairs"))
     texts = list(Concepts.of(adapt.restricted(pairs, adapt.SETTINGS["noto"])).texts)
     texts = texts[:count]  # all that the steps show, so that no more prefixes are made
     source = fetch_asset(source_spec(TeacherConfig().text), store, QuietProgress())

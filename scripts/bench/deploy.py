@@ -170,8 +170,8 @@ def twenty(bench: Bench, seconds: float) -> dict[str, Any]:
     for name in names:
         if not (bench.work / "devices" / name).exists():
             bench.device(name)
-    one, all_of_them = [], []
-    sender, others = [], []
+    one, all_of_them = list[float](), list[float]()
+    sender, others = list[float](), list[float]()
     for turn in range(ROUNDS + 1):
         for chosen, walls in ((names[:1], one), (names, all_of_them)):
             bundle = bench.small(f"turn-{turn}-{len(chosen)}-{seconds}", seconds=seconds)
@@ -256,7 +256,7 @@ def cuts(bench: Bench, seed: int) -> dict[str, Any]:
         serving = bench.small("whole", payload=os.urandom(400_000))
         check(bench.deploy(serving, "cut"))
         length = way.carried - before
-        points = []
+        points = list[float]()
         while len(points) < POINTS:
             fresh = bench.small(f"cut-{len(points)}-{way.carried}", seconds=0.3, payload=os.urandom(400_000))
             point = chance.randrange(1, length)

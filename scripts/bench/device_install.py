@@ -65,7 +65,7 @@ def measured(version: str, lock: Path, folder: Path, bundle: Path) -> dict[str, 
         ROOT / "edgeglm", packages / "edgeglm", ignore=shutil.ignore_patterns("__pycache__"), symlinks=False
     )
     disk = sum(file.stat().st_size for file in packages.rglob("*") if file.is_file())
-    run = [home / "bin" / "python", "-B", "-c", _IDLE, bundle]
+    run: list[str | Path] = [home / "bin" / "python", "-B", "-c", _IDLE, bundle]
     rss = int(subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout)
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
     return {

@@ -94,8 +94,8 @@ class Bench:
     def fresh(self) -> Any:
         """Return a new student as every way begins with."""
         with seeded(0, threads=THREADS):
-            tower = image_student(CONFIG, embedding_dim=self.target_VND.shape[2], inherit=self.inherit)
-        tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+            tower: Any = image_student(CONFIG, embedding_dim=self.target_VND.shape[2], inherit=self.inherit)
+        tower.to(memory_format=torch.channels_last)
         tower.train()
         for module in tower.trunk.part(self.frozen):
             module.requires_grad_(False)

@@ -71,8 +71,8 @@ def models(folder: Path, bundle: Path | None, store: Store) -> dict[str, tuple[s
     """Return ``{name: (tower, file)}``."""
     found = {}
     for asset, title in (("minilm-l6", "MiniLM-L6"), ("efficientnet-lite0", "EfficientNet-Lite0")):
-        for tower in export_model(asset, folder / asset, store, QuietProgress()):
-            found[title] = (tower.tower, folder / asset / tower.file)
+        for made in export_model(asset, folder / asset, store, QuietProgress()):
+            found[title] = (made.tower, folder / asset / made.file)
     if bundle is not None:
         for tower in ("image", "text"):
             found[f"student, {tower}"] = (tower, bundle / "models" / "fp32" / f"{tower}.onnx")
@@ -250,7 +250,7 @@ def reported(path: Path, folder: Path) -> dict[str, Any]:
     found = {}
     for precision, file in (("FP32", path), ("INT8", folder / "int8.onnx")):
         report = fusions_of_file(file)
-        missed = {}
+        missed: dict[Any, list[Any]] = {}
         for row in report.rows:
             if not row.fused:
                 missed.setdefault((row.runtime, row.pattern, row.why), []).append(row.blocker)

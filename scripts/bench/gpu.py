@@ -164,9 +164,10 @@ def peaks(_: Path) -> Iterator[Row]:
     known = machine_of(here())
 
     def best(call: Callable[[], object]) -> float:
-        times = []
+        times = list[float]()
+        event: Any = torch.cuda.Event  # torch's stubs leave it untyped
         for _ in range(12):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = event(enable_timing=True), event(enable_timing=True)
             begin.record()
             call()
             end.record()

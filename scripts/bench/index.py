@@ -93,7 +93,7 @@ def peers(vectors: FloatRows) -> dict[str, Callable[[FloatRows], list[int]]]:
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    found = {"faiss FlatIP": lambda query: flat.search(query[None], K)[1][0].tolist()}
+    found: dict[str, Any] = {"faiss FlatIP": lambda query: flat.search(query[None], K)[1][0].tolist()}
     try:
         from usearch.index import MetricKind, search
     except ImportError:
@@ -118,11 +118,14 @@ def searched(vectors: FloatRows, queries: FloatRows, path: Path) -> list[dict[st
     with VectorIndex(path) as index:
         systems = peers(vectors)
         for precision in ("int8", "binary"):
-            systems[f"edgeglm {precision}"] = lambda query, precision=precision: [
-                int(match.metadata["n"]) for match in index.search(query, K, precision=precision)[0]
-            ]
+
+            def ours(query: FloatRows, precision: str = precision) -> list[int]:
+                return [int(match.metadata["n"]) for match in index.search(query, K, precision=precision)[0]]
+
+            systems[f"edgeglm {precision}"] = ours
         exact = [set(systems["faiss FlatIP"](query)) for query in queries]
-        recall, times = {}, {name: [] for name in systems}
+        recall = dict[str, float]()
+        times: dict[str, list[float]] = {name: [] for name in systems}
         for name, answer in systems.items():
             recall[name] = statistics.fmean(
                 len(set(answer(q)) & e) / K for q, e in zip(queries, exact, strict=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,9 @@ from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.targets.roofline import Machine
 
 
-def model_of(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: list) -> Path:
+def model_of(
+    path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: list[Any]
+) -> Path:
     """Write a graph from ``x`` float32 to ``y``."""
     graph = helper.make_graph(
         nodes,

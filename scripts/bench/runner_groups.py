@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ async def throughput(folder: Path, threads: int) -> list[Row]:
                 Runner({"tower": source(path, threads)}, RunnerConfig()) as runner,
                 FixedDelayBatcher(engine, BATCH, DELAY) as batcher,
             ):
-                asks = {"runner": lambda s, to=runner: to.infer("tower", s), "fixed delay": batcher.infer}
+                asks: dict[str, Any] = {
+                    "runner": lambda s, to=runner: to.infer("tower", s),
+                    "fixed delay": batcher.infer,
+                }
                 await circle_rate(asks["runner"], samples, 4 * BATCH, 0.2)
                 async for turn in rounds:
                     rates = {}
@@ -112,7 +116,7 @@ async def overhead() -> list[Row]:
             FixedDelayBatcher(engine, BATCH, DELAY) as batcher,
         ):
 
-            async def ask(one: dict[str, np.ndarray]) -> object:
+            async def ask(one: Mapping[str, np.ndarray]) -> object:
                 return await runner.infer("tower", one)
 
             async for _ in rounds:
@@ -181,7 +185,7 @@ async def lengths(folder: Path, threads: int) -> list[Row]:
                 rates = {}
                 for name in names:
 
-                    async def ask(sample: dict[str, np.ndarray], tower: str = name) -> object:
+                    async def ask(sample: Mapping[str, np.ndarray], tower: str = name) -> object:
                         return await runner.infer(tower, sample)
 
                     rates[name] = await circle_rate(ask, samples, 8 * BATCH, 0.6)

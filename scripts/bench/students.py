@@ -38,6 +38,7 @@ from edgeglm.distill.image_student import image_student
 from edgeglm.distill.joint import RECIPE
 from edgeglm.distill.text_student import text_student
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.protocol import Engine, Feeds
 from edgeglm.engines.timing import compare_latency
 from edgeglm.export.torch_to_onnx import onnx_from_module
 from edgeglm.models.heirs import inherit_text
@@ -122,14 +123,14 @@ def timed(folders: dict[str, Path], side: int) -> dict[str, dict[str, float]]:
     """Return milliseconds of one image and one text, by row; all rows interleaved."""
     rng = np.random.default_rng(0)
     ids = np.ones((1, LENGTH), np.int64)
-    feeds = {
+    feeds: dict[str, Feeds] = {
         "image": {"pixels": rng.random((1, 3, side, side), dtype=np.float32)},
         "text": {"input_ids": ids, "attention_mask": ids},
     }
     found: dict[str, dict[str, float]] = {name: {} for name in folders}
     for kind, feed in feeds.items():
         with ExitStack() as stack:
-            calls = {
+            calls: dict[str, tuple[Engine, Feeds]] = {
                 name: (
                     stack.enter_context(
                         OnnxRuntimeEngine(folder / f"{kind}.onnx", threads=1, spinning=False)
