@@ -13,6 +13,7 @@ from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of, read
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.table import (
     TITLES,
+    TUNED,
     compile_note,
     quantize_report,
     stages_of,
@@ -137,14 +138,16 @@ def _variant_row(
 ) -> StageRow:
     seconds = _seconds(inputs, *stages_of("fp32", inputs)) if name == "fp32" else tried.seconds[name]
     precisions = set(tried.variants[name].precisions.items())
-    mixed = len({precision for _, precision in precisions}) > 1
+    notes = [TUNED] if tried.variants[name].tuned else []
+    if len({precision for _, precision in precisions}) > 1:
+        notes += [f"{tower} {precision}" for tower, precision in sorted(precisions)]
     return StageRow(
         name=name,
         title=_VARIANT_TITLES[name],
         seconds=seconds,
         metrics=_typed(tried.variants[name].metrics),
         towers=student_towers(inputs, recipe, latency[name], name),
-        note=", ".join(f"{tower} {precision}" for tower, precision in sorted(precisions)) if mixed else "",
+        note=", ".join(notes),
     )
 
 

@@ -115,6 +115,10 @@ def _evaluated_row(step: str, results: Mapping[str, StageResult]) -> Row:
     )
 
 
+#: Said of a variant whose towers went on learning because INT8 of the ones before missed its gate.
+TUNED = "tuned while rounded"
+
+
 def _variant_rows(results: Mapping[str, StageResult]) -> list[Row]:
     result = results["quantize"]
     tried, latency = quantize_report(result.artifact), latencies_of(results["latency"].artifact)
@@ -134,7 +138,7 @@ def _variant_rows(results: Mapping[str, StageResult]) -> list[Row]:
                 latency=latency.get(name),
                 size_bytes=sum(kept.size_bytes.values()) if kept else None,
                 kept=kept is not None,
-                note=tried.left_out.get(name, ""),
+                note=TUNED if kept and kept.tuned else tried.left_out.get(name, ""),
             )
         )
     return rows

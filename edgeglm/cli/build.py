@@ -180,7 +180,7 @@ def row_line(row: Row) -> str:
     line = "  ".join(f"{cell:{_align(width)}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
     if not row.kept:
         return f"{line}  left out: {row.note}"
-    return line if row.metrics or not row.note else f"{line}  {row.note}"
+    return f"{line}  {row.note}" if row.note else line
 
 
 def _align(width: int) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
@@ -97,24 +98,18 @@ def tune_image(
             loss = loss + config.label_weight * F.cross_entropy(scores_LK, concept_B[known])
         return loss
 
-    def calibrate() -> None:
-        for place, (pixels, _) in enumerate(batches(_APART)):
-            if place == _CALIBRATED:
-                break
-            tower(pixels)
-
-    tower.eval()
-    with fake_quantized(tower, calibrate, rounding):
-        return _fit(
-            list(tower.parameters()),
-            batches,
-            loss_of,
-            rate=config.image_learning_rate,
-            decay=config.weight_decay,
-            steps=steps,
-            title="Quantization-aware: image tower",
-            progress=progress,
-        )
+    return _fit(
+        tower,
+        batches,
+        lambda batch: tower(batch[0]),
+        loss_of,
+        rounding,
+        rate=config.image_learning_rate,
+        decay=config.weight_decay,
+        steps=steps,
+        title="Quantization-aware: image tower",
+        progress=progress,
+    )
 
 
 def tune_text(
@@ -147,24 +142,18 @@ def tune_text(
     def loss_of(chosen: Tensor) -> Tensor:
         return _away(embedded(chosen), taught.text_TD[chosen], taught.mean_KD, config)
 
-    def calibrate() -> None:
-        for place, chosen in enumerate(batches(_APART)):
-            if place == _CALIBRATED:
-                break
-            embedded(chosen)
-
-    tower.eval()
-    with fake_quantized(tower, calibrate, rounding):
-        return _fit(
-            list(tower.parameters()),
-            batches,
-            loss_of,
-            rate=config.text_learning_rate,
-            decay=config.weight_decay,
-            steps=steps,
-            title="Quantization-aware: text tower",
-            progress=progress,
-        )
+    return _fit(
+        tower,
+        batches,
+        embedded,
+        loss_of,
+        rounding,
+        rate=config.text_learning_rate,
+        decay=config.weight_decay,
+        steps=steps,
+        title="Quantization-aware: text tower",
+        progress=progress,
+    )
 
 
 def _away(student_BD: Tensor, target_BD: Tensor, anchor_KD: Tensor, config: StudentConfig) -> Tensor:
@@ -176,9 +165,11 @@ def _away(student_BD: Tensor, target_BD: Tensor, anchor_KD: Tensor, config: Stud
 
 
 def _fit(
-    parameters: list[torch.nn.Parameter],
+    tower: nn.Module,
     batches: Callable[[int], Iterable[B]],
+    embedded: Callable[[B], Tensor],
     loss_of: Callable[[B], Tensor],
+    rounding: Rounding | None,
     *,
     rate: float,
     decay: float,
@@ -186,13 +177,21 @@ def _fit(
     title: str,
     progress: Progress,
 ) -> list[float]:
-    return fit(
-        [Group(parameters=parameters, learning_rate=RATE * rate, weight_decay=decay)],
-        batches,
-        loss_of,
-        epochs=max(1, -(-steps // _STRETCH)),
-        steps_per_epoch=min(steps, _STRETCH),
-        clip=1.0,
-        title=title,
-        progress=progress,
-    )
+    """Find ranges on some batches, then train a tower rounded by them."""
+
+    def calibrate() -> None:
+        for batch in islice(batches(_APART), _CALIBRATED):
+            embedded(batch)
+
+    tower.eval()
+    with fake_quantized(tower, calibrate, rounding):
+        return fit(
+            [Group(parameters=list(tower.parameters()), learning_rate=RATE * rate, weight_decay=decay)],
+            batches,
+            loss_of,
+            epochs=max(1, -(-steps // _STRETCH)),
+            steps_per_epoch=min(steps, _STRETCH),
+            clip=1.0,
+            title=title,
+            progress=progress,
+        )

@@ -32,6 +32,9 @@ def test_a_build_tunes_the_students_once_int8_misses_and_packs_what_then_passes(
     said = project.build("cpu", *(part for line in lines for part in ("--set", line)), output=place)
     assert said.code == 0, said.err
     assert said.ran[0] == "quantize", "nothing before it is made again"
+    assert "tuned while rounded" in (place / "report.html").read_text("utf-8"), (
+        "its figures are of other weights"
+    )
     manifest = json.loads((place / "manifest.json").read_text())
     measured = next(stage["metrics"] for stage in manifest["stages"] if stage["name"] == "quantize")
     assert measured["tuned"] == ["int8"], measured
