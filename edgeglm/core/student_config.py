@@ -47,8 +47,9 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     teacher says to its own copies of the image, ``"each"`` for what it says to the very same copy, which
     then must be one of the teacher's.
     ``corpus`` counts the phrases of ordinary words that the teacher embeds besides the captions, of
-    which ``anchors`` join the concepts' names as what similarities are compared on. A caption comes
-    ``caption_repeats`` times an epoch.
+    which ``anchors`` join the concepts' names as what an image's similarities are compared on. A text's are
+    compared on the concepts' images and, with the weight ``text_relation``, on the teacher's embeddings of
+    the texts of its batch. A caption comes ``caption_repeats`` times an epoch.
     ``branches`` lets the image tower's depthwise convolutions learn with branches beside them, which are
     merged when it is done (RepVGG, Ding et al., 2021). ``vocabulary`` is how many entries the text tower's
     tokenizer keeps (0: all). ``losses`` trains both towers together by other terms.
@@ -78,6 +79,7 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     text_epochs: Positive = 20
     text_batch_size: Positive = 256
     text_learning_rate: Rate = 4e-3
+    text_relation: Weight = 1.0
     weight_decay: Fraction = 0.05
     branches: bool = False
     vocabulary: Count = 0

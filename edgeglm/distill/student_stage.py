@@ -51,6 +51,7 @@ _ONE_TOWERS: dict[str, tuple[str, ...]] = {
         "text_epochs",
         "text_batch_size",
         "text_learning_rate",
+        "text_relation",
         "vocabulary",
     ),
     "targets": ("corpus",),

@@ -116,9 +116,16 @@ def fit_text_student(
         ids, mask = padded([encoded[i] for i in chosen.tolist()], tokenizer.pad_id)
         student_BD, teacher_BD = tower(ids, mask), teacher_TD[chosen]
         loss = config.distance_weight * embedding_distance(student_BD, teacher_BD)
-        return loss + similarity_divergence(
-            student_BD, teacher_BD, anchor_KD, temperature=config.temperature, softening=config.softening
-        )
+        for weight, against_KD in ((1.0, anchor_KD), (config.text_relation, teacher_BD)):
+            if weight:
+                loss = loss + weight * similarity_divergence(
+                    student_BD,
+                    teacher_BD,
+                    against_KD,
+                    temperature=config.temperature,
+                    softening=config.softening,
+                )
+        return loss
 
     def validated() -> float:
         size, count = config.text_batch_size, len(validated_W)

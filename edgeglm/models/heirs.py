@@ -2,9 +2,11 @@
 
 Layers are taken evenly from the first on (weight inheritance, TinyCLIP, Wu et al., 2023, in its manual form:
 whole layers, since the student is as wide). The input table becomes the product of two smaller ones by its
-principal components, the mean of its rows a bias.
+principal components, the mean of its rows a bias. Of a layer's feed-forward part a narrower student takes the
+units with the largest weights: the norm of what comes in times that of what goes out (magnitude pruning of
+whole units, as Han et al., 2015, do with single weights).
 
-Shapes: W entries of the vocabulary, H hidden size, E factor.
+Shapes: W entries of the vocabulary, H hidden size, E factor, F units of the feed-forward part.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def inherit_text(tower: StudentTextTower, teacher: nn.Module, kept: Tensor | Non
         kept: int64, the entries of the vocabulary that the tower has, in its order; all of them by default.
 
     Raises:
-        UserError: The teacher is of another width, or has none of BERT's layers.
+        UserError: The teacher is of another width, or narrower inside, or has none of BERT's layers.
     """
     embeddings, layers = _parts(teacher)
     table_WH = embeddings["word_embeddings.weight"]
@@ -51,9 +53,10 @@ def inherit_text(tower: StudentTextTower, teacher: nn.Module, kept: Tensor | Non
     taken = [round(i * len(layers) / len(tower.layers)) for i in range(len(tower.layers))]
     for place, layer in zip(taken, tower.layers, strict=True):
         assert isinstance(layer, TextLayer)
+        source = _narrowed(layers[place], layer.rise.out_features)
         for ours, theirs in _NAMES.items():
             for kind in ("weight", "bias"):
-                getattr(getattr(layer, ours), kind).copy_(layers[place][f"{theirs}.{kind}"])
+                getattr(getattr(layer, ours), kind).copy_(source[f"{theirs}.{kind}"])
     return taken
 
 
@@ -68,6 +71,23 @@ _NAMES = {
     "fall": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
+
+
+def _narrowed(layer: dict[str, Tensor], units: int) -> dict[str, Tensor]:
+    """Return a layer with that many units of its feed-forward part, in their order."""
+    rise_FH, fall_HF = layer["intermediate.dense.weight"], layer["output.dense.weight"]
+    if units > len(rise_FH):
+        raise UserError(
+            f"the feed-forward part of the teacher's text tower has {len(rise_FH)} units and the student's "
+            f"{units}, so that it cannot be inherited; set student.size to 'edge-s'"
+        )
+    weight_F = rise_FH.norm(dim=1) * fall_HF.norm(dim=0)
+    chosen = weight_F.argsort(descending=True, stable=True)[:units].sort().values
+    return layer | {
+        "intermediate.dense.weight": rise_FH[chosen],
+        "intermediate.dense.bias": layer["intermediate.dense.bias"][chosen],
+        "output.dense.weight": fall_HF[:, chosen],
+    }
 
 
 def _parts(teacher: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

@@ -23,6 +23,7 @@ class StudentShape:
         patch_width: Width of the image Transformer; its heads are 32 wide.
         heir: Whether the text tower is built as the teacher's is (normalised after each sum, as wide), and
             starts from its layers.
+        feedforward: Width inside a text layer's feed-forward part; 0 is four times ``width``.
     """
 
     blocks: int
@@ -34,6 +35,7 @@ class StudentShape:
     patch: int = 0
     patch_width: int = 0
     heir: bool = False
+    feedforward: int = 0
 
 
 STUDENTS: dict[str, StudentShape] = {
@@ -45,6 +47,10 @@ STUDENTS: dict[str, StudentShape] = {
         blocks=4, channels=16, factor=64, width=160, layers=2, heads=4, patch=8, patch_width=160
     ),
     "edge-heir": StudentShape(blocks=11, channels=64, factor=64, width=384, layers=1, heads=12, heir=True),
+    # As many parameters as edge-s has: a third of the layer's feed-forward part, and a narrower table.
+    "edge-heir-s": StudentShape(
+        blocks=11, channels=64, factor=56, width=384, layers=1, heads=12, heir=True, feedforward=512
+    ),
 }
 #: What grows from one to the next; a search begins with them.
 FAMILY = ("edge-xs", "edge-s", "edge-m")

@@ -100,7 +100,8 @@ class StudentTextTower(nn.Module):
         self.places = nn.Parameter(torch.zeros(max_length, shape.width))
         self.norm = nn.LayerNorm(shape.width)
         self.layers = nn.ModuleList(
-            TextLayer(shape.width, shape.heads, norm_last=shape.heir) for _ in range(shape.layers)
+            TextLayer(shape.width, shape.heads, norm_last=shape.heir, feedforward=shape.feedforward)
+            for _ in range(shape.layers)
         )
         self.last_norm = nn.Identity() if shape.heir else nn.LayerNorm(shape.width)
         self.project = nn.Linear(shape.width, embedding_dim)
@@ -118,12 +119,13 @@ class StudentTextTower(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A Transformer layer, expansion 4, GELU.
+    """A Transformer layer with GELU.
 
-    It normalises before each sum (Xiong et al., 2020), or with ``norm_last`` after it, as BERT does.
+    It normalises before each sum (Xiong et al., 2020), or with ``norm_last`` after it, as BERT does. Its
+    feed-forward part is ``feedforward`` wide inside, four times ``width`` at 0.
     """
 
-    def __init__(self, width: int, heads: int, *, norm_last: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, norm_last: bool = False, feedforward: int = 0) -> None:
         super().__init__()
         self.heads, self.norm_last = heads, norm_last
         self.norm = nn.LayerNorm(width)
@@ -132,8 +134,8 @@ class TextLayer(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.rise = nn.Linear(width, 4 * width)
-        self.fall = nn.Linear(4 * width, width)
+        self.rise = nn.Linear(width, feedforward or 4 * width)
+        self.fall = nn.Linear(feedforward or 4 * width, width)
 
     def forward(self, x_BLW: Tensor, bias_B11L: Tensor) -> Tensor:
         """[B, L, W] and an additive mask [B, 1, 1, L] -> [B, L, W]."""

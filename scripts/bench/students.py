@@ -54,11 +54,12 @@ ROWS: dict[str, tuple[StudentConfig, str]] = {
     "edge-xs, 8,000 entries": (msgspec.structs.replace(CONFIG, vocabulary=8_000), "Abdaoui et al., 2020"),
     "edge-vit": (msgspec.structs.replace(CONFIG, size="edge-vit"), "ViT, Dosovitskiy et al., 2021"),
     "edge-heir": (msgspec.structs.replace(CONFIG, size="edge-heir"), "TinyCLIP, Wu et al., 2023"),
+    "edge-heir-s": (msgspec.structs.replace(CONFIG, size="edge-heir-s"), "the recipe's; TinyCLIP"),
     "edge-heir, 8,000 entries": (
         msgspec.structs.replace(CONFIG, size="edge-heir", vocabulary=8_000),
         "both",
     ),
-    "edge-s": (msgspec.structs.replace(CONFIG, size="edge-s"), "the recipe's"),
+    "edge-s": (msgspec.structs.replace(CONFIG, size="edge-s"), "ALBERT's table, Lan et al., 2019"),
 }
 
 

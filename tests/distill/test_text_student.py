@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from edgeglm.distill.text_student import (  # noqa: E402
     principal_components,
     text_student,
 )
+from edgeglm.models.students import StudentTextTower  # noqa: E402
 from tests.tiny_towers import SPECIAL, WORDS, write_wordpiece  # noqa: E402
 
 
@@ -80,7 +83,32 @@ def test_a_vocabulary_narrower_than_the_student_still_starts_it() -> None:
     assert torch.isfinite(tower.tokens.weight).all()
 
 
-def test_the_student_comes_near_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Lesson:
+    """Texts, and what a teacher that adds its words up says to them."""
+
+    tokenizer: Tokenizer
+    texts: list[str]
+    words_WD: torch.Tensor
+    teacher_TD: torch.Tensor
+
+    def taught(self, **changes: Any) -> tuple[StudentTextTower, list[float]]:
+        """Train a student on it."""
+        torch.manual_seed(1)
+        config = StudentConfig(size="edge-xs", max_length=8, text_batch_size=16, text_epochs=1, **changes)
+        tower = text_student(config, embedding_dim=16, words_WD=self.words_WD)
+        arguments = (tower, self.tokenizer, self.texts, self.teacher_TD, self.teacher_TD[:5], config)
+        return tower, fit_text_student(*arguments, captions=len(WORDS), seed=0, progress=QuietProgress())
+
+    def said(self, tower: StudentTextTower) -> torch.Tensor:
+        """Return what a student says to the texts."""
+        ids, mask = (torch.from_numpy(array) for array in self.tokenizer.encode(self.texts, max_length=8))
+        with torch.no_grad():
+            return tower(ids, mask)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def lesson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lesson:
     monkeypatch.setattr(room, "MIN_STEPS", 60)
     torch.manual_seed(0)
     tokenizer = Tokenizer(write_wordpiece(tmp_path / "tokenizer.json"))
@@ -88,13 +116,21 @@ def test_the_student_comes_near_its_teacher(tmp_path: Path, monkeypatch: pytest.
     texts = [f"a {word}" for word in WORDS] + [f"{one} {two}" for one in WORDS[:6] for two in WORDS[8:12]]
     rows = [words_WD[tokenizer.encode([text])[0][0][1:-1]].sum(0) for text in texts]
     teacher_TD = torch.nn.functional.normalize(torch.stack(rows), dim=1)
-    config = StudentConfig(size="edge-xs", max_length=8, text_batch_size=16, text_epochs=1)
-    tower = text_student(config, embedding_dim=16, words_WD=words_WD)
-    arguments = (tower, tokenizer, texts, teacher_TD, teacher_TD[:5], config)
-    curve = fit_text_student(*arguments, captions=len(WORDS), seed=0, progress=QuietProgress())
+    return Lesson(tokenizer=tokenizer, texts=texts, words_WD=words_WD, teacher_TD=teacher_TD)
+
+
+def test_the_student_comes_near_its_teacher(lesson: Lesson) -> None:
+    tower, curve = lesson.taught()
     assert curve[-1] < 0.3 * curve[0]
     assert not tower.training
-    ids, mask = (torch.from_numpy(array) for array in tokenizer.encode(texts, max_length=8))
-    with torch.no_grad():
-        cosine = (tower(ids, mask) * teacher_TD).sum(1)
-    assert float(cosine.mean()) > 0.8
+    assert float((lesson.said(tower) * lesson.teacher_TD).sum(1).mean()) > 0.8
+
+
+def test_texts_stand_to_each_other_more_as_for_the_teacher_where_that_is_asked(lesson: Lesson) -> None:
+    def apart(tower: StudentTextTower) -> float:
+        """Return how far what texts are to each other is from what they are to the teacher."""
+        rows_TD = lesson.said(tower)
+        return float((rows_TD @ lesson.teacher_TD.T - lesson.teacher_TD @ lesson.teacher_TD.T).abs().mean())
+
+    asked, unasked = (lesson.taught(text_relation=weight, distance_weight=0.1)[0] for weight in (4.0, 0.0))
+    assert apart(asked) < apart(unasked)

@@ -32,8 +32,19 @@ def bert(layers: int) -> Any:
     return BertModel(config, add_pooling_layer=False).eval()
 
 
-def heir(layers: int, *, factor: int = WIDTH, width: int = WIDTH, vocabulary: int = 40) -> StudentTextTower:
-    shape = StudentShape(blocks=1, channels=1, factor=factor, width=width, layers=layers, heads=2, heir=True)
+def heir(
+    layers: int, *, factor: int = WIDTH, width: int = WIDTH, vocabulary: int = 40, feedforward: int = 0
+) -> StudentTextTower:
+    shape = StudentShape(
+        blocks=1,
+        channels=1,
+        factor=factor,
+        width=width,
+        layers=layers,
+        heads=2,
+        heir=True,
+        feedforward=feedforward,
+    )
     return StudentTextTower(shape, vocabulary=vocabulary, max_length=12, embedding_dim=WIDTH).eval()
 
 
@@ -63,6 +74,30 @@ def test_a_trimmed_heir_takes_the_rows_of_its_own_entries() -> None:
 def test_layers_are_taken_evenly_from_the_first_on() -> None:
     assert inherit_text(heir(2), bert(6)) == [0, 3]
     assert inherit_text(heir(1), bert(6)) == [0]
+
+
+def test_a_narrower_heir_takes_the_units_that_weigh_most_in_their_order() -> None:
+    teacher = bert(1).requires_grad_(False)
+    rise, fall = (teacher.encoder.layer[0].intermediate.dense, teacher.encoder.layer[0].output.dense)
+    silent = [unit for unit in range(4 * WIDTH) if unit not in (3, 40, 99)]
+    fall.weight[:, silent] = 0.0
+    tower = heir(1, feedforward=3).requires_grad_(False)
+    inherit_text(tower, teacher)
+    layer = tower.layers[0]
+    torch.testing.assert_close(layer.rise.weight, rise.weight[[3, 40, 99]])
+    torch.testing.assert_close(layer.fall.weight, fall.weight[:, [3, 40, 99]])
+    inner = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(  # what was left out said nothing
+        layer.fall(torch.nn.functional.gelu(layer.rise(inner))),
+        fall(torch.nn.functional.gelu(rise(inner))),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def test_a_heir_wider_inside_than_its_teacher_is_refused() -> None:
+    with pytest.raises(UserError, match=r"128 units and the student's 129.*'edge-s'"):
+        inherit_text(heir(1, feedforward=129), bert(1))
 
 
 def test_a_teacher_of_another_width_or_kind_is_refused_with_a_size_that_works() -> None:
