@@ -18,6 +18,7 @@ from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.distill.distance import from_teacher
 from edgeglm.models.efficientnet_lite import lite0_trunk
 from edgeglm.models.projection import normalized
 from edgeglm.models.reparameterised import branch, merge
@@ -25,7 +26,6 @@ from edgeglm.models.student_shapes import student_shape
 from edgeglm.models.students import ImageTower, StudentImageTower, student_image_tower
 from edgeglm.train.checkpoint import Carried, CarriedBuffers
 from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
-from edgeglm.train.losses import embedding_distance, similarity_divergence
 from edgeglm.train.memory import memory_advice
 from edgeglm.train.validation import Validation, held_back
 from edgeglm.train.views import distorted, view_parameters
@@ -178,10 +178,7 @@ def fit_image_student(
             yield torch.from_numpy(rng.integers(0, len(front_VU), len(chosen))), trained_T[chosen]
 
     def distance_of(student_BD: Tensor, target_BD: Tensor) -> Tensor:
-        loss = config.distance_weight * embedding_distance(student_BD, target_BD)
-        return loss + similarity_divergence(
-            student_BD, target_BD, anchor_KD, temperature=config.temperature, softening=config.softening
-        )
+        return from_teacher(student_BD, target_BD, anchor_KD, config)
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         view_B, chosen_B = batch

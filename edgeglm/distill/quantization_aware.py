@@ -24,11 +24,11 @@ from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.distill.distance import from_teacher, from_text_teacher
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.fake_quantization import Rounding, fake_quantized
 from edgeglm.train.loop import Group, fit
-from edgeglm.train.losses import embedding_distance, similarity_divergence
 from edgeglm.train.views import distorted, view_parameters
 
 B = TypeVar("B")
@@ -91,7 +91,7 @@ def tune_image(
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         pixels, chosen = batch
         student_BD, concept_B = tower(pixels), taught.concept_N[chosen]
-        loss = _away(student_BD, taught.target_ND[chosen], taught.name_KD, config)
+        loss = from_teacher(student_BD, taught.target_ND[chosen], taught.name_KD, config)
         known = concept_B >= 0
         if config.label_weight and bool(known.any()):
             scores_LK = student_BD[known] @ taught.name_KD.T / config.temperature
@@ -140,7 +140,7 @@ def tune_text(
         return found
 
     def loss_of(chosen: Tensor) -> Tensor:
-        return _away(embedded(chosen), taught.text_TD[chosen], taught.mean_KD, config)
+        return from_text_teacher(embedded(chosen), taught.text_TD[chosen], taught.mean_KD, config)
 
     return _fit(
         tower,
@@ -153,14 +153,6 @@ def tune_text(
         steps=steps,
         title="Quantization-aware: text tower",
         progress=progress,
-    )
-
-
-def _away(student_BD: Tensor, target_BD: Tensor, anchor_KD: Tensor, config: StudentConfig) -> Tensor:
-    """Return how far a batch is from what is asked, as the student's own training measures it."""
-    loss = config.distance_weight * embedding_distance(student_BD, target_BD)
-    return loss + similarity_divergence(
-        student_BD, target_BD, anchor_KD, temperature=config.temperature, softening=config.softening
     )
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.tokenization import Ids, Tokenizer
+from edgeglm.distill.distance import from_text_teacher
 from edgeglm.models.student_shapes import student_shape
 from edgeglm.models.students import StudentTextTower
 from edgeglm.train.checkpoint import Carried, CarriedBuffers
 from edgeglm.train.loop import FitOptions, Group, fit, steps_in
-from edgeglm.train.losses import embedding_distance, similarity_divergence
 from edgeglm.train.validation import Validation, held_back
 
 if TYPE_CHECKING:
@@ -114,18 +114,7 @@ def fit_text_student(
 
     def loss_of(chosen: Tensor) -> Tensor:
         ids, mask = padded([encoded[i] for i in chosen.tolist()], tokenizer.pad_id)
-        student_BD, teacher_BD = tower(ids, mask), teacher_TD[chosen]
-        loss = config.distance_weight * embedding_distance(student_BD, teacher_BD)
-        for weight, against_KD in ((1.0, anchor_KD), (config.text_relation, teacher_BD)):
-            if weight:
-                loss = loss + weight * similarity_divergence(
-                    student_BD,
-                    teacher_BD,
-                    against_KD,
-                    temperature=config.temperature,
-                    softening=config.softening,
-                )
-        return loss
+        return from_text_teacher(tower(ids, mask), teacher_TD[chosen], anchor_KD, config)
 
     def validated() -> float:
         size, count = config.text_batch_size, len(validated_W)

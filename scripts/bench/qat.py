@@ -25,13 +25,14 @@ from bench_store import ROOT, newest, origin
 
 from edgeglm.build.pools import pooled_map10
 from edgeglm.build.quantize_stage import calibration_candidates
+from edgeglm.build.shipped import load_recipe
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.build.tuning import TuningConfig, tuner
 from edgeglm.calibration.conversion import file_by_plan, prepared_model, ranges_from_batches, whole_plan
 from edgeglm.calibration.schemes import scheme_named
 from edgeglm.calibration.sets import CalibrationSet, calibration_set_from_arrays
 from edgeglm.core.progress import QuietProgress
-from edgeglm.core.recipe import ExportConfig, StudentConfig
+from edgeglm.core.recipe import ExportConfig
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.engines.environment import cpu_flags
@@ -102,7 +103,10 @@ def row(store: Store, way: Way, steps: int) -> dict[str, Any]:
         )
         judged("before", quantized(fp32, folder / "before", way, calibration))
         config = TuningConfig(
-            student=StudentConfig(), export=ExportConfig(), steps=steps, weight_bits=way.weight_bits
+            student=load_recipe("default").student,
+            export=ExportConfig(),
+            steps=steps,
+            weight_bits=way.weight_bits,
         )
         before = resource.getrusage(resource.RUSAGE_SELF)
         tuner(inputs, config, seed=0, threads=2, progress=QuietProgress())(folder / "tuned")

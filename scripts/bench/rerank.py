@@ -25,14 +25,15 @@ from edgeglm.build.reranker_stage import (
     RerankerStage,
     RerankerStageConfig,
 )
+from edgeglm.build.shipped import load_recipe
 from edgeglm.core.progress import QuietProgress
-from edgeglm.core.recipe import ExportConfig, RerankerConfig, StudentConfig
+from edgeglm.core.recipe import ExportConfig, RerankerConfig
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 
 OUT = ROOT / "docs" / "bench"
 ON = RerankerConfig(enabled=True)
-STUDENT = StudentConfig()
+STUDENT = load_recipe("default").student
 ROWS: dict[str, tuple[RerankerConfig, str]] = {
     "the recipe's": (ON, "teacher and labels, two layers of 96"),
     "teacher alone": (msgspec.structs.replace(ON, label_weight=0.0), "no labels"),
