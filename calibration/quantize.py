@@ -72,8 +72,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: str
 
 
-#: Given an empty folder, write FP32 towers into it that were trained to bear INT8.
-Tune = Callable[[Path], None]
+#: Given a folder and a tower's name, write that tower into it in FP32, trained to bear INT8.
+Tune = Callable[[Path, str], None]
 #: Given the metrics of a variant and of FP32, decide.
 Judge = Callable[[Metrics, Metrics], Verdict]
 
@@ -148,11 +148,11 @@ def make_candidates(
 ) -> QuantizeReport:
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
-    When INT8 of both towers fails, towers that were tuned for it are tried, held against the same FP32 ones;
-    then, if the configuration lets it search, the most harmful groups of each return to high precision. When
-    that fails too, each tower is tried in INT8 beside the other in high precision. The best that passes
-    becomes "int8", with the precision of each tower stated. What passes in no form is left out, and the
-    report says why.
+    When INT8 of both towers fails, each is tried in INT8 beside the other in high precision. The one that
+    costs more is then tuned for it, and the other too where that does not suffice, held against the same FP32
+    ones; then, if the configuration lets it search, the most harmful groups of each return to high precision.
+    When that fails too, the better of the towers alone in INT8 becomes "int8", if it passes. The precision of
+    each tower is stated. What passes in no form is left out, and the report says why.
 
     Args:
         fp32_dir: Holds ``image.onnx`` and ``text.onnx``; not changed.
@@ -246,7 +246,14 @@ def _int8(work: _Work) -> _Found | None:
         if trial.verdict.passed:
             return int8, trial
         tried.append((trial.verdict.score, int8))
-    if (tuned := _tuned(work, paying, methods)) is not None:
+    int8 = max(tried, key=lambda found: found[0])[1]
+    mixes = [{**high, tower: int8[tower]} for tower in paying] if len(paying) > 1 else []
+    alone = [(mix, _try(work, "int8", mix)) for mix in mixes]
+    worst_first = paying
+    if alone:
+        scores = {tower: trial.verdict.score for tower, (_, trial) in zip(paying, alone, strict=True)}
+        worst_first = sorted(paying, key=scores.__getitem__)
+    if (tuned := _tuned(work, worst_first, methods)) is not None:
         return tuned
     if work.config.search_evaluations:
         searched = _searched(work, paying)
@@ -256,26 +263,28 @@ def _int8(work: _Work) -> _Found | None:
             trial = _try(work, "int8", made)
             if trial.verdict.passed:
                 return made, trial
-    int8 = max(tried, key=lambda found: found[0])[1]
-    mixes = [{**high, tower: int8[tower]} for tower in paying] if len(paying) > 1 else []
-    passing = [found for mix in mixes if (found := (mix, _try(work, "int8", mix)))[1].verdict.passed]
+    passing = [found for found in alone if found[1].verdict.passed]
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
 
 
 def _tuned(work: _Work, paying: Sequence[str], methods: Sequence[Method]) -> _Found | None:
-    """Both towers whole in INT8, of weights that were trained to bear it."""
+    """All that pay whole in INT8, one tower after another trained to bear it until the gate passes."""
     if work.tune is None or work.config.plans:
         return None
-    folder = work.files.scratch / "tuned"
-    folder.mkdir()
-    work.tune(folder)
-    files = work.files.of_weights(folder)
-    rest = {tower: files.high(tower) for tower in TOWERS if tower not in paying}
-    for method in methods:
-        made = {**rest, **{tower: files.int8(tower, method) for tower in paying}}
-        trial = _try(work, "int8", made, tuned=True)
-        if trial.verdict.passed:
-            return made, trial
+    weights = work.files.fp32_dir
+    for tower in paying:
+        folder = work.files.scratch / f"tuned-{tower}"
+        folder.mkdir()
+        for kept in TOWERS:
+            shutil.copyfile(weights / f"{kept}.onnx", folder / f"{kept}.onnx")
+        work.tune(folder, tower)
+        weights, files = folder, work.files.of_weights(folder)
+        rest = {tower: files.high(tower) for tower in TOWERS if tower not in paying}
+        for method in methods:
+            made = {**rest, **{tower: files.int8(tower, method) for tower in paying}}
+            trial = _try(work, "int8", made, tuned=True)
+            if trial.verdict.passed:
+                return made, trial
     return None
 
 

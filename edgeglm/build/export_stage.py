@@ -69,16 +69,39 @@ def exported_towers(
     image: ImageTower, text: StudentTextTower, side: int, folder: Path, config: ExportConfig
 ) -> dict[str, float]:
     """Write ``image.onnx`` and ``text.onnx`` into a folder; return how far each is from torch at the most."""
+    return {
+        "image": exported_image(image, side, folder, config),
+        "text": exported_text(text, folder, config),
+    }
+
+
+def exported_image(tower: ImageTower, side: int, folder: Path, config: ExportConfig) -> float:
+    """Write ``image.onnx`` into a folder; return how far it is from torch at the most."""
     import torch
 
     from edgeglm.export.parity import assert_parity
     from edgeglm.export.torch_to_onnx import onnx_from_module
 
     generator = torch.Generator().manual_seed(0)
-    vocabulary, limit = text.tokens.num_embeddings, len(text.places)
 
     def pixels(batch: int) -> dict[str, torch.Tensor]:
         return {"pixels": torch.rand(batch, 3, side, side, generator=generator)}
+
+    path = folder / "image.onnx"
+    onnx_from_module(tower, pixels(2), path, dynamic_axes={"pixels": {0: "batch"}}, opset=config.opset)
+    shapes = [pixels(1), pixels(3), pixels(8)]
+    return assert_parity(tower, path, shapes, atol=config.parity_atol).max_abs
+
+
+def exported_text(tower: StudentTextTower, folder: Path, config: ExportConfig) -> float:
+    """Write ``text.onnx`` into a folder; return how far it is from torch at the most."""
+    import torch
+
+    from edgeglm.export.parity import assert_parity
+    from edgeglm.export.torch_to_onnx import onnx_from_module
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, limit = tower.tokens.num_embeddings, len(tower.places)
 
     def tokens(batch: int, length: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
@@ -87,26 +110,11 @@ def exported_towers(
         mask[0, 0] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    onnx_from_module(
-        image,
-        pixels(2),
-        folder / "image.onnx",
-        dynamic_axes={"pixels": {0: "batch"}},
-        opset=config.opset,
-    )
-    shapes = [pixels(1), pixels(3), pixels(8)]
-    of_image = assert_parity(image, folder / "image.onnx", shapes, atol=config.parity_atol)
-    free = {0: "batch", 1: "length"}
-    onnx_from_module(
-        text,
-        tokens(2, min(5, limit)),
-        folder / "text.onnx",
-        dynamic_axes={"input_ids": free, "attention_mask": free},
-        opset=config.opset,
-    )
+    path, free = folder / "text.onnx", {0: "batch", 1: "length"}
+    axes = {"input_ids": free, "attention_mask": free}
+    onnx_from_module(tower, tokens(2, min(5, limit)), path, dynamic_axes=axes, opset=config.opset)
     shapes = [tokens(1, 3), tokens(3, min(7, limit)), tokens(8, limit)]
-    of_text = assert_parity(text, folder / "text.onnx", shapes, atol=config.parity_atol)
-    return {"image": of_image.max_abs, "text": of_text.max_abs}
+    return assert_parity(tower, path, shapes, atol=config.parity_atol).max_abs
 
 
 def load_students(inputs: Inputs, size: str, resolution: int) -> tuple[ImageTower, StudentTextTower]:

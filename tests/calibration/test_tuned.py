@@ -7,89 +7,92 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
-from edgeglm.calibration.quantize import QuantizeConfig, make_candidates
-from edgeglm.calibration.sets import CalibrationSet
-from tests.calibration.test_quantize import Measured, _judge, calibration, every_scheme_pays
+from edgeglm.calibration.quantize import QuantizeConfig, QuantizeReport, make_candidates  # noqa: E402
+from edgeglm.calibration.sets import CalibrationSet  # noqa: E402
+from tests.calibration.test_quantize import Measured, _judge, calibration, every_scheme_pays  # noqa: E402
 
 __all__ = ["calibration", "every_scheme_pays"]
 INT8 = QuantizeConfig(candidates=("int8",))
 
 
-class Saved(Measured):
-    """FP32 and the files of tuned towers score well, what came before them does not."""
+class Towers(Measured):
+    """A task that INT8 costs half of each tower it meets, but for a tower that was tuned for it."""
 
-    def __init__(self, then: float) -> None:
+    def __init__(self, fp32_dir: Path, *, costs: dict[str, float], saved: dict[str, float]) -> None:
         super().__init__({})
-        self.then, self.tuned = then, 0
+        self.fp32_dir, self.costs, self.saved = fp32_dir, costs, saved
+        self.tuned: list[str] = []
 
     def __call__(self, variant: str, files):
-        whole = super().__call__(variant, files)
-        score = 1.0 if variant == "fp32" else self.then if self.tuned else 0.5
-        return whole | {"map10": score}
+        score = 1.0
+        for tower, path in files.items():
+            tuned = "tuned-" in str(path)
+            whole = variant == "int8" and _is_int8(path)
+            score -= (self.saved if tuned and tower in self.tuned else self.costs)[tower] if whole else 0.0
+        return super().__call__(variant, files) | {"map10": score}
+
+    def tune(self, folder: Path, tower: str) -> None:
+        assert sorted(path.name for path in folder.iterdir()) == ["image.onnx", "text.onnx"]
+        self.tuned.append(tower)
+        shutil.copyfile(self.fp32_dir / f"{tower}.onnx", folder / f"{tower}.onnx")
+
+    def candidates(self, out: Path, calibration: CalibrationSet) -> QuantizeReport:
+        return make_candidates(
+            self.fp32_dir,
+            out,
+            calibration,
+            evaluate=self,
+            judge=_judge,
+            config=INT8,
+            tune=self.tune,
+        )
 
 
-def tune_of(fp32_dir: Path, measured: Saved):
-    def tune(folder: Path) -> None:
-        measured.tuned += 1
-        for tower in ("image", "text"):
-            shutil.copyfile(fp32_dir / f"{tower}.onnx", folder / f"{tower}.onnx")
-
-    return tune
+def _is_int8(path: Path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
-def test_int8_that_misses_is_tuned_and_travels_when_it_then_passes(
+COSTLY = {"image": 0.1, "text": 0.3}
+FREE = {"image": 0.0, "text": 0.0}
+
+
+def test_the_tower_that_costs_more_is_tuned_and_the_other_left_as_it_is(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
-    measured = Saved(1.0)
-    report = make_candidates(
-        fp32_dir,
-        tmp_path,
-        calibration,
-        evaluate=measured,
-        judge=_judge,
-        config=INT8,
-        tune=tune_of(fp32_dir, measured),
-    )
-    assert measured.tuned == 1
+    task = Towers(fp32_dir, costs={"image": 0.005, "text": 0.3}, saved=FREE)
+    report = task.candidates(tmp_path, calibration)
+    assert task.tuned == ["text"]
     assert report.variants["int8"].tuned
     assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
     assert not report.variants["fp32"].tuned
-    assert [trial.tuned for trial in report.trials["int8"]] == [False, True]
+    assert [trial.tuned for trial in report.trials["int8"]] == [False, False, False, True]
+
+
+def test_both_are_tuned_where_one_does_not_suffice(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
+) -> None:
+    task = Towers(fp32_dir, costs=COSTLY, saved=FREE)
+    report = task.candidates(tmp_path, calibration)
+    assert task.tuned == ["text", "image"]
+    assert report.variants["int8"].tuned
 
 
 def test_int8_that_passes_costs_no_training(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
-    measured = Saved(1.0)
-    measured.tuned = 1  # as if it were good from the start
-    report = make_candidates(
-        fp32_dir,
-        tmp_path,
-        calibration,
-        evaluate=measured,
-        judge=_judge,
-        config=INT8,
-        tune=tune_of(fp32_dir, measured),
-    )
-    assert measured.tuned == 1
+    task = Towers(fp32_dir, costs=FREE, saved=FREE)
+    report = task.candidates(tmp_path, calibration)
+    assert task.tuned == []
     assert not report.variants["int8"].tuned
 
 
 def test_tuned_towers_that_miss_the_gate_too_are_left_out_and_named(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
-    measured = Saved(0.8)
-    report = make_candidates(
-        fp32_dir,
-        tmp_path,
-        calibration,
-        evaluate=measured,
-        judge=_judge,
-        config=INT8,
-        tune=tune_of(fp32_dir, measured),
-    )
+    task = Towers(fp32_dir, costs=COSTLY, saved={"image": 0.1, "text": 0.1})
+    report = task.candidates(tmp_path, calibration)
     assert "int8" not in report.variants
     assert "tuned: kept 0.80" in report.left_out["int8"]
