@@ -1,6 +1,7 @@
-"""Which linear layers of a text tower are adapted, told from a checkpoint before anything is computed.
+"""What is told of a text tower by its checkpoint alone, before anything is computed.
 
-The header of a safetensors file names every tensor with its shape, so no weights are read for this.
+Which of its linear layers are adapted, and whether a student can inherit from it. The header of a safetensors
+file names every tensor with its shape, so no weights are read for this.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from edgeglm.assets.members import member_head
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
+from edgeglm.models.student_shapes import require_inheritance, student_shape
 
 #: What LoRA was published with (Hu et al., 2022), by the names that models give these two layers.
 QUERY_AND_VALUE = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"))
@@ -59,6 +61,30 @@ def require_targets(config: TeacherConfig, source: Artifact) -> None:
         chosen_targets(config.lora_targets, linear, config.text)
 
 
+def require_heirs_teacher(size: str, name: str, source: Artifact) -> None:
+    """Check that a student of a size that inherits can take the text teacher's layers, by its file.
+
+    A checkpoint without a safetensors file is checked when it is loaded.
+
+    Args:
+        size: ``student.size``.
+        name: ``teacher.text``.
+        source: The fetched text teacher.
+
+    Raises:
+        UserError: It is no BERT, of another width, or narrower inside.
+    """
+    shape = student_shape(size)
+    shapes = weight_shapes(name, source) if shape.heir else {}
+    if not shapes:
+        return
+    tables = [key for key in shapes if key.endswith("embeddings.word_embeddings.weight")]
+    rises = [key for key in shapes if key.endswith("encoder.layer.0.intermediate.dense.weight")]
+    is_bert = len(tables) == len(rises) == 1 and not any(key.startswith("vision_model.") for key in shapes)
+    found = (shapes[tables[0]][1], shapes[rises[0]][0]) if is_bert else None
+    require_inheritance((shape.width, shape.inner), found)
+
+
 def linear_layers(name: str, source: Artifact) -> frozenset[str]:
     """Return the names of the linear layers of a text model; none where its weights are no safetensors.
 
@@ -66,6 +92,11 @@ def linear_layers(name: str, source: Artifact) -> frozenset[str]:
         name: A catalogue asset, ``hf:owner/name``, or a folder.
         source: The fetched asset.
     """
+    return frozenset(_linear(weight_shapes(name, source)))
+
+
+def weight_shapes(name: str, source: Artifact) -> dict[str, list[int]]:
+    """Return the shape of each weight of a text model; none where its weights are no safetensors."""
     if len(source.files) == 1 and ":" not in name and "/" not in name:
         weights = [asset_named(name).members.get("weights", "")]
     else:
@@ -74,7 +105,7 @@ def linear_layers(name: str, source: Artifact) -> frozenset[str]:
     for file in weights:
         if file.endswith(".safetensors"):
             shapes |= _shapes(source, file)
-    return frozenset(_linear(shapes))
+    return shapes
 
 
 def _shapes(source: Artifact, file: str) -> dict[str, list[int]]:

@@ -85,7 +85,7 @@ def adapt_teacher(
         texts = {"pairs": pairs, "text": towers["text"], **corpus}
         given["pretraining"] = done(reading(texts, context))
     aligned = done(TeacherStage(teacher, seed=seed, max_length=length)(given, context))
-    evaluation = EvaluationConfig(seed=seed, size=recipe.student.size, resolution=recipe.student.resolution)
+    evaluation = EvaluationConfig(seed=seed)
     evaluated = done(
         TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned, "backbones": backbones}, context)
     )

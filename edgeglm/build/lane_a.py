@@ -33,8 +33,9 @@ from edgeglm.targets.schema import ResolvedTarget
 Sources = Mapping[str, "Path | bytes"]
 Feeds = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 
-#: INT8 activations that lie between two steps round either way in FP16 and in FP32.
-_LEAST_COSINE = 0.999
+#: By the precision of the tower. INT8 activations that lie between two steps round either way in FP16, which
+#: lane B computes in besides, and in FP32, which lane A does.
+_LEAST_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
 
 
 def takes_lane_a(target: ResolvedTarget) -> bool:
@@ -120,10 +121,11 @@ def _made(
             answer = np.asarray(engine.infer(feeds[tower])["embedding"], np.float32)
         expected = outputs[f"{tower}-{variant.name}"]
         cosine = float(cosine_rows(answer, expected).min())
-        if not cosine >= _LEAST_COSINE:
+        least = _LEAST_COSINE[kept.precisions[tower]]
+        if not cosine >= least:
             raise UserError(
                 f"the {tower} tower answers otherwise on lane A: cosine {cosine:.5f} with {variant.name}, "
-                f"{_LEAST_COSINE} is asked; report it with the model"
+                f"{least} is asked; boards with TensorRT 8.5 take another variant"
             )
         answers[f"{tower}-{name}"] = answer
         made[f"models/{name}/{tower}.onnx"] = path.read_bytes()

@@ -35,11 +35,7 @@ from edgeglm.targets.schema import ResolvedTarget
 
 def portable_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe without paths of this machine: their last part stays."""
-    data = msgspec.structs.replace(recipe.data, path=portable(recipe.data.path))
-    teacher = msgspec.structs.replace(
-        recipe.teacher, image=tuple(portable(recipe.teacher.image)), text=portable(recipe.teacher.text)
-    )
-    return msgspec.structs.replace(recipe, data=data, teacher=teacher)
+    return msgspec.convert(portable(msgspec.to_builtins(recipe)), Recipe)
 
 
 def portable(value: Any) -> Any:

@@ -15,7 +15,7 @@ from edgeglm.adapt.stages import (
     TeacherStage,
     teacher_assets,
 )
-from edgeglm.adapt.targets import require_targets
+from edgeglm.adapt.targets import require_heirs_teacher, require_targets
 from edgeglm.assets.fetch import fetch_asset, is_fetched
 from edgeglm.build.evaluations import (
     EvaluationConfig,
@@ -137,6 +137,7 @@ def plan_build(
                 absent[f"{room}:{name}"] = spec
     if (text := sources.get("teacher:text")) is not None:
         require_targets(recipe.teacher, text)
+        require_heirs_teacher(recipe.student.size, recipe.teacher.text, text)
     nodes = _nodes(recipe, target, candidates, needs, sources)
     return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources, absent=absent)
 
@@ -200,7 +201,7 @@ def _upstream(
         needs={"pairs": "pairs", "features": "features", "text": "teacher:text", **read},
     )
     yield Node(
-        stage=TeacherEvaluation(evaluation),
+        stage=TeacherEvaluation(EvaluationConfig(seed=seed)),
         needs={"pairs": "pairs", "teacher": "teacher", "backbones": "backbones"},
     )
     yield Node(
@@ -224,7 +225,9 @@ def _upstream(
     yield Node(stage=StudentEvaluation(evaluation), needs={"pairs": "pairs", **towers})
     exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
     yield Node(stage=ExportStage(exporting), needs=towers)
-    yield Node(stage=ExportEvaluation(evaluation), needs={"pairs": "pairs", "export": "export"})
+    yield Node(
+        stage=ExportEvaluation(EvaluationConfig(seed=seed)), needs={"pairs": "pairs", "export": "export"}
+    )
     if recipe.reranker.enabled:
         fused = RerankerStageConfig(
             reranker=recipe.reranker,

@@ -186,7 +186,13 @@ def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
             glossary=str((folder / read.glossary).resolve()) if read.glossary else "",
         ),
     )
-    return msgspec.structs.replace(recipe, data=data, teacher=teacher)
+    plans = {
+        key: str((folder / plan).resolve())
+        for key in ("image_plan", "text_plan")
+        if (plan := getattr(recipe.quantize, key))
+    }
+    quantize = msgspec.structs.replace(recipe.quantize, **plans)
+    return msgspec.structs.replace(recipe, data=data, teacher=teacher, quantize=quantize)
 
 
 def _beside(name: str, folder: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgeglm.core.errors import UserError
+from edgeglm.models.student_shapes import require_inheritance
 from edgeglm.models.students import StudentTextTower, TextLayer
 
 
@@ -31,13 +31,8 @@ def inherit_text(tower: StudentTextTower, teacher: nn.Module, kept: Tensor | Non
         UserError: The teacher is of another width, or narrower inside, or has none of BERT's layers.
     """
     embeddings, layers = _parts(teacher)
+    require_inheritance(_sizes_of(tower), _sizes(embeddings, layers))
     table_WH = embeddings["word_embeddings.weight"]
-    width = tower.widen.out_features
-    if table_WH.shape[1] != width:
-        raise UserError(
-            f"the teacher's text tower is {table_WH.shape[1]} wide and the student's {width}, so that its "
-            "layers cannot be inherited; set student.size to 'edge-s'"
-        )
     chosen_WH = table_WH if kept is None else table_WH[kept]
     mean_H = chosen_WH.double().mean(0)
     centred = chosen_WH.double() - mean_H
@@ -76,11 +71,6 @@ _NAMES = {
 def _narrowed(layer: dict[str, Tensor], units: int) -> dict[str, Tensor]:
     """Return a layer with that many units of its feed-forward part, in their order."""
     rise_FH, fall_HF = layer["intermediate.dense.weight"], layer["output.dense.weight"]
-    if units > len(rise_FH):
-        raise UserError(
-            f"the feed-forward part of the teacher's text tower has {len(rise_FH)} units and the student's "
-            f"{units}, so that it cannot be inherited; set student.size to 'edge-s'"
-        )
     weight_F = rise_FH.norm(dim=1) * fall_HF.norm(dim=0)
     chosen = weight_F.argsort(descending=True, stable=True)[:units].sort().values
     return layer | {
@@ -96,12 +86,21 @@ def _parts(teacher: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Tensor
     layers: list[dict[str, Tensor]] = []
     while found := _below(state, f"encoder.layer.{len(layers)}."):
         layers.append(found)
+    return embeddings, layers
+
+
+def _sizes(embeddings: dict[str, Tensor], layers: list[dict[str, Tensor]]) -> tuple[int, int] | None:
+    """Return the width of a BERT and that inside; None for another model."""
     wanted = {f"{name}.weight" for name in _NAMES.values()}
     if "word_embeddings.weight" not in embeddings or not layers or not wanted <= layers[0].keys():
-        raise UserError(
-            "the teacher's text tower has no layers of BERT to inherit; set student.size to 'edge-s'"
-        )
-    return embeddings, layers
+        return None
+    return embeddings["word_embeddings.weight"].shape[1], len(layers[0]["intermediate.dense.weight"])
+
+
+def _sizes_of(tower: StudentTextTower) -> tuple[int, int]:
+    layer = tower.layers[0]
+    assert isinstance(layer, TextLayer)
+    return tower.widen.out_features, layer.rise.out_features
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -37,6 +37,11 @@ class StudentShape:
     heir: bool = False
     feedforward: int = 0
 
+    @property
+    def inner(self) -> int:
+        """Width inside a text layer's feed-forward part."""
+        return self.feedforward or 4 * self.width
+
 
 STUDENTS: dict[str, StudentShape] = {
     "edge-xs": StudentShape(blocks=8, channels=48, factor=48, width=128, layers=1, heads=4),
@@ -47,7 +52,7 @@ STUDENTS: dict[str, StudentShape] = {
         blocks=4, channels=16, factor=64, width=160, layers=2, heads=4, patch=8, patch_width=160
     ),
     "edge-heir": StudentShape(blocks=11, channels=64, factor=64, width=384, layers=1, heads=12, heir=True),
-    # As many parameters as edge-s has: a third of the layer's feed-forward part, and a narrower table.
+    # Nearly as light as edge-s: a third of the layer's feed-forward part, and a narrower table.
     "edge-heir-s": StudentShape(
         blocks=11, channels=64, factor=56, width=384, layers=1, heads=12, heir=True, feedforward=512
     ),
@@ -92,3 +97,29 @@ def spelled(*, blocks: int, channels: int, factor: int, width: int, layers: int)
     )
     known = {each: name for name, each in STUDENTS.items()}
     return known.get(shape, f"b{blocks}c{channels}-f{factor}w{width}l{layers}")
+
+
+def require_inheritance(wanted: tuple[int, int], found: tuple[int, int] | None) -> None:
+    """Check that an heir can take a layer of its teacher's text tower.
+
+    Args:
+        wanted: The width of the student's layer, and that of its feed-forward part.
+        found: Those of the teacher's; None for a tower without the layers of a BERT.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if found is None:
+        raise UserError(
+            "the teacher's text tower has no layers of BERT to inherit; set student.size to 'edge-s'"
+        )
+    if found[0] != wanted[0]:
+        raise UserError(
+            f"the teacher's text tower is {found[0]} wide and the student's {wanted[0]}, so that its layers "
+            "cannot be inherited; set student.size to 'edge-s'"
+        )
+    if found[1] < wanted[1]:
+        raise UserError(
+            f"the feed-forward part of the teacher's text tower has {found[1]} units and the student's "
+            f"{wanted[1]}, so that it cannot be inherited; set student.size to 'edge-s'"
+        )

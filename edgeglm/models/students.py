@@ -100,7 +100,7 @@ class StudentTextTower(nn.Module):
         self.places = nn.Parameter(torch.zeros(max_length, shape.width))
         self.norm = nn.LayerNorm(shape.width)
         self.layers = nn.ModuleList(
-            TextLayer(shape.width, shape.heads, norm_last=shape.heir, feedforward=shape.feedforward)
+            TextLayer(shape.width, shape.heads, norm_last=shape.heir, feedforward=shape.inner)
             for _ in range(shape.layers)
         )
         self.last_norm = nn.Identity() if shape.heir else nn.LayerNorm(shape.width)

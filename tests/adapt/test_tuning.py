@@ -13,7 +13,7 @@ pytest.importorskip("peft", reason="the host half is not installed")
 import msgspec  # noqa: E402
 
 from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
-from edgeglm.adapt.targets import linear_layers, require_targets  # noqa: E402
+from edgeglm.adapt.targets import linear_layers, require_heirs_teacher, require_targets  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, keep_entries, load_text_teacher  # noqa: E402
 from edgeglm.adapt.tuning import anatomy_of, enable_tuning, merge_tuning  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
@@ -208,3 +208,16 @@ def test_a_vocabulary_is_not_taken_from_a_tower_that_finds_its_end_by_number(tmp
     tower = load_text_teacher(str(clip), source, tmp_path / "scratch", max_length=8)
     with pytest.raises(UserError, match="set it to 0"):
         keep_entries(tower, ["red"], 5, tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("bert", "32 wide and the student's 384"), ("clip", "no layers of BERT to inherit")]
+)
+def test_a_student_that_cannot_inherit_is_refused_by_the_teachers_file_alone(
+    kind: str, said: str, tmp_path: Path
+) -> None:
+    folder = {"bert": write_bert, "clip": write_clip}[kind](tmp_path / kind)
+    source = Artifact(kind="asset", path=folder, files={path.name: "" for path in folder.iterdir()})
+    require_heirs_teacher("edge-s", str(folder), source)
+    with pytest.raises(UserError, match=rf"{said}.*; set student.size to 'edge-s'"):
+        require_heirs_teacher("edge-heir-s", str(folder), source)

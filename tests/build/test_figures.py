@@ -96,6 +96,19 @@ def test_a_packed_recipe_keeps_only_the_names_of_folders(given: str) -> None:
     assert (recipe.teacher.text, recipe.data.path) == ("minilm-l6", "shop")
 
 
+def test_a_packed_recipe_has_no_path_anywhere() -> None:
+    text = """
+    [teacher.pretraining]
+    corpus = ["cldr", "/data/notes.txt"]
+    glossary = "/data/terms.toml"
+    [quantize]
+    image_plan = "/data/plan.toml"
+    """
+    recipe = portable_recipe(recipe_from_toml(text, origin="test"))
+    assert recipe.teacher.pretraining.corpus == ("cldr", "notes.txt")
+    assert (recipe.teacher.pretraining.glossary, recipe.quantize.image_plan) == ("terms.toml", "plan.toml")
+
+
 def test_a_ratio_is_over_all_queries_of_a_pool_and_its_interval_is_paired() -> None:
     rng = np.random.default_rng(0)
     teacher = {name: rng.random(found.queries) for name, found in FOUND.items()}

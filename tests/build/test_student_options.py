@@ -68,11 +68,14 @@ def test_branches_leave_no_trace_in_the_file_but_another_student(
 
 
 def test_an_heir_of_a_teacher_that_is_too_narrow_is_refused_with_a_size_that_works(project: Project) -> None:
-    said = project.build("cpu", "--set", 'student.size="edge-heir"', output=project.root / "heir")
+    before = sorted((project.store / "entries").iterdir())
+    other = ["--set", "teacher.epochs=7"]  # a teacher that the store does not have
+    said = project.build("cpu", *other, "--set", 'student.size="edge-heir"', output=project.root / "heir")
     assert said.code == 2
     assert "32 wide" in said.err
     assert "edge-s" in said.err
     assert not (project.root / "heir").exists()
+    assert sorted((project.store / "entries").iterdir()) == before, "something was made for it"
 
 
 def test_a_teachers_smaller_vocabulary_is_the_students_and_no_heirs(

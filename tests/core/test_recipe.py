@@ -135,6 +135,13 @@ def test_no_text_makes_the_parser_fail_in_another_way(text: str, overrides: list
         assert isinstance(recipe_from_toml(text, origin="r", overrides=overrides), Recipe)
 
 
+def test_plans_lie_beside_the_recipe_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('[quantize]\nimage_plan = "plans/image.toml"\n')
+    quantize = recipe_from_file(tmp_path / "r.toml").quantize
+    assert quantize.image_plan == str(tmp_path.resolve() / "plans" / "image.toml")
+    assert quantize.text_plan == ""
+
+
 def test_a_missing_recipe_says_where_it_was_looked_for(tmp_path: Path):
     with pytest.raises(UserError, match=r"no recipe at .*none\.toml; give the path"):
         recipe_from_file(tmp_path / "none.toml")
