@@ -65,6 +65,7 @@ class TowerContract:
         self.outputs = engine.outputs
         self.source = source
         self._whole_length = source.pad_to_bucket or engine.exact_shapes
+        self._filled_alone = self._whole_length and bool(source.ragged)
         for spec in self.inputs:
             if not spec.shape or isinstance(spec.shape[0], int):
                 raise UserError(
@@ -145,7 +146,7 @@ class TowerContract:
 
     def feeds(self, requests: Sequence[Request]) -> dict[str, Array]:
         """Join samples of one bucket into ``{input: [N, ...]}``, ragged ones filled up."""
-        if len(requests) == 1 and not self.source.pad_to_bucket:
+        if len(requests) == 1 and not self._filled_alone:
             sample = requests[0].sample
             assert sample is not None
             return {name: _alone(sample[name]) for name in self._names}
