@@ -32,7 +32,7 @@ class RunnerConfig:
         hang_after: Seconds after which a call is given up and its instance replaced.
         open_timeout: Seconds that an instance may take to load and warm up.
         max_replacements: How many instances may be replaced before the runner refuses to go on: each
-            leaves a thread and an engine behind.
+            leaves a thread and an engine behind. As many threads that prepare, counted by themselves.
         drain_timeout: Seconds that ``close`` gives to the requests it holds; None for no limit.
         warm_up: Whether each engine is called with ones, of one sample and of a full batch, before it
             serves.
