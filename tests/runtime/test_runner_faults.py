@@ -7,9 +7,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeglm.core.errors import EdgeglmError
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.engines.protocol import Feeds
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
@@ -62,6 +65,45 @@ def test_a_hung_call_fails_its_callers_and_the_others_are_answered_by_a_new_inst
             assert len(doubler.made) == 2
             doubler.released.set()  # the late answer of the given-up worker must harm nobody
             assert await doubled(served, 21) == 42.0
+
+    run(main)
+
+
+def test_callers_who_left_while_a_poisoned_batch_ran_are_not_run_again():
+    doubler = Doubler()
+    begun, go = threading.Event(), threading.Event()
+    plain = doubler.function
+
+    def function(feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+        if len(feeds["x"]) > 1 and not begun.is_set():
+            begun.set()
+            assert go.wait(LIMIT)
+        return plain(feeds, engine)
+
+    doubler.function = function  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            blocker = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            tasks = [asyncio.create_task(doubled(served, v)) for v in (POISON, 2.0, 3.0, 4.0, 5.0, 6.0)]
+            late = asyncio.create_task(doubled(served, 7.0, deadline=0.5))
+            await asyncio.sleep(0)
+            doubler.gate.set()
+            await until(begun.is_set)
+            for task in tasks[1:4]:
+                task.cancel()
+            await ended(*tasks[1:4], late)
+            go.set()
+            answers = await ended(blocker, *tasks)
+            assert answers[0] == 2.0
+            assert isinstance(answers[1], EngineFailedError)
+            assert answers[5:] == [10.0, 12.0]
+            assert served.stats().held == 0
+        first, whole, *parts = doubler.batches
+        assert (first, whole[0]) == ([1.0], POISON)
+        assert not {2.0, 3.0, 4.0, 7.0} & {value for part in parts for value in part}
 
     run(main)
 
