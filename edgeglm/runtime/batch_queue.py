@@ -187,15 +187,19 @@ class BatchQueue:
         ]
         return max(min(waits), 0.0) if waits else None
 
-    def evict(self, priority: int) -> Request | None:
-        """Take out the newest request of the least urgent class, if it is less urgent than ``priority``."""
+    def least_urgent(self) -> Request | None:
+        """Return the newest request of the least urgent class, which stays."""
         newest = [
             next(reversed(line.values()))
             for bucket in self._buckets.values()
             for line in bucket.lines.values()
             if line
         ]
-        worst = max(newest, key=lambda request: (request.priority, request.number), default=None)
+        return max(newest, key=lambda request: (request.priority, request.number), default=None)
+
+    def evict(self, priority: int) -> Request | None:
+        """Take out the newest request of the least urgent class, if it is less urgent than ``priority``."""
+        worst = self.least_urgent()
         if worst is None or worst.priority <= priority:
             return None
         self.remove(worst)

@@ -117,6 +117,11 @@ class Crew:
         with self._lock:
             return self._queue.remove(request)
 
+    def least_urgent(self) -> Request | None:
+        """Return the newest of the least urgent requests that wait, which stays."""
+        with self._lock:
+            return self._queue.least_urgent()
+
     def evict(self, priority: int) -> Request | None:
         """Take out the newest request less urgent than ``priority``, if any waits."""
         with self._lock:

@@ -149,8 +149,18 @@ class Generation:
             self.preparation.remove(request)
 
     def evict(self, priority: int) -> Request | None:
-        """Take out a waiting request that is less urgent than ``priority``."""
-        return self.inference.evict(priority) or self.preparation.evict(priority)
+        """Take out the least urgent request that waits, for an engine or for preparation.
+
+        None if none is less urgent than ``priority``.
+        """
+        waiting = [
+            (worst.priority, worst.number, crew) for crew in self.crews if (worst := crew.least_urgent())
+        ]
+        waiting.sort(key=lambda one: one[:2], reverse=True)
+        for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
+            if victim := crew.evict(priority):
+                return victim
+        return None
 
     def look_for_hung(self, limit: float) -> int:
         """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""

@@ -83,9 +83,7 @@ def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:
             {"input_ids": row[:length], "attention_mask": ones[:length]}
             for row, length in zip(ids, lengths, strict=True)
         )
-        return [
-            next(rows) if fits else _not_a_text(text) for text, fits in zip(texts, is_text, strict=True)
-        ]
+        return [next(rows) if fits else _not_a_text(text) for text, fits in zip(texts, is_text, strict=True)]
 
     return prepare
 

@@ -249,7 +249,10 @@ async def doubled_word(served: Runner, word: str) -> float:
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("raise", "RuntimeError: a torn word"), ("lose", "0 samples were made of 1 inputs .* mend its preparation")],
+    [
+        ("raise", "RuntimeError: a torn word"),
+        ("lose", "0 samples were made of 1 inputs .* mend its preparation"),
+    ],
 )
 def test_a_preparation_that_raises_or_miscounts_fails_the_one_that_it_fell_over(word: str, said: str):
     async def main() -> None:
@@ -272,7 +275,9 @@ def test_preparations_that_hang_are_replaced_and_cost_no_engine_its_place():
         config = RunnerConfig(warm_up=False, preparation_threads=1, hang_after=0.1, max_replacements=2)
         async with Runner(towers, config) as served:
             for _ in range(2):
-                with pytest.raises(EngineFailedError, match=r"did not return within 0\.1 s .* look at the input"):
+                with pytest.raises(
+                    EngineFailedError, match=r"did not return within 0\.1 s .* look at the input"
+                ):
                     await doubled_word(served, "hang")
             for _ in range(2):  # as many as may hang: those before were of the other crew
                 with pytest.raises(EngineFailedError, match="did not return"):
