@@ -17,7 +17,10 @@ WhenFull = Literal["wait", "shed"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerConfig:
-    """The settings of a runner. The defaults are those that every published figure was measured with.
+    """The settings of a runner.
+
+    Published figures were measured with these defaults where their page names no other, but for ``threads``,
+    which each row names.
 
     Attributes:
         variant: Which variant of a bundle; this board's choice or the bundle's default for None.
@@ -68,6 +71,19 @@ class RunnerConfig:
         drain: object = self.drain_timeout  # whatever a caller without types may give
         if drain is not None and (not isinstance(drain, (int, float)) or not 0 <= drain < math.inf):
             raise UserError(f"drain_timeout is {drain!r}; give seconds, 0 or more, or None for no limit")
+        lengths: object = self.length_buckets
+        if lengths is not None and (
+            not isinstance(lengths, (tuple, list)) or not all(isinstance(one, int) for one in lengths)
+        ):
+            raise UserError(
+                f"length_buckets is {lengths!r}; give whole numbers in a tuple, such as (8, 16, 32)"
+            )
+        if not isinstance(self.warm_up, bool):
+            raise UserError(f"warm_up is {self.warm_up!r}; give True or False")
+        if self.engine is not None and not callable(self.engine):
+            raise UserError(
+                f"engine is {self.engine!r}; give a function that makes an engine of (ONNX file, threads), or None"
+            )
         if self.when_full not in ("wait", "shed"):
             raise unknown_name("behaviour when full", self.when_full, ("wait", "shed"))
         policies = {} if isinstance(self.batching, BatchPolicy) else self.batching

@@ -46,6 +46,10 @@ class TowerSource:
     def __post_init__(self) -> None:
         if self.ragged and not self.length_buckets:
             raise UserError("a tower with ragged inputs has no length buckets; give at least one length")
+        if not all(isinstance(length, int) for length in self.length_buckets):
+            raise UserError(
+                f"length buckets {self.length_buckets} are no whole numbers; give such as (8, 16)"
+            )
         if (
             list(self.length_buckets) != sorted({*self.length_buckets})
             or min(self.length_buckets, default=1) < 1

@@ -112,10 +112,14 @@ class Generation:
 
     def contract(self, tower: str) -> TowerContract:
         """Return what a tower takes. Raises UserError for one that is not served."""
-        found = self.contracts.get(tower)
-        if found is None:
-            raise unknown_name("tower", tower, self.contracts)
-        return found
+        try:
+            return self.contracts[tower]
+        except (KeyError, TypeError):
+            if isinstance(tower, str):
+                raise unknown_name("tower", tower, self.contracts) from None
+            served = ", ".join(sorted(self.contracts))
+            kind = type(tower).__name__
+            raise UserError(f"the tower is a {kind}; give the name of one: {served}") from None
 
     def submit(self, request: Request) -> None:
         """Take a request that was checked and counted as held."""

@@ -127,8 +127,9 @@ class Runner:
             priority: The smaller, the sooner.
 
         Raises:
-            UserError: Unknown tower; a name, shape or dtype that does not fit; NaN or infinity.
-            DeadlineExceededError: No answer in time; what had not begun is not begun any more.
+            UserError: Unknown tower; a name, shape or dtype that does not fit; NaN or infinity; a deadline
+                or priority that is no number.
+            DeadlineExceededError: No answer in time. The engine does not see it if it had not begun.
             OverloadedError: The runner is full, and sheds.
             EngineFailedError: The engine raised, hung or answered nonsense for this request.
             RunnerClosedError: The runner is closed, or was before an answer was there.
@@ -230,9 +231,15 @@ class Runner:
         if deadline is not None and not isinstance(deadline, (int, float)):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
-        request = Request(tower, raw, sample, priority, now, None if deadline is None else now + deadline)
+        try:
+            until = None if deadline is None else now + deadline
+        except OverflowError:
+            raise UserError("the deadline is beyond all numbers; give seconds from now, or None") from None
+        request = Request(tower, raw, sample, priority, now, until)
         self._check(request, generation)
         if deadline is not None and not deadline > 0:
+            if deadline != deadline:
+                raise UserError("the deadline is nan; give seconds from now, or None")
             self._ends.turn_away("expired")
             raise DeadlineExceededError(late_text(request, now))
         if not self._admission.admit():

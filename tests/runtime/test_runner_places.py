@@ -87,7 +87,7 @@ def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
     run(main)
 
 
-@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("-inf")])
 def test_a_deadline_in_the_past_never_reaches_the_queue(deadline):
     doubler = Doubler()
 
