@@ -211,7 +211,7 @@ def test_a_request_in_preparation_goes_before_a_more_urgent_one_that_waits_for_a
                 await low
             release.set()
             doubler.gate.set()
-            assert await asyncio.gather(running, normal, urgent) == [2.0, 4.0, 8.0]
+            assert [await running, await normal, await urgent] == [2.0, 4.0, 8.0]
             await preparing
 
     run(main)
