@@ -82,7 +82,7 @@ class RunnerConfig:
             raise UserError(f"warm_up is {self.warm_up!r}; give True or False")
         if self.engine is not None and not callable(self.engine):
             raise UserError(
-                f"engine is {self.engine!r}; give a function that makes an engine of (ONNX file, threads), or None"
+                f"engine is {self.engine!r}; give a function that makes an engine of (ONNX file, threads)"
             )
         if self.when_full not in ("wait", "shed"):
             raise unknown_name("behaviour when full", self.when_full, ("wait", "shed"))

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.admission import Admission
+from edgeglm.runtime.closing import Signals
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.ends import Ends, embedding, overloaded
@@ -65,7 +66,7 @@ class Runner:
         self._ends = Ends(self._admission, self._ledger)
         self._watchdog: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._signals: list[signal.Signals] = []
+        self._signals = Signals()
         self._home: Residence | None = None
 
     async def __aenter__(self) -> Runner:
@@ -183,14 +184,15 @@ class Runner:
         await self._shut()
 
     def close_on(self, *signals: signal.Signals) -> None:
-        """Close when the process receives one of the signals, such as SIGTERM (event loops on Unix).
+        """Close when the process receives one of the signals, such as SIGTERM.
 
         Requests that were accepted are answered; later ones raise RunnerClosedError, which ends the callers.
+        A closed runner puts the former handlers back. Raises UserError where an event loop cannot watch for
+        signals: outside the main thread, or on Windows.
         """
         _, loop = self._usable()
         for number in signals:
-            loop.add_signal_handler(number, lambda: self._spawn(self.close()))
-            self._signals.append(number)
+            self._signals.on(loop, number, lambda: self._spawn(self.close()))
 
     @property
     def serving(self) -> tuple[str, str]:
@@ -337,9 +339,7 @@ class Runner:
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._home is not None:
-            for number in self._signals:
-                self._home.loop.remove_signal_handler(number)
-        self._signals.clear()
+            self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
         self._state = "closed"
