@@ -23,7 +23,7 @@ class Signals:
             loop.add_signal_handler(number, do)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"this event loop cannot watch for signals ({error or type(error).__name__}); "
+                f"this event loop cannot watch for signals ({str(error) or type(error).__name__}); "
                 "run it in the main thread of a Unix process, or call close yourself"
             ) from error
         self._former.setdefault(number, former)

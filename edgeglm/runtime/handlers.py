@@ -78,7 +78,7 @@ class EngineHandler:
 
 
 def _warm_up(tower: str, engine: Engine, feeds: Mapping[str, Array], size: int) -> None:
-    """Call an engine with ones. Raises UserError that says which setting asked for a batch it does not take."""
+    """Call an engine with ones. Raises UserError that names the setting which asked for such a batch."""
     try:
         engine.infer(feeds)
     except EdgeglmError as error:

@@ -146,7 +146,7 @@ def test_a_batch_that_an_engine_does_not_take_names_the_setting_that_asked_for_i
             raise UserError("x of shape (32, 2) is outside the engine's profiles; feed a smaller batch")
         return [feeds["x"] * 2]
 
-    doubler.function = function  # type: ignore[method-assign]
+    doubler.function = function  # type: ignore[assignment]
 
     async def main() -> None:
         words = (
