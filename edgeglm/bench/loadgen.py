@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeglm.bench.measurement import Scenario
+from edgeglm.bench.measurement import SHORT, Scenario
 from edgeglm.core.errors import EdgeglmError, UserError
 
 Ask = Callable[[int], Awaitable[object]]
@@ -97,6 +97,7 @@ async def drive(ask: Ask, load: Load) -> LoadReport:
         task.add_done_callback(tasks.discard)
 
     def issue(samples: Any) -> None:
+        # LoadGen's samples have an id and an index and no time: what it waited for the interpreter is lost.
         query, since = [(sample.id, sample.index) for sample in samples], time.perf_counter()
         with contextlib.suppress(RuntimeError):  # the loop is gone: the run was interrupted
             loop.call_soon_threadsafe(begin, query, since)
@@ -110,6 +111,8 @@ async def drive(ask: Ask, load: Load) -> LoadReport:
             f"{tally.errors[0]}"
         ) from tally.errors[0]
     valid, verdict = verdict_from_summary(summary)
+    if valid and (short := _short(lib, load, tally)):
+        valid, verdict = False, short
     return LoadReport(
         queries=tally.queries,
         samples=tally.samples,
@@ -117,6 +120,18 @@ async def drive(ask: Ask, load: Load) -> LoadReport:
         latencies_ms=tally.latencies_ms,
         valid=valid,
         verdict=verdict,
+    )
+
+
+def _short(lib: Any, load: Load, tally: _Tally) -> str:
+    """Say by how much a run is under LoadGen's own minimum, which ``_settings`` lowers; else nothing."""
+    least = lib.TestSettings()
+    asked = tally.samples if load.scenario == "offline" else tally.queries
+    if asked >= least.min_query_count and load.seconds * 1e3 >= least.min_duration_ms:
+        return ""
+    return (
+        f"{SHORT}: {asked} asked in {load.seconds:g} s, where LoadGen's own minimum is "
+        f"{least.min_query_count} in {least.min_duration_ms / 1e3:g} s"
     )
 
 

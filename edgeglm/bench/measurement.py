@@ -14,6 +14,11 @@ from edgeglm.core.errors import UserError
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
 SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "offline")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+SHORT = "short run"
+CLOCK = (
+    "a query counts from LoadGen's call of Python, which may have waited for the interpreter; "
+    "LoadGen does not tell when it was due"
+)
 _GRID = 201
 
 
@@ -29,12 +34,12 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         queries: How many; one is 8 samples in multi-stream, and all samples in offline.
         seconds: From the first query to the last answer.
         throughput: Samples a second.
-        latency_ms: Percentiles, mean and max of a query, from its issue to its last answer; in the
-            offline scenario of a sample, from the start of the run.
+        latency_ms: Percentiles, mean and max of a query, from its issue (``CLOCK``) to its last answer; in
+            the offline scenario of a sample, from the start of the run.
         curve_ms: The latency at 0 %, 0.5 %, ... 100 %: what the plots are drawn from.
         batches: ``{batch size: calls}``.
-        valid: Whether LoadGen calls the run valid: long enough, and within its rules.
-        verdict: LoadGen's own words where it does not.
+        valid: Whether LoadGen calls the run valid, and it was no shorter than LoadGen's own minimum.
+        verdict: LoadGen's own words where it does not, or ``SHORT`` and by how much.
     """
 
     schema: Literal[1] = 1
@@ -64,6 +69,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     before: float
     after: float
     ratio: float
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """What was not the same in two runs, beside their figures."""
+
+    name: str
+    before: int | float | str | None
+    after: int | float | str | None
 
 
 def latency_summary(latencies_ms: Sequence[float]) -> tuple[dict[str, float], tuple[float, ...]]:
@@ -101,3 +114,12 @@ def changes(before: Measurement, after: Measurement) -> list[Change]:
         Change(name=name, before=old, after=new, ratio=new / old if old else float("inf"))
         for name, old, new in pairs
     ]
+
+
+def differences(before: Measurement, after: Measurement) -> list[Difference]:
+    """Return what differed in what was measured, where and how; None where one run has no such setting."""
+    names = ("bundle", "content_digest", "variant", "engine", "machine", "valid")
+    pairs = [(name, getattr(before, name), getattr(after, name)) for name in names]
+    settings = sorted(before.settings.keys() | after.settings.keys())
+    pairs += [(name, before.settings.get(name), after.settings.get(name)) for name in settings]
+    return [Difference(name=name, before=old, after=new) for name, old, new in pairs if old != new]

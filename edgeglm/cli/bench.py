@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, json_option
+from edgeglm.cli.console import App, json_option
 from edgeglm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from edgeglm.bench.measurement import Change, Measurement
+    from edgeglm.bench.measurement import Change, Difference, Measurement
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 
 
 @click.command(name="bench")
-@bundle_argument
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--scenario", type=click.Choice(_SCENARIOS), default=_SCENARIOS[0], show_default=True)
 @click.option("--tower", type=click.Choice(("text", "image")), default="text", show_default=True)
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="How long queries are sent.")
@@ -31,11 +31,14 @@ _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the measurement here, as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it here, as SVG.")
 @click.option("--compare", type=click.Path(path_type=Path), help="An earlier --output to compare with.")
+@click.option(
+    "--with", "other", type=click.Path(path_type=Path), help="Compare this --output, in place of a new run."
+)
 @json_option
 @click.pass_obj
 def command(
     app: App,
-    bundle: Path,
+    bundle: Path | None,
     scenario: str,
     tower: str,
     seconds: float,
@@ -49,15 +52,19 @@ def command(
     output: Path | None,
     plot: Path | None,
     compare: Path | None,
+    other: Path | None,
 ) -> None:
-    """Measure BUNDLE under the load of a scenario: golden inputs, raw, through the runner."""
+    """Measure BUNDLE under the load of a scenario: golden inputs, raw, through the runner.
+
+    With --compare A --with B two measurements that were written earlier are compared; no BUNDLE is needed.
+    """
     import asyncio
     from typing import cast
 
     import msgspec
 
     from edgeglm.bench.bundle_bench import BenchConfig, Tower, bundle_measurement
-    from edgeglm.bench.measurement import Scenario, changes, measurement_from_file
+    from edgeglm.bench.measurement import Scenario, changes, differences, measurement_from_file
     from edgeglm.bench.plot import svg_from_measurement
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.runtime.batch_queue import BatchPolicy
@@ -66,6 +73,10 @@ def command(
     for path in (output, plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"there is no folder for {path}; choose a folder that is there")
+    if other is not None and (compare is None or bundle is not None):
+        raise UserError("--with takes the place of a run; give --compare too, and no bundle")
+    if other is None and bundle is None:
+        raise UserError("nothing is to be measured; give a bundle, or --compare and --with")
     earlier = measurement_from_file(compare) if compare is not None else None
     config = BenchConfig(
         scenario=cast("Scenario", scenario),
@@ -80,18 +91,28 @@ def command(
             batching=BatchPolicy(max_batch_size=max_batch, max_queue_delay_microseconds=delay_us),
         ),
     )
-    with open_bundle(bundle) as opened:
-        found = asyncio.run(bundle_measurement(opened, config))
+    if other is not None:
+        found = measurement_from_file(other)
+    else:
+        assert bundle is not None
+        with open_bundle(bundle) as opened:
+            found = asyncio.run(bundle_measurement(opened, config))
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     if plot is not None:
         plot.write_text(svg_from_measurement(found))
     compared = changes(earlier, found) if earlier is not None else []
-    _print(app, found, compared)
-    app.emit({"measurement": found, "changes": compared})
+    differ = differences(earlier, found) if earlier is not None else []
+    _print(app, found)
+    if earlier is not None:
+        _print_compared(app, compared, differ)
+    app.emit({"measurement": found, "changes": compared, "differences": differ})
 
 
-def _print(app: App, found: Measurement, compared: list[Change]) -> None:
+def _print(app: App, found: Measurement) -> None:
+    from edgeglm.bench.measurement import CLOCK, SHORT
+
+    verdict = found.verdict if found.verdict.startswith(SHORT) else f"not valid: {found.verdict}"
     app.pairs(
         [
             ("bundle", f"{found.bundle}, {found.variant}, {found.tower} tower, {found.engine}"),
@@ -100,11 +121,16 @@ def _print(app: App, found: Measurement, compared: list[Change]) -> None:
             ("throughput", f"{found.throughput:,.1f} samples/s"),
             ("latency", ", ".join(f"{name} {value:.3g} ms" for name, value in found.latency_ms.items())),
             ("batches", ", ".join(f"{calls} of {size}" for size, calls in sorted(found.batches.items()))),
-            ("LoadGen", "valid" if found.valid else f"not valid: {found.verdict}"),
+            ("clock", CLOCK),
+            ("LoadGen", "valid" if found.valid else verdict),
         ]
     )
-    if compared:
-        app.table(
-            ["figure", ">before", ">after", ">ratio"],
-            [(c.name, f"{c.before:.4g}", f"{c.after:.4g}", f"{c.ratio:.3f}") for c in compared],
-        )
+
+
+def _print_compared(app: App, compared: list[Change], differ: list[Difference]) -> None:
+    app.table(
+        ["figure", ">before", ">after", ">ratio"],
+        [(c.name, f"{c.before:.4g}", f"{c.after:.4g}", f"{c.ratio:.3f}") for c in compared],
+    )
+    if differ:
+        app.table(["differs", "before", "after"], [(d.name, str(d.before), str(d.after)) for d in differ])

@@ -15,6 +15,11 @@ from edgeglm.core.errors import UserError
 Ids = npt.NDArray[np.int64]
 MAX_LENGTH = 32
 
+# What is worth a call that lets go of the interpreter lock. Below, the lock is held for microseconds, and to
+# get it back takes a thread longer than that where others want it.
+_LONG, _MANY = 2048, 16  # characters of one text, texts of one batch
+_AT_ONCE = 512  # texts whose encodings are in memory together
+
 
 class TextPreprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ``text`` table of a bundle's ``preprocessing.json``."""
@@ -94,7 +99,7 @@ class Tokenizer:
         white space, becomes its special tokens alone; a tokenizer without any gives it one pad id that
         is attended to, so that no row of the mask is empty. No texts give two [0, 1] arrays.
         """
-        rows = [self._ids(text, max_length) for text in texts]
+        rows = self._rows(texts, max_length)
         length = max((len(row) for row in rows), default=1)
         ids = np.full((len(rows), length), self._pad, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
@@ -103,9 +108,20 @@ class Tokenizer:
             mask[i, : len(row)] = 1
         return ids, mask
 
-    def _ids(self, text: str, max_length: int) -> list[int]:
-        text = text.lower() if self._lowercase else text
-        plain = self._backend.encode(text, add_special_tokens=False)
+    def _rows(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        if self._lowercase:
+            texts = [text.lower() for text in texts]
+        if len(texts) < _MANY and max(map(len, texts), default=0) <= _LONG:
+            encode = self._backend.encode  # holds the interpreter lock
+            return [self._ids(encode(text, add_special_tokens=False), max_length) for text in texts]
+        rows = []
+        for start in range(0, len(texts), _AT_ONCE):
+            part = list(texts[start : start + _AT_ONCE])
+            plain = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            rows += [self._ids(one, max_length) for one in plain]
+        return rows
+
+    def _ids(self, plain: Any, max_length: int) -> list[int]:
         plain.truncate(max(max_length - self._backend.num_special_tokens_to_add(is_pair=False), 0))
         ids: list[int] = self._backend.post_process(plain, add_special_tokens=True).ids
         return ids[:max_length] or [self._pad]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.engines.onnxruntime_binding import BoundSession, memory_of
+from edgeglm.engines.onnxruntime_providers import TENSORRT, Provider, engine_cache, with_options
 from edgeglm.engines.protocol import Array, Engine, Feeds, TensorSpec
 
 Optimization = Literal["none", "basic", "extended", "all"]
@@ -38,8 +39,9 @@ class OnnxRuntimeEngine(Engine):
     Args:
         path: The ONNX file.
         threads: Threads inside an operator. Operators run one after another.
-        providers: Execution providers, the preferred first. The first one must truly load:
-            ONNX Runtime would fall back without a word, this raises UserError.
+        providers: Execution providers, the preferred first, each by name or as (name, options). The first
+            one must truly load: ONNX Runtime would fall back without a word, this raises UserError.
+            TensorRT's without options keeps the engines it builds in the user's cache folder.
         optimization: Graph optimisation level.
         spinning: Whether idle threads spin for a while: quicker calls, at other processes' cost.
         integers: Whether products between Q/DQ run in integer kernels. Without, they are computed as they
@@ -55,7 +57,7 @@ class OnnxRuntimeEngine(Engine):
         path: Path,
         *,
         threads: int = 2,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         optimization: Optimization = "all",
         spinning: bool = True,
         integers: bool = True,
@@ -69,7 +71,8 @@ class OnnxRuntimeEngine(Engine):
         self.path = Path(path)
         self.name = name or self.path.name
         self.threads = threads
-        self.providers = tuple(providers)
+        self._options = with_options(providers)
+        self.providers = tuple(self._options)
         self.optimization = optimization
         self.spinning = spinning
         self.integers = integers
@@ -140,8 +143,12 @@ class OnnxRuntimeEngine(Engine):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        chosen = [
+            (name, engine_cache(self.path, runtime.__version__) if name == TENSORRT and not given else given)
+            for name, given in self._options.items()
+        ]
         try:
-            session = runtime.InferenceSession(str(self.path), options, providers=list(self.providers))
+            session = runtime.InferenceSession(str(self.path), options, providers=chosen)
         except Exception as error:  # its exceptions share no base of their own
             reason = str(error).strip().splitlines()[0]
             raise UserError(

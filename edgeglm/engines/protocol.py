@@ -95,7 +95,13 @@ class Engine(ABC):
     def infer_checked(self, feeds: Feeds) -> dict[str, Array]:
         """Return what ``infer`` does, without a look at feeds that are known to keep the declaration."""
         results = self._run(feeds)
-        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+        outputs = self.outputs
+        if len(results) != len(outputs):
+            raise UserError(
+                f"{self.name} declares {len(outputs)} outputs ({_listed(outputs)}) and gave {len(results)}; "
+                "export the model again"
+            )
+        return {spec.name: result for spec, result in zip(outputs, results, strict=True)}
 
     def __enter__(self: E) -> E:
         self.load()

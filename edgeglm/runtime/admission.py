@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import time
 from collections.abc import Callable
@@ -15,7 +14,9 @@ class Admission:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0
-        self._line: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._line: dict[
+            int, dict[int, asyncio.Future[None]]
+        ] = {}  # by priority, then by arrival; none empty
         self._numbers = itertools.count()
 
     def admit(self) -> bool:
@@ -29,8 +30,10 @@ class Admission:
         """Give places back: the first in the line get them."""
         self.held -= places
         while self._line and self.held < self.capacity:
-            waiter = heapq.heappop(self._line)[2]
-            if not waiter.done():
+            priority = min(self._line)
+            number = next(iter(self._line[priority]))
+            waiter = self._leave(priority, number)
+            if waiter is not None and not waiter.done():
                 self.held += 1
                 waiter.set_result(None)
 
@@ -38,7 +41,8 @@ class Admission:
         """Wait for a place and take it. Raises TimeoutError at ``deadline`` (monotonic seconds)."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        heapq.heappush(self._line, (priority, next(self._numbers), waiter))
+        number = next(self._numbers)
+        self._line.setdefault(priority, {})[number] = waiter
         timer = None
         if deadline is not None:
             timer = loop.call_later(deadline - time.monotonic(), _time_out, waiter)
@@ -51,19 +55,22 @@ class Admission:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._tidy()
+            self._leave(priority, number)
 
     def refuse(self, error: Callable[[], Exception]) -> None:
         """Send all away who wait, each with an error of its own."""
-        line, self._line = self._line, []
-        for _, _, waiter in line:
+        line, self._line = self._line, {}
+        for waiter in (waiter for waiters in line.values() for waiter in waiters.values()):
             if not waiter.done():
                 waiter.set_exception(error())
 
-    def _tidy(self) -> None:
-        """Forget those at the head who no longer wait, so that newcomers need not queue behind them."""
-        while self._line and self._line[0][2].done():
-            heapq.heappop(self._line)
+    def _leave(self, priority: int, number: int) -> asyncio.Future[None] | None:
+        """Take one out of the line, wherever in it, if it is there."""
+        waiters = self._line.get(priority, {})
+        waiter = waiters.pop(number, None)
+        if not waiters:
+            self._line.pop(priority, None)
+        return waiter
 
 
 def _time_out(waiter: asyncio.Future[None]) -> None:

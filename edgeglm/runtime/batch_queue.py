@@ -38,7 +38,14 @@ class BatchPolicy:
             raise UserError(f"max_batch_size is {most!r}; give a whole number of at least 1")
         if not isinstance(delay, int) or delay < 0:
             raise UserError(f"max_queue_delay_microseconds is {delay!r}; give a whole number, 0 or more")
-        for size in self.preferred_batch_sizes:
+        sizes: object = self.preferred_batch_sizes
+        if not isinstance(sizes, (tuple, list)):
+            raise UserError(
+                f"preferred_batch_sizes is {sizes!r}; give whole numbers in a tuple, such as (4, 8)"
+            )
+        for size in sizes:
+            if not isinstance(size, int):
+                raise UserError(f"preferred batch size {size!r} is no whole number; give one, such as 4")
             if not 1 <= size <= self.max_batch_size:
                 raise UserError(
                     f"preferred batch size {size} is not in 1..{self.max_batch_size}; "
@@ -187,15 +194,19 @@ class BatchQueue:
         ]
         return max(min(waits), 0.0) if waits else None
 
-    def evict(self, priority: int) -> Request | None:
-        """Take out the newest request of the least urgent class, if it is less urgent than ``priority``."""
+    def least_urgent(self) -> Request | None:
+        """Return the newest request of the least urgent class, which stays."""
         newest = [
             next(reversed(line.values()))
             for bucket in self._buckets.values()
             for line in bucket.lines.values()
             if line
         ]
-        worst = max(newest, key=lambda request: (request.priority, request.number), default=None)
+        return max(newest, key=lambda request: (request.priority, request.number), default=None)
+
+    def evict(self, priority: int) -> Request | None:
+        """Take out the newest request of the least urgent class, if it is less urgent than ``priority``."""
+        worst = self.least_urgent()
         if worst is None or worst.priority <= priority:
             return None
         self.remove(worst)

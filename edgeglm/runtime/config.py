@@ -17,7 +17,10 @@ WhenFull = Literal["wait", "shed"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerConfig:
-    """The settings of a runner. The defaults are those that every published figure was measured with.
+    """The settings of a runner.
+
+    Published figures were measured with these defaults where their page names no other, but for ``threads``,
+    which each row names.
 
     Attributes:
         variant: Which variant of a bundle; this board's choice or the bundle's default for None.
@@ -32,7 +35,7 @@ class RunnerConfig:
         hang_after: Seconds after which a call is given up and its instance replaced.
         open_timeout: Seconds that an instance may take to load and warm up.
         max_replacements: How many instances may be replaced before the runner refuses to go on: each
-            leaves a thread and an engine behind.
+            leaves a thread and an engine behind. As many threads that prepare, counted by themselves.
         drain_timeout: Seconds that ``close`` gives to the requests it holds; None for no limit.
         warm_up: Whether each engine is called with ones, of one sample and of a full batch, before it
             serves.
@@ -68,6 +71,19 @@ class RunnerConfig:
         drain: object = self.drain_timeout  # whatever a caller without types may give
         if drain is not None and (not isinstance(drain, (int, float)) or not 0 <= drain < math.inf):
             raise UserError(f"drain_timeout is {drain!r}; give seconds, 0 or more, or None for no limit")
+        lengths: object = self.length_buckets
+        if lengths is not None and (
+            not isinstance(lengths, (tuple, list)) or not all(isinstance(one, int) for one in lengths)
+        ):
+            raise UserError(
+                f"length_buckets is {lengths!r}; give whole numbers in a tuple, such as (8, 16, 32)"
+            )
+        if not isinstance(self.warm_up, bool):
+            raise UserError(f"warm_up is {self.warm_up!r}; give True or False")
+        if self.engine is not None and not callable(self.engine):
+            raise UserError(
+                f"engine is {self.engine!r}; give a function that makes an engine of (ONNX file, threads)"
+            )
         if self.when_full not in ("wait", "shed"):
             raise unknown_name("behaviour when full", self.when_full, ("wait", "shed"))
         policies = {} if isinstance(self.batching, BatchPolicy) else self.batching

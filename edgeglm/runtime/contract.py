@@ -46,6 +46,10 @@ class TowerSource:
     def __post_init__(self) -> None:
         if self.ragged and not self.length_buckets:
             raise UserError("a tower with ragged inputs has no length buckets; give at least one length")
+        if not all(isinstance(length, int) for length in self.length_buckets):
+            raise UserError(
+                f"length buckets {self.length_buckets} are no whole numbers; give such as (8, 16)"
+            )
         if (
             list(self.length_buckets) != sorted({*self.length_buckets})
             or min(self.length_buckets, default=1) < 1
@@ -65,6 +69,7 @@ class TowerContract:
         self.outputs = engine.outputs
         self.source = source
         self._whole_length = source.pad_to_bucket or engine.exact_shapes
+        self._filled_alone = self._whole_length and bool(source.ragged)
         for spec in self.inputs:
             if not spec.shape or isinstance(spec.shape[0], int):
                 raise UserError(
@@ -145,7 +150,7 @@ class TowerContract:
 
     def feeds(self, requests: Sequence[Request]) -> dict[str, Array]:
         """Join samples of one bucket into ``{input: [N, ...]}``, ragged ones filled up."""
-        if len(requests) == 1 and not self.source.pad_to_bucket:
+        if len(requests) == 1 and not self._filled_alone:
             sample = requests[0].sample
             assert sample is not None
             return {name: _alone(sample[name]) for name in self._names}

@@ -117,6 +117,11 @@ class Crew:
         with self._lock:
             return self._queue.remove(request)
 
+    def least_urgent(self) -> Request | None:
+        """Return the newest of the least urgent requests that wait, which stays."""
+        with self._lock:
+            return self._queue.least_urgent()
+
     def evict(self, priority: int) -> Request | None:
         """Take out the newest request less urgent than ``priority``, if any waits."""
         with self._lock:
@@ -229,14 +234,25 @@ class Crew:
             self._unoccupied()  # not under the lock: it lets others run
             told = True
 
-    def begin(self, worker: Worker, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...]) -> None:
-        """Note that a call begins. Called by workers; ends one that was given up."""
+    def begin(
+        self, worker: Worker, batch: Sequence[Request], waiting: tuple[Sequence[Request], ...]
+    ) -> Sequence[Request]:
+        """Note that a call begins, and return those of its requests that have not ended meanwhile.
+
+        Called by workers; ends one that was given up.
+        """
         with self._lock:
             if worker.given_up:
                 raise GivenUpError
-            worker.call = Call(time.monotonic(), batch, waiting)
-            if batch:
-                self._batches[batch[0].tower, len(batch)] += 1
+            now = time.monotonic()
+            worker.call = Call(now, batch, waiting)  # all of it: should delivery fail, they are known
+            wanted = [request for request in batch if not request.settled]
+            if late := [r for r in wanted if r.deadline is not None and r.deadline <= now]:
+                wanted = self._without_late(wanted, late, now)
+            if wanted:
+                worker.call = Call(now, wanted, waiting)
+                self._batches[wanted[0].tower, len(wanted)] += 1
+            return wanted
 
     def end(self, worker: Worker, results: Results) -> None:
         """Deliver the results of a call, and note that it ended. Called by workers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
@@ -45,7 +46,7 @@ class Generation:
         self.contracts: dict[str, TowerContract] = {}
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
-        self.replaced = 0
+        self._replaced: Counter[str] = Counter()
         self._emptied: asyncio.Future[None] | None = None
         self._opening: asyncio.Future[None] = self._loop.create_future()
         self._to_open = config.instances
@@ -104,12 +105,21 @@ class Generation:
         if any(source.prepare for source in self.source.towers.values()):
             self.preparation.start()
 
+    @property
+    def replaced(self) -> int:
+        """How many workers, of both crews, were given up or died."""
+        return self._replaced.total()
+
     def contract(self, tower: str) -> TowerContract:
         """Return what a tower takes. Raises UserError for one that is not served."""
-        found = self.contracts.get(tower)
-        if found is None:
-            raise unknown_name("tower", tower, self.contracts)
-        return found
+        try:
+            return self.contracts[tower]
+        except (KeyError, TypeError):
+            if isinstance(tower, str):
+                raise unknown_name("tower", tower, self.contracts) from None
+            served = ", ".join(sorted(self.contracts))
+            kind = type(tower).__name__
+            raise UserError(f"the tower is a {kind}; give the name of one: {served}") from None
 
     def submit(self, request: Request) -> None:
         """Take a request that was checked and counted as held."""
@@ -143,8 +153,18 @@ class Generation:
             self.preparation.remove(request)
 
     def evict(self, priority: int) -> Request | None:
-        """Take out a waiting request that is less urgent than ``priority``."""
-        return self.inference.evict(priority) or self.preparation.evict(priority)
+        """Take out the least urgent request that waits, for an engine or for preparation.
+
+        None if none is less urgent than ``priority``.
+        """
+        waiting = [
+            (worst.priority, worst.number, crew) for crew in self.crews if (worst := crew.least_urgent())
+        ]
+        waiting.sort(key=lambda one: one[:2], reverse=True)
+        for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
+            if victim := crew.evict(priority):
+                return victim
+        return None
 
     def look_for_hung(self, limit: float) -> int:
         """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""
@@ -154,7 +174,7 @@ class Generation:
         for crew in self.crews:
             calls = crew.give_up_hung(now - limit, now - self._config.open_timeout)
             for request in (request for call in calls for request in call.batch):
-                self._fail(request, _hung(request, limit))
+                self._fail(request, _hung(request, limit, prepared=crew is self.inference))
             if calls:
                 self._replace(crew, len(calls))
             found += len(calls)
@@ -182,10 +202,14 @@ class Generation:
         self.source.close()
 
     def _replace(self, crew: Crew, count: int) -> None:
-        """Make up for workers that were given up, unless there were too many of them."""
-        self.replaced += count
-        if self.replaced > self._config.max_replacements:
-            self._break(EngineFailedError(f"{self.replaced} workers hung or died; restart the process"))
+        """Make up for workers that were given up, unless there were too many in their crew.
+
+        Each crew has its own count: inputs that are slow to prepare say nothing about the engines.
+        """
+        self._replaced[crew.name] += count
+        lost = self._replaced[crew.name]
+        if lost > self._config.max_replacements:
+            self._break(EngineFailedError(f"{lost} {crew.name} workers hung or died; restart the process"))
         else:
             crew.start()
 
@@ -222,10 +246,12 @@ def requests_of(generations: Sequence[Generation]) -> list[Request]:
     return sorted(held, key=lambda request: request.number)
 
 
-def _hung(request: Request, limit: float) -> EngineFailedError:
+def _hung(request: Request, limit: float, *, prepared: bool) -> EngineFailedError:
+    what = "call" if prepared else "preparation"
+    look = "" if prepared else "look at the input, or "
     return EngineFailedError(
-        f"the call for tower {request.tower!r} did not return within {limit:g} s and was given up; "
-        "raise hang_after if such calls are honest work"
+        f"the {what} for tower {request.tower!r} did not return within {limit:g} s and was given up; "
+        f"{look}raise hang_after if such {what}s are honest work"
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.protocol import Engine
 from edgeglm.runtime.contract import TowerContract, TowerSource
-from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
+from edgeglm.runtime.requests import Array, EngineFailedError, Failure, Request, Results
 
 Contracts = Mapping[str, TowerContract]
 
@@ -43,7 +43,7 @@ class EngineHandler:
                     # Where no shape has a context of its own, the longest of a full batch is all that is new.
                     free = size > 1 and size not in engine.bucket_batches
                     for feeds in shapes[-1:] if free else shapes:
-                        engine.infer(feeds)
+                        _warm_up(name, engine, feeds, size)
                 self._engines[name], self._contracts[name] = engine, contract
             self._resources = resources.pop_all()
         for name, contract in self._contracts.items():
@@ -75,6 +75,19 @@ class EngineHandler:
     def close(self) -> None:
         """Close the engines."""
         self._resources.close()
+
+
+def _warm_up(tower: str, engine: Engine, feeds: Mapping[str, Array], size: int) -> None:
+    """Call an engine with ones. Raises UserError that names the setting which asked for such a batch."""
+    try:
+        engine.infer(feeds)
+    except EdgeglmError as error:
+        if size == 1:
+            raise
+        what = str(error).rpartition("; ")[0] or str(error)
+        raise UserError(
+            f"tower {tower!r} does not take a batch of {size}: {what}; lower max_batch_size"
+        ) from error
 
 
 def _sizes(asked: Sequence[int], engine: Engine) -> Sequence[int]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.admission import Admission
+from edgeglm.runtime.closing import Signals
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.ends import Ends, embedding, overloaded
@@ -65,7 +66,7 @@ class Runner:
         self._ends = Ends(self._admission, self._ledger)
         self._watchdog: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._signals: list[signal.Signals] = []
+        self._signals = Signals()
         self._home: Residence | None = None
 
     async def __aenter__(self) -> Runner:
@@ -127,8 +128,9 @@ class Runner:
             priority: The smaller, the sooner.
 
         Raises:
-            UserError: Unknown tower; a name, shape or dtype that does not fit; NaN or infinity.
-            DeadlineExceededError: No answer in time; what had not begun is not begun any more.
+            UserError: Unknown tower; a name, shape or dtype that does not fit; NaN or infinity; a deadline
+                or priority that is no number.
+            DeadlineExceededError: No answer in time. The engine does not see it if it had not begun.
             OverloadedError: The runner is full, and sheds.
             EngineFailedError: The engine raised, hung or answered nonsense for this request.
             RunnerClosedError: The runner is closed, or was before an answer was there.
@@ -182,14 +184,15 @@ class Runner:
         await self._shut()
 
     def close_on(self, *signals: signal.Signals) -> None:
-        """Close when the process receives one of the signals, such as SIGTERM (event loops on Unix).
+        """Close when the process receives one of the signals, such as SIGTERM.
 
         Requests that were accepted are answered; later ones raise RunnerClosedError, which ends the callers.
+        A closed runner puts the former handlers back. Raises UserError where an event loop cannot watch for
+        signals: outside the main thread, or on Windows.
         """
         _, loop = self._usable()
         for number in signals:
-            loop.add_signal_handler(number, lambda: self._spawn(self.close()))
-            self._signals.append(number)
+            self._signals.on(loop, number, lambda: self._spawn(self.close()))
 
     @property
     def serving(self) -> tuple[str, str]:
@@ -230,9 +233,15 @@ class Runner:
         if deadline is not None and not isinstance(deadline, (int, float)):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
-        request = Request(tower, raw, sample, priority, now, None if deadline is None else now + deadline)
+        try:
+            until = None if deadline is None else now + deadline
+        except OverflowError:
+            raise UserError("the deadline is beyond all numbers; give seconds from now, or None") from None
+        request = Request(tower, raw, sample, priority, now, until)
         self._check(request, generation)
         if deadline is not None and not deadline > 0:
+            if deadline != deadline:
+                raise UserError("the deadline is nan; give seconds from now, or None")
             self._ends.turn_away("expired")
             raise DeadlineExceededError(late_text(request, now))
         if not self._admission.admit():
@@ -330,9 +339,7 @@ class Runner:
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._home is not None:
-            for number in self._signals:
-                self._home.loop.remove_signal_handler(number)
-        self._signals.clear()
+            self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
         self._state = "closed"

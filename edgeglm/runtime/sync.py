@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from edgeglm.runtime.requests import Array, Priority, RunnerClosedError, Sample
 from edgeglm.runtime.runner import FloatRow, Runner
 
 T = TypeVar("T")
+Raw = TypeVar("Raw")
 FloatRows = npt.NDArray[np.float32]
 
 
@@ -33,15 +35,18 @@ class SyncRunner:
 
     def __init__(self, source: Source, config: RunnerConfig | None = None) -> None:
         self._runner = Runner(source, config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="edgeglm-loop", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # nobody may come between the last call and the end of the loop
         self._open = False
         self._pid = 0
 
     def __enter__(self) -> SyncRunner:
         """Load and warm up. Raises what ``Runner`` raises."""
-        if self._thread.ident is not None:
+        if self._thread is not None:
             raise UserError("a runner is opened once; make another one")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_live, args=(self._loop,), name="edgeglm-loop", daemon=True)
         self._thread.start()
         self._open, self._pid = True, os.getpid()
         try:
@@ -67,8 +72,11 @@ class SyncRunner:
         return self._result(self._runner.embed_text(text, deadline=deadline, priority=priority))
 
     def embed_texts(self, texts: Sequence[str]) -> FloatRows:
-        """Return float32 [N, D], row i for text i. Raises the error of the first text that has one."""
-        return self._result(_stacked([self._runner.embed_text(text) for text in texts]))
+        """Return float32 [N, D], row i for text i. Raises the error of the first text that has one.
+
+        At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
+        """
+        return self._result(self._stacked("text", self._runner.embed_text, list(texts)))
 
     def embed_image(
         self, image: bytes | Path, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -77,8 +85,11 @@ class SyncRunner:
         return self._result(self._runner.embed_image(image, deadline=deadline, priority=priority))
 
     def embed_images(self, images: Sequence[bytes | Path]) -> FloatRows:
-        """Return float32 [N, D], row i for image i. Raises the error of the first image that has one."""
-        return self._result(_stacked([self._runner.embed_image(image) for image in images]))
+        """Return float32 [N, D], row i for image i. Raises the error of the first image that has one.
+
+        At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
+        """
+        return self._result(self._stacked("image", self._runner.embed_image, list(images)))
 
     def infer(
         self, tower: str, sample: Sample, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -98,32 +109,72 @@ class SyncRunner:
 
         return self._result(stats())
 
+    async def _stacked(
+        self, tower: str, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
+    ) -> FloatRows:
+        if not inputs:
+            return np.zeros((0, self._width(tower)), np.float32)
+        rows: dict[int, FloatRow] = {}
+        errors: dict[int, Exception] = {}
+        turns = iter(range(len(inputs)))
+
+        async def some() -> None:
+            for turn in turns:
+                try:
+                    rows[turn] = await embed(inputs[turn])
+                except Exception as error:  # those before it are under way, and may have one too
+                    errors[turn] = error
+                if errors:
+                    return
+
+        at_once = min(self._runner.config.capacity, len(inputs))
+        await asyncio.gather(*(some() for _ in range(at_once)))
+        if errors:
+            raise errors[min(errors)]
+        return np.stack([rows[turn] for turn in range(len(inputs))])
+
+    def _width(self, tower: str) -> int:
+        """Return how long an embedding is; 0 where the model does not declare it."""
+        contract = self._runner.contracts.get(tower)
+        specs = contract.outputs if contract is not None else ()
+        sizes = [spec.shape[-1] for spec in specs if spec.name == "embedding" and spec.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else 0
+
     def _result(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._open or os.getpid() != self._pid:
+        if self._open and os.getpid() != self._pid:
             work.close()
-            if not self._open:
-                raise RunnerClosedError("the runner is not open; use it in a 'with' statement")
             raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if not self._open or self._loop is None:
+                work.close()
+                raise RunnerClosedError("the runner is not open; use it in a 'with' statement")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise RunnerClosedError("the runner was closed before an answer; open another one") from None
         except BaseException:
             future.cancel()  # an interrupted caller leaves nothing behind
             raise
 
     def _stop(self) -> None:
-        self._open = False
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+        with self._lock:
+            self._open = False
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
 
-async def _stacked(rows: Sequence[Coroutine[Any, Any, FloatRow]]) -> FloatRows:
-    tasks = [asyncio.ensure_future(row) for row in rows]
+def _live(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop in this thread until it is stopped, then end what is left in it and close it."""
     try:
-        return np.stack(await asyncio.gather(*tasks)) if tasks else np.zeros((0, 0), np.float32)
-    finally:
-        for task in tasks:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if left:
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()

@@ -90,7 +90,9 @@ class Worker(threading.Thread):
             self.crew.end(self, _failed(batch[0], error))
         while parts:
             part = parts.pop()
-            self.crew.begin(self, part, tuple(parts))
+            part = self.crew.begin(self, part, tuple(parts))
+            if not part:  # nobody waits for it any more
+                continue
             try:
                 results = handler.run(part)
             except BaseException as again:
@@ -101,6 +103,7 @@ class Worker(threading.Thread):
             else:
                 answered = True
             self.crew.end(self, results)
+        self.call = None
         self._failed_batches = 0 if answered else self._failed_batches + 1
         if self._failed_batches >= _SUSPICIOUS:
             # Bad requests, or a dead engine? Harmless input tells: should it fail too, this worker goes.

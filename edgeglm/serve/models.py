@@ -22,12 +22,12 @@ from edgeglm.engines.protocol import TensorSpec
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.requests import Array
 from edgeglm.runtime.runner import Runner
+from edgeglm.runtime.towers import MAX_TEXT
 from edgeglm.serve.refusals import TooLargeError
 from edgeglm.serve.tensors import datatype_of
 
 Feed = Literal["arrays", "text", "image"]
 Outputs = dict[str, Array]
-MAX_TEXT = 16_384  # characters: reading more than that holds up other callers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,8 @@
-"""What the runner keeps of an engine's speed, what it adds to a request, and what length buckets save."""
+"""What the runner keeps of an engine's speed, and what length buckets save."""
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,15 @@ from typing import Any
 import numpy as np
 from runner_loads import FixedDelayBatcher, Rounds, circle_rate, raw_rate
 from runner_models import VOCABULARY, WIDTH, dense_model, picture_model, text_model
+from runner_overhead import BATCH, DELAY, ROUNDS, SECONDS
 from runner_report import Row, row
 
-from edgeglm.engines.fake import FakeEngine
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
-from edgeglm.engines.protocol import TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.towers import default_length_buckets
 
-BATCH = 32
-ROUNDS = 7
-SECONDS = 60.0  # for one group to find quiet rounds in
-DELAY = 0.005  # seconds that the fixed-delay batcher waits
 MAX_LENGTH = 32
 
 
@@ -83,69 +76,6 @@ async def throughput(folder: Path, threads: int) -> list[Row]:
         )
         found.append(row(title, "ratio", ratios, *reach, note, rounds))
     return found
-
-
-def no_op() -> FakeEngine:
-    """Make an engine that gives back what it gets."""
-    spec = [TensorSpec(name="x", dtype="float32", shape=("B", 8))]
-    made = FakeEngine(inputs=spec, outputs=spec, function=lambda feeds: [feeds["x"]])
-    made.calls = _Forgetful()
-    return made
-
-
-class _Forgetful(list[Any]):
-    def append(self, _: object) -> None:
-        """Keep nothing: a benchmark makes many calls."""
-
-
-async def overhead() -> list[Row]:
-    """Measure what a request costs when the engine costs nothing."""
-    sample = {"x": np.ones(8, np.float32)}
-    loop = asyncio.get_running_loop()
-
-    async def bare(_: object) -> None:
-        future = loop.create_future()
-        loop.call_soon(future.set_result, None)
-        await future
-
-    added, peers, single = [], [], []
-    rounds = Rounds(ROUNDS, SECONDS)
-    with no_op() as engine:
-        async with (
-            Runner({"tower": TowerSource(engine=no_op)}, RunnerConfig()) as runner,
-            FixedDelayBatcher(engine, BATCH, DELAY) as batcher,
-        ):
-
-            async def ask(one: Mapping[str, np.ndarray]) -> object:
-                return await runner.infer("tower", one)
-
-            async for _ in rounds:
-                base = 1 / await circle_rate(bare, [sample], 64, 0.3)
-                added.append((1 / await circle_rate(ask, [sample], 64, 0.6) - base) * 1e6)
-                peers.append((1 / await circle_rate(batcher.infer, [sample], 64, 0.3) - base) * 1e6)
-                times = []
-                for _ in range(2000):
-                    started = time.perf_counter()
-                    await ask(sample)
-                    times.append(time.perf_counter() - started)
-                single.append(statistics.median(times) * 1e6)
-    peer = statistics.median(peers[number] for number in rounds.best())
-    note = (
-        f"time a request minus that of a bare asyncio future; the fixed-delay ({DELAY * 1e3:g} ms) batcher, "
-        f"which checks nothing, adds {peer:.1f}"
-    )
-    return [
-        row("added us a request, engine that does nothing, 64 callers", "us", added, 10, 5, note, rounds),
-        row(
-            "p50 us of one caller, engine that does nothing",
-            "us",
-            single,
-            60,
-            35,
-            f"into the engine's thread and back; the fixed-delay batcher waits {DELAY * 1e6:g} for company",
-            rounds,
-        ),
-    ]
 
 
 async def lengths(folder: Path, threads: int) -> list[Row]:

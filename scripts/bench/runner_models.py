@@ -12,18 +12,18 @@ WIDTH, HIDDEN = 256, 1024
 VOCABULARY = 1000
 
 
-def dense_model(path: Path, depth: int) -> Path:
+def dense_model(path: Path, depth: int, seed: int = 0) -> Path:
     """Write ``x`` float32 [B, 256] -> ``y`` float32 [B, 256] through ``depth`` pairs of matrix products."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes, weights = _layers("x", "y", depth, rng)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", WIDTH])]
     return _saved(path, nodes, inputs, outputs, weights)
 
 
-def picture_model(path: Path, side: int, channels: int, depth: int, output: str = "y") -> Path:
+def picture_model(path: Path, side: int, channels: int, depth: int, output: str = "y", seed: int = 0) -> Path:
     """Write ``pixels`` float32 [B, 3, S, S] -> [B, channels]: a stem and ``depth`` 3x3 convolutions."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes, weights, before = [], [], "pixels"
     for layer in range(depth + 1):
         filters = rng.normal(0, 0.05, (channels, 3 if layer == 0 else channels, 3, 3)).astype(np.float32)
@@ -41,9 +41,9 @@ def picture_model(path: Path, side: int, channels: int, depth: int, output: str 
     return _saved(path, nodes, inputs, outputs, weights)
 
 
-def text_model(path: Path, depth: int) -> Path:
+def text_model(path: Path, depth: int, seed: int = 0) -> Path:
     """Write ids and mask int64 [B, L] -> ``embedding`` [B, 256]: work in proportion to B x L."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     table = rng.normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32)
     nodes, weights = _layers("words", "features", depth, rng)
     weights += [

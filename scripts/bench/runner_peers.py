@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from runner_groups import ROUNDS, SECONDS, no_op
 from runner_loads import HttpCaller, Rounds, circle_rate, group_seconds
+from runner_overhead import ROUNDS, SECONDS, no_op
 from runner_report import Row, row
 
 from edgeglm.runtime.config import RunnerConfig
@@ -30,7 +30,8 @@ async def peers(binaries: Path) -> list[Row]:
     """Measure LitServe and BentoML, as ``overhead`` measures the runner.
 
     Args:
-        binaries: The ``bin`` of an environment that has both.
+        binaries: The ``bin`` of an environment that has both, made by these two lines:
+            ``python -m venv PEERS`` and ``PEERS/bin/pip install -r scripts/bench/serve-peers.txt``.
     """
     port = str(_free_port())
     lit = [str(binaries / "python"), str(HERE / "runner_litserve.py"), port]

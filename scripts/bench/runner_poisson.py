@@ -6,9 +6,10 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from runner_groups import BATCH, DELAY, SECONDS, source
+from runner_groups import source
 from runner_loads import FixedDelayBatcher, Rounds, poisson_p99, raw_rate
 from runner_models import WIDTH, dense_model
+from runner_overhead import BATCH, DELAY, SECONDS
 from runner_report import Row, row
 
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine

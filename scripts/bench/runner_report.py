@@ -11,16 +11,25 @@ from typing import Any
 from runner_loads import QUIET, Rounds
 
 Row = dict[str, Any]
+PEERS = ("python -m venv PEERS", "PEERS/bin/pip install -r scripts/bench/serve-peers.txt")
+CHANGED = ", changed"  # behind the commit of a tree that is not that commit
 
 
 def row(
-    name: str, unit: str, measured: Sequence[float], reach: float, beyond: float, note: str, rounds: Rounds
+    name: str,
+    unit: str,
+    measured: Sequence[float],
+    reach: float | None,
+    beyond: float | None,
+    note: str,
+    rounds: Rounds,
 ) -> Row:
-    """One line of the table; ``unit`` is ratio (the more the better) or us (the less the better)."""
+    """One line of the table; ``unit`` is ratio (the more the better) or us (the less the better).
+
+    A row without ``reach`` is there to compare with, and has no result.
+    """
     values = [measured[number] for number in rounds.best()]
     value = statistics.median(values)
-    good = value <= reach if unit == "us" else value >= reach
-    better = value <= beyond if unit == "us" else value >= beyond
     return {
         "name": name,
         "unit": unit,
@@ -32,9 +41,32 @@ def row(
         "others_cpu": rounds.others(),
         "reach": reach,
         "beyond": beyond,
-        "result": "beyond" if better else "reached" if good else "falls short",
+        "result": _result(value, unit, reach, beyond),
         "note": note,
     }
+
+
+def _result(value: float, unit: str, reach: float | None, beyond: float | None) -> str:
+    if reach is None or beyond is None:
+        return "to compare with"
+    sign = -1 if unit == "us" else 1
+    return (
+        "beyond"
+        if sign * value >= sign * beyond
+        else "reached"
+        if sign * value >= sign * reach
+        else "falls short"
+    )
+
+
+def check_publishable(root: Path, output: Path, *, allow_dirty: bool) -> None:
+    """End the program where figures of a changed tree would go among those that are published."""
+    published = (root / "docs").resolve() in output.resolve().parents
+    if published and not allow_dirty and (commit := commit_of(root)).endswith(CHANGED):
+        raise SystemExit(
+            f"the code is not that of {commit.removesuffix(CHANGED)}; commit it, give an --output "
+            "outside docs, or --allow-dirty"
+        )
 
 
 def commit_of(root: Path) -> str:
@@ -46,7 +78,7 @@ def commit_of(root: Path) -> str:
             ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/bench"),
         )
     ]
-    return f"{words[0]}, changed" if words[1] else words[0]
+    return f"{words[0]}{CHANGED}" if words[1] else words[0]
 
 
 def markdown(report: Mapping[str, Any], tried: Mapping[str, str]) -> str:
@@ -69,9 +101,12 @@ def markdown(report: Mapping[str, Any], tried: Mapping[str, str]) -> str:
         if found["low"] is not None:
             rounds += f": {found['low']:g} to {found['high']:g}"
         sign = "<=" if found["unit"] == "us" else ">="
+        reach, beyond = (
+            "" if found[name] is None else f"{sign} {found[name]:g}" for name in ("reach", "beyond")
+        )
         lines.append(
             f"| {found['name']} | {found['value']:g} | {rounds} "
-            f"| {sign} {found['reach']:g} | {sign} {found['beyond']:g} | {found['result']} "
+            f"| {reach} | {beyond} | {found['result']} "
             f"| {found['others_cpu']:.0%} | {found['commit']} | {found['note']} |"
         )
     short = {found["name"] for found in report["rows"] if found["result"] == "falls short"}
@@ -81,5 +116,7 @@ def markdown(report: Mapping[str, Any], tried: Mapping[str, str]) -> str:
         for system, shares in found.get("p99_in_full_batch_calls", {}).items():
             text = ", ".join(f"{share}: {value:g}" for share, value in shares.items())
             lines += ["", f"p99 in full-batch calls at shares of the raw rate, {system}: {text}."]
-    lines += ["", f"Made by `{report['command']}`; figures in `runner.json`.", ""]
+    lines += ["", f"Made by `{report['command']}`; figures in `runner.json`. The peers' environment:", ""]
+    lines += [f"    {line}" for line in PEERS]
+    lines += [""]
     return "\n".join(lines)

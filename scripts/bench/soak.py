@@ -5,8 +5,10 @@
 Requests for arrays, texts and pictures come at random moments, at twice the rate that was answered lately on
 a machine that may have other work. Some are cancelled,
 alone or with all others of a client that disconnects; some have deadlines; some make the engine raise, a few
-make it hang; bundles are swapped all the while. Every answer is compared with the bare engine's, and the
-runner's books with what was asked. Writes docs/bench/soak.json and soak.md.
+make it hang; two sets of towers with weights of their own are swapped all the while. Every answer is compared
+with that of the bare engine in service, of either set if a swap came between, and the runner's books with
+what was asked. Writes docs/bench/soak.json and soak.md; not below docs from a tree with changes, unless
+`--allow-dirty` says so.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runner_loads import circle_rate  # noqa: E402
-from runner_report import commit_of  # noqa: E402
-from soak_towers import COUNT, HANG, NOT_FINITE, POISON, Served  # noqa: E402
+from runner_report import check_publishable, commit_of  # noqa: E402
+from soak_towers import COUNT, HANG, NOT_FINITE, POISON, FaultyEngine, Served  # noqa: E402
 
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.runtime.config import RunnerConfig  # noqa: E402
@@ -59,7 +61,7 @@ class Soak:
         self.served = Served(folder)
         self.clients: list[set[asyncio.Task[None]]] = [set() for _ in range(CLIENTS)]
         self.ends: Counter[str] = Counter()
-        self.begun = self.entered = self.hangs = 0
+        self.begun = self.entered = self.sent_to_hang = self.serving = 0
         self.rate = 1.0
         self.rates: list[float] = []
         self.rss: list[float] = []
@@ -80,6 +82,7 @@ class Soak:
     async def request(self, runner: Runner, number: int, kind: str, deadline: float | None) -> None:
         """Ask once and book how it ends; an end that does not fit the kind is a fault."""
         self.entered += 1
+        before = self.serving
         try:
             tower, answer = await self.asked(
                 runner, number, kind, deadline=deadline, priority=Priority(number % 3)
@@ -93,8 +96,7 @@ class Soak:
             else:
                 self.ends["failed alone" if fits is type(error) else f"WRONG {type(error).__name__}"] += 1
         else:
-            expected = self.served.expected[tower][number % COUNT]
-            near = kind == "good" and np.allclose(answer, expected, rtol=1e-3, atol=1e-4)
+            near = kind == "good" and self.served.fits({before, self.serving}, tower, number % COUNT, answer)
             self.ends["answered" if near else "WRONG answer"] += 1
 
     def book_cancelled(self, task: asyncio.Task[None]) -> None:
@@ -119,7 +121,7 @@ class Soak:
             deadline = float(draw[1]) if draw[1] < 0.3 else None
             if due > next_hang:
                 kind, deadline, next_hang = "hung", None, due + self.random.exponential(HANG_EVERY)
-                self.hangs += 1
+                self.sent_to_hang += 1
             client = self.clients[self.begun % CLIENTS]
             task = asyncio.create_task(self.request(runner, self.begun, kind, deadline))
             self.begun += 1
@@ -143,10 +145,14 @@ class Soak:
             self.rates.append(self.rate)
 
     async def swaps(self, runner: Runner) -> None:
-        """Swap for ever."""
+        """Swap for ever, from one generation to the other."""
+
+        def switched() -> None:
+            self.serving = 1 - self.serving
+
         while True:
             await asyncio.sleep(SWAP_SECONDS)
-            await runner.swap(self.served.towers)
+            await runner.swap(self.served.generations[1 - self.serving].towers, switched=switched)
             self.ends["swaps"] += 1
 
     async def watch(self) -> None:
@@ -159,7 +165,7 @@ class Soak:
     async def run(self, seconds: float) -> dict[str, Any]:
         """Soak, and sum up."""
         config = RunnerConfig(capacity=256, when_full="shed")
-        async with Runner(self.served.towers, config) as runner:
+        async with Runner(self.served.generations[0].towers, config) as runner:
             turns = [{"turn": np.array(number)} for number in range(10 * COUNT)]
             rate = await circle_rate(lambda s: self.asked(runner, int(s["turn"]), "good"), turns, 128, 3.0)
             before = runner.stats()
@@ -187,7 +193,8 @@ class Soak:
             "wrong": sum(count for end, count in self.ends.items() if end.startswith("WRONG")),
             "books": _books(stats, before, self.entered, self.ends),
             "swaps": swaps,
-            "hangs": self.hangs,
+            "hangs": len(FaultyEngine.hung),
+            "sent_to_hang": self.sent_to_hang,
             "replaced": stats.replaced,
             "rss_mb_each_minute": [round(mb, 1) for mb in self.rss[::120]],
             "rss_mb": {"second quarter": round(float(early), 1), "last quarter": round(float(late), 1)},
@@ -237,7 +244,10 @@ Machine: {report["machine"]}; commit {report["commit"]}; `{report["command"]}`.
 | {"reached" if flat else "falls short"} |
 
 {report["requests"]:,} requests at {report["rate"]:,} a second for arrays, texts and pictures, with \
-{report["swaps"]} hot swaps and {report["hangs"]} calls that hung ({report["replaced"]} instances replaced): \
+{report["swaps"]} hot swaps between two sets of weights and \
+{report["hangs"]} calls that hung, of \
+{report["sent_to_hang"]} requests sent to hang \
+({report["replaced"]} instances replaced): \
 {ends}. \
 {rss["second quarter"]:g} MB in the second quarter, {rss["last quarter"]:g} in the last.
 The runner's own books {report["books"]}. Its settings are the default ones but for `capacity` (256) and
@@ -250,7 +260,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A runner under twice its load.")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench" / "soak")
+    parser.add_argument("--allow-dirty", action="store_true", help="Publish figures of a changed tree.")
     arguments = parser.parse_args()
+    check_publishable(ROOT, arguments.output, allow_dirty=arguments.allow_dirty)
     commit = commit_of(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(Soak(Path(folder)).run(arguments.minutes * 60))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -8,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeglm.bench.loadgen import verdict_from_summary
-from edgeglm.bench.measurement import Measurement, changes, latency_summary, measurement_from_file
+from edgeglm.bench.loadgen import Load, _short, _Tally, verdict_from_summary
+from edgeglm.bench.measurement import (
+    Measurement,
+    changes,
+    differences,
+    latency_summary,
+    measurement_from_file,
+)
 from edgeglm.bench.plot import svg_from_measurement
 from edgeglm.core.errors import UserError
 
@@ -64,6 +71,19 @@ def test_a_written_measurement_is_read_back_and_compared(tmp_path):
     assert by_name["p50"] == 0.5
 
 
+def test_what_differed_beside_the_figures_is_listed():
+    before = measurement([1.0], settings={"rate": 5.0, "threads": 1})
+    after = measurement([2.0], settings={"threads": 2}, content_digest="b" * 64, machine="1 CPU core")
+    found = {one.name: (one.before, one.after) for one in differences(before, after)}
+    assert found == {
+        "content_digest": ("a" * 64, "b" * 64),
+        "machine": ("2 shared x86-64 CPU cores", "1 CPU core"),
+        "rate": (5.0, None),
+        "threads": (1, 2),
+    }
+    assert differences(before, before) == []
+
+
 def test_runs_of_two_scenarios_are_not_compared():
     with pytest.raises(UserError, match="the scenario was server and is offline; compare runs of the same"):
         changes(measurement([1.0]), measurement([1.0], scenario="offline"))
@@ -82,3 +102,26 @@ def test_the_verdict_of_loadgen_is_passed_on_with_its_reasons():
     text = "Result is : INVALID\n  Min duration satisfied : NO\nRecommendations:\n * Increase the count.\n"
     assert verdict_from_summary(text) == (False, "Increase the count.; Min duration satisfied : NO")
     assert verdict_from_summary("Result is             : VALID\n") == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "queries", "samples", "seconds", "words"),
+    [
+        (
+            "single-stream",
+            99,
+            99,
+            10.0,
+            "short run: 99 asked in 10 s, where LoadGen's own minimum is 100 in 10 s",
+        ),
+        ("single-stream", 5000, 5000, 0.5, "short run: 5000 asked in 0.5 s"),
+        ("server", 100, 100, 10.0, ""),
+        ("offline", 1, 5000, 10.0, ""),
+        ("offline", 1, 50, 10.0, "short run: 50 asked"),
+    ],
+)
+def test_a_run_under_the_minimum_of_loadgen_is_called_short(scenario, queries, samples, seconds, words):
+    lib = SimpleNamespace(TestSettings=lambda: SimpleNamespace(min_query_count=100, min_duration_ms=10_000))
+    load = Load(scenario=scenario, seconds=seconds, inputs=1)
+    found = _short(lib, load, _Tally(scenario, queries=queries, samples=samples))
+    assert found.startswith(words) if words else found == ""

@@ -6,9 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeglm.cli import main as cli
+from tests.bench.test_measurement import measurement
 from tests.cli.test_bundle_commands import colour_tower
 from tests.runtime.test_retrieval import colour_bundle
 
@@ -65,6 +67,37 @@ def test_a_run_is_written_drawn_and_compared_with_an_earlier_one(bundle, capsys,
     assert "samples/s" in text
     assert "ratio" in text
     assert "p99.9" in text
+    assert "LoadGen's call of Python" in text
+
+
+def test_two_written_runs_are_compared_without_another(capsys, tmp_path):
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    short = measurement(
+        [1.0, 2.0], machine="1 CPU core", settings={"rate": 6.0}, valid=False, verdict="short run: 2 asked"
+    )
+    one.write_bytes(msgspec.json.encode(measurement([2.0, 4.0])))
+    other.write_bytes(msgspec.json.encode(short))
+    text = ran(capsys, "bench", "--compare", one, "--with", other)
+    assert "differs" in text
+    assert "1 CPU core" in text
+    assert "short run: 2 asked" in text
+    assert "not valid" not in text
+    found = json.loads(ran(capsys, "bench", "--compare", one, "--with", other, "--json"))
+    assert {"name": "p50", "before": 3.0, "after": 1.5, "ratio": 0.5} in found["changes"]
+    assert [one["name"] for one in found["differences"]] == ["machine", "valid", "rate"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give a bundle, or --compare and --with"),
+        (["--with", "b.json"], "give --compare too, and no bundle"),
+        (["some.bundle", "--compare", "a.json", "--with", "b.json"], "give --compare too, and no bundle"),
+    ],
+)
+def test_a_comparison_without_two_files_says_what_to_give(arguments, words, capsys):
+    assert cli.exit_code(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

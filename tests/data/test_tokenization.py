@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,38 @@ def test_any_text_gives_ids_of_the_vocabulary(path: Path, texts: list[str]) -> N
     assert ids.shape[1] <= 8
     assert ((ids >= 0) & (ids < tokenizer.vocabulary_size)).all()
     assert mask.any(axis=1).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.text("ard es.é\u4e2d", max_size=12), min_size=1, max_size=20), st.booleans())
+def test_a_text_has_the_same_ids_alone_and_in_a_large_batch(
+    path: Path, texts: list[str], lowercase: bool
+) -> None:
+    tokenizer = Tokenizer(path, lowercase=lowercase)
+    ids, mask = tokenizer.encode(texts * 30, max_length=8)  # 600 of them are encoded in parts
+    for row, text in enumerate(texts):
+        alone = tokenizer.encode([text], max_length=8)[0][0].tolist()
+        assert ids[row][mask[row] == 1].tolist() == alone
+        assert (ids[row] == ids[row - len(texts)]).all()
+
+
+class _Lockless:
+    """A backend whose quick way, which lets go of the interpreter lock, is all there is."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        assert name != "encode", "this call holds the interpreter lock"
+        return getattr(self._backend, name)
+
+
+@pytest.mark.parametrize("texts", [["apple " * 500], ["apple"] * 16])
+def test_what_takes_long_is_encoded_without_the_interpreter_lock(path: Path, texts: list[str]) -> None:
+    tokenizer = Tokenizer(path)
+    tokenizer._backend = _Lockless(tokenizer._backend)
+    ids, _ = tokenizer.encode(texts, max_length=4)
+    assert set(map(tuple, ids.tolist())) <= {(2, 6, 6, 3), (2, 6, 3)}
 
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:

@@ -140,6 +140,21 @@ def test_the_fake_fails_on_demand() -> None:
         engine.infer({"x": np.zeros(1, np.float32)})
 
 
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_a_wrong_number_of_outputs_is_told_with_what_was_declared(given: int) -> None:
+    specs = [TensorSpec(name=name, dtype="float32", shape=("B", 2)) for name in ("mean", "spread")]
+    rows = np.zeros((1, 2), np.float32)
+    with (
+        FakeEngine(
+            inputs=specs[:1], outputs=specs, function=lambda _: [rows] * given, name="two.onnx"
+        ) as engine,
+        pytest.raises(
+            UserError, match=rf"two.onnx declares 2 outputs \(mean .*, spread .*\) and gave {given}; export"
+        ),
+    ):
+        engine.infer({"mean": rows})
+
+
 def test_a_broken_engine_record_is_a_user_error(tmp_path: Path) -> None:
     for content in (b"", b"{", b'{"schema": 1}', b'{"schema": 2}', b"\xff"):
         (tmp_path / "a.json").write_bytes(content)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.mailbox import _Bell
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Request,
@@ -65,6 +69,44 @@ def test_requests_that_come_during_a_call_share_the_next():
             doubler.gate.set()
             assert await asyncio.gather(first, *rest) == [2.0 * value for value in range(1, 12)]
             assert served.stats().batches == {"double": {1: 1, 10: 1}}
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no eventfds")
+def test_the_loop_is_woken_once_a_batch(monkeypatch):
+    rings: list[bool] = []
+    ring = _Bell.ring
+
+    def counted(bell: _Bell, *, idle: bool) -> None:
+        rings.append(idle)
+        ring(bell, idle=idle)
+
+    monkeypatch.setattr(_Bell, "ring", counted)
+    doubler, go = Doubler(), threading.Event()
+    plain = doubler.function
+
+    def function(feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+        assert len(feeds["x"]) == 1 or go.wait(20)
+        return plain(feeds, engine)
+
+    doubler.function = function  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=1000.0) as served:
+            doubler.gate.clear()
+            first = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            rest = [asyncio.create_task(doubled(served, value)) for value in range(32)]
+            await asyncio.sleep(0)
+            rings.clear()
+            doubler.gate.set()
+            assert await first == 2.0
+            assert rings == [False]  # as the second call began
+            go.set()
+            await asyncio.gather(*rest)
+            assert rings == [False, True]  # as nothing was left to do
+            assert served.stats().batches == {"double": {1: 1, 32: 1}}
 
     run(main)
 

@@ -102,7 +102,8 @@ def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
             expected = [None, "text is empty", "text is a int"]
-            expected += ["text is a NoneType", "", None, "not an image", "more than"]
+            expected += ["text is a NoneType", "", None, "over the limit of 40960; shorten it"]
+            expected += ["not an image", "more than"]
             expected += ["nowhere.png", "an image is a str; give the bytes", None]
             answers = await ended(
                 served.embed_text("red"),
@@ -111,6 +112,7 @@ def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
                 served.embed_text(None),  # type: ignore[arg-type]
                 served.embed_text("\ud800"),
                 served.embed_text("red " * 10_000),
+                served.embed_text("red " * 250_000),
                 served.embed_image(b"no picture"),
                 served.embed_image(bomb()),
                 served.embed_image(tmp_path / "nowhere.png"),

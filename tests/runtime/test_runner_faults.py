@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
+from edgeglm.core.errors import EdgeglmError
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.engines.protocol import Feeds
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Results,
+    Sample,
 )
+from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import (
     HANG,
+    LIMIT,
     MISCOUNT,
     NOT_A_NUMBER,
     POISON,
@@ -20,6 +32,7 @@ from tests.runtime.faults import (
     ended,
     run,
     runner,
+    sample,
     until,
 )
 
@@ -52,6 +65,45 @@ def test_a_hung_call_fails_its_callers_and_the_others_are_answered_by_a_new_inst
             assert len(doubler.made) == 2
             doubler.released.set()  # the late answer of the given-up worker must harm nobody
             assert await doubled(served, 21) == 42.0
+
+    run(main)
+
+
+def test_callers_who_left_while_a_poisoned_batch_ran_are_not_run_again():
+    doubler = Doubler()
+    begun, go = threading.Event(), threading.Event()
+    plain = doubler.function
+
+    def function(feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+        if len(feeds["x"]) > 1 and not begun.is_set():
+            begun.set()
+            assert go.wait(LIMIT)
+        return plain(feeds, engine)
+
+    doubler.function = function  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.gate.clear()
+            blocker = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            tasks = [asyncio.create_task(doubled(served, v)) for v in (POISON, 2.0, 3.0, 4.0, 5.0, 6.0)]
+            late = asyncio.create_task(doubled(served, 7.0, deadline=0.5))
+            await asyncio.sleep(0)
+            doubler.gate.set()
+            await until(begun.is_set)
+            for task in tasks[1:4]:
+                task.cancel()
+            await ended(*tasks[1:4], late)
+            go.set()
+            answers = await ended(blocker, *tasks)
+            assert answers[0] == 2.0
+            assert isinstance(answers[1], EngineFailedError)
+            assert answers[5:] == [10.0, 12.0]
+            assert served.stats().held == 0
+        first, whole, *parts = doubler.batches
+        assert (first, whole[0]) == ([1.0], POISON)
+        assert not {2.0, 3.0, 4.0, 7.0} & {value for part in parts for value in part}
 
     run(main)
 
@@ -163,5 +215,80 @@ def test_a_fault_in_the_crew_itself_replaces_the_worker_and_loses_nobody(monkeyp
                 await doubled(served, 1)
             assert await doubled(served, 2) == 4.0
             assert served.stats().replaced == 1
+
+    run(main)
+
+
+class Preparation:
+    """Makes samples of numbers, and fails where a word tells it to."""
+
+    def __init__(self) -> None:
+        self.released, self.entered = threading.Event(), threading.Event()
+
+    def __call__(self, inputs: Sequence[object]) -> list[Sample | EdgeglmError]:
+        self.entered.set()
+        if "hang" in inputs:
+            assert self.released.wait(LIMIT)
+        if "raise" in inputs:
+            raise RuntimeError("a torn word")
+        good = [sample(float(str(one))) for one in inputs if one not in ("hang", "lose")]
+        return [*good]
+
+
+def prepared(preparation: Preparation, **changes: Any) -> Runner:
+    """A runner whose one tower doubles numbers given as words."""
+    settings: dict[str, Any] = {"warm_up": False, "preparation_threads": 1, "hang_after": 5.0, **changes}
+    tower = TowerSource(engine=Doubler(), prepare=preparation)
+    return Runner({"double": tower}, RunnerConfig(**settings))
+
+
+async def doubled_word(served: Runner, word: str) -> float:
+    answer = await served._answer("double", raw=word, deadline=None, priority=1)
+    return float(answer["y"][0])
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("raise", "RuntimeError: a torn word"),
+        ("lose", "0 samples were made of 1 inputs .* mend its preparation"),
+    ],
+)
+def test_a_preparation_that_raises_or_miscounts_fails_the_one_that_it_fell_over(word: str, said: str):
+    async def main() -> None:
+        async with prepared(Preparation()) as served:
+            words = ["1", word, "3", "4"]
+            answers = await ended(*(doubled_word(served, one) for one in words))
+            assert [answers[0], *answers[2:]] == [2.0, 6.0, 8.0]
+            with pytest.raises(EngineFailedError, match=said):
+                raise answers[1]
+            assert served.stats().replaced == 0
+
+    run(main)
+
+
+def test_preparations_that_hang_are_replaced_and_cost_no_engine_its_place():
+    preparation, doubler = Preparation(), Doubler()
+
+    async def main() -> None:
+        towers = {"double": TowerSource(engine=doubler, prepare=preparation)}
+        config = RunnerConfig(warm_up=False, preparation_threads=1, hang_after=0.1, max_replacements=2)
+        async with Runner(towers, config) as served:
+            for _ in range(2):
+                with pytest.raises(
+                    EngineFailedError, match=r"did not return within 0\.1 s .* look at the input"
+                ):
+                    await doubled_word(served, "hang")
+            for _ in range(2):  # as many as may hang: those before were of the other crew
+                with pytest.raises(EngineFailedError, match="did not return"):
+                    await doubled(served, HANG)
+            assert await doubled_word(served, "4") == 8.0
+            assert served.stats().replaced == 4
+            with pytest.raises(EngineFailedError, match="did not return"):
+                await doubled_word(served, "hang")
+            with pytest.raises(EngineFailedError, match="3 preparation workers hung or died; restart"):
+                await doubled(served, 1)
+            preparation.released.set()
+            doubler.released.set()
 
     run(main)

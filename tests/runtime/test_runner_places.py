@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
     DeadlineExceededError,
     OverloadedError,
     Priority,
     RunnerClosedError,
 )
+from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import (
     HANG,
+    LIMIT,
     Doubler,
     doubled,
     ended,
     run,
     runner,
+    sample,
     until,
 )
 
@@ -79,7 +87,7 @@ def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
     run(main)
 
 
-@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("-inf")])
 def test_a_deadline_in_the_past_never_reaches_the_queue(deadline):
     doubler = Doubler()
 
@@ -172,6 +180,60 @@ def test_a_runner_that_sheds_refuses_the_newest_or_the_least_urgent():
             doubler.gate.set()
             assert [await running, await urgent] == [2.0, 8.0]
             assert served.stats().shed == 2
+
+    run(main)
+
+
+def test_a_request_in_preparation_goes_before_a_more_urgent_one_that_waits_for_an_engine():
+    doubler, prepare, release = Doubler(), threading.Event(), threading.Event()
+
+    def held_back(inputs: Sequence[object]) -> list[dict[str, np.ndarray]]:
+        prepare.set()
+        assert release.wait(LIMIT)
+        return [sample(3.0) for _ in inputs]
+
+    async def main() -> None:
+        source = {"double": TowerSource(engine=doubler, prepare=held_back)}
+        config = RunnerConfig(warm_up=False, preparation_threads=1, capacity=4, when_full="shed")
+        async with Runner(source, config) as served:
+
+            def raw(priority: int) -> asyncio.Task[object]:
+                asked = served._answer("double", raw="x", deadline=None, priority=priority)
+                return asyncio.create_task(asked)
+
+            doubler.gate.clear()
+            running, preparing = asyncio.create_task(doubled(served, 1)), raw(Priority.LOW)
+            await until(lambda: doubler.entered.is_set() and prepare.is_set())
+            normal, low = asyncio.create_task(doubled(served, 2)), raw(Priority.LOW)
+            await asyncio.sleep(0)
+            urgent = asyncio.create_task(doubled(served, 4, priority=Priority.HIGH))
+            with pytest.raises(OverloadedError):
+                await low
+            release.set()
+            doubler.gate.set()
+            assert [await running, await normal, await urgent] == [2.0, 4.0, 8.0]
+            await preparing
+
+    run(main)
+
+
+def test_whoever_waits_for_a_place_leaves_the_line_at_the_deadline_though_others_are_before_him():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            doubler.gate.clear()
+            running = asyncio.create_task(doubled(served, 1))
+            await until(doubler.entered.is_set)
+            first = asyncio.create_task(doubled(served, 2))
+            await asyncio.sleep(0)
+            late = [asyncio.create_task(doubled(served, 3, deadline=0.01)) for _ in range(50)]
+            for answer in await ended(*late):
+                assert isinstance(answer, DeadlineExceededError)
+            assert [len(waiters) for waiters in served._admission._line.values()] == [1]
+            doubler.gate.set()
+            assert [await running, await first] == [2.0, 4.0]
+            assert not served._admission._line
 
     run(main)
 

@@ -238,6 +238,52 @@ def test_sigterm_in_the_middle_of_a_batch_still_answers_what_was_accepted(reposi
         assert process.wait(20) == 0
 
 
+def test_a_closed_runner_puts_the_former_handler_of_a_signal_back():
+    def mine(*_: object) -> None:
+        """Do nothing."""
+
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            served.close_on(signal.SIGUSR1, signal.SIGUSR2)
+            served.close_on(signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGUSR1) is not mine
+
+    before = signal.signal(signal.SIGUSR1, mine)
+    try:
+        run(main)
+        assert signal.getsignal(signal.SIGUSR1) is mine
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_where_no_signals_can_be_watched_for_the_caller_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match=r"main thread of a Unix process, or call close yourself"):
+                served.close_on(signal.SIGTERM)
+            assert await doubled(served, 2) == 4.0
+
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join(20)
+    assert errors == []
+
+    def refused(*_: object) -> None:
+        raise NotImplementedError  # as loops on Windows do
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler", refused)
+    run(main)
+
+
 def test_a_forked_child_is_told_instead_of_waiting_for_threads_it_does_not_have(repository: Path):
     result = subprocess.run(
         [sys.executable, "-c", _FORK], cwd=repository, capture_output=True, text=True, timeout=30, check=False

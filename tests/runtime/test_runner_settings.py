@@ -11,6 +11,7 @@ import pytest
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import EngineFailedError
 from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import HANG, Doubler, doubled, ended, run, runner, sample, towers, until
@@ -30,6 +31,10 @@ NAN = float("nan")
         ({"open_timeout": 0}, "open_timeout is 0; give seconds above 0"),
         ({"drain_timeout": NAN}, "drain_timeout is nan; give seconds, 0 or more, or None"),
         ({"drain_timeout": -1}, "drain_timeout is -1; give seconds, 0 or more, or None"),
+        ({"length_buckets": (8, "a")}, "length_buckets is .*; give whole numbers in a tuple"),
+        ({"length_buckets": 8}, "length_buckets is 8; give whole numbers in a tuple"),
+        ({"engine": "ort"}, "engine is 'ort'; give a function"),
+        ({"warm_up": "no"}, "warm_up is 'no'; give True or False"),
         ({"when_full": "shad"}, "unknown behaviour when full 'shad'.*did you mean 'shed'"),
         ({"batching": 3}, "batching is a int; give a BatchPolicy, or one a tower"),
         ({"batching": {"double": None}}, "batching of 'double' is a NoneType; give a BatchPolicy"),
@@ -38,6 +43,17 @@ NAN = float("nan")
 def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], words: str):
     with pytest.raises(UserError, match=words):
         RunnerConfig(**settings)
+
+
+@pytest.mark.parametrize("sizes", [(1.5,), ("4",), None, 4])
+def test_preferred_batch_sizes_that_are_no_whole_numbers_are_refused(sizes: Any):
+    with pytest.raises(UserError, match=r"preferred.batch.size.*; give "):
+        BatchPolicy(preferred_batch_sizes=sizes)
+
+
+def test_a_tower_with_lengths_that_are_no_numbers_is_refused():
+    with pytest.raises(UserError, match=r"are no whole numbers; give such as"):
+        TowerSource(engine=Doubler(), ragged={"x": 0}, length_buckets=(8, "a"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{"max_batch_size": 1.5}, {"max_queue_delay_microseconds": NAN}])
@@ -87,7 +103,28 @@ def test_a_path_without_a_bundle_is_refused_with_a_remedy(tmp_path: Path):
     run(main)
 
 
-@pytest.mark.parametrize("options", [{"priority": "high"}, {"priority": None}, {"deadline": "soon"}])
+@pytest.mark.parametrize("tower", [3, None, ["a"], ("double",)])
+def test_a_tower_that_is_no_name_is_the_callers_error_and_the_names_are_told(tower: Any):
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match=f"the tower is a {type(tower).__name__}; give .*: double"):
+                await served.infer(tower, sample(1))
+            assert await doubled(served, 2) == 4.0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"priority": "high"},
+        {"priority": None},
+        {"deadline": "soon"},
+        {"deadline": NAN},
+        {"deadline": 10**400},
+        {"deadline": -(10**400)},
+    ],
+)
 def test_a_priority_or_deadline_that_is_no_number_harms_nobody_else(options: dict[str, Any]):
     doubler = Doubler()
 

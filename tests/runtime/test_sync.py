@@ -1,0 +1,152 @@
+"""What a script would lose in the blocking runner: rows, the first error, threads, loops and its own exit."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.fake import FakeEngine
+from edgeglm.engines.protocol import TensorSpec
+from edgeglm.runtime.batch_queue import BatchPolicy
+from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.requests import EngineFailedError, RunnerClosedError, Sample
+from edgeglm.runtime.sync import SyncRunner
+from tests.runtime.faults import LIMIT
+
+pytestmark = pytest.mark.filterwarnings("error")
+DECLARED = 3
+
+
+class Words:
+    """A text tower whose embedding is the number that a text is; "bad" and "worse" are none."""
+
+    def __init__(self, *, width: int | str = DECLARED) -> None:
+        self.width = width
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def engine(self) -> FakeEngine:
+        def function(feeds: Any) -> list[np.ndarray]:
+            self.entered.set()
+            assert self.gate.wait(LIMIT)
+            return [np.repeat(feeds["x"], DECLARED, axis=1)]
+
+        return FakeEngine(
+            inputs=[TensorSpec(name="x", dtype="float32", shape=("B", 1))],
+            outputs=[TensorSpec(name="embedding", dtype="float32", shape=("B", self.width))],
+            function=function,
+        )
+
+    def prepare(self, texts: Sequence[object]) -> list[Sample | EdgeglmError]:
+        return [
+            UserError(f"{text} is no number; give one")
+            if text in ("bad", "worse")
+            else {"x": np.full(1, float(str(text)), np.float32)}
+            for text in texts
+        ]
+
+
+def script(words: Words, **changes: Any) -> SyncRunner:
+    tower = TowerSource(engine=words.engine, prepare=words.prepare)
+    return SyncRunner({"text": tower}, RunnerConfig(warm_up=False, **changes))
+
+
+@pytest.mark.parametrize(("width", "shape"), [(DECLARED, (0, DECLARED)), ("D", (0, 0))])
+def test_no_texts_are_no_rows_of_the_declared_width(width: int | str, shape: tuple[int, int]):
+    with script(Words(width=width)) as served:
+        found = served.embed_texts([])
+        assert found.shape == shape
+        assert found.dtype == np.float32
+        assert served.embed_texts(["1", "2"]).shape == (2, DECLARED)
+
+
+@pytest.mark.parametrize("when_full", ["shed", "wait"])
+def test_a_list_longer_than_the_capacity_is_answered_in_order(when_full: str):
+    with script(Words(), capacity=3, when_full=when_full) as served:
+        found = served.embed_texts([str(number) for number in range(50)])
+        assert found[:, 0].tolist() == list(range(50))
+        assert served.stats().shed == 0
+
+
+def test_the_first_bad_text_of_a_list_is_told_and_nothing_stays_behind():
+    policy = BatchPolicy(max_batch_size=1)
+    with script(Words(), capacity=8, batching=policy) as served:
+        with pytest.raises(UserError, match="worse is no number"):
+            served.embed_texts(["1", "2", "worse", "4", "bad", *"56789"])
+        assert served.stats().held == 0
+        assert served.embed_text("3").tolist() == [3.0] * DECLARED
+
+
+def test_a_runner_that_was_never_entered_or_is_closed_leaves_nothing_behind():
+    before = threading.active_count()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        served = script(Words())
+        with pytest.raises(RunnerClosedError, match="use it in a 'with' statement"):
+            served.embed_texts(["1", "2"])
+        with served:
+            pass
+        with pytest.raises(RunnerClosedError, match="use it in a 'with' statement"):
+            served.embed_texts(["1", "2"])
+        with pytest.raises(RunnerClosedError, match="use it in a 'with' statement"):
+            served.embed_images([b"1", b"2"])
+        del served
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+    assert threading.active_count() == before
+
+
+def test_what_is_left_in_the_loop_is_cancelled_when_a_script_ends():
+    ended = threading.Event()
+    served = script(Words())
+
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(1e6)
+        finally:
+            ended.set()
+
+    with served:
+        assert served._loop is not None
+        asyncio.run_coroutine_threadsafe(forever(), served._loop)
+        served.embed_text("1")
+    assert ended.is_set()
+    assert served._loop.is_closed()
+
+
+def test_a_caller_in_another_thread_hears_that_the_runner_was_closed():
+    words, heard = Words(), list[BaseException]()
+    served = script(words, drain_timeout=0.05, hang_after=0.2)
+
+    def call() -> None:
+        try:
+            served.embed_text("1")
+        except EdgeglmError as error:
+            heard.append(error)
+
+    with served:
+        words.gate.clear()
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert words.entered.wait(LIMIT)
+    thread.join(LIMIT)
+    words.gate.set()
+    assert [type(error) for error in heard] in ([RunnerClosedError], [EngineFailedError])
+
+
+def test_a_script_that_runs_in_an_event_loop_itself_is_served_and_ends():
+    async def notebook() -> None:
+        with script(Words()) as served:
+            assert served.embed_text("2").tolist() == [2.0] * DECLARED
+
+    asyncio.run(notebook())
