@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.conversion import (
     Prepared,
     file_by_plan,
@@ -51,6 +51,8 @@ from edgeglm.targets.schema import Target
 
 _HELD_OUT_SHARE = 4  # one batch of this many is kept from the ranges
 MIN_SAMPLES = 2
+_REPORT_NAME = "report.json"
+_WRITTEN = ("model.onnx", "plan.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def quantize_onnx(
     Args:
         source: Any FP32 ONNX file; never written.
         batches: Calibration samples; the last quarter is kept from the ranges for the cosine.
-        out: The folder to write; replaced as a whole.
+        out: The folder to write; an earlier one of ours is replaced as a whole, another is refused.
         target: What the file is for. On "cpu" schemes are timed here.
         settings: How.
         metric: Gives a file's score, higher is better; the cosine to FP32 if None.
@@ -106,9 +108,10 @@ def quantize_onnx(
         progress: Told of each evaluation.
 
     Raises:
-        UserError: The model, the samples or the plan do not fit.
+        UserError: The model, the samples or the plan do not fit, or ``out`` holds something else.
         EdgeglmError: A quantizer failed.
     """
+    require_free(out, source)
     settings, progress = settings or Settings(), progress or QuietProgress()
     _require_target(target, settings, plan)
     if batches.samples < MIN_SAMPLES:
@@ -150,6 +153,11 @@ def quantize_onnx(
             search=report,
         )
         return outcome if report.chosen is None else _first_written(task, outcome, ranges, Path(folder), out)
+
+
+def require_free(out: Path, *inputs: Path) -> None:
+    """Raise UserError if ``out`` holds something that ``quantize_onnx`` did not write, or an input."""
+    require_ours(out, _REPORT_NAME, _WRITTEN, inputs=inputs)
 
 
 def _require_target(target: Target, settings: Settings, plan: PrecisionPlan | None) -> None:
@@ -297,7 +305,7 @@ def _write(done: Outcome, plan: PrecisionPlan, made: Path, out: Path) -> None:
         new.mkdir()
         shutil.copyfile(made, new / "model.onnx")
         (new / "plan.toml").write_text(plan_to_toml(plan), "utf-8")
-        (new / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+        (new / _REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         put_in_place(new, out)
 
 

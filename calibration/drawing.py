@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.feeds import Array, Batches
 from edgeglm.calibration.intake import Reading, candidates_from_data
 from edgeglm.calibration.sets import (
@@ -24,6 +24,7 @@ from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
 
 TOWER = "model"
+_WRITTEN = (f"{TOWER}.npz", "curve.json")
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(x\d+)*)")
 
 
@@ -51,13 +52,16 @@ def calibration_set_for_model(
     tokenizer: Path | None = None,
     evaluation: Path | None = None,
 ) -> CalibrationSet:
-    """Draw samples for a model and write the set to ``out``, which is replaced as a whole.
+    """Draw samples for a model and write the set to ``out``; an earlier set there is replaced as a whole.
 
     The other arguments are those of ``intake.candidates_from_data``.
 
     Raises:
-        UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``.
+        UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``; or ``out``
+            holds something else than a set.
     """
+    given = [path for path in (data, onnx_path, tokenizer, evaluation) if path is not None]
+    require_ours(out, RECORD_NAME, _WRITTEN, inputs=given)
     inputs = model_inputs(onnx_path)
     candidates = candidates_from_data(
         data, inputs, reading=drawing.reading, tokenizer=tokenizer, evaluation=evaluation
@@ -84,8 +88,9 @@ def random_set_for_model(
     """Write noise for a model, which the record then says. Needs ``allow_random``, and every dimension.
 
     ``shapes`` are ``name:1x3x224x224`` for inputs whose dimensions the model leaves open; the first of
-    each is replaced by the number of samples.
+    each is replaced by the number of samples. ``out`` is as in :func:`calibration_set_for_model`.
     """
+    require_ours(out, RECORD_NAME, _WRITTEN, inputs=[onnx_path])
     given = _parsed(shapes)
     tensors = {spec.name: _noise(spec, given.get(spec.name), drawing) for spec in model_inputs(onnx_path)}
     with disk_errors(out), staging_folder(out) as staged:

@@ -24,6 +24,7 @@ from edgeglm.export.graph import Graph, model_from_file, name_of, named
 from edgeglm.export.obstacles import onnxruntime_obstacle, quantizer_notes, tensorrt_obstacle
 from edgeglm.export.ort_fusion import fused_by_onnxruntime
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
+from edgeglm.export.outputs import require_other_file
 from edgeglm.export.patterns import Match, added_norms, conv_batch_norms, gelus, norms
 from edgeglm.export.residuals import quantized_residuals, shared_projections
 from edgeglm.export.rewrites import Rewritten, rewrite
@@ -114,8 +115,10 @@ def rewritten_file(path: Path, out: Path, runtime: Runtime) -> Rewritten:
     """Write a model whose patterns a runtime fuses.
 
     For TensorRT with standard operators, and attention's scale before its first product; for ONNX Runtime
-    with its own operators, which TensorRT does not know. Raises UserError when the file cannot be read.
+    with its own operators, which TensorRT does not know. Raises UserError when the file cannot be read, or is
+    ``out`` itself.
     """
+    require_other_file(out, path)
     model = model_from_file(path)
     if runtime == "onnxruntime":
         done = rewrite_for_onnxruntime(model)

@@ -72,12 +72,13 @@ def command(
     """
     import msgspec
 
-    from edgeglm.calibration.any_model import quantize_onnx
+    from edgeglm.calibration.any_model import quantize_onnx, require_free
     from edgeglm.calibration.outcome import Settings
     from edgeglm.calibration.plan import plan_from_file
     from edgeglm.calibration.scoring import metric_from_name
     from edgeglm.targets.schema import load_target
 
+    require_free(output, model, data)
     target = load_target(target_name)
     settings = msgspec.convert(
         {

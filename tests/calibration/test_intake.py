@@ -258,3 +258,28 @@ def test_a_curve_shows_what_the_users_own_metric_keeps(
     )  # fmt: skip
     assert code == 0
     assert [point["kept"] for point in json.loads(capsys.readouterr().out)["curve"]] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("command", ["calibrate", "random", "quantize"])
+def test_a_folder_that_holds_something_else_is_never_replaced(
+    fp32_dir: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, keep = tmp_path / "project", tmp_path / "keep"
+    project.mkdir()
+    keep.mkdir()
+    texts: dict[str, Any] = tower_tensors("text", 16)
+    np.savez(project / "text.npz", **texts)
+    (project / "text.onnx").write_bytes((fp32_dir / "text.onnx").read_bytes())
+    (keep / "thesis.txt").write_text("years of work")
+    (keep / "report.json").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data, model = str(project / "text.npz"), str(project / "text.onnx")
+    arguments = {
+        "calibrate": ["calibrate", data, "--model", model],
+        "random": ["calibrate", "--model", model, "--allow-random-calibration"],
+        "quantize": ["quantize", model, "--data", data],
+    }[command]
+    for out, why in ((project, "lies in"), (keep, "did not write there")):
+        assert exit_code([*arguments, "--output", str(out)]) == 2
+        assert why in capsys.readouterr().err.replace("\n", " ")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -106,6 +106,21 @@ def test_fusions_are_listed_and_the_model_rewritten(
     assert "layer-norm" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "arguments", [("lower", "--output"), ("lint", "--data", "x.npz", "--output"), ("fusions", "--write")]
+)
+def test_no_command_writes_over_its_model(
+    arguments: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "alias.onnx").hardlink_to(model)
+    before = model.read_bytes()
+    command, *options = arguments
+    for out in (model, tmp_path / "no" / ".." / "text.onnx", tmp_path / "alias.onnx"):
+        code, _, err = said(capsys, command, model, *options, out)
+        assert (code, model.read_bytes()) == (2, before)
+        assert "would be written over" in err.replace("\n", " ")
+
+
 def test_inspect_shows_an_onnx_file(model: Path, capsys: pytest.CaptureFixture[str]):
     code, found, _ = said(capsys, "inspect", model)
     assert (code, found["precision"], found["opsets"]) == (0, "fp32", {"ai.onnx": 20})
