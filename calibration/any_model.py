@@ -175,11 +175,8 @@ def _require_target(target: Target, settings: Settings, plan: PrecisionPlan | No
 
 def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
     """Return batches to find ranges on, and batches that only cosines are measured on."""
-    if len(batches) == 1:  # too few for two batches: the rows are shared out
-        half = max(1, batches.samples // 2)
-        head = Batches(batches.arrays, half, start=batches.start, stop=batches.start + half)
-        rest = Batches(batches.arrays, half, start=batches.start + half, stop=batches.stop)
-        return head, rest
+    if len(batches) == 1:
+        return batches.halves()
     held = max(1, len(batches) // _HELD_OUT_SHARE)
     return batches[:-held], batches[-held:]
 

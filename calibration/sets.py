@@ -215,7 +215,7 @@ def random_calibration_set(
     if not allow_random:
         raise UserError(
             "calibrating on random data gives ranges that real inputs do not have; "
-            "give training data, or pass allow_random"
+            "give training data, or --allow-random-calibration"
         )
     folder.mkdir(parents=True, exist_ok=True)
     records = {}
@@ -254,7 +254,7 @@ def open_calibration_set(folder: Path) -> CalibrationSet:
 
 
 def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int]:
-    """Return at most ``count`` positions, one stratum after the other in turn, sorted.
+    """Return at most ``count`` positions, one of each stratum in turn, so that every prefix is stratified.
 
     A small stratum gives all it has and the others fill up.
     """
@@ -268,7 +268,7 @@ def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int
         for queue in queues:
             if turn < len(queue) and len(chosen) < count:
                 chosen.append(int(queue[turn]))
-    return sorted(chosen)
+    return chosen
 
 
 def _disjoint(tower: str, drawn: Sequence[CalibrationSample], evaluation: Iterable[str]) -> Disjointness:

@@ -214,11 +214,16 @@ class TowerFiles:
         return self._measured(tower, out, "int8", report)
 
     def _split(self, tower: str) -> tuple[Batches, Batches]:
-        """Return the batches that ranges are found on, and those that the cosine is measured on."""
+        """Return the batches that ranges are found on, and those that the cosine is measured on.
+
+        Both are the same where there is only one sample.
+        """
         batches = self.calibration.batches(tower)
+        if len(batches) == 1:
+            return batches.halves() if batches.samples > 1 else (batches, batches)
         size = self.calibration.record.batch_size
         held = max(1, min(len(batches) // 2, -(-self.config.held_out // size)))
-        return (batches[:-held], batches[-held:]) if len(batches) > 1 else (batches, batches)
+        return batches[:-held], batches[-held:]
 
     def _measured(
         self, tower: str, path: Path, precision: Precision, report: ConversionReport | Any

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("onnx")
@@ -13,8 +14,10 @@ pytest.importorskip("modelopt")
 from edgeglm.calibration.conversion import prepared_model, whole_plan
 from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
 from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
+from edgeglm.calibration.towers import TowerFiles
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError
+from edgeglm.core.progress import QuietProgress
 from tests.calibration.towers import tower_tensors
 
 
@@ -210,3 +213,21 @@ def test_absent_towers_and_policies_are_named(
             judge=_judge,
             config=QuantizeConfig(policies={"image": "linear-onli", "text": "linear-only"}),
         )
+
+
+@pytest.mark.parametrize(("batch_size", "shared"), [(4, (8, 8)), (16, (8, 8)), (6, (12, 4))])
+def test_ranges_are_not_found_on_what_the_cosine_is_measured_on(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, batch_size: int, shared: tuple[int, int]
+) -> None:
+    record = msgspec.structs.replace(calibration.record, batch_size=batch_size)
+    files = TowerFiles(
+        fp32_dir=fp32_dir,
+        scratch=tmp_path,
+        calibration=CalibrationSet(folder=calibration.folder, record=record),
+        config=QuantizeConfig(),
+        progress=QuietProgress(),
+    )
+    seen, held_out = files._split("image")
+    assert (seen.samples, held_out.samples) == shared
+    assert seen.stop == held_out.start
+    assert files.int8("image", "max").fidelity.mean_cosine < 1.0
