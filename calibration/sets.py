@@ -105,6 +105,7 @@ class Candidates:
         digests: sha256 of each sample's raw content (pixels or caption), as in the evaluation's list.
         tensors: Makes the tower's inputs for chosen positions, in that order: name -> [n, ...].
         evaluation_digests: sha256 of every sample that any evaluation uses, made the same way.
+        digest_kind: What digests are of, such as "files" or "texts": those of two kinds are never equal.
         traits: What else samples vary in, such as "length" or "resolution": name -> value of each.
         rows_at_once: How many samples ``tensors`` is asked for at a time; all chunks must have the
             same trailing shape.
@@ -115,6 +116,7 @@ class Candidates:
     digests: Sequence[str]
     tensors: Callable[[Sequence[int]], Tensors]
     evaluation_digests: Iterable[str]
+    digest_kind: str = "content"
     traits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     rows_at_once: int = ROWS_AT_ONCE
 

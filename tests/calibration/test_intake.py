@@ -283,3 +283,18 @@ def test_a_folder_that_holds_something_else_is_never_replaced(
         assert exit_code([*arguments, "--output", str(out)]) == 2
         assert why in capsys.readouterr().err.replace("\n", " ")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_evaluation_that_cannot_be_compared_proves_nothing(fp32_dir: Path, tmp_path: Path) -> None:
+    """Digests of picture files and of arrays differ even where the pictures are the same."""
+    data = _pictures(tmp_path / "data")
+    made = calibration_set_for_model(
+        data, fp32_dir / "image.onnx", tmp_path / "set", drawing=Drawing(samples=8)
+    )
+    pixels: dict[str, Any] = {"pixels": made.batches("model")[0]["pixels"]}
+    np.savez(tmp_path / "same.npz", **pixels)
+    for one, other in ((data, tmp_path / "same.npz"), (tmp_path / "same.npz", data)):
+        with pytest.raises(UserError, match=r"its (files|arrays).* never agree; give both in one form"):
+            calibration_set_for_model(
+                one, fp32_dir / "image.onnx", tmp_path / "no", drawing=Drawing(), evaluation=other
+            )
