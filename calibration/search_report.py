@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -11,7 +11,7 @@ from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method
 
 Step = Literal["scheme", "alone", "greedy", "pareto"]
-_CLEARLY = 1.1  # two timings of one file differ by several percent
+_CLEARLY = 1.1  # of two speeds: two timings of one file differ by several percent
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +92,28 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def pace(found: Evaluated) -> float:
     """Order by measured speed, else by the roofline."""
     return found.speedup if found.speedup is not None else found.saved
+
+
+def clearly_slower(speed: float, speeds: Iterable[float]) -> bool:
+    """Whether one of ``speeds`` is faster by more than timings of one file differ."""
+    return speed * _CLEARLY < max(speeds)
+
+
+def swiftest_first(found: Sequence[Evaluated], *, by_score: bool = False) -> list[Evaluated]:
+    """Return those that none is clearly faster than, then the others, the faster first.
+
+    The former count as equally fast, for a timing is off by several percent and a choice should not depend
+    on that: they keep their order, or the one that keeps most of the score is first.
+    """
+    if not found:
+        return []
+    timed = any(e.speedup is not None for e in found)
+    least = max(map(pace, found)) / (_CLEARLY if timed else 1.0)
+
+    def place(one: Evaluated) -> tuple[float, float]:
+        return (-least if pace(one) >= least else -pace(one)), (-one.kept if by_score else 0.0)
+
+    return sorted(found, key=place)
 
 
 def worth_mending(found: Evaluated, starts: Sequence[Evaluated]) -> bool:

@@ -23,6 +23,7 @@ from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import ConversionReport, fidelity, fp16_from_fp32, int8_from_fp32
 from edgeglm.calibration.schemes import Method, Scheme, scheme_named
 from edgeglm.calibration.search import search_plan
+from edgeglm.calibration.search_report import clearly_slower
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
 from edgeglm.core.progress import Progress
@@ -31,7 +32,6 @@ from edgeglm.evaluate.parity import Parity
 if TYPE_CHECKING:
     from edgeglm.calibration.quantize import QuantizeConfig
 
-_CLEARLY = 1.1
 Precision = Literal["fp32", "fp16", "int8"]
 TOWERS = ("image", "text")
 #: Given the files of both towers, the share of FP32's score that they keep.
@@ -125,7 +125,7 @@ class TowerFiles:
                 path = self._whole(tower, name, self.config.methods[0])[0]
                 timed[name] = round(self._speedup(tower)(path), 3)
             paying = [name for name in timed if timed[name] > MIN_GAIN]
-            paying.sort(key=lambda name: timed[name] * _CLEARLY < max(timed.values()))
+            paying.sort(key=lambda name: clearly_slower(timed[name], timed.values()))
             self._schemes[tower] = tuple(scheme_named(name) for name in paying)
         return self._schemes[tower]
 
