@@ -15,12 +15,8 @@ from pathlib import Path
 import msgspec
 
 from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-)
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches
+from edgeglm.calibration.drawing import model_inputs
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
@@ -28,6 +24,7 @@ from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.outcome import OP_TYPES, Outcome, Settings
 from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
 from edgeglm.calibration.precision import checked_feeds
+from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.schemes import (
     SCHEMES,
@@ -121,7 +118,7 @@ def quantize_onnx(
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})
-        seen, held_out = split_batches(batches)
+        seen, held_out = split_batches(batches, fixed=_fixed_batch(source))
         if alpha := settings.smooth if plan is None else plan.smooth:
             prepared = smoothed(prepared, seen, alpha)
         measure, baseline = measure_against(
@@ -173,12 +170,26 @@ def _require_target(target: Target, settings: Settings, plan: PrecisionPlan | No
         )
 
 
-def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
-    """Return batches to find ranges on, and batches that only cosines are measured on."""
+def split_batches(batches: Batches, *, fixed: int = 0) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
+    """Return batches to find ranges on, and batches that only cosines are measured on.
+
+    Raises UserError where there is one batch and the model takes no other size (``fixed``).
+    """
     if len(batches) == 1:
+        if fixed:
+            raise UserError(
+                f"{batches.samples} samples are one batch, and the model takes batches of {fixed} only; "
+                f"give at least {2 * fixed}, for ranges and to measure"
+            )
         return batches.halves()
     held = max(1, len(batches) // _HELD_OUT_SHARE)
     return batches[:-held], batches[-held:]
+
+
+def _fixed_batch(source: Path) -> int:
+    """Return the batch size that a model is bound to, 0 for one that takes any."""
+    sizes = [spec.shape[0] for spec in model_inputs(source) if spec.shape]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def schemes_for(target: Target, prepared: Prepared, name: str = "") -> tuple[Scheme, ...]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model, whole_plan
+from edgeglm.calibration.conversion import activations_of, int8_by_plan, whole_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, x86_sums_16_bits
-from edgeglm.calibration.scoring import Metric, score_of
+from edgeglm.calibration.scoring import Metric, baseline_of, score_of
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
@@ -71,7 +72,7 @@ def curve_of_sizes(
     Raises UserError when a size leaves no sample to measure on.
     """
     most = largest_size(batches.samples, sizes)
-    baseline = None if metric is None else score_of(metric, onnx_path)
+    baseline = None if metric is None else baseline_of(metric, onnx_path)
     prepared = prepared_model(onnx_path)
     scheme = "u8s8-chains" if prepared.has_convolutions else "u8s8"
     if x86_sums_16_bits(cpu_flags()):

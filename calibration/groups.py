@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1}
 #: What may stay INT8 between two INT8 nodes: it follows its inputs and has no weights.
 _GLUE = ("Clip", "Relu", "Add", "MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten")
-_FLOATS = (1, 10, 11)  # TensorProto.FLOAT, FLOAT16, DOUBLE
+_FLOATS = (1, 10, 11, 16)  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)

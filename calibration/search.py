@@ -20,10 +20,11 @@ from typing import Literal
 
 import msgspec
 
-from edgeglm.calibration.conversion import Prepared, int8_by_plan
+from edgeglm.calibration.conversion import int8_by_plan
 from edgeglm.calibration.groups import Group, joined_groups
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import Embeddings, PlanGroup, PrecisionPlan
+from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.calibration.scoring import Measure
 from edgeglm.calibration.search_report import (

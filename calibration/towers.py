@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches, whole_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import ConversionReport, fidelity, fp16_from_fp32, int8_from_fp32
+from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.schemes import Method, Scheme, scheme_named
 from edgeglm.calibration.search import search_plan
 from edgeglm.calibration.search_report import clearly_slower

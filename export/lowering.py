@@ -88,7 +88,7 @@ def lane_a(model: onnx.ModelProto, *, keep_fp32: Sequence[str] = ()) -> Lowered:
     """Return the lane A form of a model; see :func:`lane_a_from_onnx`."""
     work = _prepared(model)
     if opset_of(work) < LANE_A_OPSET:
-        work = _raised(work, LANE_A_OPSET)  # a default may differ: RoiAlign's did in 16
+        work = raised(work, LANE_A_OPSET)  # a default may differ: RoiAlign's did in 16
     widened = widen(work)
     quantized = float_weights(work)
     rewritten, sensitive = _lower(work, LANE_A_OPSET)
@@ -115,7 +115,7 @@ def lane_b(model: onnx.ModelProto) -> Lowered:
     work = _prepared(model)
     opset, (low, high) = opset_of(work), LANE_B_OPSETS
     if opset < low:
-        work = _raised(work, low)
+        work = raised(work, low)
         return Lowered(model=_finished(work), opset=low)
     if opset <= high:
         return Lowered(model=_finished(work), opset=opset)
@@ -135,7 +135,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
                 "give the file as it was before that runtime's optimizer rewrote it"
             )
     if opset_of(work) < _OLDEST_READABLE:
-        work = _raised(work, _OLDEST_READABLE)
+        work = raised(work, _OLDEST_READABLE)
     named(work)
     for node in work.graph.node:
         # trtexec takes a list of "name:precision" between commas, as one word.
@@ -143,7 +143,8 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return work
 
 
-def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return an older model for a newer operator set. Raises UserError where onnx has no converter."""
     try:
         return onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:

@@ -38,13 +38,9 @@ from fusion_page import ROUNDS, page  # noqa: E402
 from quantization_page import stamped  # noqa: E402
 
 from edgeglm.build.export_model import export_model  # noqa: E402
-from edgeglm.calibration.conversion import (  # noqa: E402
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches, whole_plan  # noqa: E402
 from edgeglm.calibration.precision import fp16_from_fp32  # noqa: E402
+from edgeglm.calibration.preparation import prepared_model  # noqa: E402
 from edgeglm.compile.contract import tower_profile  # noqa: E402
 from edgeglm.compile.worker import BuildRequest, engine_built_apart  # noqa: E402
 from edgeglm.core.errors import EdgeglmError  # noqa: E402

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from edgeglm.calibration.any_model import quantize_onnx, split_batches
-from edgeglm.calibration.conversion import int8_by_plan, prepared_model, ranges_from_batches
+from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes, x86_sums_16_bits
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.cli.main import exit_code

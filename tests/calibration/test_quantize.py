@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
-from edgeglm.calibration.conversion import prepared_model, whole_plan
+from edgeglm.calibration.conversion import whole_plan
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
 from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
 from edgeglm.calibration.towers import TowerFiles

@@ -13,9 +13,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
 from edgeglm.calibration.any_model import quantize_onnx
-from edgeglm.calibration.conversion import prepared_model
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.search_report import Evaluated, swiftest_first
 from edgeglm.cli.main import exit_code
