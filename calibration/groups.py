@@ -37,8 +37,9 @@ def quantizable_groups(model: onnx.ModelProto, *, op_types: Collection[str] = WE
 
     Raises UserError when the model is quantized already, or holds no product with constant weights.
     """
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise UserError("the model is quantized already; give the FP32 model that it was made from")
+    from edgeglm.export.graph import unquantized
+
+    unquantized(model)
     sizes = {
         tensor.name: _elements(tensor) for tensor in model.graph.initializer if tensor.data_type in _FLOATS
     }

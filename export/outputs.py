@@ -1,10 +1,23 @@
-"""Where a written model may go: anywhere but over what it is made from."""
+"""Where a written model may go: anywhere that can be written but over what it is made from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from edgeglm.core.errors import UserError
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file, and its folder. Raises UserError where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose a folder that can be "
+            "written"
+        ) from error
+    return path
 
 
 def require_other_file(out: Path, *inputs: Path) -> None:

@@ -38,7 +38,7 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
 
     ONNX Runtime computes the graph as it stands, with no fusion, and one batch is held at a time.
 
-    Raises UserError when there is no batch, or the batches do not fit the model.
+    Raises UserError when there is no batch, the batches do not fit the model, or it cannot be run.
     """
     import onnxruntime
 
@@ -51,9 +51,15 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base, nor with protobuf's
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"ONNX Runtime cannot run the model: {reason}; export it with operators that it has, below 2 GB"
+        ) from error
     found: dict[str, Range] = {}
     wanted = [output.name for output in session.get_outputs() if output.name in names]
     taken = {value.name for value in session.get_inputs()}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeglm.calibration.feeds import Batches
     from edgeglm.calibration.origin import Origin
     from edgeglm.calibration.outcome import Outcome
+    from edgeglm.calibration.plan import PrecisionPlan
     from edgeglm.calibration.search_report import SearchReport
 
 _OPS = ("Conv", "Gemm", "MatMul")
@@ -113,8 +114,10 @@ def command(
             progress=app.progress,
         )
     _show(app, outcome, output)
+    if plan is not None and not outcome.passed:
+        _reasons(app, plan)
     app.emit(msgspec.to_builtins(outcome))
-    _require_passed(outcome, target.kind == "cpu")
+    _require_passed(outcome, target.kind == "cpu", searched=plan is None)
 
 
 def _batches(
@@ -169,6 +172,15 @@ def _ranking(app: App, report: SearchReport) -> None:
         )
 
 
+def _reasons(app: App, plan: PrecisionPlan) -> None:
+    """Show what a plan that did not pass says of its groups: those in INT8 first."""
+    groups = sorted(plan.group, key=lambda group: group.precision == "high")[:_SHOWN]
+    app.table(
+        [f"groups of the plan, {len(groups)} of {len(plan.group)}", "precision", "ranges", "reason"],
+        [(group.name, group.precision, group.method, group.reason or "none given") for group in groups],
+    )
+
+
 def _evaluations(app: App, report: SearchReport) -> None:
     rows = [
         (
@@ -198,11 +210,13 @@ def _evaluations(app: App, report: SearchReport) -> None:
         app.table(headings, rows)
 
 
-def _require_passed(outcome: Outcome, on_cpu: bool) -> None:
+def _require_passed(outcome: Outcome, on_cpu: bool, *, searched: bool) -> None:
     from edgeglm.core.errors import GateError
 
     if not outcome.passed:
         remedy = "lower --gate, give more samples or more --evaluations"
+        if not searched:
+            remedy = 'set precision = "high" for a group that costs much, or search without --precision-plan'
         if on_cpu and "faster" in outcome.search.reason:
             remedy = "use the FP32 model on this machine"
         raise GateError(f"{outcome.search.reason}; nothing was written, {remedy}")

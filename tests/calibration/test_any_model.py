@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -286,3 +287,21 @@ def test_a_file_that_names_the_standard_domain_twice_is_quantized_all_the_same(
         plan = _plan_of(tmp_path / "twice.onnx", scheme)
         batches, out = _batches("text"), tmp_path / scheme
         assert quantize_onnx(tmp_path / "twice.onnx", batches, out, target=CPU, plan=plan).passed
+
+
+def test_a_plan_that_does_not_pass_shows_its_reasons_and_what_to_edit(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _plan_of(fp32_dir / "text.onnx", "u8s8")
+    groups = tuple(msgspec.structs.replace(group, reason=f"for {group.name}") for group in plan.group)
+    (tmp_path / "plan.toml").write_text(plan_to_toml(msgspec.structs.replace(plan, group=groups)))
+    texts: dict[str, Any] = {**tower_tensors("text", 16)}
+    np.savez(tmp_path / "data.npz", **texts)
+    code = exit_code(
+        ["quantize", str(fp32_dir / "text.onnx"), "--data", str(tmp_path / "data.npz"), "--output",
+         str(tmp_path / "out"), "--precision-plan", str(tmp_path / "plan.toml"), "--gate", "1.0"]
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 3
+    assert "for up/MatMul" in said.out
+    assert 'set precision = "high"' in said.err.replace("\n", " ")

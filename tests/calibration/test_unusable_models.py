@@ -18,10 +18,13 @@ from onnx import numpy_helper
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import whole_plan
 from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.groups import quantizable_groups
+from edgeglm.calibration.policy import nodes_of_policy, policy_named
 from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.scoring import metric_from_name
 from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
+from edgeglm.export.fp16_lint import lint_fp16
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import tower_tensors
 
@@ -227,3 +230,12 @@ def test_a_batch_that_the_model_takes_whole_is_not_split(fp32_dir: Path, tmp_pat
     with pytest.raises(UserError, match="give at least 8"):
         quantize_onnx(tmp_path / "fixed.onnx", _batches("image", 4), tmp_path / "out", target=CPU)
     assert quantize_onnx(tmp_path / "fixed.onnx", _batches("image", 8), tmp_path / "out", target=CPU).passed
+
+
+@pytest.mark.parametrize("op", ["QLinearConv", "MatMulInteger", "DynamicQuantizeLinear", "DequantizeLinear"])
+def test_whatever_computes_with_integers_is_quantized_already(fp32_dir: Path, op: str) -> None:
+    model = onnx.load(fp32_dir / "text.onnx")
+    model.graph.node.append(onnx.helper.make_node(op, ["r"], ["integers"], "odd"))
+    for refused in (quantizable_groups, lambda m: nodes_of_policy(m, policy_named("linear-only")), lint_fp16):
+        with pytest.raises(UserError, match=f"quantized already: node 'odd' is a {op}"):
+            refused(model)

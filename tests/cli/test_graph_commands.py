@@ -121,6 +121,32 @@ def test_no_command_writes_over_its_model(
         assert "would be written over" in err.replace("\n", " ")
 
 
+@pytest.mark.parametrize("arguments", [("lower", "--output"), ("fusions", "--write"), ("lint", "--output")])
+def test_a_folder_that_cannot_be_made_is_a_users_error(
+    arguments: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    ids = np.ones((2, 4), np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=ids)
+    data = ("--data", tmp_path / "x.npz") if arguments[0] == "lint" else ()
+    command, option = arguments
+    code, _, err = said(capsys, command, model, *data, option, tmp_path / "file" / "a.onnx")
+    assert code == 2
+    assert "choose a folder that can be written" in err.replace("\n", " ")
+
+
+def test_a_model_that_no_runtime_knows_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    odd = text_tower()
+    odd.graph.node[2].op_type, odd.graph.node[2].domain = "Frobnicate", "strange"
+    odd.opset_import.append(onnx.helper.make_opsetid("strange", 1))
+    onnx.save(odd, tmp_path / "odd.onnx")
+    ids = np.ones((2, 4), np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=ids)
+    code, _, err = said(capsys, "lint", tmp_path / "odd.onnx", "--data", tmp_path / "x.npz")
+    assert code == 2
+    assert "ONNX Runtime cannot run the model" in err
+
+
 def test_inspect_shows_an_onnx_file(model: Path, capsys: pytest.CaptureFixture[str]):
     code, found, _ = said(capsys, "inspect", model)
     assert (code, found["precision"], found["opsets"]) == (0, "fp32", {"ai.onnx": 20})
