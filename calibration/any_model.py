@@ -233,6 +233,7 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         embeddings=settings.embeddings,
         make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
         gains=None if task.on_cpu else roofline_gains(task.prepared, target),
+        rank=settings.rank,
         progress=task.progress,
     )
     return ranges, report

@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         embeddings: Weight-only precision of embedding tables.
         op_types: The products that may become INT8; without "Conv" a vision transformer is quantized in
             its linear layers only.
+        rank: Whether each group is measured alone even where the whole model passes.
     """
 
     gate: float = 0.99
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     embeddings: Embeddings = "high"
     op_types: tuple[OpType, ...] = OP_TYPES
+    rank: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -166,6 +166,7 @@ def search_plan(
     embeddings: Embeddings = "high",
     make: Callable[[Path, PrecisionPlan], object] | None = None,
     gains: Mapping[str, float] | None = None,
+    rank: bool = False,
     progress: Progress | None = None,
 ) -> SearchReport:
     """Find the fastest plan that keeps ``gate`` of the baseline.
@@ -186,6 +187,7 @@ def search_plan(
         embeddings: What plans say about embedding tables.
         make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
         gains: Node -> seconds that INT8 saves by the roofline, to order what is tried.
+        rank: Measure each group alone even where the whole model passes.
         progress: Told of each evaluation.
     """
     with (progress or QuietProgress()).task("Searching a precision plan", total=evaluations) as task:
@@ -215,6 +217,8 @@ def search_plan(
             ranking = _ranking(search, wanted[0])
             for start in wanted:
                 _greedy(search, start, ranking)
+        elif rank and starts and len(groups) > 1:
+            ranking = _ranking(search, swiftest_first(starts)[0])
         return _concluded(search, ranking, bool(paying))
 
 
@@ -250,7 +254,10 @@ def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method
 
 
 def _ranking(search: _Search, start: Evaluated) -> tuple[Ranked, ...]:
-    """Measure each group alone in INT8, within half of what is left; the most harmful first."""
+    """Measure each group alone in INT8, or with neighbours, within two thirds of what is left.
+
+    The most harmful is first.
+    """
     groups = list(search.groups)
     alone = max(1, min(len(groups), search.left * 2 // 3))
     clusters = joined_groups(groups, alone)
@@ -259,11 +266,17 @@ def _ranking(search: _Search, start: Evaluated) -> tuple[Ranked, ...]:
         inside = set(cluster.nodes)
         high = [group.name for group in groups if not inside & set(group.nodes)]
         found = search.evaluated("alone", start.scheme, start.method, high)
-        for group in groups:
-            if inside & set(group.nodes):
-                ranked.append(
-                    Ranked(group=group.name, nodes=group.nodes, lost=1.0 - found.kept, cosine=found.cosine)
-                )
+        members = [group for group in groups if inside & set(group.nodes)]
+        ranked += [
+            Ranked(
+                group=group.name,
+                nodes=group.nodes,
+                lost=1.0 - found.kept,
+                cosine=found.cosine,
+                together=tuple(other.name for other in members if other is not group),
+            )
+            for group in members
+        ]
     return tuple(sorted(ranked, key=lambda r: (-r.lost, r.cosine, r.group)))
 
 

@@ -44,12 +44,17 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one group costs when it alone is INT8: metric lost (of FP32's) and cosine."""
+    """What one group costs when it alone is INT8: metric lost (of FP32's) and cosine.
+
+    Where the evaluations do not suffice for each group, neighbours are measured ``together``, and the
+    numbers are those of all of them.
+    """
 
     group: str
     nodes: tuple[str, ...]
     lost: float
     cosine: float
+    together: tuple[str, ...] = ()
 
 
 class SchemeTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +71,7 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         gate: The least share of FP32's score that passes.
         baseline: FP32's score.
         evaluations: In the order in which they were made; the same every time but for ``speedup``.
-        ranking: The most harmful group first; empty if no ranking was needed.
+        ranking: The most harmful group first; empty if no ranking was needed or asked for.
         frontier: Places in ``evaluations`` of those that no other beats in both speed and score.
         chosen: The plan, or None when nothing passes the gate.
         others: The next best that pass, for the case that the chosen one's final file does not: on a
@@ -130,7 +135,8 @@ def explained(plan: PrecisionPlan, best: Evaluated, ranking: Sequence[Ranked], s
         if group.name not in alone:
             return "the whole model passed in INT8"
         found = alone[group.name]
-        said = f"alone in INT8 it costs {found.lost:.4f} of the metric, cosine {found.cosine:.5f}"
+        how = f"together with {', '.join(found.together)}" if found.together else "alone"
+        said = f"{how} in INT8 it costs {found.lost:.4f} of the metric, cosine {found.cosine:.5f}"
         return said if group.name not in best.high else f"returned: {said}"
 
     groups = tuple(msgspec.structs.replace(group, reason=reason(group)) for group in plan.group)

@@ -18,7 +18,7 @@ from edgeglm.calibration.precision import ConversionReport, fidelity, fp16_from_
 from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.schemes import Method, Scheme, scheme_named
 from edgeglm.calibration.search import search_plan
-from edgeglm.calibration.search_report import clearly_slower
+from edgeglm.calibration.search_report import SearchReport, clearly_slower
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
 from edgeglm.core.progress import Progress
@@ -54,6 +54,7 @@ class TowerFiles:
         config: How files are made.
         progress: Told of each conversion and evaluation.
         speedups: Tower -> scheme -> how many times faster than FP32 the whole tower was here.
+        searches: Tower -> all of the search for its plan, where there was one.
     """
 
     fp32_dir: Path
@@ -62,6 +63,7 @@ class TowerFiles:
     config: QuantizeConfig
     progress: Progress
     speedups: dict[str, dict[str, float]] = field(default_factory=dict)
+    searches: dict[str, SearchReport] = field(default_factory=dict)
     _ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
     _schemes: dict[str, tuple[Scheme, ...]] = field(default_factory=dict)
 
@@ -159,7 +161,7 @@ class TowerFiles:
         def measure(path: Path) -> tuple[float, Parity]:
             return score({**fp32, tower: path}), fidelity(path, fp32[tower], held_out)
 
-        report = search_plan(
+        self.searches[tower] = search_plan(
             prepared,
             ranges,
             self.schemes(tower) if on_cpu else (scheme_named("tensorrt"),),
@@ -173,7 +175,7 @@ class TowerFiles:
             high_precision=self.config.high_precision,
             progress=self.progress,
         )
-        return report.chosen
+        return self.searches[tower].chosen
 
     def _source(self, tower: str) -> Path:
         return self.fp32_dir / f"{tower}.onnx"

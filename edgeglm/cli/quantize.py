@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeglm.calibration.origin import Origin
     from edgeglm.calibration.outcome import Outcome
     from edgeglm.calibration.plan import PrecisionPlan
-    from edgeglm.calibration.search_report import SearchReport
+    from edgeglm.calibration.search_report import Ranked, SearchReport
 
 _OPS = ("Conv", "Gemm", "MatMul")
 _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
@@ -41,6 +41,7 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 @click.option(
     "--op", "op_types", multiple=True, type=click.Choice(_OPS), help="Products that may be INT8; may repeat."
 )
+@click.option("--rank", is_flag=True, help="Measure each part alone, even if the whole model passes.")
 @click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
 @drawing_options
@@ -60,6 +61,7 @@ def command(
     smooth: float,
     embeddings: str,
     op_types: tuple[str, ...],
+    rank: bool,
     precision_plan: Path | None,
     threads: int,
     tokenizer: Path | None,
@@ -91,6 +93,7 @@ def command(
             "smooth": smooth,
             "embeddings": embeddings,
             "op_types": op_types or _OPS,
+            "rank": rank,
         },
         Settings,
     )
@@ -168,8 +171,12 @@ def _ranking(app: App, report: SearchReport) -> None:
     if report.ranking:
         app.table(
             [f"alone in INT8, the {_SHOWN} most harmful", ">lost", ">cosine"],
-            [(r.group, f"{r.lost:+.4f}", f"{r.cosine:.5f}") for r in report.ranking[:_SHOWN]],
+            [(_ranked(r), f"{r.lost:+.4f}", f"{r.cosine:.5f}") for r in report.ranking[:_SHOWN]],
         )
+
+
+def _ranked(found: Ranked) -> str:
+    return f"{found.group}, together with {', '.join(found.together)}" if found.together else found.group
 
 
 def _reasons(app: App, plan: PrecisionPlan) -> None:

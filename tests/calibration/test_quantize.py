@@ -127,6 +127,8 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
     conversion = report.variants["int8"].conversions["text"]
     assert conversion.plan is not None
     assert conversion.quantized_nodes == ("up/MatMul",)
+    assert report.searches["text"].ranking[0].group == "down/MatMul"
+    assert 0 < len(report.searches["text"].evaluations) <= 6
     assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
     assert len(measured) <= 2 * 6 + 3  # FP32, both whole, both searched
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,24 @@ def test_what_is_clearly_faster_is_chosen_before_what_keeps_more() -> None:
     assert swiftest_first([slow, fast, level]) == [fast, level, slow]
     untimed = [msgspec.structs.replace(one, speedup=None, saved=one.speedup) for one in (slow, fast, level)]
     assert [one.saved for one in swiftest_first(untimed, by_score=True)] == [2.0, 1.9, 1.4]
+
+
+def test_every_part_is_ranked_on_demand_and_neighbours_say_that_they_were_measured_together(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+    pictures: dict[str, Any] = {**tower_tensors("image", 16)}
+    np.savez(tmp_path / "data.npz", **pictures)
+    arguments = ["quantize", str(fp32_dir / "image.onnx"), "--data", str(tmp_path / "data.npz"), "--gate",
+                 "0.5", "--method", "max", "--output", str(tmp_path / "out")]  # fmt: skip
+    assert exit_code(arguments) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["search"]["ranking"] == []
+    for evaluations, alone in ((12, True), (3, False)):
+        assert exit_code([*arguments, "--rank", "--evaluations", str(evaluations)]) == 0
+        search = json.loads((tmp_path / "out" / "report.json").read_text())["search"]
+        ranked = {one["group"]: one["together"] for one in search["ranking"]}
+        assert len(search["evaluations"]) <= evaluations
+        plan = (tmp_path / "out" / "plan.toml").read_text()
+        assert all(not others for others in ranked.values()) == alone
+        assert ("together with" in plan) != alone
+        assert "alone in INT8, the" in capsys.readouterr().out
