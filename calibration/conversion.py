@@ -142,7 +142,9 @@ def _fp8_file(
     require_fitting(plan, prepared.sha256, {node for group in prepared.groups for node in group.nodes})
     with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
         source = Path(folder) / "fp32.onnx"
-        save_deterministic(_without_shapes(prepared.model), source)
+        source_model = _without_shapes(prepared.model)
+        quantize_tables(source_model, plan.embeddings)
+        save_deterministic(source_model, source)
         try:
             model, said = fp8_model(source, seen, nodes=order)
         except EdgeglmError:

@@ -106,9 +106,16 @@ class TowerFiles:
         return self.fp16(tower) if self.config.high_precision == "fp16" else self.fp32(tower)
 
     def pays(self, tower: str) -> bool:
-        """Whether some scheme is faster than FP32 here. A plan, or what a device times, is always tried."""
-        fixed = tower in self.config.plans or tower not in self.config.schemes
-        return fixed or bool(self.schemes(tower))
+        """Whether its plan, or some scheme, is faster than FP32 here. What a device times is always tried."""
+        if tower not in self.config.schemes:
+            return True
+        if tower not in self.config.plans:
+            return bool(self.schemes(tower))
+        timed = self.speedups.setdefault(tower, {})
+        if "plan" not in timed:
+            path = self.by_plan(tower, self.config.plans[tower]).path
+            timed["plan"] = round(self._speedup(tower)(path), 3)
+        return timed["plan"] > MIN_GAIN
 
     def schemes(self, tower: str) -> tuple[Scheme, ...]:
         """Return the schemes that are faster than FP32 here, the best first; each is timed once.

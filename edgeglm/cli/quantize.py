@@ -69,6 +69,8 @@ def command(
 ) -> None:
     """Quantize MODEL for a target and write model.onnx, plan.toml and report.json into a folder.
 
+    For a TensorRT target fp16.onnx comes with them, for the device to time both.
+
     DATA is a set that edgeglm calibrate wrote, or samples as it takes them. Without --metric the gate
     is on the mean cosine to FP32. Exits with 3, and writes nothing, when no plan passes the gate or
     none is faster than FP32 on the CPU.
@@ -97,6 +99,8 @@ def command(
         },
         Settings,
     )
+    if scheme == "fp8" and set(methods) - {"max"}:
+        raise click.UsageError("--scheme fp8 finds ranges by the largest value; leave --method out")
     plan = None if precision_plan is None else plan_from_file(precision_plan)
     function = None if metric is None else metric_from_name(metric)
     with ExitStack() as stack:
@@ -155,6 +159,13 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
             f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}{speed}, "
             f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
         )
+        if outcome.fp16 is not None:
+            app.print(
+                f"{output / 'fp16.onnx'}: keeps {outcome.fp16.kept:.4f} of FP32, cosine "
+                f"{outcome.fp16.cosine:.5f}, {human_bytes(outcome.fp16.size_bytes)}; the device times both"
+            )
+        elif outcome.fp16_left_out:
+            app.note(f"no FP16 file: {outcome.fp16_left_out}")
         app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
 
 

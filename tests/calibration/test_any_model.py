@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgeglm.calibration.any_model import quantize_onnx, split_batches
+from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches
+from edgeglm.calibration.demands import split_batches
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
@@ -272,6 +273,9 @@ def test_fp8_is_made_for_targets_that_have_it_and_refused_elsewhere(fp32_dir: Pa
     assert outcome.passed
     kinds = {t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds
+    entropy = Settings(scheme="fp8", methods=("entropy",))
+    with pytest.raises(UserError, match="take the method max"):
+        quantize_onnx(source, _batches("image"), out, target=load_target("l4"), settings=entropy)
     for target in (CPU, T4):
         with pytest.raises(UserError, match=r"(?i)fp8"):
             quantize_onnx(source, _batches("image"), tmp_path / "no", target=target, settings=settings)
@@ -305,3 +309,35 @@ def test_a_plan_that_does_not_pass_shows_its_reasons_and_what_to_edit(
     assert code == 3
     assert "for up/MatMul" in said.out
     assert 'set precision = "high"' in said.err.replace("\n", " ")
+
+
+def test_tables_beside_fp8_are_made_as_the_plan_says(fp32_dir: Path, tmp_path: Path) -> None:
+    settings = Settings(scheme="fp8", embeddings="int8", evaluations=4, gate=0.9)
+    outcome = quantize_onnx(
+        fp32_dir / "text.onnx",
+        _batches("text"),
+        tmp_path / "out",
+        target=load_target("l4"),
+        settings=settings,
+    )
+    assert outcome.search.chosen is not None
+    assert outcome.search.chosen.embeddings == "int8"
+    kinds = {t.name: t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert kinds["table_int8"] == onnx.TensorProto.INT8
+    assert "table" not in kinds
+
+
+def test_the_device_gets_fp16_to_time_beside_int8(fp32_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=T4)
+    assert found.fp16 is not None
+    assert found.fp16.sha256 == sha256_file(out / "fp16.onnx")
+    assert found.fp16.cosine > 0.999
+    graph = onnx.load(out / "fp16.onnx").graph
+    assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
+    assert not any(node.op_type == "QuantizeLinear" for node in graph.node)
+    old = load_target("jetson-agx-xavier")
+    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=old)
+    assert (found.fp16, found.passed) == (None, True)
+    assert "chooses FP16 itself" in found.fp16_left_out
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "plan.toml", "report.json"]

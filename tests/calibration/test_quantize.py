@@ -202,6 +202,31 @@ def test_a_plan_that_somebody_wrote_is_applied_as_it_is(
     assert report.variants["int8"].conversions["text"].quantized_nodes == ("up/MatMul",)
 
 
+def test_a_plan_that_is_not_faster_on_this_cpu_stays_in_fp32(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speedup(path: Path) -> float:
+        return 0.8 if "plan" in path.name else 1.5
+
+    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: speedup)
+    plan = whole_plan(prepared_model(fp32_dir / "text.onnx"), "u8s8")
+    report = make_candidates(
+        fp32_dir,
+        tmp_path,
+        calibration,
+        evaluate=Measured({}),
+        judge=_judge,
+        config=QuantizeConfig(
+            candidates=("int8",),
+            plans={"text": plan},
+            schemes={"image": ("u8s8-chains",), "text": ("u8s8",)},
+            high_precision="fp32",
+        ),
+    )
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "fp32"}
+    assert report.speedups["text"] == {"plan": 0.8}
+
+
 def test_absent_towers_and_policies_are_named(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
