@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx")
 import numpy as np  # noqa: E402
 
 from edgeglm.cli.main import exit_code  # noqa: E402
+from edgeglm.core.digest import sha256_file  # noqa: E402
 from edgeglm.export.calibration_cache import cache_from_file  # noqa: E402
 from tests.calibration.towers import text_tower  # noqa: E402
 from tests.export.planted import WIDTH, planted  # noqa: E402
@@ -104,6 +105,28 @@ def test_fusions_are_listed_and_the_model_rewritten(
     assert (tmp_path / "w.onnx").is_file()
     assert exit_code(["fusions", str(model)]) == 0
     assert "layer-norm" in capsys.readouterr().out
+
+
+def test_fusions_finds_the_layers_of_a_finalized_bundle(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bundled = tmp_path / "bundle" / "models" / "int8" / "text.onnx"
+    bundled.parent.mkdir(parents=True)
+    bundled.write_bytes(model.read_bytes())
+    layers = {"Layers": [{"Name": "one_kernel", "Metadata": "[ONNX Layer: up/Gelu]"}]}
+    for signature, digest in (("a" * 64, sha256_file(model)), ("b" * 64, "0" * 64)):
+        folder = tmp_path / "bundle.finalized" / "engines" / signature
+        folder.mkdir(parents=True)
+        record = {"library": "tensorrt", "library_version": "10.3.0", "sms": [87], "onnx_sha256": digest,
+                  "plan_sha256": "1" * 64, "size_bytes": 1, "profiles": [], "precision": "int8",
+                  "inputs": [], "outputs": []}  # fmt: skip
+        (folder / "engine.json").write_text(json.dumps(record))
+        (folder / "layers.json").write_text(json.dumps(layers if digest != "0" * 64 else {"Layers": []}))
+    code, found, _ = said(capsys, "fusions", bundled)
+    assert code == 0
+    assert "a" * 64 in found["layers"]
+    rows = [row for row in found["report"]["rows"] if row["pattern"] == "gelu"]
+    assert ["one_kernel"] in [row["layers"] for row in rows]
 
 
 @pytest.mark.parametrize(
