@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from edgeglm.calibration.sets import (
     open_calibration_set,
     random_calibration_set,
 )
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
@@ -51,10 +53,12 @@ def calibration_set_for_model(
     drawing: Drawing,
     tokenizer: Path | None = None,
     evaluation: Path | None = None,
+    accept: Callable[[int], object] | None = None,
 ) -> CalibrationSet:
     """Draw samples for a model and write the set to ``out``; an earlier set there is replaced as a whole.
 
-    The other arguments are those of ``intake.candidates_from_data``.
+    ``accept`` is told how many samples were drawn before anything is put in place, and may raise. The other
+    arguments are those of ``intake.candidates_from_data``.
 
     Raises:
         UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``; or ``out``
@@ -71,15 +75,23 @@ def calibration_set_for_model(
         made = calibration_set_from_arrays(
             new,
             {TOWER: candidates},
-            preprocessing=msgspec.to_builtins(drawing.reading),
+            preprocessing=_preprocessing(drawing.reading, tokenizer),
             samples=drawing.samples,
             batch_size=drawing.batch_size,
             seed=drawing.seed,
         )
         _require_batch(inputs, drawing.batch_size, made.batches(TOWER).samples)
         check_feeds(inputs, made.batches(TOWER)[0], onnx_path.name)
+        if accept is not None:
+            accept(made.batches(TOWER).samples)
         put_in_place(new, out)
     return CalibrationSet(folder=out, record=made.record)
+
+
+def _preprocessing(reading: Reading, tokenizer: Path | None) -> dict[str, Any]:
+    """Return what decides the tensors beside the data."""
+    made: dict[str, Any] = msgspec.to_builtins(reading)
+    return made if tokenizer is None else {**made, "tokenizer_sha256": sha256_file(tokenizer)}
 
 
 def random_set_for_model(

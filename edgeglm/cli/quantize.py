@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.calibrate import METHODS, drawing_options
+from edgeglm.cli.calibrate import DRAWING, METHODS, drawing_options
 from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.unused_options import refuse_options
 
 if TYPE_CHECKING:
     from edgeglm.calibration.drawing import Drawing
@@ -78,11 +79,19 @@ def command(
     import msgspec
 
     from edgeglm.calibration.any_model import quantize_onnx, require_free
+    from edgeglm.calibration.drawing import is_calibration_set
     from edgeglm.calibration.outcome import Settings
     from edgeglm.calibration.plan import plan_from_file
     from edgeglm.calibration.scoring import metric_from_name
     from edgeglm.targets.schema import load_target
 
+    if precision_plan is not None:
+        refuse_options(
+            ("methods", "scheme", "smooth", "embeddings", "op_types", "evaluations", "rank"),
+            "the plan says that; edit the plan, or leave --precision-plan out",
+        )
+    if is_calibration_set(data):
+        refuse_options(DRAWING, "the set was drawn already; give samples, or draw another set")
     require_free(output, model, data)
     target = load_target(target_name)
     settings = msgspec.convert(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from edgeglm.calibration.curve import largest_size
 from edgeglm.calibration.drawing import Drawing, batches_for_model, calibration_set_for_model
 from edgeglm.calibration.feeds import mapped_npz, write_npz
 from edgeglm.calibration.sets import open_calibration_set
@@ -244,6 +245,74 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_the_set_is_written(
         assert exit_code(drawn) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "set").exists()
+    few = _npz(tmp_path / "few.npz", pixels=tower_tensors("image", 16)["pixels"])
+    arguments[1] = str(few)  # 128 are asked for, and 16 are there
+    assert exit_code([*arguments, "--output", str(tmp_path / "set"), "--curve", "4,64"]) == 2
+    assert "16 samples leave 12 to calibrate on" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_model_of_whole_batches_has_a_curve_of_whole_batches() -> None:
+    assert largest_size(10, [4, 7]) == 8
+    assert largest_size(16, [4, 12], fixed=4) == 12
+    assert largest_size(20, [4, 12], fixed=4) == 12  # 8 to measure, not 5
+    with pytest.raises(UserError, match="batches of 4, which 6 does not fill"):
+        largest_size(16, [4, 6], fixed=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--metric", "m:f"),
+        ("--method", "max"),
+        ("--shape", "pixels:1x3x16x16"),
+        ("--allow-random-calibration",),
+    ],
+)
+def test_calibrate_refuses_an_option_that_it_would_ignore(
+    fp32_dir: Path, tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 16)["pixels"])
+    arguments = ["calibrate", str(data), "--model", str(fp32_dir / "image.onnx")]
+    assert exit_code([*arguments, "--output", str(tmp_path / "set"), *options]) == 2
+    assert f"{options[0]} would be ignored" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [("--op", "Conv"), ("--scheme", "u8s8"), ("--method", "max"), ("--smooth", "0.5"), ("--rank",)]
+)
+def test_quantize_refuses_what_a_plan_or_a_set_has_decided(
+    fp32_dir: Path, tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 16)["pixels"])
+    model, out = str(fp32_dir / "image.onnx"), ["--output", str(tmp_path / "out")]
+    plan = ["--precision-plan", str(tmp_path / "plan.toml")]
+    assert exit_code(["quantize", model, "--data", str(data), *out, *plan, *options]) == 2
+    assert f"{options[0]} would be ignored: the plan says that" in capsys.readouterr().err
+    calibration_set_for_model(data, Path(model), tmp_path / "set", drawing=Drawing(samples=8))
+    assert exit_code(["quantize", model, "--data", str(tmp_path / "set"), *out, "--samples", "4"]) == 2
+    assert "--samples would be ignored: the set was drawn already" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_another_preprocessing(fp32_dir: Path, tmp_path: Path) -> None:
+    lines = [{"text": f"word {i} and more"} for i in range(10)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tokenizer = _tokenizer(tmp_path / name)
+        if name == "two":
+            tokenizer.write_text(tokenizer.read_text().replace("more", "mean"))
+        made = calibration_set_for_model(
+            tmp_path / "texts.jsonl",
+            fp32_dir / "text.onnx",
+            tmp_path / name / "set",
+            drawing=Drawing(samples=6),
+            tokenizer=tokenizer,
+        )
+        digests.add(made.record.preprocessing_sha256)
+    assert len(digests) == 2
 
 
 def test_a_curve_shows_what_the_users_own_metric_keeps(
