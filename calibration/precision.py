@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -282,11 +281,6 @@ def _computing_in_fp32(model: onnx.ModelProto) -> list[str]:
     }
     kept = [n for n in model.graph.node if n.op_type in _FLOAT_OPS and floats & set(n.input)]
     return [node.name for node in kept]
-
-
-def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Return how often each op occurs, the most frequent first."""
-    return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
 def _failed(onnx_in: Path, precision: str, error: Exception) -> EdgeglmError:

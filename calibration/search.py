@@ -8,7 +8,7 @@
 4. Pareto: the rest of the evaluations goes to taking groups back, the largest first, while the gate holds.
 
 Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target), the target's
-roofline stands in for it, only to order what is tried; the device decides by timing.
+roofline stands in for it and picks the one INT8 plan; the device times its file beside FP16.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             TensorRT target that one computes in FP16 besides, and what was measured in FP32.
         reason: Why that, or why nothing.
         timings: Of the schemes, where this machine is the target.
-        order: What said which of two plans is faster: files timed here, or the target's roofline, which
-            never decides: there the device times the file beside FP16 and keeps the faster.
+        order: What said which of two plans is faster: files timed here, or the target's roofline. That
+            one picks the INT8 plan that travels, and the device times its file beside FP16.
     """
 
     gate: float

@@ -21,16 +21,17 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The least and the greatest finite value that was seen, and whether others were."""
+    """The least and the greatest finite value that was seen, whether others were, and whether NaN was."""
 
     low: float
     high: float
     finite: bool = True
+    nan: bool = False
 
     @property
     def largest(self) -> float:
-        """The largest absolute value; infinite when NaN or infinity was seen."""
-        return max(abs(self.low), abs(self.high)) if self.finite else float("inf")
+        """The largest finite absolute value."""
+        return max(abs(self.low), abs(self.high))
 
 
 def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[str, Range]:
@@ -102,9 +103,14 @@ def _float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def _wider(before: Range | None, array: npt.NDArray[Any]) -> Range:
-    finite = bool(np.isfinite(array).all())
+    finite, nan = bool(np.isfinite(array).all()), bool(np.isnan(array).any())
     kept = array if finite else array[np.isfinite(array)]
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
     if before is None:
-        return Range(low=low, high=high, finite=finite)
-    return Range(low=min(low, before.low), high=max(high, before.high), finite=finite and before.finite)
+        return Range(low=low, high=high, finite=finite, nan=nan)
+    return Range(
+        low=min(low, before.low),
+        high=max(high, before.high),
+        finite=finite and before.finite,
+        nan=nan or before.nan,
+    )

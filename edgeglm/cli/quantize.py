@@ -184,7 +184,9 @@ def _timings(app: App, report: SearchReport) -> None:
         rows = [(timed.scheme, f"{timed.speedup:.2f}") for timed in report.timings]
         app.table(["the whole model by scheme", ">x FP32 here"], rows)
     elif report.order == "roofline" and report.evaluations:
-        app.note("speed is not measured here: the roofline orders the search, and the device times the file")
+        app.note(
+            "speed is not measured here: the roofline picks the INT8 plan, and the device times its file"
+        )
 
 
 def _ranking(app: App, report: SearchReport) -> None:

@@ -229,10 +229,11 @@ def one_standard_opset(path: Path, folder: Path) -> Path:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep a library's prints, warnings and log lines off the terminal."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches
 from edgeglm.calibration.demands import split_batches
+from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
@@ -31,7 +33,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.schema import load_target
-from tests.calibration.towers import tower_tensors
+from tests.calibration.towers import text_tower, tower_tensors
 
 CPU, T4 = load_target("cpu"), load_target("t4")
 
@@ -229,6 +231,16 @@ def test_batches_hold_every_row_once_however_they_are_cut(count: int, size: int,
     if count > 1:
         seen, held = split_batches(batches)
         assert [x for part in (seen, held) for b in part for x in b["x"].tolist()] == list(range(count))
+
+
+def test_int4_tables_leave_the_logging_of_others_as_it_is() -> None:
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        assert quantize_tables(text_tower(), "int4") == ["table"]
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(before)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
