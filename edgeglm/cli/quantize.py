@@ -92,7 +92,7 @@ def command(
         )
     if is_calibration_set(data):
         refuse_options(DRAWING, "the set was drawn already; give samples, or draw another set")
-    require_free(output, model, data)
+    require_free(output, model, data, *([] if tokenizer is None else [tokenizer]))
     target = load_target(target_name)
     settings = msgspec.convert(
         {
