@@ -14,26 +14,22 @@ from pathlib import Path
 
 import msgspec
 
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-)
+from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches
+from edgeglm.calibration.demands import fixed_batch, require_computed, require_samples, split_batches
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
 from edgeglm.calibration.ort_calls import Ranges
-from edgeglm.calibration.outcome import OP_TYPES, Outcome, Settings
+from edgeglm.calibration.outcome import OP_TYPES, Fp16File, Outcome, Settings
 from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
-from edgeglm.calibration.precision import checked_feeds
+from edgeglm.calibration.precision import checked_feeds, fp16_from_fp32
+from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.schemes import (
     SCHEMES,
     Scheme,
     cpu_schemes,
-    require_scheme,
     scheme_named,
 )
 from edgeglm.calibration.scoring import Measure, Metric, measure_against
@@ -43,14 +39,15 @@ from edgeglm.calibration.smooth import smoothed
 from edgeglm.calibration.source import source_bytes
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.errors import UserError
+from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.targets.legality import require_precision
+from edgeglm.targets.legality import check_lane
 from edgeglm.targets.schema import Target
 
-_HELD_OUT_SHARE = 4  # one batch of this many is kept from the ranges
-MIN_SAMPLES = 2
+_FEW = 2  # batches that AutoCast looks at: it holds every tensor of all of them
+_REPORT_NAME = "report.json"
+_WRITTEN = ("model.onnx", "fp16.onnx", "plan.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +88,14 @@ def quantize_onnx(
 ) -> Outcome:
     """Search or apply a precision plan and write ``model.onnx``, ``plan.toml`` and ``report.json``.
 
+    For a target that computes in FP16, ``fp16.onnx`` comes with it: the device times both.
+
     Nothing is written when the gate is unmet; the outcome then says what was tried.
 
     Args:
         source: Any FP32 ONNX file; never written.
         batches: Calibration samples; the last quarter is kept from the ranges for the cosine.
-        out: The folder to write; replaced as a whole.
+        out: The folder to write; an earlier one of ours is replaced as a whole, another is refused.
         target: What the file is for. On "cpu" schemes are timed here.
         settings: How.
         metric: Gives a file's score, higher is better; the cosine to FP32 if None.
@@ -106,19 +105,19 @@ def quantize_onnx(
         progress: Told of each evaluation.
 
     Raises:
-        UserError: The model, the samples or the plan do not fit.
+        UserError: The model, the samples or the plan do not fit, or ``out`` holds something else.
         EdgeglmError: A quantizer failed.
     """
+    require_free(out, source)
     settings, progress = settings or Settings(), progress or QuietProgress()
-    _require_target(target, settings, plan)
-    if batches.samples < MIN_SAMPLES:
-        raise UserError(f"{batches.samples} calibration samples; give at least {MIN_SAMPLES}, better 64")
+    require_computed(target, settings, plan)
+    require_samples(batches)
     with tempfile.TemporaryDirectory(prefix="edgeglm-quantize-") as folder:
         prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})
-        seen, held_out = split_batches(batches)
+        seen, held_out = split_batches(batches, fixed=fixed_batch(source))
         if alpha := settings.smooth if plan is None else plan.smooth:
             prepared = smoothed(prepared, seen, alpha)
         measure, baseline = measure_against(
@@ -152,28 +151,9 @@ def quantize_onnx(
         return outcome if report.chosen is None else _first_written(task, outcome, ranges, Path(folder), out)
 
 
-def _require_target(target: Target, settings: Settings, plan: PrecisionPlan | None) -> None:
-    """Raise UserError unless what is asked for is something that the target's runtime computes."""
-    name = settings.scheme if plan is None else plan.scheme
-    require_precision(target, "fp8" if name == "fp8" else "int8")
-    if name:
-        require_scheme(scheme_named(name), target)
-    if (settings if plan is None else plan).embeddings == "int4" and target.kind != "cpu":
-        raise UserError(
-            f"INT4 tables are an operator of ONNX Runtime, and {target.name} runs TensorRT; "
-            "take --embeddings int8"
-        )
-
-
-def split_batches(batches: Batches) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
-    """Return batches to find ranges on, and batches that only cosines are measured on."""
-    if len(batches) == 1:  # too few for two batches: the rows are shared out
-        half = max(1, batches.samples // 2)
-        head = Batches(batches.arrays, half, start=batches.start, stop=batches.start + half)
-        rest = Batches(batches.arrays, half, start=batches.start + half, stop=batches.stop)
-        return head, rest
-    held = max(1, len(batches) // _HELD_OUT_SHARE)
-    return batches[:-held], batches[-held:]
+def require_free(out: Path, *inputs: Path) -> None:
+    """Raise UserError if ``out`` holds something that ``quantize_onnx`` did not write, or an input."""
+    require_ours(out, _REPORT_NAME, _WRITTEN, inputs=inputs)
 
 
 def schemes_for(target: Target, prepared: Prepared, name: str = "") -> tuple[Scheme, ...]:
@@ -217,6 +197,7 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         embeddings=settings.embeddings,
         make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
         gains=None if task.on_cpu else roofline_gains(task.prepared, target),
+        rank=settings.rank,
         progress=task.progress,
     )
     return ranges, report
@@ -262,9 +243,33 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
         legal_file(made, task.target)
         done = _judged(task, outcome, said, made)
         if done.passed:
-            _write(done, said, made, out)
+            if not task.on_cpu:
+                done = _with_fp16(task, done, scratch)
+            _write(done, said, scratch, out)
             break
     return done
+
+
+def _with_fp16(task: _Task, done: Outcome, scratch: Path) -> Outcome:
+    """Make the FP16 file that the device times beside the INT8 one, or say why there is none."""
+    if not check_lane(task.target, "B").ok:
+        reason = f"the builder of {task.target.name} chooses FP16 itself, from the FP32 model"
+        return msgspec.structs.replace(done, fp16_left_out=reason)
+    made = scratch / "fp16.onnx"
+    try:
+        fp16_from_fp32(task.prepared.path, made, task.seen[:_FEW])
+        legal_file(made, task.target)
+        score, found = task.measure(made)
+    except EdgeglmError as error:
+        made.unlink(missing_ok=True)
+        return msgspec.structs.replace(done, fp16_left_out=str(error))
+    file = Fp16File(
+        sha256=sha256_file(made),
+        size_bytes=made.stat().st_size,
+        kept=score / task.baseline,
+        cosine=found.mean_cosine,
+    )
+    return msgspec.structs.replace(done, fp16=file)
 
 
 def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> Outcome:
@@ -291,13 +296,14 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
     )
 
 
-def _write(done: Outcome, plan: PrecisionPlan, made: Path, out: Path) -> None:
+def _write(done: Outcome, plan: PrecisionPlan, scratch: Path, out: Path) -> None:
     with disk_errors(out), staging_folder(out) as staged:
         new = staged / "new"
         new.mkdir()
-        shutil.copyfile(made, new / "model.onnx")
+        for name in ("model.onnx", *(["fp16.onnx"] if done.fp16 is not None else [])):
+            shutil.copyfile(scratch / name, new / name)
         (new / "plan.toml").write_text(plan_to_toml(plan), "utf-8")
-        (new / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+        (new / _REPORT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         put_in_place(new, out)
 
 

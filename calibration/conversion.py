@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,87 +12,27 @@ import msgspec
 
 from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Feeds, batches_of
-from edgeglm.calibration.groups import WEIGHT_INPUT, Group, quantizable_groups, with_glue
+from edgeglm.calibration.groups import with_glue
 from edgeglm.calibration.modelopt_calls import fp8_model
 from edgeglm.calibration.ort_calls import (
     Ranges,
     dynamic_model,
-    folded_model,
-    inferred_model,
     static_model,
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
 from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
+from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
-from edgeglm.calibration.source import source_sha256
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.graph import sorted_nodes
 
 if TYPE_CHECKING:
     import onnx
-
-_FOLDABLE = ("BatchNormalization", "Constant", "Identity")
-_LEAST_OPSET = 13  # per-channel DequantizeLinear
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An FP32 model made ready once: every plan is applied to copies of it.
-
-    Attributes:
-        path: The user's file; never written.
-        sha256: Of it, and of the files that hold its weights.
-        model: Named, with shapes; constants folded where the file needs that.
-        groups: What can be INT8.
-    """
-
-    path: Path
-    sha256: str
-    model: onnx.ModelProto
-    groups: tuple[Group, ...]
-
-    @property
-    def has_convolutions(self) -> bool:
-        """Whether most of what can be INT8 are convolutions."""
-        names = {node for group in self.groups for node in group.nodes}
-        kinds = [node.op_type for node in self.model.graph.node if node.name in names]
-        return kinds.count("Conv") * 2 > len(kinds)
-
-
-def prepared_model(path: Path, *, op_types: Collection[str] = tuple(WEIGHT_INPUT)) -> Prepared:
-    """Read any FP32 ONNX file for quantizing; only products of ``op_types`` may become INT8.
-
-    Raises:
-        UserError: It cannot be read or run, is quantized already, has nothing to quantize, or is older
-            than opset 13.
-    """
-    model = inferred_model(path)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if opset < _LEAST_OPSET:
-        raise UserError(
-            f"{path.name} has opset {opset}, and INT8 weights need {_LEAST_OPSET}; "
-            "convert it with onnx.version_converter, or export it anew"
-        )
-    if _wants_folding(model):
-        with tempfile.TemporaryDirectory(prefix="edgeglm-folded-") as folder:
-            folded_model(path, Path(folder) / "folded.onnx")
-            model = inferred_model(Path(folder) / "folded.onnx")
-    groups = tuple(quantizable_groups(model, op_types=op_types))
-    return Prepared(path=path, sha256=source_sha256(path), model=model, groups=groups)
-
-
-def _wants_folding(model: onnx.ModelProto) -> bool:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return any(
-        node.op_type in _FOLDABLE
-        or (node.op_type in ("Transpose", "Reshape", "Cast") and node.input[0] in constants)
-        for node in model.graph.node
-    )
 
 
 def whole_plan(
@@ -203,7 +142,9 @@ def _fp8_file(
     require_fitting(plan, prepared.sha256, {node for group in prepared.groups for node in group.nodes})
     with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
         source = Path(folder) / "fp32.onnx"
-        save_deterministic(_without_shapes(prepared.model), source)
+        source_model = _without_shapes(prepared.model)
+        quantize_tables(source_model, plan.embeddings)
+        save_deterministic(source_model, source)
         try:
             model, said = fp8_model(source, seen, nodes=order)
         except EdgeglmError:

@@ -9,13 +9,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeglm.calibration.conversion import activations_of, int8_by_plan, prepared_model, whole_plan
+from edgeglm.calibration.conversion import activations_of, int8_by_plan, whole_plan
+from edgeglm.calibration.demands import fixed_batch
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, x86_sums_16_bits
-from edgeglm.calibration.scoring import Metric, score_of
+from edgeglm.calibration.scoring import Metric, baseline_of, score_of
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
@@ -70,8 +72,8 @@ def curve_of_sizes(
 
     Raises UserError when a size leaves no sample to measure on.
     """
-    most = largest_size(batches.samples, sizes)
-    baseline = None if metric is None else score_of(metric, onnx_path)
+    most = largest_size(batches.samples, sizes, fixed=fixed_batch(onnx_path))
+    baseline = None if metric is None else baseline_of(metric, onnx_path)
     prepared = prepared_model(onnx_path)
     scheme = "u8s8-chains" if prepared.has_convolutions else "u8s8"
     if x86_sums_16_bits(cpu_flags()):
@@ -111,9 +113,16 @@ def curve_of_sizes(
     return points
 
 
-def largest_size(samples: int, sizes: Sequence[int]) -> int:
-    """Return how many of ``samples`` may find ranges. Raises UserError when a size asks for more."""
-    held = max(1, samples // 4)
+def largest_size(samples: int, sizes: Sequence[int], *, fixed: int = 0) -> int:
+    """Return how many of ``samples`` may find ranges.
+
+    Raises UserError when a size asks for more, or does not fill batches that the model takes whole.
+    """
+    step = max(1, fixed)
+    for size in sizes:
+        if size % step:
+            raise UserError(f"the model takes batches of {step}, which {size} does not fill; give multiples")
+    held = -(-max(1, samples // 4) // step) * step
     most = samples - held
     if sizes[-1] > most:
         raise UserError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.feeds import Array, Batches
 from edgeglm.calibration.intake import Reading, candidates_from_data
 from edgeglm.calibration.sets import (
@@ -19,11 +20,13 @@ from edgeglm.calibration.sets import (
     open_calibration_set,
     random_calibration_set,
 )
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
 
 TOWER = "model"
+_WRITTEN = (f"{TOWER}.npz", "curve.json")
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(x\d+)*)")
 
 
@@ -50,14 +53,19 @@ def calibration_set_for_model(
     drawing: Drawing,
     tokenizer: Path | None = None,
     evaluation: Path | None = None,
+    accept: Callable[[int], object] | None = None,
 ) -> CalibrationSet:
-    """Draw samples for a model and write the set to ``out``, which is replaced as a whole.
+    """Draw samples for a model and write the set to ``out``; an earlier set there is replaced as a whole.
 
-    The other arguments are those of ``intake.candidates_from_data``.
+    ``accept`` is told how many samples were drawn before anything is put in place, and may raise. The other
+    arguments are those of ``intake.candidates_from_data``.
 
     Raises:
-        UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``.
+        UserError: The data do not fit the model, hold too little, or overlap with ``evaluation``; or ``out``
+            holds something else than a set.
     """
+    given = [path for path in (data, onnx_path, tokenizer, evaluation) if path is not None]
+    require_ours(out, RECORD_NAME, _WRITTEN, inputs=given)
     inputs = model_inputs(onnx_path)
     candidates = candidates_from_data(
         data, inputs, reading=drawing.reading, tokenizer=tokenizer, evaluation=evaluation
@@ -67,15 +75,23 @@ def calibration_set_for_model(
         made = calibration_set_from_arrays(
             new,
             {TOWER: candidates},
-            preprocessing=msgspec.to_builtins(drawing.reading),
+            preprocessing=_preprocessing(drawing.reading, tokenizer),
             samples=drawing.samples,
             batch_size=drawing.batch_size,
             seed=drawing.seed,
         )
         _require_batch(inputs, drawing.batch_size, made.batches(TOWER).samples)
         check_feeds(inputs, made.batches(TOWER)[0], onnx_path.name)
+        if accept is not None:
+            accept(made.batches(TOWER).samples)
         put_in_place(new, out)
     return CalibrationSet(folder=out, record=made.record)
+
+
+def _preprocessing(reading: Reading, tokenizer: Path | None) -> dict[str, Any]:
+    """Return what decides the tensors beside the data."""
+    made: dict[str, Any] = msgspec.to_builtins(reading)
+    return made if tokenizer is None else {**made, "tokenizer_sha256": sha256_file(tokenizer)}
 
 
 def random_set_for_model(
@@ -84,8 +100,9 @@ def random_set_for_model(
     """Write noise for a model, which the record then says. Needs ``allow_random``, and every dimension.
 
     ``shapes`` are ``name:1x3x224x224`` for inputs whose dimensions the model leaves open; the first of
-    each is replaced by the number of samples.
+    each is replaced by the number of samples. ``out`` is as in :func:`calibration_set_for_model`.
     """
+    require_ours(out, RECORD_NAME, _WRITTEN, inputs=[onnx_path])
     given = _parsed(shapes)
     tensors = {spec.name: _noise(spec, given.get(spec.name), drawing) for spec in model_inputs(onnx_path)}
     with disk_errors(out), staging_folder(out) as staged:

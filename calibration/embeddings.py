@@ -95,13 +95,13 @@ def _to_int4(model: onnx.ModelProto, tables: list[str]) -> None:
         quant_axes=(("Gather", 1),),
     )
     others = [n.name for n in model.graph.node if n.op_type == "Gather" and n.input[0] not in tables]
-    level = logging.getLogger().level
+    level, disabled = logging.getLogger().level, logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
             quantizer.process()
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
         logging.getLogger().setLevel(level)
     model.CopyFrom(quantizer.model.model)

@@ -83,6 +83,13 @@ class Batches(Sequence[dict[str, Array]]):
             self.arrays, self.batch_size, start=self.start, stop=min(self.start + samples, self.stop)
         )
 
+    def halves(self) -> tuple[Batches, Batches]:
+        """Return the first half of the rows and the rest, in batches of half the rows at most."""
+        half = max(1, self.samples // 2)
+        middle, size = self.start + half, min(half, self.batch_size)
+        head = Batches(self.arrays, size, start=self.start, stop=min(middle, self.stop))
+        return head, Batches(self.arrays, size, start=middle, stop=self.stop)
+
 
 def forget_pages(arrays: Iterable[Array]) -> None:
     """Give back the pages of maps that were read: they would count as this process's memory."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WEIGHT_INPUT = {"Conv": 1, "Gemm": 1, "MatMul": 1}
 #: What may stay INT8 between two INT8 nodes: it follows its inputs and has no weights.
 _GLUE = ("Clip", "Relu", "Add", "MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten")
-_FLOATS = (1, 10, 11)  # TensorProto.FLOAT, FLOAT16, DOUBLE
+_FLOATS = (1, 10, 11, 16)  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,9 @@ def quantizable_groups(model: onnx.ModelProto, *, op_types: Collection[str] = WE
 
     Raises UserError when the model is quantized already, or holds no product with constant weights.
     """
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise UserError("the model is quantized already; give the FP32 model that it was made from")
+    from edgeglm.export.graph import unquantized
+
+    unquantized(model)
     sizes = {
         tensor.name: _elements(tensor) for tensor in model.graph.initializer if tensor.data_type in _FLOATS
     }

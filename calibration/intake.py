@@ -11,8 +11,8 @@ Only what is drawn is decoded; digests are read from files a block at a time.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +85,36 @@ def candidates_from_data(
         evaluation: Data of the same kinds that no calibration sample may be in.
 
     Raises:
-        UserError: No such data, or it does not fit the inputs.
+        UserError: No such data, it does not fit the inputs, or ``evaluation`` cannot be compared with it.
     """
     if min(reading.std) <= 0:
         raise UserError(f"std of {reading.std} cannot divide values; give three positive numbers")
-    excluded: list[str] = []
-    if evaluation is not None:
-        excluded = list(
-            candidates_from_data(evaluation, inputs, reading=reading, tokenizer=tokenizer).digests
+    found = _read(data, inputs, reading, tokenizer)
+    if evaluation is None:
+        return found
+    theirs = _read(evaluation, inputs, reading, tokenizer)
+    if theirs.digest_kind != found.digest_kind:
+        raise UserError(
+            f"{data} is compared by the bytes of its {found.digest_kind} and {evaluation} by those of its "
+            f"{theirs.digest_kind}, which never agree; give both in one form"
         )
+    return replace(found, evaluation_digests=theirs.digests)
+
+
+def _read(data: Path, inputs: Sequence[TensorSpec], reading: Reading, tokenizer: Path | None) -> Candidates:
+    """Return what is drawn from, compared with no evaluation yet."""
     if data.suffix == ".npz":
-        return _from_arrays([(data, "all")], inputs, excluded, root=data.parent)
+        return _from_arrays([(data, "all")], inputs, root=data.parent)
     if data.suffix == ".jsonl":
-        return _from_samples(_lines(data), inputs, reading, tokenizer, excluded)
+        return _from_samples(_lines(data), inputs, reading, tokenizer)
     if not data.is_dir():
         raise UserError(f"no calibration data at {data}; give an .npz, a .jsonl or a folder")
     files = sorted(path for path in data.rglob("*") if path.is_file())
     archives = [path for path in files if path.suffix == ".npz"]
     if archives:
-        return _from_arrays([(path, _stratum(path, data)) for path in archives], inputs, excluded, root=data)
+        return _from_arrays([(path, _stratum(path, data)) for path in archives], inputs, root=data)
     if (data / "pairs.jsonl").is_file():
-        return _from_samples(_lines(data / "pairs.jsonl"), inputs, reading, tokenizer, excluded)
+        return _from_samples(_lines(data / "pairs.jsonl"), inputs, reading, tokenizer)
     images = [path for path in files if path.suffix.lower() in _IMAGES]
     if not images:
         raise UserError(f"{data} holds no image and no .npz; give the folder of the samples")
@@ -113,7 +122,7 @@ def candidates_from_data(
         _Sample(name=path.relative_to(data).as_posix(), stratum=_stratum(path, data), image=path)
         for path in images
     ]
-    return _from_samples(samples, inputs, reading, tokenizer, excluded)
+    return _from_samples(samples, inputs, reading, tokenizer)
 
 
 def _stratum(path: Path, root: Path) -> str:
@@ -122,7 +131,7 @@ def _stratum(path: Path, root: Path) -> str:
 
 
 def _from_arrays(
-    files: Sequence[tuple[Path, str]], inputs: Sequence[TensorSpec], excluded: Iterable[str], *, root: Path
+    files: Sequence[tuple[Path, str]], inputs: Sequence[TensorSpec], *, root: Path
 ) -> Candidates:
     opened, starts = [], []
     ids: list[str] = []
@@ -153,7 +162,9 @@ def _from_arrays(
             forget_pages(opened[number].values())  # row by row: a fault maps neighbours that nobody reads
         return {name: np.stack(values) for name, values in found.items()}
 
-    return Candidates(ids=ids, strata=strata, digests=digests, tensors=tensors, evaluation_digests=excluded)
+    return Candidates(
+        ids=ids, strata=strata, digests=digests, tensors=tensors, evaluation_digests=(), digest_kind="arrays"
+    )
 
 
 def _matched(path: Path, arrays: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -216,21 +227,18 @@ def _from_samples(
     inputs: Sequence[TensorSpec],
     reading: Reading,
     tokenizer: Path | None,
-    excluded: Iterable[str],
 ) -> Candidates:
     pictures = [spec for spec in inputs if spec.dtype.startswith("float") and len(spec.shape) == 4]
     tokens = [spec for spec in inputs if spec.dtype.startswith("int")]
     if len(pictures) == 1 and len(inputs) == 1:
-        return _images(samples, pictures[0], reading, excluded)
+        return _images(samples, pictures[0], reading)
     if tokens and len(tokens) == len(inputs):
-        return _texts(samples, tokens, reading, tokenizer, excluded)
+        return _texts(samples, tokens, reading, tokenizer)
     listed = ", ".join(str(spec) for spec in inputs)
     raise UserError(f"images and texts cannot fill the inputs {listed}; give an .npz with these arrays")
 
 
-def _images(
-    samples: Sequence[_Sample], spec: TensorSpec, reading: Reading, excluded: Iterable[str]
-) -> Candidates:
+def _images(samples: Sequence[_Sample], spec: TensorSpec, reading: Reading) -> Candidates:
     side = spec.shape[2] if isinstance(spec.shape[2], int) else reading.resolution
     if not side:
         raise UserError(f"{spec} has no fixed size; give --resolution")
@@ -252,7 +260,8 @@ def _images(
         strata=[sample.stratum for sample in samples],
         digests=[sha256_file(path) for path in paths],
         tensors=tensors,
-        evaluation_digests=excluded,
+        evaluation_digests=(),
+        digest_kind="files",
         traits={"resolution": [_size_of(path) for path in paths]},
     )
 
@@ -273,7 +282,6 @@ def _texts(
     specs: Sequence[TensorSpec],
     reading: Reading,
     tokenizer: Path | None,
-    excluded: Iterable[str],
 ) -> Candidates:
     if tokenizer is None:
         raise UserError("texts need a tokenizer; give --tokenizer tokenizer.json")
@@ -302,7 +310,8 @@ def _texts(
         strata=[sample.stratum for sample in samples],
         digests=[sha256_bytes(text.encode()) for text in texts],
         tensors=tensors,
-        evaluation_digests=excluded,
+        evaluation_digests=(),
+        digest_kind="texts",
         traits={"words": [str(len(text.split())) for text in texts]},
         rows_at_once=_ALL_ROWS,  # padded together, to one length; token ids are small
     )

@@ -26,6 +26,6 @@ def legal_file(path: Path, target: Target) -> Lane | None:
         try:
             lane_file(path, lowered, lane, target=target)
         except UserError as error:
-            raise UserError(f"{target.name} cannot parse the INT8 file: {problems[0]}; {error}") from error
+            raise UserError(f"{target.name} cannot parse {path.name}: {problems[0]}; {error}") from error
         lowered.replace(path)
     return lane

@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         embeddings: Weight-only precision of embedding tables.
         op_types: The products that may become INT8; without "Conv" a vision transformer is quantized in
             its linear layers only.
+        rank: Whether each group is measured alone even where the whole model passes.
     """
 
     gate: float = 0.99
@@ -38,6 +39,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     embeddings: Embeddings = "high"
     op_types: tuple[OpType, ...] = OP_TYPES
+    rank: bool = False
+
+
+class Fp16File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``fp16.onnx``, which a device times beside the INT8 file."""
+
+    sha256: str
+    size_bytes: int
+    kept: float
+    cosine: float
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +64,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         sha256, size_bytes: Of ``model.onnx``; "" and 0 when nothing was written.
         score, kept, cosine: Of ``model.onnx`` itself, measured once more.
         speedup: Over FP32 here; None where the target is another machine.
+        fp16: The other file that travels to a target which computes in FP16.
+        fp16_left_out: Why it has none.
     """
 
     source: str
@@ -69,6 +82,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kept: float | None = None
     cosine: float | None = None
     speedup: float | None = None
+    fp16: Fp16File | None = None
+    fp16_left_out: str = ""
 
     @property
     def passed(self) -> bool:

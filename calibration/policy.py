@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -69,11 +68,12 @@ def nodes_of_policy(model: onnx.ModelProto, policy: Int8Policy) -> list[str]:
 
     Raises UserError when there is none, an op type cannot be quantized, or the model is quantized.
     """
+    from edgeglm.export.graph import unquantized
+
     for op_type in policy.op_types:
         if op_type not in _WEIGHT_INPUT:
             raise unknown_name("quantizable op type", op_type, _WEIGHT_INPUT)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise UserError("the model holds QuantizeLinear nodes already; give the FP32 model")
+    unquantized(model)
     shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     patterns = [re.compile(pattern) for pattern in policy.exclude]
     names = [
@@ -90,11 +90,6 @@ def nodes_of_policy(model: onnx.ModelProto, policy: Int8Policy) -> list[str]:
             "choose another policy"
         )
     return names
-
-
-def excluding(policy: Int8Policy, names: Sequence[str]) -> Int8Policy:
-    """Return ``policy`` with these nodes kept in high precision as well."""
-    return msgspec.structs.replace(policy, exclude=(*policy.exclude, *(re.escape(name) for name in names)))
 
 
 def _contracts(node: onnx.NodeProto, shape: tuple[int, ...], limit: float | None) -> bool:

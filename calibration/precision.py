@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -199,7 +198,8 @@ def embeddings_of(onnx_path: Path, batches: Iterable[Feeds], *, threads: int = 1
     """Return the first output over all batches, float32 [n, ...], from ONNX Runtime on the CPU."""
     with OnnxRuntimeEngine(onnx_path, threads=threads, spinning=False) as engine:
         first = engine.outputs[0].name
-        return np.concatenate([engine.infer(feeds)[first].astype(np.float32) for feeds in batches])
+        rows = [np.asarray(engine.infer(feeds)[first], np.float32) for feeds in batches]
+    return np.concatenate([np.atleast_1d(array) for array in rows])
 
 
 def fidelity(variant: Path, reference: Path, batches: Sequence[Feeds], *, threads: int = 1) -> Parity:
@@ -210,7 +210,10 @@ def fidelity(variant: Path, reference: Path, batches: Sequence[Feeds], *, thread
 
 
 def checked_feeds(onnx_path: Path, batches: Sequence[Feeds]) -> int:
-    """Return the number of samples. Raises UserError for names, types, shapes or NaN that do not fit."""
+    """Return the number of samples, each of which was run.
+
+    Raises UserError for names, types, shapes, NaN or values that do not fit.
+    """
     if not batches:
         raise UserError("the calibration set is empty; draw at least 16 samples")
     with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
@@ -218,7 +221,16 @@ def checked_feeds(onnx_path: Path, batches: Sequence[Feeds]) -> int:
             check_feeds(engine.inputs, feeds, onnx_path.name)
             for name, array in feeds.items():
                 require_finite(name, array)
-        engine.infer(batches[0])
+            try:
+                engine.infer(feeds)
+            except EdgeglmError:
+                raise
+            except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"{onnx_path.name} cannot compute the samples: {reason}; give values that it takes, "
+                    "such as token ids of its own tokenizer"
+                ) from error
     return batches_of(batches)
 
 
@@ -269,11 +281,6 @@ def _computing_in_fp32(model: onnx.ModelProto) -> list[str]:
     }
     kept = [n for n in model.graph.node if n.op_type in _FLOAT_OPS and floats & set(n.input)]
     return [node.name for node in kept]
-
-
-def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Return how often each op occurs, the most frequent first."""
-    return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
 def _failed(onnx_in: Path, precision: str, error: Exception) -> EdgeglmError:

@@ -16,6 +16,7 @@ from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import ConversionReport, HighPrecision
 from edgeglm.calibration.schemes import Method
+from edgeglm.calibration.search_report import SearchReport
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.towers import TOWERS, Precision, TowerFile, TowerFiles
 from edgeglm.core.digest import sha256_file
@@ -109,6 +110,7 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     ``speedups`` is tower -> scheme -> how many times faster than FP32 the whole tower was on this machine.
     ``seconds`` is the wall time of each candidate: its conversions and evaluations, in the order tried.
+    ``searches`` is tower -> every file that the search for its plan measured, with the ranking of its groups.
     """
 
     variants: dict[str, Variant]
@@ -116,6 +118,7 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     trials: dict[str, list[Trial]]
     speedups: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
+    searches: dict[str, SearchReport] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,7 @@ def make_candidates(
         trials=work.trials,
         speedups=files.speedups,
         seconds=seconds,
+        searches=files.searches,
     )
     _write_report(out_dir / REPORT_NAME, report)
     return report

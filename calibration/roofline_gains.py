@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from edgeglm.calibration.conversion import Prepared
+from edgeglm.calibration.preparation import Prepared
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.costs import costs_from_onnx
 from edgeglm.targets.costs import NodeCost

@@ -8,7 +8,7 @@
 4. Pareto: the rest of the evaluations goes to taking groups back, the largest first, while the gate holds.
 
 Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target), the target's
-roofline stands in for it, only to order what is tried; the device decides by timing.
+roofline stands in for it and picks the one INT8 plan; the device times its file beside FP16.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Literal
 
 import msgspec
 
-from edgeglm.calibration.conversion import Prepared, int8_by_plan
+from edgeglm.calibration.conversion import int8_by_plan
 from edgeglm.calibration.groups import Group, joined_groups
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import Embeddings, PlanGroup, PrecisionPlan
+from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.calibration.scoring import Measure
 from edgeglm.calibration.search_report import (
@@ -32,9 +33,11 @@ from edgeglm.calibration.search_report import (
     SchemeTime,
     SearchReport,
     Step,
+    clearly_slower,
     explained,
     frontier,
     pace,
+    swiftest_first,
     worth_mending,
 )
 from edgeglm.calibration.speed import MIN_GAIN, Speedup
@@ -163,6 +166,7 @@ def search_plan(
     embeddings: Embeddings = "high",
     make: Callable[[Path, PrecisionPlan], object] | None = None,
     gains: Mapping[str, float] | None = None,
+    rank: bool = False,
     progress: Progress | None = None,
 ) -> SearchReport:
     """Find the fastest plan that keeps ``gate`` of the baseline.
@@ -183,6 +187,7 @@ def search_plan(
         embeddings: What plans say about embedding tables.
         make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
         gains: Node -> seconds that INT8 saves by the roofline, to order what is tried.
+        rank: Measure each group alone even where the whole model passes.
         progress: Told of each evaluation.
     """
     with (progress or QuietProgress()).task("Searching a precision plan", total=evaluations) as task:
@@ -207,26 +212,30 @@ def search_plan(
         paying = _paying(search, schemes)
         starts = _starts(search, paying, methods)
         ranking: tuple[Ranked, ...] = ()
-        best = min(starts, key=lambda e: (e.passed, pace(e)), default=None)
-        wanted = [e for e in starts if not e.passed and (best is None or worth_mending(e, starts))]
+        wanted = swiftest_first([e for e in starts if not e.passed and worth_mending(e, starts)])
         if wanted and len(groups) > 1:
-            lead = max(wanted, key=pace)
-            ranking = _ranking(search, lead)
-            for start in sorted(wanted, key=pace, reverse=True):
+            ranking = _ranking(search, wanted[0])
+            for start in wanted:
                 _greedy(search, start, ranking)
+        elif rank and starts and len(groups) > 1:
+            ranking = _ranking(search, swiftest_first(starts)[0])
         return _concluded(search, ranking, bool(paying))
 
 
 def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
-    """Return the schemes that are faster than FP32 with everything in INT8; all, where nothing is timed."""
+    """Return the schemes that are faster than FP32 with everything in INT8; all, where nothing is timed.
+
+    They keep their order, but for those that another is clearly faster than: they come last.
+    """
     if search.speedup is None:
         return list(schemes)
     for scheme in schemes:
         search.task.note(f"timing {scheme.name}")
         path = search.file(search.plan(scheme.name, "max", ()))
         search.timings.append(SchemeTime(scheme=scheme.name, speedup=round(search.speedup(path), 3)))
-    paying = {timed.scheme for timed in search.timings if timed.speedup > MIN_GAIN}
-    return [scheme for scheme in schemes if scheme.name in paying]
+    gains = {timed.scheme: timed.speedup for timed in search.timings}
+    paying = [scheme for scheme in schemes if gains[scheme.name] > MIN_GAIN]
+    return sorted(paying, key=lambda scheme: clearly_slower(gains[scheme.name], gains.values()))
 
 
 def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method]) -> list[Evaluated]:
@@ -245,7 +254,10 @@ def _starts(search: _Search, schemes: Sequence[Scheme], methods: Sequence[Method
 
 
 def _ranking(search: _Search, start: Evaluated) -> tuple[Ranked, ...]:
-    """Measure each group alone in INT8, within half of what is left; the most harmful first."""
+    """Measure each group alone in INT8, or with neighbours, within two thirds of what is left.
+
+    The most harmful is first.
+    """
     groups = list(search.groups)
     alone = max(1, min(len(groups), search.left * 2 // 3))
     clusters = joined_groups(groups, alone)
@@ -254,11 +266,17 @@ def _ranking(search: _Search, start: Evaluated) -> tuple[Ranked, ...]:
         inside = set(cluster.nodes)
         high = [group.name for group in groups if not inside & set(group.nodes)]
         found = search.evaluated("alone", start.scheme, start.method, high)
-        for group in groups:
-            if inside & set(group.nodes):
-                ranked.append(
-                    Ranked(group=group.name, nodes=group.nodes, lost=1.0 - found.kept, cosine=found.cosine)
-                )
+        members = [group for group in groups if inside & set(group.nodes)]
+        ranked += [
+            Ranked(
+                group=group.name,
+                nodes=group.nodes,
+                lost=1.0 - found.kept,
+                cosine=found.cosine,
+                together=tuple(other.name for other in members if other is not group),
+            )
+            for group in members
+        ]
     return tuple(sorted(ranked, key=lambda r: (-r.lost, r.cosine, r.group)))
 
 
@@ -290,27 +308,24 @@ def _greedy(search: _Search, start: Evaluated, ranking: Sequence[Ranked]) -> Non
 
 def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> SearchReport:
     timed = search.speedup is not None
-    candidates = [
-        (evaluated, plan)
-        for evaluated, plan in zip(search.done, search.plans, strict=True)
-        if evaluated.step != "alone" and evaluated.passed
-    ]
-    candidates.sort(key=lambda found: (pace(found[0]), found[0].kept), reverse=True)
+    passed = [found for found in search.done if found.step != "alone" and found.passed]
+    paid = [found for found in passed if not timed or pace(found) > MIN_GAIN]
+    plans = {id(found): plan for found, plan in zip(search.done, search.plans, strict=True)}
+    candidates = [(found, plans[id(found)]) for found in swiftest_first(paid, by_score=True)]
     chosen: PrecisionPlan | None = None
     others: tuple[PrecisionPlan, ...] = ()
     if timed and not any_paid:
         reason = "no INT8 scheme is faster than FP32 on this machine"
-    elif not candidates:
+    elif not passed:
         reason = f"nothing keeps {search.gate:g} of FP32"
+    elif not candidates:
+        reason = "what passes the gate is not faster than FP32 on this machine"
     else:
         best, plan = candidates[0]
-        if timed and pace(best) <= MIN_GAIN:
-            reason = "what passes the gate is not faster than FP32 on this machine"
-        else:
-            speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""
-            reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
-            chosen = explained(plan, best, ranking, reason)
-            others = tuple(explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
+        speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""
+        reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
+        chosen = explained(plan, best, ranking, reason)
+        others = tuple(explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
     return SearchReport(
         gate=search.gate,
         baseline=search.baseline,

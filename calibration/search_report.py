@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -11,7 +11,7 @@ from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method
 
 Step = Literal["scheme", "alone", "greedy", "pareto"]
-_CLEARLY = 1.1  # two timings of one file differ by several percent
+_CLEARLY = 1.1  # of two speeds: two timings of one file differ by several percent
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,12 +44,17 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one group costs when it alone is INT8: metric lost (of FP32's) and cosine."""
+    """What one group costs when it alone is INT8: metric lost (of FP32's) and cosine.
+
+    Where the evaluations do not suffice for each group, neighbours are measured ``together``, and the
+    numbers are those of all of them.
+    """
 
     group: str
     nodes: tuple[str, ...]
     lost: float
     cosine: float
+    together: tuple[str, ...] = ()
 
 
 class SchemeTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,15 +71,15 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         gate: The least share of FP32's score that passes.
         baseline: FP32's score.
         evaluations: In the order in which they were made; the same every time but for ``speedup``.
-        ranking: The most harmful group first; empty if no ranking was needed.
+        ranking: The most harmful group first; empty if no ranking was needed or asked for.
         frontier: Places in ``evaluations`` of those that no other beats in both speed and score.
         chosen: The plan, or None when nothing passes the gate.
         others: The next best that pass, for the case that the chosen one's final file does not: on a
             TensorRT target that one computes in FP16 besides, and what was measured in FP32.
         reason: Why that, or why nothing.
         timings: Of the schemes, where this machine is the target.
-        order: What said which of two plans is faster: files timed here, or the target's roofline, which
-            never decides: there the device times the file beside FP16 and keeps the faster.
+        order: What said which of two plans is faster: files timed here, or the target's roofline. That
+            one picks the INT8 plan that travels, and the device times its file beside FP16.
     """
 
     gate: float
@@ -94,6 +99,28 @@ def pace(found: Evaluated) -> float:
     return found.speedup if found.speedup is not None else found.saved
 
 
+def clearly_slower(speed: float, speeds: Iterable[float]) -> bool:
+    """Whether one of ``speeds`` is faster by more than timings of one file differ."""
+    return speed * _CLEARLY < max(speeds)
+
+
+def swiftest_first(found: Sequence[Evaluated], *, by_score: bool = False) -> list[Evaluated]:
+    """Return those that none is clearly faster than, then the others, the faster first.
+
+    The former count as equally fast, for a timing is off by several percent and a choice should not depend
+    on that: they keep their order, or the one that keeps most of the score is first.
+    """
+    if not found:
+        return []
+    timed = any(e.speedup is not None for e in found)
+    least = max(map(pace, found)) / (_CLEARLY if timed else 1.0)
+
+    def place(one: Evaluated) -> tuple[float, float]:
+        return (-least if pace(one) >= least else -pace(one)), (-one.kept if by_score else 0.0)
+
+    return sorted(found, key=place)
+
+
 def worth_mending(found: Evaluated, starts: Sequence[Evaluated]) -> bool:
     """Whether a failing start may still beat the fastest that passes: only then is it mended."""
     passing = [pace(e) for e in starts if e.passed]
@@ -108,7 +135,8 @@ def explained(plan: PrecisionPlan, best: Evaluated, ranking: Sequence[Ranked], s
         if group.name not in alone:
             return "the whole model passed in INT8"
         found = alone[group.name]
-        said = f"alone in INT8 it costs {found.lost:.4f} of the metric, cosine {found.cosine:.5f}"
+        how = f"together with {', '.join(found.together)}" if found.together else "alone"
+        said = f"{how} in INT8 it costs {found.lost:.4f} of the metric, cosine {found.cosine:.5f}"
         return said if group.name not in best.high else f"returned: {said}"
 
     groups = tuple(msgspec.structs.replace(group, reason=reason(group)) for group in plan.group)

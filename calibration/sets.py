@@ -105,6 +105,7 @@ class Candidates:
         digests: sha256 of each sample's raw content (pixels or caption), as in the evaluation's list.
         tensors: Makes the tower's inputs for chosen positions, in that order: name -> [n, ...].
         evaluation_digests: sha256 of every sample that any evaluation uses, made the same way.
+        digest_kind: What digests are of, such as "files" or "texts": those of two kinds are never equal.
         traits: What else samples vary in, such as "length" or "resolution": name -> value of each.
         rows_at_once: How many samples ``tensors`` is asked for at a time; all chunks must have the
             same trailing shape.
@@ -115,6 +116,7 @@ class Candidates:
     digests: Sequence[str]
     tensors: Callable[[Sequence[int]], Tensors]
     evaluation_digests: Iterable[str]
+    digest_kind: str = "content"
     traits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     rows_at_once: int = ROWS_AT_ONCE
 
@@ -215,7 +217,7 @@ def random_calibration_set(
     if not allow_random:
         raise UserError(
             "calibrating on random data gives ranges that real inputs do not have; "
-            "give training data, or pass allow_random"
+            "give training data, or --allow-random-calibration"
         )
     folder.mkdir(parents=True, exist_ok=True)
     records = {}
@@ -254,7 +256,7 @@ def open_calibration_set(folder: Path) -> CalibrationSet:
 
 
 def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int]:
-    """Return at most ``count`` positions, one stratum after the other in turn, sorted.
+    """Return at most ``count`` positions, one of each stratum in turn, so that every prefix is stratified.
 
     A small stratum gives all it has and the others fill up.
     """
@@ -268,7 +270,7 @@ def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int
         for queue in queues:
             if turn < len(queue) and len(chosen) < count:
                 chosen.append(int(queue[turn]))
-    return sorted(chosen)
+    return chosen
 
 
 def _disjoint(tower: str, drawn: Sequence[CalibrationSample], evaluation: Iterable[str]) -> Disjointness:

@@ -24,7 +24,7 @@ from edgeglm.calibration.ort_calls import fp32_session, with_outputs
 if TYPE_CHECKING:
     import onnx
 
-    from edgeglm.calibration.conversion import Prepared
+    from edgeglm.calibration.preparation import Prepared
 
 _LEAST = 1e-5
 

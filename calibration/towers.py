@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches, whole_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import ConversionReport, fidelity, fp16_from_fp32, int8_from_fp32
+from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.schemes import Method, Scheme, scheme_named
 from edgeglm.calibration.search import search_plan
+from edgeglm.calibration.search_report import SearchReport, clearly_slower
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
 from edgeglm.core.progress import Progress
@@ -31,7 +27,6 @@ from edgeglm.evaluate.parity import Parity
 if TYPE_CHECKING:
     from edgeglm.calibration.quantize import QuantizeConfig
 
-_CLEARLY = 1.1
 Precision = Literal["fp32", "fp16", "int8"]
 TOWERS = ("image", "text")
 #: Given the files of both towers, the share of FP32's score that they keep.
@@ -59,6 +54,7 @@ class TowerFiles:
         config: How files are made.
         progress: Told of each conversion and evaluation.
         speedups: Tower -> scheme -> how many times faster than FP32 the whole tower was here.
+        searches: Tower -> all of the search for its plan, where there was one.
     """
 
     fp32_dir: Path
@@ -67,6 +63,7 @@ class TowerFiles:
     config: QuantizeConfig
     progress: Progress
     speedups: dict[str, dict[str, float]] = field(default_factory=dict)
+    searches: dict[str, SearchReport] = field(default_factory=dict)
     _ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
     _schemes: dict[str, tuple[Scheme, ...]] = field(default_factory=dict)
 
@@ -109,9 +106,16 @@ class TowerFiles:
         return self.fp16(tower) if self.config.high_precision == "fp16" else self.fp32(tower)
 
     def pays(self, tower: str) -> bool:
-        """Whether some scheme is faster than FP32 here. A plan, or what a device times, is always tried."""
-        fixed = tower in self.config.plans or tower not in self.config.schemes
-        return fixed or bool(self.schemes(tower))
+        """Whether its plan, or some scheme, is faster than FP32 here. What a device times is always tried."""
+        if tower not in self.config.schemes:
+            return True
+        if tower not in self.config.plans:
+            return bool(self.schemes(tower))
+        timed = self.speedups.setdefault(tower, {})
+        if "plan" not in timed:
+            path = self.by_plan(tower, self.config.plans[tower]).path
+            timed["plan"] = round(self._speedup(tower)(path), 3)
+        return timed["plan"] > MIN_GAIN
 
     def schemes(self, tower: str) -> tuple[Scheme, ...]:
         """Return the schemes that are faster than FP32 here, the best first; each is timed once.
@@ -125,7 +129,7 @@ class TowerFiles:
                 path = self._whole(tower, name, self.config.methods[0])[0]
                 timed[name] = round(self._speedup(tower)(path), 3)
             paying = [name for name in timed if timed[name] > MIN_GAIN]
-            paying.sort(key=lambda name: timed[name] * _CLEARLY < max(timed.values()))
+            paying.sort(key=lambda name: clearly_slower(timed[name], timed.values()))
             self._schemes[tower] = tuple(scheme_named(name) for name in paying)
         return self._schemes[tower]
 
@@ -164,7 +168,7 @@ class TowerFiles:
         def measure(path: Path) -> tuple[float, Parity]:
             return score({**fp32, tower: path}), fidelity(path, fp32[tower], held_out)
 
-        report = search_plan(
+        self.searches[tower] = search_plan(
             prepared,
             ranges,
             self.schemes(tower) if on_cpu else (scheme_named("tensorrt"),),
@@ -178,7 +182,7 @@ class TowerFiles:
             high_precision=self.config.high_precision,
             progress=self.progress,
         )
-        return report.chosen
+        return self.searches[tower].chosen
 
     def _source(self, tower: str) -> Path:
         return self.fp32_dir / f"{tower}.onnx"
@@ -214,11 +218,16 @@ class TowerFiles:
         return self._measured(tower, out, "int8", report)
 
     def _split(self, tower: str) -> tuple[Batches, Batches]:
-        """Return the batches that ranges are found on, and those that the cosine is measured on."""
+        """Return the batches that ranges are found on, and those that the cosine is measured on.
+
+        Both are the same where there is only one sample.
+        """
         batches = self.calibration.batches(tower)
+        if len(batches) == 1:
+            return batches.halves() if batches.samples > 1 else (batches, batches)
         size = self.calibration.record.batch_size
         held = max(1, min(len(batches) // 2, -(-self.config.held_out // size)))
-        return (batches[:-held], batches[-held:]) if len(batches) > 1 else (batches, batches)
+        return batches[:-held], batches[-held:]
 
     def _measured(
         self, tower: str, path: Path, precision: Precision, report: ConversionReport | Any

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeglm.export.outputs import write_file
+
 if TYPE_CHECKING:
     import onnx
 
@@ -61,10 +63,8 @@ def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def save_deterministic(model: onnx.ModelProto, path: Path) -> Path:
-    """Write ``model`` as one file whose bytes depend on its content only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    return path
+    """Write ``model`` as one file whose bytes depend on its content only. Raises UserError if it cannot."""
+    return write_file(path, model.SerializeToString(deterministic=True))
 
 
 def _scope(node: onnx.NodeProto) -> str:

@@ -22,6 +22,7 @@ import onnx
 
 from edgeglm.core.errors import UserError
 from edgeglm.export.graph import QUANTIZERS, Graph, drop_unused, name_of, rename_readers, replace_nodes
+from edgeglm.export.outputs import write_file
 
 HEADER = "TRT-8503-EntropyCalibration2"
 _HEADER = re.compile(r"TRT-[0-9]{3,6}-[A-Za-z0-9]+")
@@ -98,10 +99,8 @@ def cache_from_text(text: str, *, origin: str = "the calibration cache") -> Cali
 
 
 def write_cache(cache: CalibrationCache, path: Path) -> Path:
-    """Write a cache as TensorRT does: UTF-8, lines ended by a newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cache_text(cache).encode())
-    return path
+    """Write a cache as TensorRT does: UTF-8, lines ended by a newline. Raises UserError if it cannot."""
+    return write_file(path, cache_text(cache).encode())
 
 
 def cache_from_file(path: Path) -> CalibrationCache:

@@ -24,9 +24,9 @@ FP16_LEAST = 2.0**-24
 
 FindingKind = Literal[
     "decomposed-layer-norm", "decomposed-rms-norm", "softmax-mask", "large-constant", "large-values",
-    "large-sum", "vanishing-epsilon",
+    "large-sum", "vanishing-epsilon", "not-finite",
 ]  # fmt: skip
-Remedy = Literal["fuse", "clamp", "keep-fp32"]
+Remedy = Literal["fuse", "clamp", "keep-fp32", "mend-model"]
 
 _CARRY = (
     "Add", "Sub", "Mul", "Where", "Min", "Max", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Cast",
@@ -44,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         node: The node that computes or reads it.
         why: One sentence with the number.
         largest: The largest value seen or stored there; None where no sample was run.
-        remedy: What :func:`fp16_ready` does.
+        remedy: What :func:`fp16_ready` does; "mend-model" is for a person, as FP32 is broken already.
         certain: Whether a number beyond FP16 was seen; else the pattern alone tells.
     """
 
@@ -65,6 +65,7 @@ def judged(
         *_norm_findings(graph, ranges),
         *_constant_findings(graph),
         *(_measured_findings(graph, shapes_of(model), ranges) if ranges else ()),
+        *(_broken_findings(graph, ranges) if ranges else ()),
     ]
     order = {name_of(node): index for index, node in enumerate(graph.nodes)}
     return sorted(found, key=lambda pair: order.get(pair[0].node, -1))
@@ -157,7 +158,7 @@ def _measured_findings(
     masked = _behind_masks(graph)
     for name, seen in ranges.items():
         maker = graph.made_by.get(name)
-        largest = max(abs(seen.low), abs(seen.high))
+        largest = seen.largest
         readers = [name_of(node) for node in graph.readers.get(name, ())]
         if largest > SAFE_MAX and name not in squares and name not in masked:
             at = name_of(maker) if maker is not None else readers[0] if readers else name
@@ -186,6 +187,26 @@ def _measured_findings(
                     ),
                     (name_of(maker),),
                 )
+
+
+def _broken_findings(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tuple[Finding, tuple[str, ...]]]:
+    """Name where NaN or infinity begins in FP32; infinity that masks a softmax is meant."""
+    for name, seen in ranges.items():
+        maker = graph.made_by.get(name)
+        before = [ranges[side] for side in (maker.input if maker is not None else ()) if side in ranges]
+        if seen.finite or any(not side.finite for side in before):
+            continue
+        if not seen.nan and reaches_softmax(graph, name):
+            continue
+        finding = Finding(
+            kind="not-finite",
+            node=name if maker is None else name_of(maker),
+            why=f"{name} holds {'NaN' if seen.nan else 'infinity'} on the samples, in FP32 already",
+            largest=None,
+            remedy="mend-model",
+            certain=True,
+        )
+        yield finding, ()
 
 
 def _inner_sum(
@@ -257,5 +278,4 @@ def _guarded_division(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
 def _largest(ranges: Mapping[str, Range] | None, name: str) -> float | None:
     if ranges is None or name not in ranges:
         return None
-    seen = ranges[name]
-    return max(abs(seen.low), abs(seen.high))
+    return ranges[name].largest

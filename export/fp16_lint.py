@@ -25,6 +25,7 @@ from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.fp16_findings import FP16_MAX, Finding, float_constants, judged, reaches_softmax
 from edgeglm.export.graph import Graph, model_from_file, named, opset_of, unquantized
 from edgeglm.export.lowering import lane_b
+from edgeglm.export.outputs import require_other_file
 from edgeglm.export.patterns import is_large_negative
 from edgeglm.export.ranges import Range, measured_ranges
 from edgeglm.export.rewrites import fuse_layer_norms, rewrite
@@ -106,8 +107,10 @@ def fp16_ready(path: Path, out: Path, batches: Iterable[Mapping[str, npt.NDArray
 def lint_file(path: Path, *, data: Path | None = None, output: Path | None = None) -> Fp16Report:
     """Lint an ONNX file, on the samples of an ``.npz`` if there is one, and mend it if ``output`` is given.
 
-    Raises UserError for a file or samples that cannot be used.
+    Raises UserError for a file or samples that cannot be used, or an output that would be written over them.
     """
+    if output is not None:
+        require_other_file(output, path, *([] if data is None else [data]))
     samples = [] if data is None else [_samples(data)]
     if output is not None:
         if data is None:

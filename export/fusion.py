@@ -20,17 +20,19 @@ import onnx
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.attention import attentions
 from edgeglm.export.engine_layers import EngineLayer, layers_of_nodes
+from edgeglm.export.gelus import gelus
 from edgeglm.export.graph import Graph, model_from_file, name_of, named
 from edgeglm.export.obstacles import onnxruntime_obstacle, quantizer_notes, tensorrt_obstacle
 from edgeglm.export.ort_fusion import fused_by_onnxruntime
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
-from edgeglm.export.patterns import Match, added_norms, conv_batch_norms, gelus, norms
+from edgeglm.export.outputs import require_other_file
+from edgeglm.export.patterns import Match, added_norms, conv_batch_norms, norms
 from edgeglm.export.residuals import quantized_residuals, shared_projections
 from edgeglm.export.rewrites import Rewritten, rewrite
 
 Runtime = Literal["onnxruntime", "tensorrt"]
 
-#: What each runtime has a kernel for. TensorRT's compiler takes the other two as parts of larger regions.
+#: What each runtime has a kernel for.
 _EXPECTED: dict[Runtime, tuple[str, ...]] = {
     "onnxruntime": (
         "layer-norm", "rms-norm", "gelu", "attention", "conv-batch-norm", "embedding-layer-norm",
@@ -41,6 +43,9 @@ _EXPECTED: dict[Runtime, tuple[str, ...]] = {
         "quantized-residual",
     ),
 }  # fmt: skip
+
+#: What TensorRT has no layer for: its compiler puts the sum and the norm where it likes.
+_NOT_APPLICABLE = ("embedding-layer-norm", "skip-layer-norm")
 
 #: ONNX Runtime's operators that hold a whole pattern.
 _FUSED_OPS: dict[str, tuple[str, ...]] = {
@@ -66,6 +71,7 @@ class FusionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         blocker: The node that prevents it; "" for a fused one.
         why: One sentence with what to do; "" for a fused one.
         layers: The engine's layers that hold its nodes, where an engine was given.
+        applies: Whether the runtime has anything to fuse it into; one that has not misses nothing.
     """
 
     pattern: str
@@ -76,6 +82,7 @@ class FusionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     blocker: str = ""
     why: str = ""
     layers: tuple[str, ...] = ()
+    applies: bool = True
 
 
 class QuantizerNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,11 +101,12 @@ class FusionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def missed(self, runtime: Runtime) -> tuple[FusionRow, ...]:
         """What a runtime does not fuse."""
-        return tuple(row for row in self.rows if row.runtime == runtime and not row.fused)
+        mine = (row for row in self.rows if row.runtime == runtime)
+        return tuple(row for row in mine if row.applies and not row.fused)
 
     def counts(self, runtime: Runtime) -> dict[str, tuple[int, int]]:
-        """``{pattern: (fused, found)}``."""
-        mine = [row for row in self.rows if row.runtime == runtime]
+        """``{pattern: (fused, found)}`` of the patterns that apply."""
+        mine = [row for row in self.rows if row.runtime == runtime and row.applies]
         fused = Counter(row.pattern for row in mine if row.fused)
         return {
             pattern: (fused[pattern], count) for pattern, count in Counter(r.pattern for r in mine).items()
@@ -114,8 +122,10 @@ def rewritten_file(path: Path, out: Path, runtime: Runtime) -> Rewritten:
     """Write a model whose patterns a runtime fuses.
 
     For TensorRT with standard operators, and attention's scale before its first product; for ONNX Runtime
-    with its own operators, which TensorRT does not know. Raises UserError when the file cannot be read.
+    with its own operators, which TensorRT does not know. Raises UserError when the file cannot be read, or is
+    ``out`` itself.
     """
+    require_other_file(out, path)
     model = model_from_file(path)
     if runtime == "onnxruntime":
         done = rewrite_for_onnxruntime(model)
@@ -144,6 +154,7 @@ def fusion_report(model: onnx.ModelProto, *, layers: Sequence[EngineLayer] = ())
     rows = [
         *(_row_onnxruntime(graph, after, m) for m in matches if m.kind in _EXPECTED["onnxruntime"]),
         *(_row_tensorrt(graph, match) for match in matches if match.kind in _EXPECTED["tensorrt"]),
+        *(_no_row(match) for match in matches if match.kind in _NOT_APPLICABLE),
         *_extra_rows(graph, matches),
     ]
     if layers:
@@ -213,6 +224,17 @@ def _row_tensorrt(graph: Graph, match: Match) -> FusionRow:
         into="" if found else into,
         blocker=blocker,
         why=why,
+    )
+
+
+def _no_row(match: Match) -> FusionRow:
+    return FusionRow(
+        pattern=match.kind,
+        at=_anchor(match),
+        runtime="tensorrt",
+        fused=False,
+        into="not applicable: no layer of its own; its compiler may join the sum and the normalization",
+        applies=False,
     )
 
 

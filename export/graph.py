@@ -16,6 +16,12 @@ from edgeglm.core.errors import UserError
 
 #: What carries a value on unchanged, up to its precision.
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+#: What else only a quantized model holds; operators that begin with QLinear besides.
+_INTEGER_OPS = (
+    "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
+    "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger16", "DynamicQuantizeLSTM", "QGemm",
+    "QAttention", "QEmbedLayerNormalization", "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized",
+)  # fmt: skip
 _SEE_THROUGH = (*QUANTIZERS, "Cast", "Identity")
 
 
@@ -54,9 +60,9 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def unquantized(model: onnx.ModelProto) -> None:
-    """Raise UserError when the model holds Q/DQ nodes already."""
+    """Raise UserError when some node quantizes, or computes with integers that stand for real numbers."""
     for node in all_nodes(model.graph):
-        if node.op_type in QUANTIZERS:
+        if node.op_type in (*QUANTIZERS, *_INTEGER_OPS) or node.op_type.startswith(("QLinear", "QOrdered")):
             raise UserError(
                 f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}; "
                 "give the FP32 model that it was made from"

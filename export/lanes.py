@@ -28,6 +28,7 @@ from edgeglm.export.calibration_cache import implicit_from_qdq, write_cache
 from edgeglm.export.emit import types_of
 from edgeglm.export.graph import QUANTIZERS, Graph, all_nodes, model_from_file, name_of, opset_of
 from edgeglm.export.lowering import Lowered, lane_a, lane_b
+from edgeglm.export.outputs import require_other_file
 from edgeglm.targets.legality import check_lane, check_opset
 from edgeglm.targets.schema import Lane, Target
 
@@ -150,8 +151,11 @@ def lane_file(
 
     Raises:
         UserError: A node has no equivalent, the target does not take the lane, or ``cache`` was asked of a
-            model that quantizes no activation.
+            model that quantizes no activation; or a file that is read would be written over.
     """
+    require_other_file(out, path)
+    if cache is not None:
+        require_other_file(cache, path, out)
     model = model_from_file(path)
     lowered = lane_a(model) if lane == "A" else lane_b(model)
     ranges = None

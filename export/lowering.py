@@ -87,6 +87,8 @@ def lane_a_from_onnx(path: Path, out: Path, *, keep_fp32: Sequence[str] = ()) ->
 def lane_a(model: onnx.ModelProto, *, keep_fp32: Sequence[str] = ()) -> Lowered:
     """Return the lane A form of a model; see :func:`lane_a_from_onnx`."""
     work = _prepared(model)
+    if opset_of(work) < LANE_A_OPSET:
+        work = raised(work, LANE_A_OPSET)  # a default may differ: RoiAlign's did in 16
     widened = widen(work)
     quantized = float_weights(work)
     rewritten, sensitive = _lower(work, LANE_A_OPSET)
@@ -95,7 +97,7 @@ def lane_a(model: onnx.ModelProto, *, keep_fp32: Sequence[str] = ()) -> Lowered:
     pinned = dict.fromkeys([*sensitive, *fused_norms, *(name for name in keep_fp32 if name in known)])
     order = [node.name for node in work.graph.node if node.name in pinned]
     return Lowered(
-        model=_finished(work, LANE_A_OPSET),
+        model=_finished(work),
         opset=opset_of(work),
         rewritten=rewritten,
         fp32_nodes=tuple(order),
@@ -113,12 +115,12 @@ def lane_b(model: onnx.ModelProto) -> Lowered:
     work = _prepared(model)
     opset, (low, high) = opset_of(work), LANE_B_OPSETS
     if opset < low:
-        work = _raised(work, low)
-        return Lowered(model=_finished(work, low), opset=low)
+        work = raised(work, low)
+        return Lowered(model=_finished(work), opset=low)
     if opset <= high:
-        return Lowered(model=_finished(work, opset), opset=opset)
+        return Lowered(model=_finished(work), opset=opset)
     rewritten, sensitive = _lower(work, high)
-    return Lowered(model=_finished(work, high), opset=high, rewritten=rewritten, fp32_nodes=tuple(sensitive))
+    return Lowered(model=_finished(work), opset=high, rewritten=rewritten, fp32_nodes=tuple(sensitive))
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -133,7 +135,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
                 "give the file as it was before that runtime's optimizer rewrote it"
             )
     if opset_of(work) < _OLDEST_READABLE:
-        work = _raised(work, _OLDEST_READABLE)
+        work = raised(work, _OLDEST_READABLE)
     named(work)
     for node in work.graph.node:
         # trtexec takes a list of "name:precision" between commas, as one word.
@@ -141,7 +143,8 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return work
 
 
-def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return an older model for a newer operator set. Raises UserError where onnx has no converter."""
     try:
         return onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
@@ -294,14 +297,14 @@ def _give_outputs_shapes(model: onnx.ModelProto) -> None:
             value.CopyFrom(known)
 
 
-def _finished(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def _finished(model: onnx.ModelProto) -> onnx.ModelProto:
     """Check what was made: one operator set, types that fit, and no trace of who made it."""
+    opset = opset_of(model)
     drop_unused(model.graph)
     strip_traces(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
     model.ir_version = min(model.ir_version, _IR_VERSION.get(opset, model.ir_version))
-    assert opset_of(model) == opset
     _give_outputs_shapes(model)
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -25,6 +25,11 @@ def tensorrt_obstacle(graph: Graph, match: Match) -> Obstacle | None:
             "it is written out, so its squares are computed in the graph's own precision; "
             + ("fuse it: edgeglm fusions --write" if match.kind == "layer-norm" else "keep it in FP32"),
         )
+    if match.nodes[-1].op_type == "RMSNormalization":
+        return (
+            name_of(match.nodes[-1]),
+            "the parser of TensorRT 10.1 has no RMSNormalization; write it out: edgeglm lower --lane B",
+        )
     if match.kind == "attention" and "softmax" in match.parts:
         return _attention_obstacle(graph, match)
     if match.kind == "conv-batch-norm":

@@ -56,10 +56,11 @@ def fused_by_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     import onnxruntime
 
-    try:
-        work = optimized_by_transformers(model)
-    except Exception:  # the optimizer asserts what it expects; the session's own passes remain
-        work = model
+    with _quiet():  # where it fails, its temporary folder warns as it goes with the exception
+        try:
+            work = optimized_by_transformers(model)
+        except Exception:  # the optimizer asserts what it expects; the session's own passes remain
+            work = model
     with tempfile.TemporaryDirectory(prefix="edgeglm-fusion-") as folder, warnings.catch_warnings():
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

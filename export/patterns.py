@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -64,6 +63,15 @@ def norms(graph: Graph) -> Iterator[Match]:
                 input=node.input[0],
                 output=node.output[0],
                 tensors={"scale": inputs[1], "bias": inputs[2]},
+                epsilon=attribute_of(node, "epsilon", 1e-5),
+            )
+        elif node.op_type == "RMSNormalization":
+            yield Match(
+                kind="rms-norm",
+                nodes=(node,),
+                input=node.input[0],
+                output=node.output[0],
+                tensors={"scale": node.input[1], "bias": ""},
                 epsilon=attribute_of(node, "epsilon", 1e-5),
             )
         elif node.op_type in ("Div", "Mul"):
@@ -131,7 +139,7 @@ def _with_affine(
         tensors=tensors,
         epsilon=epsilon,
         axes=axes,
-        quantizers=_quantizers_inside(graph, nodes, start),
+        quantizers=quantizers_inside(graph, nodes, start),
     )
 
 
@@ -156,7 +164,7 @@ def _root_mean_square(
     node = graph.maker(node.input[0])
     if node is None or node.op_type != "Add":
         return None
-    epsilons = [(value, other) for value, other in _constant_sides(graph, node) if value is not None]
+    epsilons = [(value, other) for value, other in constant_sides(graph, node) if value is not None]
     if not epsilons or not 0 <= epsilons[0][0] < 1e-1:
         return None
     nodes.insert(0, node)
@@ -173,63 +181,6 @@ def _root_mean_square(
         return None
     nodes.insert(0, square)
     return nodes, square.input[0], epsilons[0][0], _axes(graph, mean)
-
-
-def gelus(graph: Graph) -> Iterator[Match]:
-    """Find GELU: the operator, through Erf or Tanh, or x * sigmoid(1.702 x)."""
-    for node in graph.nodes:
-        if node.op_type == "Gelu":
-            yield Match(kind="gelu", nodes=(node,), input=node.input[0], output=node.output[0])
-        elif node.op_type in ("Erf", "Tanh"):
-            match = _gelu_around(graph, node)
-            if match is not None:
-                yield match
-
-
-def _gelu_around(graph: Graph, curve: onnx.NodeProto) -> Match | None:
-    """Match x * 0.5 * (1 + curve(...)) in any order of the factors."""
-    added = _only(graph, curve.output[0], "Add")
-    if added is None or not any(value == 1.0 for value, _ in _constant_sides(graph, added)):
-        return None
-    inner = _upward(graph, curve.input[0], ("Div", "Mul", "Add", "Pow"))
-    factors, tail = [added], added
-    half = False
-    roots: list[str] = []
-    while (product := _only(graph, tail.output[0], "Mul")) is not None and len(factors) < 4:
-        sides = [name for name in product.input if graph.source(name) != graph.source(tail.output[0])]
-        if len(sides) != 1:
-            break
-        value = graph.scalar(sides[0])
-        if value is None and roots:
-            break
-        if value is not None and not math.isclose(value, 0.5, rel_tol=1e-3):
-            break
-        half = half or value is not None
-        if value is None:
-            roots.append(sides[0])
-        factors.append(product)
-        tail = product
-    if not roots:
-        return None
-    root, maker = roots[0], graph.maker(roots[0])
-    if not half and maker is not None and maker.op_type == "Mul":
-        halves = [other for value, other in _constant_sides(graph, maker) if value == 0.5]
-        if halves:
-            root, half = halves[0], True
-            factors.insert(0, maker)
-    if not half or graph.source(root) not in {graph.source(n) for node in inner for n in node.input}:
-        return None
-    nodes = [*inner, curve, *factors]
-    exact = curve.op_type == "Erf"
-    return Match(
-        kind="gelu",
-        nodes=tuple({node.output[0]: node for node in nodes}.values()),
-        input=root,
-        output=tail.output[0],
-        parts={"curve": curve},
-        tensors={"approximate": "none" if exact else "tanh"},
-        quantizers=_quantizers_inside(graph, nodes, root),
-    )
 
 
 def conv_batch_norms(graph: Graph) -> Iterator[Match]:
@@ -281,7 +232,7 @@ def _gathers(graph: Graph, add: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
     return tuple(found)
 
 
-def _quantizers_inside(graph: Graph, nodes: list[onnx.NodeProto], start: str) -> tuple[onnx.NodeProto, ...]:
+def quantizers_inside(graph: Graph, nodes: list[onnx.NodeProto], start: str) -> tuple[onnx.NodeProto, ...]:
     """Return the Q/DQ between a pattern's own nodes, its input left out."""
     outside = graph.source(start)
     own = {name for node in nodes for name in node.output}
@@ -294,7 +245,7 @@ def _quantizers_inside(graph: Graph, nodes: list[onnx.NodeProto], start: str) ->
     return tuple(found.values())
 
 
-def _constant_sides(graph: Graph, node: onnx.NodeProto) -> list[tuple[float | None, str]]:
+def constant_sides(graph: Graph, node: onnx.NodeProto) -> list[tuple[float | None, str]]:
     """Return ``(value, the other input)`` for each side of a binary node; None for what is computed."""
     left, right = node.input[0], node.input[1]
     return [
@@ -304,17 +255,10 @@ def _constant_sides(graph: Graph, node: onnx.NodeProto) -> list[tuple[float | No
     ]
 
 
-def _only(graph: Graph, name: str, op: str) -> onnx.NodeProto | None:
+def only_reader(graph: Graph, name: str, op: str) -> onnx.NodeProto | None:
+    """Return the node that alone reads a tensor, if it is an ``op``."""
     readers = graph.true_readers(name)
     return readers[0] if len(readers) == 1 and readers[0].op_type == op else None
-
-
-def _upward(graph: Graph, name: str, ops: tuple[str, ...], limit: int = 6) -> list[onnx.NodeProto]:
-    node = graph.maker(name)
-    if node is None or node.op_type not in ops or limit == 0:
-        return []
-    above = [found for side in node.input for found in _upward(graph, side, ops, limit - 1)]
-    return [*above, node]
 
 
 def _same(graph: Graph, one: str, other: str) -> bool:

@@ -21,16 +21,17 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The least and the greatest finite value that was seen, and whether others were."""
+    """The least and the greatest finite value that was seen, whether others were, and whether NaN was."""
 
     low: float
     high: float
     finite: bool = True
+    nan: bool = False
 
     @property
     def largest(self) -> float:
-        """The largest absolute value; infinite when NaN or infinity was seen."""
-        return max(abs(self.low), abs(self.high)) if self.finite else float("inf")
+        """The largest finite absolute value."""
+        return max(abs(self.low), abs(self.high))
 
 
 def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[str, Range]:
@@ -38,7 +39,7 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
 
     ONNX Runtime computes the graph as it stands, with no fusion, and one batch is held at a time.
 
-    Raises UserError when there is no batch, or the batches do not fit the model.
+    Raises UserError when there is no batch, the batches do not fit the model, or it cannot be run.
     """
     import onnxruntime
 
@@ -51,9 +52,15 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base, nor with protobuf's
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"ONNX Runtime cannot run the model: {reason}; export it with operators that it has, below 2 GB"
+        ) from error
     found: dict[str, Range] = {}
     wanted = [output.name for output in session.get_outputs() if output.name in names]
     taken = {value.name for value in session.get_inputs()}
@@ -96,9 +103,14 @@ def _float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def _wider(before: Range | None, array: npt.NDArray[Any]) -> Range:
-    finite = bool(np.isfinite(array).all())
+    finite, nan = bool(np.isfinite(array).all()), bool(np.isnan(array).any())
     kept = array if finite else array[np.isfinite(array)]
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
     if before is None:
-        return Range(low=low, high=high, finite=finite)
-    return Range(low=min(low, before.low), high=max(high, before.high), finite=finite and before.finite)
+        return Range(low=low, high=high, finite=finite, nan=nan)
+    return Range(
+        low=min(low, before.low),
+        high=max(high, before.high),
+        finite=finite and before.finite,
+        nan=nan or before.nan,
+    )

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from edgeglm.export.attention import attentions
 from edgeglm.export.emit import shapes_of, types_of
+from edgeglm.export.gelus import gelus
 from edgeglm.export.graph import (
     Graph,
     attribute_of,
@@ -29,7 +30,7 @@ from edgeglm.export.graph import (
     sorted_nodes,
 )
 from edgeglm.export.merged import merged_projection
-from edgeglm.export.patterns import Match, conv_batch_norms, gelus, norms
+from edgeglm.export.patterns import Match, conv_batch_norms, norms
 
 _LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
 
@@ -111,9 +112,9 @@ def _why_no_layer_norm(
 
 
 def fuse_gelus(model: onnx.ModelProto, done: Rewritten) -> None:
-    """Make GELUs that are written out the operator, from opset 20 on."""
+    """Make GELUs that are written out the operator, from opset 20 on; one by a sigmoid is none."""
     for match in gelus(Graph(model)):
-        if not match.decomposed:
+        if not match.decomposed or match.tensors["approximate"] == "sigmoid":
             continue
         name = name_of(match.nodes[-1])
         if opset_of(model) < _GELU_OPSET or match.quantizers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeglm.assets import asset_named, fetch_asset
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
+from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
@@ -59,11 +59,7 @@ def export_model(
     """
     from edgeglm.adapt.stages import source_spec
 
-    if destination.exists() and (
-        not destination.is_dir()
-        or (any(destination.iterdir()) and not (destination / "export.json").is_file())
-    ):
-        raise UserError(f"{destination} holds something that is no export; choose another --output")
+    require_ours(destination, "export.json", ("image.onnx", "text.onnx", "tokenizer.json"))
     source = fetch_asset(source_spec(name), store, progress)
     with (
         store.scratch() as scratch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,8 +46,16 @@ class TowerScores:
         self._images: dict[str, FloatRows] = {}
         self._texts: dict[str, dict[tuple[str, ...], FloatRows]] = {}
 
-    def metrics(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        """Return the metrics of every track, or ``{"unusable": why}`` for embeddings that are not finite."""
+    def metrics(
+        self,
+        files: Mapping[str, Path],
+        *,
+        precisions: MutableMapping[str, npt.NDArray[np.float64]] | None = None,
+    ) -> dict[str, Any]:
+        """Return the metrics of every track, or ``{"unusable": why}`` for embeddings that are not finite.
+
+        ``precisions`` is filled with AP@10 of each query, float64 [Q], by track.
+        """
         texts = _remembered(self._texts, sha256_file(files["text"]), dict[tuple[str, ...], FloatRows])
 
         def embedded(queries: list[str]) -> FloatRows:
@@ -58,7 +66,9 @@ class TowerScores:
 
         try:
             rows = self.image_rows(files["image"])
-            found = evaluate_tracks(self._pairs.tracks, embedded, rows, seed=self._seed)
+            found = evaluate_tracks(
+                self._pairs.tracks, embedded, rows, seed=self._seed, precisions=precisions
+            )
         except UnusableEmbeddingsError as error:
             return {"unusable": str(error)}
         return msgspec.to_builtins(found)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,28 @@ from edgeglm.core.errors import UserError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+def require_ours(out: Path, marker: str, names: Collection[str], *, inputs: Collection[Path] = ()) -> None:
+    """Raise UserError if ``put_in_place`` would remove from ``out`` what is not ours; asked before any work.
+
+    ``out`` may be absent, an empty folder, or one that holds ``marker`` and nothing but files called
+    ``names``. None of ``inputs`` may lie in it.
+    """
+    whole = out.resolve()
+    for given in inputs:
+        if given.resolve().is_relative_to(whole):
+            raise UserError(f"{given} lies in {out}, which is replaced as a whole; choose another --output")
+    remedy = "choose another --output, or remove that yourself"
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} is there and is no folder; {remedy}")
+    try:
+        held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise UserError(f"cannot look into {out}: {error.strerror}; {remedy}") from error
+    if held and (marker not in held or held - {marker, *names}):
+        strange = sorted(held - {marker, *names}) or sorted(held)
+        raise UserError(f"{out} holds {strange[0]!r}, which edgeglm did not write there; {remedy}")
 
 
 @contextmanager

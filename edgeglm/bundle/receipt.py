@@ -22,8 +22,10 @@ import msgspec
 from edgeglm.bundle.atomic import disk_errors, sync_folder
 from edgeglm.bundle.manifest import Sha256
 from edgeglm.bundle.opened import Bundle
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.board import Board, Conditions
+from edgeglm.engines.plan import plan_metadata_from_file
 from edgeglm.engines.power import Energy
 
 RECEIPT_NAME = "receipt.json"
@@ -119,6 +121,20 @@ def finalized_folder(origin: Path) -> Path:
     """Return where the receipt and the engines of the bundle at ``origin`` lie."""
     origin = Path(os.path.abspath(origin))  # noqa: PTH100 - resolve() would follow a link
     return origin.with_name(f"{origin.name}.finalized")
+
+
+def layer_table_of(model: Path) -> Path | None:
+    """Return the layers of the newest engine that finalizing a model's bundle built from this very file."""
+    found = []
+    for folder in [
+        parent for parent in model.absolute().parents[:3] if parent.name
+    ]:  # models/int8/image.onnx
+        for table in (finalized_folder(folder) / "engines").glob(f"*/{LAYER_TABLE}"):
+            with suppress(UserError, OSError):
+                built = plan_metadata_from_file(table.with_name(ENGINE_RECORD))
+                if built.onnx_sha256 == sha256_file(model):
+                    found.append((table.stat().st_mtime_ns, table))
+    return max(found)[1] if found else None
 
 
 def write_receipt(receipt: Receipt, folder: Path) -> Path:

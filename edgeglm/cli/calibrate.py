@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.unused_options import refuse_options
 
 if TYPE_CHECKING:
     from edgeglm.calibration.curve import Point
     from edgeglm.calibration.schemes import Method
     from edgeglm.calibration.sets import CalibrationSet
 
+#: The options of :func:`drawing_options`.
+DRAWING = (
+    "samples", "batch_size", "seed", "resolution", "mean", "std", "tokenizer", "max_length", "lowercase",
+)  # fmt: skip
 METHODS = ("max", "percentile", "entropy", "mse")
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 8
@@ -118,13 +123,21 @@ def command(
             "no data to calibrate on; give samples that the model will really see, "
             "or --allow-random-calibration, whose ranges are wrong for real inputs"
         )
-    sizes = None
+    if data is None:
+        refuse_options(("evaluation", "tokenizer"), "random numbers need none; give DATA, or leave it out")
+    else:
+        refuse_options(("shapes", "allow_random_calibration"), "it is for random numbers; leave DATA out")
+    if curve is None:
+        refuse_options(("metric", "method"), "it is of the curve; give --curve too")
+    sizes, accept = None, None
     if curve is not None:  # before anything is written
         from edgeglm.calibration.curve import curve_of_sizes, largest_size, sizes_from_text
+        from edgeglm.calibration.demands import fixed_batch
         from edgeglm.calibration.scoring import metric_from_name
 
         sizes = sizes_from_text(curve)
-        largest_size(drawing.samples, sizes)
+        accept = functools.partial(largest_size, sizes=sizes, fixed=fixed_batch(model))
+        accept(drawing.samples)
         function = None if metric is None else metric_from_name(metric)
     if data is None:
         drawn = random_set_for_model(
@@ -132,7 +145,13 @@ def command(
         )
     else:
         drawn = calibration_set_for_model(
-            data, model, output, drawing=drawing, tokenizer=tokenizer, evaluation=evaluation
+            data,
+            model,
+            output,
+            drawing=drawing,
+            tokenizer=tokenizer,
+            evaluation=evaluation,
+            accept=accept,
         )
     points: list[Point] = []
     if sizes is not None:

@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 def command(app: App, model: Path, layers: Path | None, write: Path | None, runtime: Runtime) -> None:
     """List each pattern of MODEL that a runtime should fuse: fused, or missed with the node that prevents it.
 
-    ONNX Runtime is asked; TensorRT is judged by its documentation, or by an engine's layers.
+    ONNX Runtime is asked; TensorRT is judged by its documentation, or by an engine's layers: those of
+    --layers, else of the engine that edgeglm finalize built from MODEL, where that lies in a bundle.
     """
+    from edgeglm.bundle.receipt import layer_table_of
     from edgeglm.export.engine_layers import layers_from_file
     from edgeglm.export.fusion import fusions_of_file, rewritten_file
 
+    if layers is None and (layers := layer_table_of(model)) is not None:
+        app.note(f"layers of the engine in {layers.parent}")
     report = fusions_of_file(model, layers=layers_from_file(layers) if layers else ())
     app.table(
         ("pattern", "runtime", ">fused", ">found"),
@@ -47,7 +51,10 @@ def command(app: App, model: Path, layers: Path | None, write: Path | None, runt
         ],
         title=model.name,
     )
-    missed = [row for row in report.rows if not row.fused]
+    others = [(row.pattern, row.at, row.runtime, row.into) for row in report.rows if not row.applies]
+    if others:
+        app.table(("found", "at", "runtime", "what becomes of it"), others)
+    missed = [row for row in report.rows if row.applies and not row.fused]
     if missed:
         app.table(
             ("missed", "at", "runtime", "prevented by", "why"),
@@ -59,4 +66,4 @@ def command(app: App, model: Path, layers: Path | None, write: Path | None, runt
     if done is not None:
         made = ", ".join(f"{len(nodes)} {kind}" for kind, nodes in done.made.items()) or "nothing to rewrite"
         app.print(f"{write}: {made}")
-    app.emit({"report": report, "written": write, "rewritten": done.made if done else {}})
+    app.emit({"report": report, "layers": layers, "written": write, "rewritten": done.made if done else {}})

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.calibrate import METHODS, drawing_options
+from edgeglm.cli.calibrate import DRAWING, METHODS, drawing_options
 from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.unused_options import refuse_options
 
 if TYPE_CHECKING:
     from edgeglm.calibration.drawing import Drawing
     from edgeglm.calibration.feeds import Batches
     from edgeglm.calibration.origin import Origin
     from edgeglm.calibration.outcome import Outcome
-    from edgeglm.calibration.search_report import SearchReport
+    from edgeglm.calibration.plan import PrecisionPlan
+    from edgeglm.calibration.search_report import Ranked, SearchReport
 
 _OPS = ("Conv", "Gemm", "MatMul")
 _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
@@ -40,6 +42,7 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 @click.option(
     "--op", "op_types", multiple=True, type=click.Choice(_OPS), help="Products that may be INT8; may repeat."
 )
+@click.option("--rank", is_flag=True, help="Measure each part alone, even if the whole model passes.")
 @click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
 @drawing_options
@@ -59,6 +62,7 @@ def command(
     smooth: float,
     embeddings: str,
     op_types: tuple[str, ...],
+    rank: bool,
     precision_plan: Path | None,
     threads: int,
     tokenizer: Path | None,
@@ -66,18 +70,29 @@ def command(
 ) -> None:
     """Quantize MODEL for a target and write model.onnx, plan.toml and report.json into a folder.
 
+    For a TensorRT target fp16.onnx comes with them, for the device to time both.
+
     DATA is a set that edgeglm calibrate wrote, or samples as it takes them. Without --metric the gate
     is on the mean cosine to FP32. Exits with 3, and writes nothing, when no plan passes the gate or
     none is faster than FP32 on the CPU.
     """
     import msgspec
 
-    from edgeglm.calibration.any_model import quantize_onnx
+    from edgeglm.calibration.any_model import quantize_onnx, require_free
+    from edgeglm.calibration.drawing import is_calibration_set
     from edgeglm.calibration.outcome import Settings
     from edgeglm.calibration.plan import plan_from_file
     from edgeglm.calibration.scoring import metric_from_name
     from edgeglm.targets.schema import load_target
 
+    if precision_plan is not None:
+        refuse_options(
+            ("methods", "scheme", "smooth", "embeddings", "op_types", "evaluations", "rank"),
+            "the plan says that; edit the plan, or leave --precision-plan out",
+        )
+    if is_calibration_set(data):
+        refuse_options(DRAWING, "the set was drawn already; give samples, or draw another set")
+    require_free(output, model, data, *([] if tokenizer is None else [tokenizer]))
     target = load_target(target_name)
     settings = msgspec.convert(
         {
@@ -89,9 +104,12 @@ def command(
             "smooth": smooth,
             "embeddings": embeddings,
             "op_types": op_types or _OPS,
+            "rank": rank,
         },
         Settings,
     )
+    if scheme == "fp8" and set(methods) - {"max"}:
+        raise click.UsageError("--scheme fp8 finds ranges by the largest value; leave --method out")
     plan = None if precision_plan is None else plan_from_file(precision_plan)
     function = None if metric is None else metric_from_name(metric)
     with ExitStack() as stack:
@@ -112,8 +130,10 @@ def command(
             progress=app.progress,
         )
     _show(app, outcome, output)
+    if plan is not None and not outcome.passed:
+        _reasons(app, plan)
     app.emit(msgspec.to_builtins(outcome))
-    _require_passed(outcome, target.kind == "cpu")
+    _require_passed(outcome, target.kind == "cpu", searched=plan is None)
 
 
 def _batches(
@@ -148,6 +168,13 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
             f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}{speed}, "
             f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
         )
+        if outcome.fp16 is not None:
+            app.print(
+                f"{output / 'fp16.onnx'}: keeps {outcome.fp16.kept:.4f} of FP32, cosine "
+                f"{outcome.fp16.cosine:.5f}, {human_bytes(outcome.fp16.size_bytes)}; the device times both"
+            )
+        elif outcome.fp16_left_out:
+            app.note(f"no FP16 file: {outcome.fp16_left_out}")
         app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
 
 
@@ -157,15 +184,30 @@ def _timings(app: App, report: SearchReport) -> None:
         rows = [(timed.scheme, f"{timed.speedup:.2f}") for timed in report.timings]
         app.table(["the whole model by scheme", ">x FP32 here"], rows)
     elif report.order == "roofline" and report.evaluations:
-        app.note("speed is not measured here: the roofline orders the search, and the device times the file")
+        app.note(
+            "speed is not measured here: the roofline picks the INT8 plan, and the device times its file"
+        )
 
 
 def _ranking(app: App, report: SearchReport) -> None:
     if report.ranking:
         app.table(
             [f"alone in INT8, the {_SHOWN} most harmful", ">lost", ">cosine"],
-            [(r.group, f"{r.lost:+.4f}", f"{r.cosine:.5f}") for r in report.ranking[:_SHOWN]],
+            [(_ranked(r), f"{r.lost:+.4f}", f"{r.cosine:.5f}") for r in report.ranking[:_SHOWN]],
         )
+
+
+def _ranked(found: Ranked) -> str:
+    return f"{found.group}, together with {', '.join(found.together)}" if found.together else found.group
+
+
+def _reasons(app: App, plan: PrecisionPlan) -> None:
+    """Show what a plan that did not pass says of its groups: those in INT8 first."""
+    groups = sorted(plan.group, key=lambda group: group.precision == "high")[:_SHOWN]
+    app.table(
+        [f"groups of the plan, {len(groups)} of {len(plan.group)}", "precision", "ranges", "reason"],
+        [(group.name, group.precision, group.method, group.reason or "none given") for group in groups],
+    )
 
 
 def _evaluations(app: App, report: SearchReport) -> None:
@@ -197,11 +239,13 @@ def _evaluations(app: App, report: SearchReport) -> None:
         app.table(headings, rows)
 
 
-def _require_passed(outcome: Outcome, on_cpu: bool) -> None:
+def _require_passed(outcome: Outcome, on_cpu: bool, *, searched: bool) -> None:
     from edgeglm.core.errors import GateError
 
     if not outcome.passed:
         remedy = "lower --gate, give more samples or more --evaluations"
+        if not searched:
+            remedy = 'set precision = "high" for a group that costs much, or search without --precision-plan'
         if on_cpu and "faster" in outcome.search.reason:
             remedy = "use the FP32 model on this machine"
         raise GateError(f"{outcome.search.reason}; nothing was written, {remedy}")

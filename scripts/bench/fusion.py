@@ -38,13 +38,9 @@ from fusion_page import ROUNDS, page  # noqa: E402
 from quantization_page import stamped  # noqa: E402
 
 from edgeglm.build.export_model import export_model  # noqa: E402
-from edgeglm.calibration.conversion import (  # noqa: E402
-    file_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches, whole_plan  # noqa: E402
 from edgeglm.calibration.precision import fp16_from_fp32  # noqa: E402
+from edgeglm.calibration.preparation import prepared_model  # noqa: E402
 from edgeglm.compile.contract import tower_profile  # noqa: E402
 from edgeglm.compile.worker import BuildRequest, engine_built_apart  # noqa: E402
 from edgeglm.core.errors import EdgeglmError  # noqa: E402
@@ -63,6 +59,7 @@ from tests.export.graphs import answers, normal  # noqa: E402
 from tests.export.planted import WIDTH, cast_to_fp16, fp16_answers, planted  # noqa: E402
 
 OUT = ROOT / "docs" / "bench"
+PARTS = ("overflows", "lanes", "reports", "speed")
 SECONDS = 0.1
 Feeds = Mapping[str, Any]
 
@@ -252,7 +249,7 @@ def reported(path: Path, folder: Path) -> dict[str, Any]:
         report = fusions_of_file(file)
         missed: dict[Any, list[Any]] = {}
         for row in report.rows:
-            if not row.fused:
+            if row.applies and not row.fused:
                 missed.setdefault((row.runtime, row.pattern, row.why), []).append(row.blocker)
         found[precision] = {
             "counts": {runtime: report.counts(runtime) for runtime in ("onnxruntime", "tensorrt")},
@@ -268,11 +265,11 @@ def reported(path: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=[], metavar="PART")
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART")  # [] is none: all
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--store", type=Path, default=default_store_root())
     asked = parser.parse_args()
-    parts = asked.parts or ["overflows", "lanes", "reports", "speed"]
+    parts = asked.parts or list(PARTS)
     path = OUT / "fusion.json"
     data = json.loads(path.read_text()) if path.is_file() else {}
     if isinstance(data.get("overflows"), list):  # of an earlier form, whose rows name no commit

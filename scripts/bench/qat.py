@@ -28,7 +28,8 @@ from edgeglm.build.quantize_stage import calibration_candidates
 from edgeglm.build.shipped import load_recipe
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.build.tuning import TuningConfig, tuner
-from edgeglm.calibration.conversion import file_by_plan, prepared_model, ranges_from_batches, whole_plan
+from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches, whole_plan
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.schemes import scheme_named
 from edgeglm.calibration.sets import CalibrationSet, calibration_set_from_arrays
 from edgeglm.core.progress import QuietProgress

@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 from quantization_memory import memory_rows
 from quantization_methods import both_rows, curve_rows, method_rows
 from quantization_models import Subject, peer_files, subjects
@@ -33,11 +34,12 @@ from quantization_page import stamped, written
 
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.outcome import Outcome, Settings
-from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.precision import embeddings_of, fidelity
 from edgeglm.core.store import Store, default_store_root
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.timing import compare_latency
-from edgeglm.evaluate.retrieval import UnusableEmbeddingsError
+from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.evaluate.retrieval import UnusableEmbeddingsError, ratio_of_means
 from edgeglm.targets.schema import load_target
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "bench" / "quantization.json"
@@ -49,7 +51,7 @@ OURS = "edgeglm quantize"
 def main(arguments: list[str]) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=[], metavar="PART")
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART")  # [] is none: all
     parser.add_argument("--store", type=Path, default=default_store_root())
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "edgeglm-quantization")
     parser.add_argument("--only", nargs="*", default=[])
@@ -216,14 +218,28 @@ def accuracy(subject: Subject, path: Path, baseline: float) -> dict[str, Any]:
     try:
         found = fidelity(path, subject.path, subject.held_out)
         kept = subject.score(path) / baseline if subject.score else found.mean_cosine
+        low, high = interval(subject, path)
     except UnusableEmbeddingsError:
         return {"failed": "its embeddings are not finite"}
     return {
         "kept": round(kept, 4),
+        "interval": [round(low, 4), round(high, 4)],
         "mean_cosine": round(found.mean_cosine, 5),
         "min_cosine": round(found.min_cosine, 5),
         "megabytes": round(path.stat().st_size / 1e6, 1),
     }
+
+
+def interval(subject: Subject, path: Path) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of what is kept: over queries, paired with FP32, or over samples."""
+    if subject.precisions is not None:
+        mine, theirs = subject.precisions(path), subject.precisions(subject.path)
+    else:
+        rows = [embeddings_of(one, subject.held_out) for one in (path, subject.path)]
+        mine = cosine_rows(*rows)
+        theirs = np.ones_like(mine)
+    found = ratio_of_means(mine, theirs)
+    return found.low, found.high
 
 
 def speeds(subject: Subject, folder: Path) -> dict[str, Any]:

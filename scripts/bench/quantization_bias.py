@@ -17,10 +17,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeglm.calibration.conversion import Prepared, int8_by_plan
+from edgeglm.calibration.conversion import int8_by_plan
 from edgeglm.calibration.feeds import Feeds
 from edgeglm.calibration.ort_calls import Ranges, fp32_session, with_outputs
 from edgeglm.calibration.plan import PrecisionPlan
+from edgeglm.calibration.preparation import Prepared
 
 _PLACE = {"Conv": 2, "Gemm": 2}
 

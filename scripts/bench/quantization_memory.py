@@ -33,7 +33,8 @@ if how.startswith("draw"):
     count = len(next(iter(mapped_npz(data).values()))) if how == "draw all" else 64
     calibration_set_for_model(data, path, data.with_suffix(".set"), drawing=Drawing(samples=count))
 elif how.startswith("edgeglm"):
-    from edgeglm.calibration.conversion import prepared_model, ranges_from_batches
+    from edgeglm.calibration.conversion import ranges_from_batches
+    from edgeglm.calibration.preparation import prepared_model
     batches = Batches(mapped_npz(data), 8)
     ranges_from_batches(prepared_model(path), batches, tuple(how.partition(" ")[2].split(",")))
 else:

@@ -13,17 +13,11 @@ from quantization_models import Subject, newest
 
 from edgeglm.build.quantize_stage import METHODS, calibration_candidates
 from edgeglm.build.tower_scores import TowerScores
-from edgeglm.calibration.conversion import (
-    Prepared,
-    file_by_plan,
-    int8_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import file_by_plan, int8_by_plan, ranges_from_batches, whole_plan
 from edgeglm.calibration.curve import curve_of_sizes
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.quantize import QuantizeConfig, make_candidates
 from edgeglm.calibration.schemes import METHODS as RANGES
 from edgeglm.calibration.schemes import cpu_schemes, x86_sums_16_bits

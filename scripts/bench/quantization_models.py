@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edgeglm.adapt.backbones import backbone_onnx
 from edgeglm.assets.fetch import fetch_asset
@@ -45,6 +46,7 @@ class Subject:
 
     Attributes:
         score: Its task's metric; without one, cosines on ``held_out`` are the score.
+        precisions: That metric of each query, whose mean the score is.
         op_types: What is quantized of it, by edgeglm and its peers alike.
         forget: Drops embeddings that the score remembers, so that a search pays for them.
     """
@@ -54,6 +56,7 @@ class Subject:
     calibration: Batches
     held_out: Batches
     score: Callable[[Path], float] | None = None
+    precisions: Callable[[Path], npt.NDArray[np.float64]] | None = None
     reach: float = 0.99
     beyond: float = 0.995
     speed_reach: float = 1.3
@@ -141,12 +144,20 @@ def student(tower: str, pairs: PairSet, exported: Artifact, targets: Artifact, f
             raise UnusableEmbeddingsError(metrics["unusable"])
         return pooled_map10(msgspec.convert(metrics, dict[str, TrackMetrics]), everything)
 
+    def precisions(path: Path) -> npt.NDArray[np.float64]:
+        found: dict[str, npt.NDArray[np.float64]] = {}
+        metrics = scores.metrics({**fp32, tower: path}, precisions=found)
+        if "unusable" in metrics:
+            raise UnusableEmbeddingsError(metrics["unusable"])
+        return np.concatenate([found[track] for track in everything])
+
     return Subject(
         name=f"student {tower}",
         path=fp32[tower],
         calibration=batches.first(128),
         held_out=batches[128 // BATCH :],
         score=score,
+        precisions=precisions,
         forget=scores.forget,
     )
 
@@ -160,15 +171,14 @@ def tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
 def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
     """Yield each peer's name and what makes its file, from the same calibration samples."""
     only = None if subject.op_types == OP_TYPES else list(subject.op_types)
+    source = one_standard_opset(subject.path, folder)
 
     def static() -> Path:
         from onnxruntime.quantization import quantize_static
 
         out = folder / "static.onnx"
         with quiet():
-            quantize_static(
-                str(subject.path), str(out), FeedReader(subject.calibration), op_types_to_quantize=only
-            )
+            quantize_static(str(source), str(out), FeedReader(subject.calibration), op_types_to_quantize=only)
         return out
 
     def dynamic() -> Path:
@@ -176,14 +186,14 @@ def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[
 
         out = folder / "dynamic.onnx"
         with quiet():
-            quantize_dynamic(str(subject.path), str(out), op_types_to_quantize=only)
+            quantize_dynamic(str(source), str(out), op_types_to_quantize=only)
         return out
 
     def modelopt(high_precision: Literal["fp16", "fp32"], name: str) -> Path:
         import onnx
 
         model, _ = int8_model(
-            subject.path,
+            source,
             subject.calibration,
             nodes=None,
             method="entropy",
@@ -200,13 +210,30 @@ def peer_files(subject: Subject, folder: Path) -> Iterator[tuple[str, Callable[[
     yield "ModelOpt, FP32 besides", lambda: modelopt("fp32", "modelopt-fp32.onnx")
 
 
+def one_standard_opset(path: Path, folder: Path) -> Path:
+    """Return a file that names ONNX's own operators once: some name "" and "ai.onnx", which peers refuse."""
+    import onnx
+
+    model = onnx.load(path)
+    standard = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if len(standard) == 1:
+        return path
+    kept = [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]
+    version = max(entry.version for entry in standard)
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.helper.make_opsetid("", version), *kept])
+    onnx.save(model, folder / "one-opset.onnx")
+    return folder / "one-opset.onnx"
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep a library's prints, warnings and log lines off the terminal."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

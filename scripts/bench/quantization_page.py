@@ -34,7 +34,9 @@ def page(result: Mapping[str, Any]) -> Iterator[str]:
         "",
         f"`{result['command']}`, one thread. Every file of a table is made from the same samples; "
         "cosines are on samples that none of them saw; speeds are medians of interleaved calls beside "
-        "FP32. Seconds are of making the file, for edgeglm the whole search. Each row names its commit.",
+        "FP32. What is kept comes with its 95 % bootstrap interval, over queries paired with FP32's, or over "
+        "samples where the score is a cosine. Seconds are of making the file, for edgeglm the whole search. "
+        "Each row names its commit; speeds are of the processor that is named.",
     )
     for name, model in result.get("models", {}).items():
         yield from _model(name, model)
@@ -63,6 +65,11 @@ def _model(name: str, model: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = model.get("rows", [])
     yield from (_row(row, model) for row in rows)
+    machines = dict.fromkeys(row["machine"] for row in (*rows, *([speed] if speed else [])))
+    for vector, words in INSTRUCTIONS.items():
+        if not any(vector in machine for machine in machines):
+            yield f"| {words}: not measured | {' | '.join('-' * 10)} |"
+    yield from ("", f"Computed on {'; '.join(machines) or 'no machine yet'}.")
     for ours in (row for row in rows if "scheme" in row):
         yield from (
             "",
@@ -81,10 +88,12 @@ def _row(row: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         result = "falls short"
         if row["kept"] >= model["reach"] and min(faster.values()) >= model["speed_reach"]:
             result = "beyond" if row["kept"] >= model["beyond"] else "reached"
+    bounds = row.get("interval")
+    spread = f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
     speeds = f"{faster['1']:.2f} | {faster['whole']:.2f}" if faster else "- | -"
     cells = (
         row["what"],
-        f"{row['kept']:.4f}",
+        f"{row['kept']:.4f}{spread}",
         f"{row['mean_cosine']:.5f}",
         f"{row['min_cosine']:.5f}",
         speeds,
@@ -220,6 +229,10 @@ def _memory(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"| {row['peak_mb'][0]} -> {row['peak_mb'][1]} | {row['growth'] - 1:+.1%} | {result} "
             f"| {row['commit']} |"
         )
+
+
+#: What decides which scheme is fast on x86: a mark in a machine's stamp, and what the page calls it.
+INSTRUCTIONS = {"AVX2, no VNNI": "AVX2", "-512 VNNI": "AVX-512 VNNI"}
 
 
 @cache

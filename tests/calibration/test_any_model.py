@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgeglm.calibration.any_model import quantize_onnx, split_batches
-from edgeglm.calibration.conversion import int8_by_plan, prepared_model, ranges_from_batches
+from edgeglm.calibration.any_model import quantize_onnx
+from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches
+from edgeglm.calibration.demands import split_batches
+from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes, x86_sums_16_bits
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.cli.main import exit_code
@@ -28,7 +33,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.schema import load_target
-from tests.calibration.towers import tower_tensors
+from tests.calibration.towers import text_tower, tower_tensors
 
 CPU, T4 = load_target("cpu"), load_target("t4")
 
@@ -228,6 +233,16 @@ def test_batches_hold_every_row_once_however_they_are_cut(count: int, size: int,
         assert [x for part in (seen, held) for b in part for x in b["x"].tolist()] == list(range(count))
 
 
+def test_int4_tables_leave_the_logging_of_others_as_it_is() -> None:
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        assert quantize_tables(text_tower(), "int4") == ["table"]
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(before)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_embedding_tables_shrink_and_keep_their_meaning(
     fp32_dir: Path, tmp_path: Path, precision: Any
@@ -270,6 +285,9 @@ def test_fp8_is_made_for_targets_that_have_it_and_refused_elsewhere(fp32_dir: Pa
     assert outcome.passed
     kinds = {t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds
+    entropy = Settings(scheme="fp8", methods=("entropy",))
+    with pytest.raises(UserError, match="take the method max"):
+        quantize_onnx(source, _batches("image"), out, target=load_target("l4"), settings=entropy)
     for target in (CPU, T4):
         with pytest.raises(UserError, match=r"(?i)fp8"):
             quantize_onnx(source, _batches("image"), tmp_path / "no", target=target, settings=settings)
@@ -285,3 +303,53 @@ def test_a_file_that_names_the_standard_domain_twice_is_quantized_all_the_same(
         plan = _plan_of(tmp_path / "twice.onnx", scheme)
         batches, out = _batches("text"), tmp_path / scheme
         assert quantize_onnx(tmp_path / "twice.onnx", batches, out, target=CPU, plan=plan).passed
+
+
+def test_a_plan_that_does_not_pass_shows_its_reasons_and_what_to_edit(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _plan_of(fp32_dir / "text.onnx", "u8s8")
+    groups = tuple(msgspec.structs.replace(group, reason=f"for {group.name}") for group in plan.group)
+    (tmp_path / "plan.toml").write_text(plan_to_toml(msgspec.structs.replace(plan, group=groups)))
+    texts: dict[str, Any] = {**tower_tensors("text", 16)}
+    np.savez(tmp_path / "data.npz", **texts)
+    code = exit_code(
+        ["quantize", str(fp32_dir / "text.onnx"), "--data", str(tmp_path / "data.npz"), "--output",
+         str(tmp_path / "out"), "--precision-plan", str(tmp_path / "plan.toml"), "--gate", "1.0"]
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 3
+    assert "for up/MatMul" in said.out
+    assert 'set precision = "high"' in said.err.replace("\n", " ")
+
+
+def test_tables_beside_fp8_are_made_as_the_plan_says(fp32_dir: Path, tmp_path: Path) -> None:
+    settings = Settings(scheme="fp8", embeddings="int8", evaluations=4, gate=0.9)
+    outcome = quantize_onnx(
+        fp32_dir / "text.onnx",
+        _batches("text"),
+        tmp_path / "out",
+        target=load_target("l4"),
+        settings=settings,
+    )
+    assert outcome.search.chosen is not None
+    assert outcome.search.chosen.embeddings == "int8"
+    kinds = {t.name: t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert kinds["table_int8"] == onnx.TensorProto.INT8
+    assert "table" not in kinds
+
+
+def test_the_device_gets_fp16_to_time_beside_int8(fp32_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=T4)
+    assert found.fp16 is not None
+    assert found.fp16.sha256 == sha256_file(out / "fp16.onnx")
+    assert found.fp16.cosine > 0.999
+    graph = onnx.load(out / "fp16.onnx").graph
+    assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
+    assert not any(node.op_type == "QuantizeLinear" for node in graph.node)
+    old = load_target("jetson-agx-xavier")
+    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=old)
+    assert (found.fp16, found.passed) == (None, True)
+    assert "chooses FP16 itself" in found.fp16_left_out
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "plan.toml", "report.json"]

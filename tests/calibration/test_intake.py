@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from edgeglm.calibration.curve import largest_size
 from edgeglm.calibration.drawing import Drawing, batches_for_model, calibration_set_for_model
 from edgeglm.calibration.feeds import mapped_npz, write_npz
 from edgeglm.calibration.sets import open_calibration_set
@@ -244,6 +245,74 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_the_set_is_written(
         assert exit_code(drawn) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "set").exists()
+    few = _npz(tmp_path / "few.npz", pixels=tower_tensors("image", 16)["pixels"])
+    arguments[1] = str(few)  # 128 are asked for, and 16 are there
+    assert exit_code([*arguments, "--output", str(tmp_path / "set"), "--curve", "4,64"]) == 2
+    assert "16 samples leave 12 to calibrate on" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_model_of_whole_batches_has_a_curve_of_whole_batches() -> None:
+    assert largest_size(10, [4, 7]) == 8
+    assert largest_size(16, [4, 12], fixed=4) == 12
+    assert largest_size(20, [4, 12], fixed=4) == 12  # 8 to measure, not 5
+    with pytest.raises(UserError, match="batches of 4, which 6 does not fill"):
+        largest_size(16, [4, 6], fixed=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--metric", "m:f"),
+        ("--method", "max"),
+        ("--shape", "pixels:1x3x16x16"),
+        ("--allow-random-calibration",),
+    ],
+)
+def test_calibrate_refuses_an_option_that_it_would_ignore(
+    fp32_dir: Path, tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 16)["pixels"])
+    arguments = ["calibrate", str(data), "--model", str(fp32_dir / "image.onnx")]
+    assert exit_code([*arguments, "--output", str(tmp_path / "set"), *options]) == 2
+    assert f"{options[0]} would be ignored" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [("--op", "Conv"), ("--scheme", "u8s8"), ("--method", "max"), ("--smooth", "0.5"), ("--rank",)]
+)
+def test_quantize_refuses_what_a_plan_or_a_set_has_decided(
+    fp32_dir: Path, tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _npz(tmp_path / "x.npz", pixels=tower_tensors("image", 16)["pixels"])
+    model, out = str(fp32_dir / "image.onnx"), ["--output", str(tmp_path / "out")]
+    plan = ["--precision-plan", str(tmp_path / "plan.toml")]
+    assert exit_code(["quantize", model, "--data", str(data), *out, *plan, *options]) == 2
+    assert f"{options[0]} would be ignored: the plan says that" in capsys.readouterr().err
+    calibration_set_for_model(data, Path(model), tmp_path / "set", drawing=Drawing(samples=8))
+    assert exit_code(["quantize", model, "--data", str(tmp_path / "set"), *out, "--samples", "4"]) == 2
+    assert "--samples would be ignored: the set was drawn already" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_another_preprocessing(fp32_dir: Path, tmp_path: Path) -> None:
+    lines = [{"text": f"word {i} and more"} for i in range(10)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tokenizer = _tokenizer(tmp_path / name)
+        if name == "two":
+            tokenizer.write_text(tokenizer.read_text().replace("more", "mean"))
+        made = calibration_set_for_model(
+            tmp_path / "texts.jsonl",
+            fp32_dir / "text.onnx",
+            tmp_path / name / "set",
+            drawing=Drawing(samples=6),
+            tokenizer=tokenizer,
+        )
+        digests.add(made.record.preprocessing_sha256)
+    assert len(digests) == 2
 
 
 def test_a_curve_shows_what_the_users_own_metric_keeps(
@@ -258,3 +327,43 @@ def test_a_curve_shows_what_the_users_own_metric_keeps(
     )  # fmt: skip
     assert code == 0
     assert [point["kept"] for point in json.loads(capsys.readouterr().out)["curve"]] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("command", ["calibrate", "random", "quantize"])
+def test_a_folder_that_holds_something_else_is_never_replaced(
+    fp32_dir: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, keep = tmp_path / "project", tmp_path / "keep"
+    project.mkdir()
+    keep.mkdir()
+    texts: dict[str, Any] = tower_tensors("text", 16)
+    np.savez(project / "text.npz", **texts)
+    (project / "text.onnx").write_bytes((fp32_dir / "text.onnx").read_bytes())
+    (keep / "thesis.txt").write_text("years of work")
+    (keep / "report.json").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data, model = str(project / "text.npz"), str(project / "text.onnx")
+    arguments = {
+        "calibrate": ["calibrate", data, "--model", model],
+        "random": ["calibrate", "--model", model, "--allow-random-calibration"],
+        "quantize": ["quantize", model, "--data", data],
+    }[command]
+    for out, why in ((project, "lies in"), (keep, "did not write there")):
+        assert exit_code([*arguments, "--output", str(out)]) == 2
+        assert why in capsys.readouterr().err.replace("\n", " ")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_evaluation_that_cannot_be_compared_proves_nothing(fp32_dir: Path, tmp_path: Path) -> None:
+    """Digests of picture files and of arrays differ even where the pictures are the same."""
+    data = _pictures(tmp_path / "data")
+    made = calibration_set_for_model(
+        data, fp32_dir / "image.onnx", tmp_path / "set", drawing=Drawing(samples=8)
+    )
+    pixels: dict[str, Any] = {"pixels": made.batches("model")[0]["pixels"]}
+    np.savez(tmp_path / "same.npz", **pixels)
+    for one, other in ((data, tmp_path / "same.npz"), (tmp_path / "same.npz", data)):
+        with pytest.raises(UserError, match=r"its (files|arrays).* never agree; give both in one form"):
+            calibration_set_for_model(
+                one, fp32_dir / "image.onnx", tmp_path / "no", drawing=Drawing(), evaluation=other
+            )

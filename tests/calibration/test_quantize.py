@@ -5,16 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
-from edgeglm.calibration.conversion import prepared_model, whole_plan
+from edgeglm.calibration.conversion import whole_plan
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
 from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
+from edgeglm.calibration.towers import TowerFiles
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError
+from edgeglm.core.progress import QuietProgress
 from tests.calibration.towers import tower_tensors
 
 
@@ -123,6 +127,8 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
     conversion = report.variants["int8"].conversions["text"]
     assert conversion.plan is not None
     assert conversion.quantized_nodes == ("up/MatMul",)
+    assert report.searches["text"].ranking[0].group == "down/MatMul"
+    assert 0 < len(report.searches["text"].evaluations) <= 6
     assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
     assert len(measured) <= 2 * 6 + 3  # FP32, both whole, both searched
 
@@ -196,6 +202,31 @@ def test_a_plan_that_somebody_wrote_is_applied_as_it_is(
     assert report.variants["int8"].conversions["text"].quantized_nodes == ("up/MatMul",)
 
 
+def test_a_plan_that_is_not_faster_on_this_cpu_stays_in_fp32(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speedup(path: Path) -> float:
+        return 0.8 if "plan" in path.name else 1.5
+
+    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: speedup)
+    plan = whole_plan(prepared_model(fp32_dir / "text.onnx"), "u8s8")
+    report = make_candidates(
+        fp32_dir,
+        tmp_path,
+        calibration,
+        evaluate=Measured({}),
+        judge=_judge,
+        config=QuantizeConfig(
+            candidates=("int8",),
+            plans={"text": plan},
+            schemes={"image": ("u8s8-chains",), "text": ("u8s8",)},
+            high_precision="fp32",
+        ),
+    )
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "fp32"}
+    assert report.speedups["text"] == {"plan": 0.8}
+
+
 def test_absent_towers_and_policies_are_named(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
@@ -210,3 +241,21 @@ def test_absent_towers_and_policies_are_named(
             judge=_judge,
             config=QuantizeConfig(policies={"image": "linear-onli", "text": "linear-only"}),
         )
+
+
+@pytest.mark.parametrize(("batch_size", "shared"), [(4, (8, 8)), (16, (8, 8)), (6, (12, 4))])
+def test_ranges_are_not_found_on_what_the_cosine_is_measured_on(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, batch_size: int, shared: tuple[int, int]
+) -> None:
+    record = msgspec.structs.replace(calibration.record, batch_size=batch_size)
+    files = TowerFiles(
+        fp32_dir=fp32_dir,
+        scratch=tmp_path,
+        calibration=CalibrationSet(folder=calibration.folder, record=record),
+        config=QuantizeConfig(),
+        progress=QuietProgress(),
+    )
+    seen, held_out = files._split("image")
+    assert (seen.samples, held_out.samples) == shared
+    assert seen.stop == held_out.start
+    assert files.int8("image", "max").fidelity.mean_cosine < 1.0

@@ -15,16 +15,12 @@ pytest.importorskip("modelopt")
 import onnx
 
 from edgeglm.calibration.any_model import quantize_onnx
-from edgeglm.calibration.conversion import (
-    int8_by_plan,
-    prepared_model,
-    ranges_from_batches,
-    whole_plan,
-)
+from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches, whole_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import plan_from_file
 from edgeglm.calibration.precision import fp16_from_fp32
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.scoring import measure_against
 from edgeglm.calibration.source import source_bytes, source_sha256
 from edgeglm.cli.main import exit_code

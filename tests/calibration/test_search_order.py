@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,10 +14,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
 from edgeglm.calibration.any_model import quantize_onnx
-from edgeglm.calibration.conversion import prepared_model
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
+from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
+from edgeglm.calibration.search_report import Evaluated, swiftest_first
 from edgeglm.cli.main import exit_code
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import tower_tensors
@@ -57,3 +60,61 @@ def test_where_nothing_is_faster_the_time_of_every_scheme_is_printed(
     said = capsys.readouterr()
     assert said.out.count("0.62") == 3  # dynamic, u8s8 and s8s8
     assert "use the FP32 model on this machine" in said.err
+
+
+def _chosen(source: Path, out: Path, *, seed: int, monkeypatch: pytest.MonkeyPatch, gate: float) -> Any:
+    """Search with speeds that differ by what timings of one file differ by, and no more."""
+    random = np.random.default_rng(seed)
+    jittered = lambda _: float(1.5 * random.uniform(0.96, 1.04))  # noqa: E731
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: jittered)
+    settings = Settings(gate=gate, evaluations=24)
+    batches = Batches(tower_tensors("text", 32), 4)
+    outcome = quantize_onnx(source, batches, out, target=load_target("cpu"), settings=settings)
+    assert outcome.search.chosen is not None
+    return outcome.search.chosen.scheme, outcome.search.chosen.int8_nodes
+
+
+@pytest.mark.parametrize("gate", [0.9, 0.999])
+def test_the_choice_does_not_depend_on_what_a_clock_is_off_by(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: float
+) -> None:
+    found = [
+        _chosen(fp32_dir / "text.onnx", tmp_path / "out", seed=seed, monkeypatch=monkeypatch, gate=gate)
+        for seed in range(5)
+    ]
+    assert found.count(found[0]) == 5
+
+
+def test_what_is_clearly_faster_is_chosen_before_what_keeps_more() -> None:
+    slow, level, fast = (
+        Evaluated(
+            step="scheme", scheme="u8s8", method="max", high=(), int8_share=1.0, saved=1.0, score=kept,
+            kept=kept, cosine=kept, speedup=speedup, passed=True,
+        )
+        for kept, speedup in ((1.0, 1.4), (0.995, 1.9), (0.991, 2.0))
+    )  # fmt: skip
+    assert swiftest_first([slow, fast, level], by_score=True) == [level, fast, slow]
+    assert swiftest_first([slow, fast, level]) == [fast, level, slow]
+    untimed = [msgspec.structs.replace(one, speedup=None, saved=one.speedup) for one in (slow, fast, level)]
+    assert [one.saved for one in swiftest_first(untimed, by_score=True)] == [2.0, 1.9, 1.4]
+
+
+def test_every_part_is_ranked_on_demand_and_neighbours_say_that_they_were_measured_together(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+    pictures: dict[str, Any] = {**tower_tensors("image", 16)}
+    np.savez(tmp_path / "data.npz", **pictures)
+    arguments = ["quantize", str(fp32_dir / "image.onnx"), "--data", str(tmp_path / "data.npz"), "--gate",
+                 "0.5", "--method", "max", "--output", str(tmp_path / "out")]  # fmt: skip
+    assert exit_code(arguments) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["search"]["ranking"] == []
+    for evaluations, alone in ((12, True), (3, False)):
+        assert exit_code([*arguments, "--rank", "--evaluations", str(evaluations)]) == 0
+        search = json.loads((tmp_path / "out" / "report.json").read_text())["search"]
+        ranked = {one["group"]: one["together"] for one in search["ranking"]}
+        assert len(search["evaluations"]) <= evaluations
+        plan = (tmp_path / "out" / "plan.toml").read_text()
+        assert all(not others for others in ranked.values()) == alone
+        assert ("together with" in plan) != alone
+        assert "alone in INT8, the" in capsys.readouterr().out

@@ -110,6 +110,14 @@ def test_nan_and_single_samples_are_refused(tmp_path: Path) -> None:
 def test_a_draw_repeats_nobody_and_starves_no_stratum(strata: list[str], count: int, seed: int) -> None:
     drawn = stratified_draw(strata, count, seed=seed)
     assert len(set(drawn)) == len(drawn) == min(count, len(strata))
-    sizes, taken = Counter(strata), Counter(strata[i] for i in drawn)
-    for stratum, size in sizes.items():
-        assert taken[stratum] >= min(size, count // len(sizes))
+    sizes = Counter(strata)
+    for end in range(len(drawn) + 1):  # what a limit, a split or a curve takes
+        taken = Counter(strata[i] for i in drawn[:end])
+        for stratum, size in sizes.items():
+            assert taken[stratum] >= min(size, end // len(sizes))
+
+
+def test_every_prefix_of_a_written_set_is_stratified(tmp_path: Path) -> None:
+    calibration_set_from_arrays(tmp_path, {"image": _candidates()}, preprocessing=PREPROCESSING, samples=12)
+    samples = open_calibration_set(tmp_path).record.towers["image"].samples
+    assert [sample.stratum for sample in samples] == ["noto", "openmoji"] * 6

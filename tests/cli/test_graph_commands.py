@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx")
 import numpy as np  # noqa: E402
 
 from edgeglm.cli.main import exit_code  # noqa: E402
+from edgeglm.core.digest import sha256_file  # noqa: E402
 from edgeglm.export.calibration_cache import cache_from_file  # noqa: E402
 from tests.calibration.towers import text_tower  # noqa: E402
 from tests.export.planted import WIDTH, planted  # noqa: E402
@@ -104,6 +105,69 @@ def test_fusions_are_listed_and_the_model_rewritten(
     assert (tmp_path / "w.onnx").is_file()
     assert exit_code(["fusions", str(model)]) == 0
     assert "layer-norm" in capsys.readouterr().out
+
+
+def test_fusions_finds_the_layers_of_a_finalized_bundle(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bundled = tmp_path / "bundle" / "models" / "int8" / "text.onnx"
+    bundled.parent.mkdir(parents=True)
+    bundled.write_bytes(model.read_bytes())
+    layers = {"Layers": [{"Name": "one_kernel", "Metadata": "[ONNX Layer: up/Gelu]"}]}
+    for signature, digest in (("a" * 64, sha256_file(model)), ("b" * 64, "0" * 64)):
+        folder = tmp_path / "bundle.finalized" / "engines" / signature
+        folder.mkdir(parents=True)
+        record = {"library": "tensorrt", "library_version": "10.3.0", "sms": [87], "onnx_sha256": digest,
+                  "plan_sha256": "1" * 64, "size_bytes": 1, "profiles": [], "precision": "int8",
+                  "inputs": [], "outputs": []}  # fmt: skip
+        (folder / "engine.json").write_text(json.dumps(record))
+        (folder / "layers.json").write_text(json.dumps(layers if digest != "0" * 64 else {"Layers": []}))
+    code, found, _ = said(capsys, "fusions", bundled)
+    assert code == 0
+    assert "a" * 64 in found["layers"]
+    rows = [row for row in found["report"]["rows"] if row["pattern"] == "gelu"]
+    assert ["one_kernel"] in [row["layers"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("lower", "--output"), ("lint", "--data", "x.npz", "--output"), ("fusions", "--write")]
+)
+def test_no_command_writes_over_its_model(
+    arguments: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "alias.onnx").hardlink_to(model)
+    before = model.read_bytes()
+    command, *options = arguments
+    for out in (model, tmp_path / "no" / ".." / "text.onnx", tmp_path / "alias.onnx"):
+        code, _, err = said(capsys, command, model, *options, out)
+        assert (code, model.read_bytes()) == (2, before)
+        assert "would be written over" in err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("arguments", [("lower", "--output"), ("fusions", "--write"), ("lint", "--output")])
+def test_a_folder_that_cannot_be_made_is_a_users_error(
+    arguments: tuple[str, ...], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    ids = np.ones((2, 4), np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=ids)
+    data = ("--data", tmp_path / "x.npz") if arguments[0] == "lint" else ()
+    command, option = arguments
+    code, _, err = said(capsys, command, model, *data, option, tmp_path / "file" / "a.onnx")
+    assert code == 2
+    assert "choose a folder that can be written" in err.replace("\n", " ")
+
+
+def test_a_model_that_no_runtime_knows_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    odd = text_tower()
+    odd.graph.node[2].op_type, odd.graph.node[2].domain = "Frobnicate", "strange"
+    odd.opset_import.append(onnx.helper.make_opsetid("strange", 1))
+    onnx.save(odd, tmp_path / "odd.onnx")
+    ids = np.ones((2, 4), np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=ids)
+    code, _, err = said(capsys, "lint", tmp_path / "odd.onnx", "--data", tmp_path / "x.npz")
+    assert code == 2
+    assert "ONNX Runtime cannot run the model" in err
 
 
 def test_inspect_shows_an_onnx_file(model: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,6 +12,7 @@ from onnx import helper
 from edgeglm.core.errors import UserError
 from edgeglm.evaluate.parity import cosine_rows
 from edgeglm.export.fp16_lint import fp16_ready, lint_fp16
+from edgeglm.export.ranges import measured_ranges
 from tests.calibration.towers import image_tower, text_tower, tower_tensors
 from tests.export.graphs import answers, graph_model, normal
 from tests.export.planted import WIDTH, cast_to_fp16, fp16_answers, planted
@@ -87,3 +88,21 @@ def test_a_quantized_model_and_foreign_samples_are_refused(tmp_path: Path):
     for samples, said in (([], "no sample"), ([{"z": X}], "do not fit"), ([{"x": X[0]}], "do not fit")):
         with pytest.raises(UserError, match=said):
             fp16_ready(tmp_path / "x.onnx", tmp_path / "y.onnx", samples)
+
+
+def test_what_is_broken_in_fp32_already_is_named_where_it_begins():
+    nodes = [
+        helper.make_node("Log", ["x"], ["l"], name="log"),
+        helper.make_node("Add", ["l", "l"], ["y"], name="after"),
+    ]
+    model = graph_model(nodes, {})
+    found = lint_fp16(model, measured_ranges(model, [{"x": np.array([[[-1.0] * 8] * 4], np.float32)}]))
+    assert [(f.kind, f.node, f.remedy) for f in found] == [("not-finite", "log", "mend-model")]
+    assert "holds NaN" in found[0].why
+    found = lint_fp16(model, measured_ranges(model, [{"x": np.zeros((1, 4, 8), np.float32)}]))
+    assert "holds infinity" in found[0].why
+    masked = graph_model(
+        [helper.make_node("Log", ["x"], ["l"], name="log"), helper.make_node("Softmax", ["l"], ["y"])], {}
+    )
+    assert lint_fp16(masked, measured_ranges(masked, [{"x": np.eye(4, 8, dtype=np.float32)[None]}])) == ()
+    assert lint_fp16(model, measured_ranges(model, [{"x": np.ones((1, 4, 8), np.float32)}])) == ()

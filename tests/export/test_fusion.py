@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from edgeglm.core.errors import UserError
 from edgeglm.export.engine_layers import EngineLayer, layers_from_file
 from edgeglm.export.fusion import FusionReport, Runtime, fusion_report, rewritten_file
+from edgeglm.export.gelus import gelus
 from edgeglm.export.graph import Graph
 from edgeglm.export.lowering import lane_a, lane_b
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
-from edgeglm.export.patterns import gelus, norms
+from edgeglm.export.patterns import norms
 from edgeglm.export.rewrites import fold_scales, merge_projections, rewrite
 from tests.export.graphs import answers, graph_model, normal
 
@@ -257,6 +258,66 @@ def test_gelu_is_known_in_the_forms_that_exporters_write():
         np.testing.assert_allclose(answers(model, {"x": x})[0], before, atol=1e-6)
     other = graph_model([N("Tanh", ["x"], ["t"]), N("Add", ["t", "one"], ["y"])], {"one": np.float32(1)})
     assert list(gelus(Graph(other))) == []
+
+
+@pytest.mark.parametrize("factor_first", [True, False])
+def test_the_gelu_of_clip_is_found_and_left_as_it_is(factor_first: bool):
+    """x * sigmoid(1.702 x) is not what the operator Gelu computes."""
+    nodes = [
+        N("Mul", ["k", "x"] if factor_first else ["x", "k"], ["a"], name="a"), N("Sigmoid", ["a"], ["s"]),
+        N("Mul", ["x", "s"] if factor_first else ["s", "x"], ["y"], name="product"),
+    ]  # fmt: skip
+    model = graph_model(nodes, {"k": np.float32(1.702)})
+    (match,) = gelus(Graph(model))
+    assert (match.input, match.output, len(match.nodes)) == ("x", "y", 3)
+    report = fusion_report(model)
+    assert {row.runtime: row.fused for row in report.rows} == {"onnxruntime": True, "tensorrt": True}
+    assert "QuickGelu" in {row.into for row in report.rows}
+    assert rewrite(model).made == {}
+    for weights in ({"k": np.float32(1.0)}, {"k": normal(8)}):  # SiLU, and something else
+        assert list(gelus(Graph(graph_model(nodes, weights)))) == []
+    nodes[2].input[:] = ["z", "s"]
+    assert list(gelus(Graph(graph_model(nodes, {"k": np.float32(1.702), "z": normal(8)})))) == []
+
+
+def embedded() -> onnx.ModelProto:
+    """Token and place are looked up, summed up and normalized; then a residual is."""
+    nodes = [
+        N("Gather", ["tokens", "ids"], ["t"], name="tokens"),
+        N("Gather", ["places", "ids"], ["p"], name="places"),
+        N("Add", ["t", "p"], ["e"], name="sum"),
+        N("LayerNormalization", ["e", "s", "b"], ["n"], name="norm"),
+        N("Relu", ["n"], ["r"], name="relu"),
+        N("Add", ["n", "r"], ["a"], name="residual"),
+        N("LayerNormalization", ["a", "s", "b"], ["y"], name="norm2"),
+    ]
+    weights = {"tokens": normal(40, 8), "places": normal(40, 8, seed=1), "s": normal(8), "b": normal(8)}
+    return graph_model(nodes, weights, inputs={"ids": (TensorProto.INT64, ["B", 4])})
+
+
+def test_sums_before_a_norm_are_named_for_both_runtimes():
+    report = fusion_report(embedded())
+    found = {(row.pattern, row.runtime): row for row in report.rows}
+    for pattern, at in (("embedding-layer-norm", "sum"), ("skip-layer-norm", "residual")):
+        row = found[pattern, "tensorrt"]
+        assert (row.at, row.applies, row.fused) == (at, False, False)
+        assert row.into.startswith("not applicable")
+        assert found[pattern, "onnxruntime"].at == at
+    assert report.missed("tensorrt") == ()
+    assert report.counts("tensorrt") == {"layer-norm": (2, 2)}
+    assert found["skip-layer-norm", "onnxruntime"].fused
+
+
+def test_the_operator_rms_norm_is_a_norm_that_tensorrt_wants_written_out():
+    model = graph_model([N("RMSNormalization", ["x", "s"], ["y"], name="rms")], {"s": normal(8)}, opset=23)
+    (match,) = norms(Graph(model))
+    assert (match.kind, match.decomposed, match.tensors["scale"]) == ("rms-norm", False, "s")
+    report = fusion_report(model)
+    assert report.counts("onnxruntime") == {"rms-norm": (1, 1)}
+    blocker, why = missed(report, "tensorrt")["rms-norm"]
+    assert blocker == "rms"
+    assert "edgeglm lower --lane B" in why
+    assert "RMSNormalization" not in {node.op_type for node in lane_b(model).model.graph.node}
 
 
 def test_a_softmax_without_products_and_a_norm_of_something_else_are_left():

@@ -74,6 +74,37 @@ def test_an_operator_newer_than_the_lane_is_written_with_older_ones(name: str):
     np.testing.assert_allclose(actual, expected, atol=3e-6, rtol=1e-5)
 
 
+REGIONS = {
+    "regions": np.array([[0, 0, 3, 5], [1, 1, 4, 7]], np.float32), "of": np.array([0, 1], np.int64),
+    "sizes": np.array([2, 3, 9, 5], np.int64),
+    "grid": np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 5, 2)).astype(np.float32),
+}  # fmt: skip
+ROI_ALIGN = N("RoiAlign", ["x", "regions", "of"], ["y"], output_height=2, output_width=2)
+LINEAR, CUBIC = (N("Resize", ["x", "", "", "sizes"], ["y"], mode=mode) for mode in ("linear", "cubic"))
+SAMPLED = N("GridSample", ["x", "grid"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("node", "opset"),
+    [
+        *((ROI_ALIGN, opset) for opset in (11, 13, 15, 16, 20)),
+        *((LINEAR, opset) for opset in (13, 15, 18, 20)),
+        *((CUBIC, opset) for opset in (13, 19)),
+        *((SAMPLED, opset) for opset in (16, 18, 20)),
+        (N("GridSample", ["x", "grid"], ["y"], mode="bicubic", padding_mode="border"), 16),
+        (N("GridSample", ["x", "grid"], ["y"], mode="cubic", align_corners=1), 20),
+    ],
+)
+def test_an_operator_whose_defaults_or_words_changed_answers_the_same(node: onnx.NodeProto, opset: int):
+    weights = {name: value for name, value in REGIONS.items() if name in node.input}
+    model = graph_model([node], weights, opset=opset, shape=(2, 3, 6, 8))
+    x = normal(2, 3, 6, 8)
+    before = answers(model, {"x": x})[0]
+    for lowered in (lane_a(model), lane_b(model)):
+        assert lowered.opset in (16, 19, 20)
+        np.testing.assert_allclose(answers(lowered.model, {"x": x})[0], before, atol=1e-6)
+
+
 @pytest.mark.parametrize(("tower", "model"), [("image", image_tower()), ("text", text_tower())])
 def test_a_tower_answers_the_same_on_lane_a(tower: str, model: onnx.ModelProto, tmp_path: Path):
     onnx.save(model, tmp_path / "b.onnx")
