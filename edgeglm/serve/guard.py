@@ -128,8 +128,12 @@ class Gate:
             limit = self.config.max_requests
             raise OverloadedError(f"the server works on {limit} requests already; try later")
         if len(self.connections) > self.config.max_connections:
-            limit = self.config.max_connections
-            raise CrowdedError(f"the server holds {limit} connections already; close some, or try later")
+            raise self.crowded()
+
+    def crowded(self) -> CrowdedError:
+        """Return what one connection too many is told."""
+        limit = self.config.max_connections
+        return CrowdedError(f"the server holds {limit} connections already; close some, or try later")
 
     def id_for(self, headers: Mapping[bytes, bytes]) -> bytes:
         """Take the caller's id if it may stand in a log, or make one."""

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.guard import App, Gate
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.open_files import connections_allowed
 from edgeglm.serve.quick_lane import quick_lane
 from edgeglm.serve.service import SearcherMaker, Service
 from edgeglm.serve.sockets import address_of, listening
@@ -70,12 +71,26 @@ def serve(
     """
     config = config or ServeConfig()
     with Log(log_to or sys.stderr.buffer) as log, contextlib.ExitStack() as sockets:
+        config = _within_open_files(config, log)
         bound = sockets.enter_context(listening(config.host, config.port, what="HTTP", option="--port"))
         work = _serve(
             bundle, config, bound, log,
             opened=opened, searcher=searcher, routes=routes, open_paths=open_paths, serving=serving,
         )  # fmt: skip
         _run(work)
+
+
+def _within_open_files(config: ServeConfig, log: Log) -> ServeConfig:
+    """Take no more connections than the system lets this process hold, so that the last is told why."""
+    allowed = connections_allowed(config.max_connections)
+    if allowed == config.max_connections:
+        return config
+    log.event(
+        "warning",
+        "fewer-connections",
+        {"wanted": config.max_connections, "allowed": allowed, "remedy": "raise 'ulimit -n'"},
+    )
+    return replace(config, max_connections=allowed)
 
 
 async def _serve(

@@ -60,11 +60,15 @@ def colours(folder: Path, *, scale: float = 1.0) -> Path:
 
 
 @contextmanager
-def running(log: Path, command: list[str], **environment: str) -> Iterator[Server]:
-    """Run a server that prints where it listens as one JSON document; it must stop cleanly on SIGTERM."""
+def running(log: Path, command: list[str], *, files: str = "", **environment: str) -> Iterator[Server]:
+    """Run a server that prints where it listens as one JSON document; it must stop cleanly on SIGTERM.
+
+    ``files`` are options of the shell's ``ulimit`` that it is started under, such as "-n 256".
+    """
+    shell = ["/bin/sh", "-c", f'ulimit {files}; exec "$@"', "sh"] if files else []
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*shell, sys.executable, "-m", *command],
             stdout=subprocess.PIPE,
             stderr=stderr,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
