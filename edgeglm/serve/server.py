@@ -135,7 +135,7 @@ async def _serve(
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        service.draining = True
+        service.stopping.set()
         log.event("info", "draining", {"held": service.runner.stats().held})
     log.event("info", "stopped")
 

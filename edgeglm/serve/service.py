@@ -35,6 +35,7 @@ class Service:
 
     Attributes:
         budget: The bytes of requests that are held.
+        stopping: Set once the server was told to stop: what was accepted is answered, and no more.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Service:
     ) -> None:
         self.config = config or ServeConfig()
         self.started = time.time()
-        self.draining = False
+        self.stopping = asyncio.Event()
         self._path, self._open, self._make_searcher = bundle, opened, searcher
         self._changing = asyncio.Lock()
         self._out: dict[str, str] = {}  # models out of service, and why
@@ -105,7 +106,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return not self.draining and not self.runner.closing and len(self._out) < len(self.models)
+        return not self.stopping.is_set() and not self.runner.closing and len(self._out) < len(self.models)
 
     def model(self, name: str, version: str = "") -> Model:
         """Return a model that is in service.
