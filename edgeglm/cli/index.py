@@ -32,7 +32,7 @@ def command() -> None:
 def source_options(function: F) -> F:
     """Give a command the options that say which pictures to take."""
     for option in (
-        click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads."),
+        click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads."),
         click.option("--skip-bad", is_flag=True, help="Leave out and count what is no readable picture."),
         click.option("--metadata", type=_PATH, help='JSON Lines: {"image": path in FOLDER, any fields}.'),
         click.option("--prefix", help="First part of the ids. [default: the folder's name]"),
@@ -162,7 +162,7 @@ def remove(app: App, index: Path, ids: tuple[str, ...], where: tuple[str, ...]) 
 )
 @click.option("--precision", type=click.Choice(["int8", "binary", "exact"]), help="What is scanned.")
 @click.option("--variant", help=_VARIANT_HELP)
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads.")
 @trust_options
 @json_option
 @click.pass_obj

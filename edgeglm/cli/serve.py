@@ -40,9 +40,9 @@ _LATE = ("onnxruntime", "tokenizers", "PIL.Image", "uvloop", "uvicorn.protocols.
 @click.option("--control", is_flag=True, help="Let callers load and unload models.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
 @click.option(
-    "--instances", default=1, show_default=True, type=click.IntRange(min=1), help="Engines a tower."
+    "--instances", default=1, show_default=True, type=click.IntRange(1, 64), help="Engines a tower."
 )
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="An operator's.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="An operator's.")
 @click.option(
     "--queue", default=256, show_default=True, type=click.IntRange(min=1), help="Rows held; then 429."
 )

@@ -46,10 +46,10 @@ def refused(server: Server, path: str, body: bytes, headers: dict[str, str] | No
     return status, json.loads(answer)["error"]
 
 
-def raw(server: Server, data: bytes, *, shut: bool = False) -> bytes:
+def raw(server: Server, data: bytes, *, shut: bool = False, silence: float = 1.5) -> bytes:
     """Send bytes, and return all that comes until the server closes or is silent for a while."""
     host, _, port = server.address.rpartition(":")
-    with closing(socket.create_connection((host, int(port)), timeout=1.5)) as connection:
+    with closing(socket.create_connection((host, int(port)), timeout=silence)) as connection:
         connection.sendall(data)
         if shut:
             connection.shutdown(socket.SHUT_WR)
