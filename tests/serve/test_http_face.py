@@ -228,6 +228,52 @@ def test_paths_lead_nowhere_but_to_what_is_served(server: Server, path: str, sta
         assert json.loads(body)["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v2/repository/index", "POST"),
+        ("GET", "/v2/models/text/infer", "POST"),
+        ("PUT", "/v1/search", "GET or HEAD or POST"),
+        ("DELETE", "/v2/models/text", "GET or HEAD"),
+        ("POST", "/metrics", "GET or HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_which_ones_the_path_takes(server: Server, method, path, allowed):
+    status, headers, body = asked(server, method, path)
+    assert status == 405
+    assert sorted(headers["allow"].split(", ")) == allowed.split(" or ")
+    assert json.loads(body) == {"error": f"this path does not take that method; use {allowed}"}
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--x\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--x--\r\n"
+
+
+_KIND = "multipart/form-data; boundary=x"
+_TEXT_FIELD = b'form-data; name="text"\r\n\r\n'
+_FILE_FIELD = b'form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embed"])
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "words"),
+    [
+        ("multipart/form-data", form(_TEXT_FIELD + b"red"), 400, "names no boundary; let the client"),
+        (_KIND, form(_TEXT_FIELD + b"a" * 1_100_000), 413, "over 1048576 bytes; send files as 'image'"),
+        (_KIND, form(*[_TEXT_FIELD + b"a"] * 65), 413, "over 64 files or text fields; send several"),
+        (_KIND, form(*[_FILE_FIELD + b"a"] * 65), 413, "over 64 files or text fields; send several"),
+        (_KIND, form(b"form-data\r\n\r\nred"), 400, "has no name; call it"),
+        (_KIND, b"no form at all", 400, "no multipart form; send one as"),
+        (_KIND, form(b'form-data; name="image"\r\n\r\nred'), 400, "send files as 'image'"),
+        (_KIND, form(b'form-data; name="odd"\r\n\r\nred'), 400, ";"),
+    ],
+)
+def test_forms_that_are_none_or_too_large_are_told_what_to_do(server, path, kind, body, status, words):
+    found, error = refused(server, path, body, {"Content-Type": kind})
+    assert found == status
+    assert words in error
+
+
 def test_a_text_that_would_hold_up_others_is_refused_at_once(server: Server):
     long = {**TEXT, "data": ["a " * 1_000_000]}
     body = json.dumps({"inputs": [long], "parameters": {"timeout": 100_000}}).encode()
