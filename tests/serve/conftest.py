@@ -21,6 +21,7 @@ from tests.cli.test_bundle_commands import colour_tower
 from tests.runtime.test_retrieval import colour_bundle
 
 TOKEN = "a-token-of-some-length"
+PLAN = b'{"variants": {}}'
 
 
 @dataclass
@@ -56,6 +57,7 @@ def colours(folder: Path, *, scale: float = 1.0) -> Path:
         for variant in ("fp32", "int8")
         for kind in ("image", "text")
     }
+    parts["precision_plan.json"] = PLAN
     return colour_bundle(folder, **parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import io
 import json
@@ -19,10 +20,10 @@ from PIL import Image
 
 from tests.runtime.test_retrieval import COLOURS, picture
 from tests.runtime.test_runner_bundle import bomb
-from tests.serve.conftest import TOKEN, Server, running, serve_command
+from tests.serve.conftest import PLAN, TOKEN, Server, running, serve_command
 
 TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["red"]}
-IDENTITY = ("edgeglm-version", "edgeglm-bundle", "edgeglm-digest", "edgeglm-target", "edgeglm-precision")
+IDENTITY = tuple(f"edgeglm-{what}" for what in ("version", "bundle", "digest", "target", "precision", "plan"))
 
 
 def asked(
@@ -74,6 +75,7 @@ def test_every_answer_says_which_bundle_gave_it_and_carries_the_request_id(serve
     _, headers, _ = asked(server, "GET", path, headers={"X-Request-Id": "abc-1"})
     assert all(headers[name] for name in IDENTITY)
     assert len(headers["edgeglm-digest"]) == 64
+    assert headers["edgeglm-plan"] == hashlib.sha256(PLAN).hexdigest()
     assert headers["x-request-id"] == "abc-1"
     status, headers, _ = asked(server, "POST", "/v2/models/nothing/infer", b"{}")
     assert status == 404
@@ -81,6 +83,13 @@ def test_every_answer_says_which_bundle_gave_it_and_carries_the_request_id(serve
     event = server.logged(lambda event: event.get("id") == headers["x-request-id"])
     assert (event["status"], event["level"]) == (404, "warning")
     assert "unknown model" in event["error"]
+
+
+def test_every_description_names_the_precision_plan(server: Server):
+    plan = hashlib.sha256(PLAN).hexdigest()
+    for path in ("/v2", "/v1/info", "/v1/stats", "/v1/search?q=red"):
+        assert asked_json(server, "GET", path)["edgeglm"]["plan"] == plan
+    assert f'plan="{plan}"' in asked(server, "GET", "/metrics")[2].decode()
 
 
 def test_an_id_that_would_forge_a_log_line_is_replaced(server: Server):

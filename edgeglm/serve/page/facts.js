@@ -4,7 +4,7 @@ let known = null, knownText = "";
 function facts(edgeglm, searched) {
   const rows = [
     ["Bundle", edgeglm.bundle], ["Digest", edgeglm.digest], ["Target", edgeglm.target], ["Precision", edgeglm.precision],
-    ["Runs on", edgeglm.engine], ["edgeglm", edgeglm.version], ["Space", edgeglm.space],
+    ["Precision plan", edgeglm.plan], ["Runs on", edgeglm.engine], ["edgeglm", edgeglm.version], ["Space", edgeglm.space],
     ...Object.entries(edgeglm.models || {}).map(([tower, digest]) => [tower + " model", digest]),
   ];
   if (searched) rows.push(["Searches", searched.name], ["Pictures", number.format(searched.rows)]);
