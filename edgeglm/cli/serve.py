@@ -14,6 +14,7 @@ import click
 from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 if TYPE_CHECKING:
+    from edgeglm.serve.config import ServeConfig
     from edgeglm.serve.server import Serving
     from edgeglm.serve.service import SearcherMaker
 
@@ -125,11 +126,6 @@ def command(
             batching=BatchPolicy(max_batch_size=max_batch, max_queue_delay_microseconds=delay_us),
         ),
     )
-    if not config.loopback and config.token is None:
-        app.note(f"anyone who reaches {host} may ask this server; set a token in {TOKEN_VARIABLE}")
-    elif not config.loopback and config.certificate is None:
-        app.note(f"the token reaches {host} in plain text; give --tls-certificate and --tls-key")
-
     if when_told and not _told():
         return
     trust = app.trust()
@@ -140,8 +136,20 @@ def command(
         searcher=None if index is None else _index_searcher(index),
         routes=() if no_page else (page_routes.routes,),
         open_paths=() if no_page else page_routes.OPEN_PATHS,
+        notes=_dangers(config),
         serving=lambda where: _say(app, where),
     )
+
+
+def _dangers(config: ServeConfig) -> list[str]:
+    """Say what an address beyond loopback lays open."""
+    if config.loopback:
+        return []
+    if config.token is None:
+        return [f"anyone who reaches {config.host} may ask this server; set a token in {TOKEN_VARIABLE}"]
+    if config.certificate is None:
+        return [f"the token reaches {config.host} in plain text; give --tls-certificate and --tls-key"]
+    return []
 
 
 def _told() -> bool:

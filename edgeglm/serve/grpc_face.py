@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -31,6 +32,7 @@ async def grpc_face(
 
     Raises UserError for a port in use, or a certificate that cannot be read.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core would write plain text between the log's lines
     import grpc
 
     config = service.config

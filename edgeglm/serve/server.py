@@ -22,6 +22,7 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.serve.app import asgi_app
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.guard import App, Gate
+from edgeglm.serve.library_logs import libraries_logged
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
 from edgeglm.serve.open_files import connections_allowed
@@ -51,6 +52,7 @@ def serve(
     searcher: SearcherMaker | None = None,
     routes: Sequence[RoutesMaker] = (),
     open_paths: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
     log_to: IO[bytes] | None = None,
     serving: Callable[[Serving], None] | None = None,
 ) -> None:
@@ -63,6 +65,7 @@ def serve(
         searcher: Makes what is searched; None for the bundle's gallery.
         routes: Each makes more routes for a service, such as those of a page.
         open_paths: What of them needs no token.
+        notes: What the log begins with.
         log_to: Where the log goes; stderr for None.
         serving: Called once requests are answered.
 
@@ -70,7 +73,13 @@ def serve(
         UserError: A bundle that cannot be used, a port in use, a certificate that cannot be read.
     """
     config = config or ServeConfig()
-    with Log(log_to or sys.stderr.buffer) as log, contextlib.ExitStack() as sockets:
+    with (
+        Log(log_to or sys.stderr.buffer) as log,
+        libraries_logged(log),
+        contextlib.ExitStack() as sockets,
+    ):
+        for note in notes:
+            log.event("warning", "note", {"message": note})
         config = _within_open_files(config, log)
         bound = sockets.enter_context(listening(config.host, config.port, what="HTTP", option="--port"))
         work = _serve(

@@ -9,14 +9,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from edgeglm.engines.fake import FakeEngine
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.server import Serving, serve
+from edgeglm.serve.service import Service
 from tests.runtime.test_retrieval import colour_engine
+
+
+def _broken(_: Service) -> list[Route]:
+    """A route that fails when its answer has begun."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"a beginning"
+        warnings.warn("an odd thing", stacklevel=1)
+        raise ValueError("broken \udc80 in the middle")
+
+    async def midway(_: Request) -> StreamingResponse:
+        return StreamingResponse(parts())
+
+    return [Route("/broken", midway)]
 
 
 def main(
@@ -64,6 +85,7 @@ def main(
     serve(
         Path(bundle),
         config,
+        routes=(_broken,),
         serving=said,
     )
 
