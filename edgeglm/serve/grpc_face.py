@@ -195,6 +195,7 @@ class _Calls:
         self._callers.check(token)
         limit = self._service.config.max_requests
         if self._active > limit:
+            self._service.crowded["calls"] += 1
             raise OverloadedError(f"the server works on {limit} calls already; try later")
 
     async def _refuse(self, error: Exception, context: Any, id_: str) -> None:

@@ -126,12 +126,14 @@ class Gate:
             return  # a full server is not a dead one
         if self._active > self.config.max_requests:
             limit = self.config.max_requests
+            self.service.crowded["requests"] += 1
             raise OverloadedError(f"the server works on {limit} requests already; try later")
         if len(self.connections) > self.config.max_connections:
             raise self.crowded()
 
     def crowded(self) -> CrowdedError:
-        """Return what one connection too many is told."""
+        """Count one connection too many, and return what it is told."""
+        self.service.crowded["connections"] += 1
         limit = self.config.max_connections
         return CrowdedError(f"the server holds {limit} connections already; close some, or try later")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,8 @@ class Service:
 
     Attributes:
         budget: The bytes of requests that are held.
+        crowded: How many were refused for want of a place, by what was full: "requests", "calls" (of gRPC) or
+            "connections".
         stopping: Set once the server was told to stop: what was accepted is answered, and no more.
     """
 
@@ -53,6 +56,7 @@ class Service:
         self._changing = asyncio.Lock()
         self._out: dict[str, str] = {}  # models out of service, and why
         self.budget = Budget(self.config.max_buffered)
+        self.crowded: Counter[str] = Counter()
         self._served: Served | None = None
 
     async def __aenter__(self) -> Service:

@@ -14,7 +14,7 @@ import grpc
 
 from edgeglm.serve.grpc_messages import message
 from tests.serve.conftest import Server, running
-from tests.serve.test_http_face import IDENTITY, asked
+from tests.serve.test_http_face import IDENTITY, asked, shed
 
 LONG, SHORT = "75", "1"  # seconds that a caller may be silent
 
@@ -111,6 +111,7 @@ def test_a_full_face_refuses_with_a_time_and_a_count_and_answers_about_health(bu
             r'edgeglm_requests_total\{method="grpc",route="ServerMetadata",status="RESOURCE_EXHAUSTED"\} 1'
         )
         assert re.search(counted, text)
+        assert shed(server) == {"calls": 1}
         stack.close()
         assert becomes(lambda: called(channel, "ServerMetadata")[0], "OK")
 

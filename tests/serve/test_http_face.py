@@ -42,6 +42,13 @@ def asked_json(server: Server, method: str, path: str, value: object = None) -> 
     return json.loads(body)
 
 
+def shed(server: Server) -> dict[str, int]:
+    """What the server says that it refused because something was full."""
+    text = asked(server, "GET", "/metrics")[2].decode()
+    found = re.findall(r'^edgeglm_shed_total\{full="(\w+)"\} (\d+)', text, re.MULTILINE)
+    return {full: int(count) for full, count in found if int(count)}
+
+
 def refused(server: Server, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
     status, _, answer = asked(server, "POST", path, body, headers)
     return status, json.loads(answer)["error"]
@@ -335,7 +342,8 @@ def test_metrics_count_batches_answers_and_refusals(server: Server):
         r'edgeglm_batch_size_bucket{le="1",tower="text"} \d',
         r'edgeglm_request_seconds_count{face="http",route="/v2/models/infer"} \d',
         r"edgeglm_queue_depth 0.0",
-        r"edgeglm_shed_total 0.0",
+        r'edgeglm_shed_total{full="queue"} 0.0',
+        r'edgeglm_shed_total{full="connections"} 0.0',
         r"edgeglm_deadline_missed_total \d",
         r'edgeglm_stage_seconds_count{stage="engine",tower="text"} \d',
     ):

@@ -18,7 +18,7 @@ import pytest
 
 from edgeglm.cli import main as cli
 from tests.serve.conftest import TOKEN, Server, running, serve_command
-from tests.serve.test_http_face import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused
+from tests.serve.test_http_face import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused, shed
 
 
 def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):
@@ -70,8 +70,7 @@ def test_a_full_queue_is_answered_429_with_a_time_and_the_accepted_are_served(bu
         assert set(statuses) == {200, 429}
         assert 4 <= statuses.count(200) < 16
         assert all(headers["retry-after"] == "1" for status, headers in answers if status == 429)
-        text = asked(server, "GET", "/metrics")[2].decode()
-        assert f"edgeglm_shed_total {statuses.count(429)}.0" in text
+        assert shed(server) == {"queue": statuses.count(429)}
         late = json.dumps({"inputs": [TEXT], "parameters": {"timeout": 1000}}).encode()
         status, error = refused(server, "/v2/models/embed_text/infer", late)
         assert (status, "no answer within" in error) == (504, True)
@@ -172,6 +171,27 @@ def test_a_server_with_too_many_connections_says_so_and_what_it_is(bundles: Path
         for connection in quiet:
             connection.close()
         assert asked(server, "GET", "/v2")[0] == 200
+        assert shed(server) == {"connections": 1}
+
+
+def test_a_server_with_too_many_requests_says_so_and_counts_it(bundles: Path, tmp_path: Path):
+    command = [
+        "tests.serve.faults_server", str(bundles / "colours"), "64", "1.0", "100000", "20000000", "2",
+    ]  # fmt: skip
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    with running(tmp_path / "log", command) as server:
+        answers: list[int] = []
+
+        def ask() -> None:
+            answers.append(asked(server, "POST", "/v2/models/embed_text/infer", body)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(answers) == {200, 429}
+        assert shed(server) == {"requests": answers.count(429)}
 
 
 def test_a_port_in_use_a_bad_token_and_half_a_tls_pair_are_refused(server, bundles, tmp_path, capsys):

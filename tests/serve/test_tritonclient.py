@@ -17,7 +17,7 @@ import pytest
 from edgeglm import __version__
 from tests.runtime.test_retrieval import COLOURS, SIDE, picture
 from tests.serve.conftest import TOKEN, Server, running, serve_command
-from tests.serve.test_http_face import IDENTITY, TEXT, asked_json, refused
+from tests.serve.test_http_face import IDENTITY, TEXT, asked_json, refused, shed
 from tests.serve.test_server_limits import self_signed
 
 with warnings.catch_warnings():
@@ -307,6 +307,7 @@ def test_messages_that_are_too_large_are_refused_over_grpc_too(bundles: Path, tm
         inflated = gzip.compress(json.dumps({"inputs": [{**TEXT, "data": ["a" * 61_000]}]}).encode())
         status, error = refused(small, "/v2/models/embed_text/infer", inflated, {"Content-Encoding": "gzip"})
         assert (status, "as many bytes of requests as it may" in error) == (429, True)
+        assert shed(small) == {"bytes": 2}
         assert answers.get(timeout=20) is None
         answer = client.infer("embed_text", [raw_input(over_grpc, "text", [b"red"])])  # nothing stays booked
         np.testing.assert_array_equal(answer.as_numpy("embedding"), [[1, 0, 0]])
