@@ -24,7 +24,7 @@ from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import all_of, checked_text, text_from_bytes
 from edgeglm.serve.refusals import TooLargeError
-from edgeglm.serve.search import Found, Searcher
+from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
 
 MOST_RESULTS = 1000
@@ -99,7 +99,7 @@ def routes(service: Service) -> list[Route]:
         return json_answer(
             {
                 "hits": [_hit(rank, hit, data.get(hit.id)) for rank, hit in enumerate(found, start=1)],
-                "searched": {"name": searcher.name, "rows": rows},
+                "searched": described(searcher, rows),
                 "ms": {
                     "embed": round((embedded - began) * 1e3, 3),
                     "search": round((searched - embedded) * 1e3, 3),
@@ -191,7 +191,7 @@ async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None
 async def _searched(
     searcher: Searcher, query_D: FloatRows, count: int, where: Mapping[str, Any] | None
 ) -> list[Found]:
-    if searcher.size <= _ON_THE_LOOP and searcher.name == "gallery":
+    if searcher.carried and searcher.size <= _ON_THE_LOOP:
         return list(searcher.search(query_D, count, where))
     return list(await asyncio.to_thread(searcher.search, query_D, count, where))
 

@@ -28,7 +28,8 @@ from edgeglm.serve.whole_requests import Head, Heads
 
 _REASONS = {
     200: b"200 OK", 400: b"400 Bad Request", 401: b"401 Unauthorized", 403: b"403 Forbidden",
-    404: b"404 Not Found", 413: b"413 Content Too Large", 429: b"429 Too Many Requests",
+    404: b"404 Not Found", 413: b"413 Content Too Large",
+    415: b"415 Unsupported Media Type", 429: b"429 Too Many Requests",
     500: b"500 Internal Server Error", 503: b"503 Service Unavailable", 504: b"504 Gateway Timeout",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import http.client
 import io
@@ -11,6 +12,8 @@ import re
 import socket
 import struct
 import time
+import zlib
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -188,7 +191,7 @@ def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
     found = asked_json(server, "GET", "/v1/search?q=red&k=2")
     assert found["hits"][0]["id"] == "set/red"
     assert found["hits"][0]["score"] == pytest.approx(1)
-    assert found["searched"] == {"name": "gallery", "rows": 3}
+    assert found["searched"] == {"name": "gallery", "rows": 3, "filters": False}
     assert found["edgeglm"]["precision"] == "fp32"
     status, headers, body = asked(server, "GET", found["hits"][0]["picture"])
     assert (status, headers["content-type"]) == (200, "image/png")
@@ -312,6 +315,42 @@ def test_pages_of_other_sites_may_not_ask(server: Server):
     body = json.dumps({"inputs": [TEXT]}).encode()
     host = {"Host": "evil.example"}
     assert asked(server, "POST", "/v2/models/embed_text/infer", body, host)[0] == 403
+
+
+@pytest.mark.parametrize("way", ["GZIP", "Deflate", " gzip "])
+def test_names_of_encodings_are_read_in_any_case(server: Server, way: str):
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    packed = gzip.compress(body) if "gzip" in way.lower() else zlib.compress(body)
+    headers = {"Content-Encoding": way}
+    assert asked(server, "POST", "/v2/models/embed_text/infer", packed, headers)[0] == 200
+
+
+def test_an_encoding_that_is_not_known_is_told_with_those_that_are(server: Server):
+    status, headers, body = asked(
+        server, "POST", "/v2/models/embed_text/infer", b"{}", {"Content-Encoding": "br"}
+    )
+    assert (status, headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert "use gzip or deflate" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "way"),
+    [
+        ("gzip", "gzip"), ("GZip;q=0.5", "gzip"), ("deflate, gzip;q=0", "deflate"), ("gzip; q=0.000", None),
+        ("gzip;q=0, deflate;q=0", None), ("br", None), ("identity", None), ("gzip;q=0.01", "gzip"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_compressed_only_as_the_caller_wants_it(server: Server, accepted, way):
+    body = json.dumps({"id": "x" * 2000, "inputs": [TEXT]}).encode()
+    headers = {"Accept-Encoding": accepted}
+    status, found, answer = asked(server, "POST", "/v2/models/embed_text/infer", body, headers)
+    assert (status, found.get("content-encoding")) == (200, way)
+    unpacked: dict[str | None, Callable[[bytes], bytes]] = {
+        "gzip": gzip.decompress,
+        "deflate": zlib.decompress,
+    }
+    plain = unpacked.get(way, bytes)(answer)
+    assert json.loads(plain)["outputs"][0]["shape"] == [1, 3]
 
 
 def test_a_missing_or_wrong_token_lets_nobody_in_but_health(bundles: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ function facts(edgeglm, searched) {
     return [made("dt", "", name), shown];
   }));
   $("which").textContent = [edgeglm.bundle, edgeglm.precision, searched ? number.format(searched.rows) + " pictures" : ""].filter(Boolean).join(" · ");
-  $("filter-label").hidden = !searched || searched.name === "gallery";
+  $("filter-label").hidden = !searched || !searched.filters;
 }
 
 $("copy").addEventListener("click", async () => {
