@@ -77,6 +77,14 @@ def test_the_client_finds_the_server_and_its_models(server: Server, face: Any):
         client.infer("text", text_inputs(face, [[0]]))
         stats = client.get_inference_statistics("text", **options)["model_stats"][0]
         assert int(stats["inference_count"]) >= 1
+        timed = {
+            name: {key: int(value) for key, value in stats["inference_stats"][name].items()}
+            for name in ("success", "queue", "compute_infer")
+        }
+        assert {one["count"] for one in timed.values()} == {int(stats["execution_count"])}
+        assert min(one["ns"] for one in timed.values()) > 0
+        parts = timed["queue"]["ns"] + timed["compute_infer"]["ns"]
+        assert abs(timed["success"]["ns"] - parts) <= 1  # each is rounded
 
 
 @pytest.mark.parametrize("face", FACES, ids=["http", "grpc"])
