@@ -197,10 +197,6 @@ class VectorIndex:
             entry = self._contents.entries.get(id)
             return None if entry is None else self._contents.picture(entry) or None
 
-    def ids(self) -> list[str]:
-        """Return the names of all rows, in the order they were added."""
-        return [entry.id for entry in self.view().entries]
-
     def check(self) -> list[str]:
         """Hash the generation's files; return the names of those that are damaged."""
         with self._lock:

@@ -48,7 +48,7 @@ def test_a_new_index_is_on_disk_before_it_is_put_in_place(tmp_path: Path, monkey
     sync = os.fsync
 
     def recorded(handle: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", recorded)
