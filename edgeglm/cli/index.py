@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgeglm.cli.console import App, json_option, trust_options
+from edgeglm.cli.index_search import search
 
 if TYPE_CHECKING:
     from edgeglm.index.opening import FolderSource
@@ -32,7 +32,7 @@ def command() -> None:
 def source_options(function: F) -> F:
     """Give a command the options that say which pictures to take."""
     for option in (
-        click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads."),
+        click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads."),
         click.option("--skip-bad", is_flag=True, help="Leave out and count what is no readable picture."),
         click.option("--metadata", type=_PATH, help='JSON Lines: {"image": path in FOLDER, any fields}.'),
         click.option("--prefix", help="First part of the ids. [default: the folder's name]"),
@@ -145,93 +145,32 @@ def remove(app: App, index: Path, ids: tuple[str, ...], where: tuple[str, ...]) 
     with IndexWriter(index) as writer:
         chosen = writer.matching(where_from_words(where)) if where else list(ids)
         count = writer.remove(chosen)
-        left = len(writer.contents.entries)
+        left, unfolded = len(writer.contents.entries), writer.unfolded
     unknown = len(set(chosen)) - count
     app.print(f"removed {count} rows, {left} left" + (f"; {unknown} ids were not there" if unknown else ""))
-    app.emit({"index": index, "removed": count, "unknown": unknown, "rows": left})
+    _say_unfolded(app, unfolded)
+    app.emit({"index": index, "removed": count, "unknown": unknown, "rows": left, "unfolded": unfolded})
 
 
-@command.command(name="search")
+@command.command(name="check")
 @click.argument("index", type=_PATH)
-@click.argument("bundle", type=_PATH)
-@click.option("--query", metavar="TEXT", help="Words to search with.")
-@click.option("--image", type=_PATH, help="A picture to search with, in place of words.")
-@click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
-@click.option(
-    "--where", multiple=True, metavar="FIELD=VALUE", help="Filter: =, !=, <, <=, >, >=. Repeatable."
-)
-@click.option("--precision", type=click.Choice(["int8", "binary", "exact"]), help="What is scanned.")
-@click.option("--variant", help=_VARIANT_HELP)
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
-@trust_options
 @json_option
 @click.pass_obj
-def search(
-    app: App,
-    index: Path,
-    bundle: Path,
-    query: str | None,
-    image: Path | None,
-    count: int,
-    where: tuple[str, ...],
-    precision: str | None,
-    variant: str | None,
-    threads: int,
-) -> None:
-    """Search INDEX with words or with a picture, embedded by BUNDLE."""
-    if (query is None) == (image is None):
-        raise click.UsageError("give either --query TEXT or --image FILE")
-
-    from edgeglm.bundle.verify import open_bundle
-    from edgeglm.index.filters import where_from_words
-    from edgeglm.index.space import require_index_space
+def check(app: App, index: Path) -> None:
+    """Hash the files of INDEX, which opening it does not; what its log holds is checked by opening."""
+    from edgeglm.core.errors import UserError
     from edgeglm.index.vector_index import VectorIndex
-    from edgeglm.runtime.finalized import choice_here
-    from edgeglm.runtime.retrieval import Retriever
 
-    with ExitStack() as stack:
-        opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
-        choice = choice_here(opened, variant)
-        found = stack.enter_context(VectorIndex(index))
-        require_index_space(found.header, opened, choice.variant, index)
-        retriever = stack.enter_context(
-            Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
-        )
-        if image is not None:
-            vector = retriever.embed_images([image])
-        else:
-            assert query is not None
-            vector = retriever.embed_text([query])
-        (matches,) = found.search(
-            vector, count, where=where_from_words(where) if where else None, precision=precision
-        )
-        scanned = precision or found.header.precision
-        rows = len(found)
-    hits = [
-        {"rank": rank, "score": round(match.score, 6), "id": match.id, "metadata": match.metadata}
-        for rank, match in enumerate(matches, start=1)
-    ]
-    app.table(
-        [">rank", ">score", "id", "text"],
-        [
-            (hit["rank"], f"{match.score:.4f}", match.id, match.metadata.get("text", ""))
-            for hit, match in zip(hits, matches, strict=True)
-        ],
-    )
-    app.print(f"{rows} rows, {scanned}; variant {choice.variant} of {bundle}, {choice.words}")
-    app.emit(
-        {
-            "query": query,
-            "image": image,
-            "index": index,
-            "rows": rows,
-            "precision": scanned,
-            "bundle": bundle,
-            "variant": choice.variant,
-            "through": choice.words,
-            "hits": hits,
-        }
-    )
+    with VectorIndex(index) as found:
+        rows, damaged = len(found), found.check()
+    app.emit({"index": index, "rows": rows, "damaged": damaged})
+    if damaged:
+        names = ", ".join(damaged)
+        raise UserError(f"{index} is damaged: {names}; restore the index from a copy, or build it again")
+    app.print(f"{index}: {rows} rows, as they were written")
+
+
+command.add_command(search)
 
 
 def _source(
@@ -278,6 +217,7 @@ def _say(app: App, index: Path, counts: PictureCounts) -> None:
     app.print(f"{index}: {rows} pictures; {', '.join(parts)}")
     for example in counts.examples:
         app.note(f"skipped {example}")
+    _say_unfolded(app, counts.unfolded)
     app.emit(
         {
             "index": index,
@@ -289,5 +229,11 @@ def _say(app: App, index: Path, counts: PictureCounts) -> None:
             "unmatched": counts.unmatched,
             "skipped": dict(counts.skipped),
             "examples": counts.examples,
+            "unfolded": counts.unfolded,
         }
     )
+
+
+def _say_unfolded(app: App, why: str) -> None:
+    if why:
+        app.note(f"all of it is kept, but the log could not be folded: {why}")

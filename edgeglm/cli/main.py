@@ -56,7 +56,9 @@ COMMANDS = {
 _TRACEBACK_VARIABLE = "EDGEGLM_TRACEBACK"
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _DEVICE_PARTS = ("onnxruntime", "tokenizers", "PIL")
-_SERVE_PARTS = ("uvicorn", "starlette", "httptools", "uvloop", "grpc", "google")
+_SERVE_PARTS = (
+    "uvicorn", "starlette", "httptools", "uvloop", "grpc", "google", "prometheus_client", "python_multipart",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):

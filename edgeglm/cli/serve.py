@@ -14,6 +14,7 @@ import click
 from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 
 if TYPE_CHECKING:
+    from edgeglm.serve.config import ServeConfig
     from edgeglm.serve.server import Serving
     from edgeglm.serve.service import SearcherMaker
 
@@ -40,9 +41,9 @@ _LATE = ("onnxruntime", "tokenizers", "PIL.Image", "uvloop", "uvicorn.protocols.
 @click.option("--control", is_flag=True, help="Let callers load and unload models.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
 @click.option(
-    "--instances", default=1, show_default=True, type=click.IntRange(min=1), help="Engines a tower."
+    "--instances", default=1, show_default=True, type=click.IntRange(1, 64), help="Engines a tower."
 )
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="An operator's.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="An operator's.")
 @click.option(
     "--queue", default=256, show_default=True, type=click.IntRange(min=1), help="Rows held; then 429."
 )
@@ -125,11 +126,6 @@ def command(
             batching=BatchPolicy(max_batch_size=max_batch, max_queue_delay_microseconds=delay_us),
         ),
     )
-    if not config.loopback and config.token is None:
-        app.note(f"anyone who reaches {host} may ask this server; set a token in {TOKEN_VARIABLE}")
-    elif not config.loopback and config.certificate is None:
-        app.note(f"the token reaches {host} in plain text; give --tls-certificate and --tls-key")
-
     if when_told and not _told():
         return
     trust = app.trust()
@@ -140,8 +136,20 @@ def command(
         searcher=None if index is None else _index_searcher(index),
         routes=() if no_page else (page_routes.routes,),
         open_paths=() if no_page else page_routes.OPEN_PATHS,
+        notes=_dangers(config),
         serving=lambda where: _say(app, where),
     )
+
+
+def _dangers(config: ServeConfig) -> list[str]:
+    """Say what an address beyond loopback lays open."""
+    if config.loopback:
+        return []
+    if config.token is None:
+        return [f"anyone who reaches {config.host} may ask this server; set a token in {TOKEN_VARIABLE}"]
+    if config.certificate is None:
+        return [f"the token reaches {config.host} in plain text; give --tls-certificate and --tls-key"]
+    return []
 
 
 def _told() -> bool:

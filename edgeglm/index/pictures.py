@@ -40,7 +40,8 @@ class PictureCounts:
     """What became of a folder's files.
 
     ``unmatched`` counts metadata of pictures that the folder has not; ``examples`` are the first few reasons
-    for what was skipped or unmatched.
+    for what was skipped or unmatched. ``unfolded`` says why the index's log could not be folded, if so; its
+    rows are kept all the same.
     """
 
     added: int = 0
@@ -50,6 +51,7 @@ class PictureCounts:
     unmatched: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    unfolded: str = ""
 
     def skip(self, reason: str, example: str) -> None:
         """Count one file that is left out."""
@@ -140,6 +142,7 @@ async def index_pictures(
         await _Stream(writer, runner, preprocessing, counts, task, pool, skip_bad).run(wanted)
     if prune:
         counts.removed = _pruned(writer, folder, prefix, {picture.id for picture in listed})
+    counts.unfolded = writer.unfolded
     return counts
 
 

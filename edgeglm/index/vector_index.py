@@ -55,13 +55,13 @@ def create_index(path: Path, header: IndexHeader) -> None:
         folder = staging / "index"
         folder.mkdir()
         encoded = msgspec.json.format(msgspec.json.encode(header), indent=1)
-        (folder / HEADER_NAME).write_bytes(encoded + b"\n")
+        _write_synced(folder / HEADER_NAME, encoded + b"\n")
         (folder / "lock").touch()
         nothing = np.zeros((0, header.dimensions), np.float16)
         write_generation(
             folder / FIRST_GENERATION, dimensions=header.dimensions, rows=(), exact=nothing, next_sequence=1
         )
-        write_current(folder, FIRST_GENERATION)
+        write_current(folder, FIRST_GENERATION)  # which syncs the names in the folder too
         put_in_place(folder, path)
 
 
@@ -79,10 +79,7 @@ def header_of(path: Path) -> IndexHeader:
 def write_current(path: Path, generation: str) -> None:
     """Let a generation count from now on."""
     new = path / f".{CURRENT_NAME}.writing"
-    with new.open("w") as file:
-        file.write(generation + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _write_synced(new, generation.encode() + b"\n")
     put_in_place(new, path / CURRENT_NAME)
 
 
@@ -200,10 +197,6 @@ class VectorIndex:
             entry = self._contents.entries.get(id)
             return None if entry is None else self._contents.picture(entry) or None
 
-    def ids(self) -> list[str]:
-        """Return the names of all rows, in the order they were added."""
-        return [entry.id for entry in self.view().entries]
-
     def check(self) -> list[str]:
         """Hash the generation's files; return the names of those that are damaged."""
         with self._lock:
@@ -218,6 +211,13 @@ class VectorIndex:
             metadata=metadata_of(entry.metadata),
             picture=entry.picture[1] > 0,
         )
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _identity(path: Path) -> tuple[int, int]:

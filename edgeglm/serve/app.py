@@ -10,15 +10,13 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Router
+from starlette.routing import BaseRoute, Route, Router
 
 from edgeglm.serve import operator_routes, plain_routes, v2_routes
 from edgeglm.serve.guard import App, Gate, Guard, Receive, Send
 from edgeglm.serve.json_answers import json_answer
 from edgeglm.serve.metrics import HttpCounts
 from edgeglm.serve.v2_infer import InferRoute
-
-_WORDS = {404: "there is nothing at this path; see /openapi.json", 405: "this path takes another method"}
 
 
 def asgi_app(gate: Gate, *, http: HttpCounts, grpc: HttpCounts, routes: Sequence[BaseRoute] = ()) -> App:
@@ -34,6 +32,8 @@ def asgi_app(gate: Gate, *, http: HttpCounts, grpc: HttpCounts, routes: Sequence
     infer = InferRoute(service)
     router = Router(
         routes=[
+            Route("/v2/models/{name}/infer", infer, methods=["POST"]),  # for what is said of other methods
+            Route("/v2/models/{name}/versions/{version}/infer", infer, methods=["POST"]),
             *v2_routes.routes(service),
             *plain_routes.routes(service),
             *operator_routes.routes(service, http, grpc),
@@ -50,10 +50,18 @@ def asgi_app(gate: Gate, *, http: HttpCounts, grpc: HttpCounts, routes: Sequence
         try:
             await router(scope, receive, send)
         except HTTPException as error:
-            answer = json_answer(
-                {"error": _WORDS.get(error.status_code, error.detail)}, status=error.status_code
-            )
+            answer = json_answer({"error": _words(error)}, status=error.status_code)
             answer.headers.update(error.headers or {})
             await answer(scope, receive, send)
 
     return Guard(app, gate)
+
+
+def _words(error: HTTPException) -> str:
+    """Say in our words what the router refuses."""
+    if error.status_code == 404:
+        return "there is nothing at this path; see /openapi.json"
+    if error.status_code == 405:
+        methods = " or ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        return f"this path does not take that method; use {methods}"
+    return error.detail

@@ -6,15 +6,17 @@ from edgeglm.runtime.requests import OverloadedError
 
 
 class Budget:
-    """Bytes that are held, and the most that may be. Used in the event loop alone."""
+    """Bytes that are held, and the most that may be; counts refusals. Used in the event loop alone."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        self.refused = 0
 
     def reserve(self, size: int) -> None:
         """Book bytes. Raises OverloadedError if all requests together would have too many."""
         if self.held + size > self.limit:
+            self.refused += 1
             raise OverloadedError("the server holds as many bytes of requests as it may; try later")
         self.held += size
 

@@ -12,6 +12,13 @@ from edgeglm.runtime.config import RunnerConfig
 
 MIN_TOKEN = 16
 _DAY = 86_400.0
+_MOST = {
+    "max_body": 2**31 - 1,  # gRPC's own bound of a message
+    "max_buffered": 2**40,
+    "max_rows": 1_000_000,
+    "max_requests": 1_000_000,
+    "max_connections": 1_000_000,
+}
 
 
 def default_runner_config() -> RunnerConfig:
@@ -75,9 +82,14 @@ class ServeConfig:
             port = getattr(self, name)
             if port is not None and not 0 <= port <= 65535:
                 raise UserError(f"{name} is {port}; give 0 to 65535")
-        for name in ("max_body", "max_buffered", "max_rows", "max_requests", "max_connections"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} is {getattr(self, name)}; give 1 to {most}")
+        if self.max_body > self.max_buffered:
+            raise UserError(
+                f"one body may take {self.max_body} bytes, but all together {self.max_buffered}; "
+                f"lower max_body to that at most"
+            )
         for name in ("body_timeout", "send_timeout", "idle_timeout", "drain_timeout"):
             if not 0 < getattr(self, name) <= _DAY:
                 raise UserError(f"{name} is {getattr(self, name)}; give seconds above 0 and up to a day")

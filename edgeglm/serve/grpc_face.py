@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.requests import OverloadedError
 from edgeglm.serve.callers import Callers
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.grpc_messages import message, service_descriptor
@@ -30,6 +32,7 @@ async def grpc_face(
 
     Raises UserError for a port in use, or a certificate that cannot be read.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core would write plain text between the log's lines
     import grpc
 
     config = service.config
@@ -40,8 +43,8 @@ async def grpc_face(
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.max_connection_idle_ms", int(config.idle_timeout * 1000)),
         ],
-        maximum_concurrent_rpcs=config.max_requests,
     )
     handlers = _handlers(_Calls(service, log, counts, traces), Methods(service))
     server.add_generic_rpc_handlers(
@@ -116,6 +119,7 @@ class _Calls:
         self._traces = traces
         self._access_log = service.config.access_log
         self._callers = Callers(service.config.token)
+        self._active = 0
         self._codes = {code.name: code for code in grpc.StatusCode}
 
     def single(
@@ -126,9 +130,11 @@ class _Calls:
 
         async def call(data: bytes, context: Any) -> Any:
             began = time.perf_counter()
+            self._active += 1
             id_, error, code, reserved = "", None, "OK", 0
             try:
-                id_ = self._admit(name, context)
+                id_, token = self._named(context)
+                self._admit(name, token)
                 budget.reserve(len(data))
                 reserved = len(data)
                 return await method(_read(data, reads), context)
@@ -145,17 +151,20 @@ class _Calls:
         return call
 
     def streamed(
-        self, name: str, method: Callable[[Any, Any], AsyncIterator[Any]]
+        self, name: str, method: Callable[[Any, Any], AsyncGenerator[Any, None]]
     ) -> Callable[[Any, Any], Any]:
         """Wrap a method of two streams."""
 
         async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
             began = time.perf_counter()
+            self._active += 1
             id_, error, code = "", None, "OK"
             try:
-                id_ = self._admit(name, context)
-                async for answer in method(requests, context):
-                    yield answer
+                id_, token = self._named(context)
+                self._admit(name, token)
+                async with aclosing(method(requests, context)) as answers:
+                    async for answer in answers:
+                        yield answer
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
@@ -167,8 +176,8 @@ class _Calls:
 
         return call
 
-    def _admit(self, name: str, context: Any) -> str:
-        """Check the token, and note the call's id and the bundle's identity for its end."""
+    def _named(self, context: Any) -> tuple[str, bytes]:
+        """Return the call's id and token; note the id and the bundle's identity for its end."""
         given, token = None, b""
         for key, value in context.invocation_metadata() or ():
             if key == "x-request-id":
@@ -177,9 +186,17 @@ class _Calls:
                 token = value.encode()
         id_ = self._callers.id_for(given).decode()
         context.set_trailing_metadata((("x-request-id", id_), *self._service.identity.metadata))
-        if name not in _OPEN:
-            self._callers.check(token)
-        return id_
+        return id_, token
+
+    def _admit(self, name: str, token: bytes) -> None:
+        """Raise what keeps a call out: its token, or too many at a time."""
+        if name in _OPEN:
+            return  # a full server is not a dead one
+        self._callers.check(token)
+        limit = self._service.config.max_requests
+        if self._active > limit:
+            self._service.crowded["calls"] += 1
+            raise OverloadedError(f"the server works on {limit} calls already; try later")
 
     async def _refuse(self, error: Exception, context: Any, id_: str) -> None:
         refusal = refusal_of(error)
@@ -192,6 +209,7 @@ class _Calls:
     def _end(
         self, name: str, id_: str, code: str, began: float, context: Any, error: Exception | None
     ) -> None:
+        self._active -= 1
         seconds = time.perf_counter() - began
         self._counts.observe_call(name, code, seconds)
         if self._access_log or error is not None:

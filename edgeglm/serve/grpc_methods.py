@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from edgeglm import __version__
 from edgeglm.core.errors import UserError
 from edgeglm.serve.grpc_messages import check_wanted, infer_response, message
+from edgeglm.serve.grpc_stream import answers_in_order
 from edgeglm.serve.grpc_wire import Asked, asked_from_bytes, asked_from_message, bytes_of_answer
 from edgeglm.serve.models import Model, Outputs, answers, model_config, model_metadata
 from edgeglm.serve.refusals import NotFoundError, NotReadyError, words_of
 from edgeglm.serve.service import Service
 from edgeglm.serve.v2_routes import EXTENSIONS, bundle_asked, model_statistics, repository_index
-
-_AT_ONCE = 32  # requests of one stream that are worked on together
 
 
 class Methods:
@@ -102,33 +101,22 @@ class Methods:
         asked = asked_from_bytes(request, self._service.model)
         return bytes_of_answer(asked, *await self._inferred(asked, context.time_remaining() or None))
 
-    async def stream_infer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        """Answer the requests of a stream, in their order; errors travel as messages and end nothing."""
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(maxsize=_AT_ONCE)
+    async def stream_infer(self, requests: Any, context: Any) -> AsyncGenerator[Any, None]:
+        """Answer the requests of a stream, in their order; errors travel as messages and end nothing.
 
-        async def take() -> None:
-            async for request in requests:
-                await waiting.put(asyncio.ensure_future(self._streamed(request)))
-            await waiting.put(None)
-
-        taking = asyncio.ensure_future(take())
-        try:
-            while True:
-                next_task = asyncio.ensure_future(waiting.get())
-                await asyncio.wait([next_task, taking], return_when=asyncio.FIRST_COMPLETED)
-                if taking.done() and taking.exception() is not None:
-                    next_task.cancel()
-                    taking.result()
-                task = await next_task
-                if task is None:
-                    return
-                yield await task
-        finally:
-            taking.cancel()
-            while not waiting.empty():
-                left = waiting.get_nowait()
-                if left is not None:
-                    left.cancel()
+        Raises what ``answers_in_order`` does.
+        """
+        service = self._service
+        answering = answers_in_order(
+            requests,
+            self._streamed,
+            stopping=service.stopping,
+            silent_for=service.config.idle_timeout,
+            unread_for=service.config.send_timeout,
+        )
+        async with contextlib.aclosing(answering) as answers:
+            async for answer in answers:
+                yield answer
 
     async def _streamed(self, request: Any) -> Any:
         answer = message("ModelStreamInferResponse")()

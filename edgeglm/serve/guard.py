@@ -11,6 +11,7 @@ import msgspec
 
 from edgeglm.runtime.requests import OverloadedError
 from edgeglm.serve.callers import Callers
+from edgeglm.serve.hosts import Hosts
 from edgeglm.serve.identity import Identity
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts, route_of
@@ -21,6 +22,7 @@ from edgeglm.serve.refusals import (
     SlowCallerError,
     TooLargeError,
     UnauthorizedError,
+    UnknownEncodingError,
     refusal_of,
     words_of,
 )
@@ -35,7 +37,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _JSON = (b"content-type", b"application/json")
 _ANSWERED_BY = "edgeglm.answered_by"
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Gate:
@@ -64,7 +65,7 @@ class Gate:
         self._open = OPEN_PATHS | {path for path in open_paths if not path.endswith("/") or path == "/"}
         self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
         self._callers = Callers(self.config.token)
-        self._hosts = self._known_hosts()
+        self._hosts = Hosts(self.config)
         self._active = 0
         self.talks = self.config.access_log or traces is not None
         """Whether requests that went well are told."""
@@ -112,7 +113,7 @@ class Gate:
     def check_caller(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raise for a strange host or origin, or a wrong token: what the same head always gets."""
         host = headers.get(b"host", b"")
-        if self._hosts is not None and host not in self._hosts and _host_name(host) not in self._hosts:
+        if not self._hosts.know(host):
             raise ForbiddenError("this Host is none of the server's names; add it with --host-name")
         origin = headers.get(b"origin")
         if origin is not None and (not host or origin.partition(b"://")[2] != host):
@@ -126,21 +127,20 @@ class Gate:
             return  # a full server is not a dead one
         if self._active > self.config.max_requests:
             limit = self.config.max_requests
+            self.service.crowded["requests"] += 1
             raise OverloadedError(f"the server works on {limit} requests already; try later")
         if len(self.connections) > self.config.max_connections:
-            limit = self.config.max_connections
-            raise CrowdedError(f"the server holds {limit} connections already; close some, or try later")
+            raise self.crowded()
+
+    def crowded(self) -> CrowdedError:
+        """Count one connection too many, and return what it is told."""
+        self.service.crowded["connections"] += 1
+        limit = self.config.max_connections
+        return CrowdedError(f"the server holds {limit} connections already; close some, or try later")
 
     def id_for(self, headers: Mapping[bytes, bytes]) -> bytes:
         """Take the caller's id if it may stand in a log, or make one."""
         return self._callers.id_for(headers.get(b"x-request-id"))
-
-    def _known_hosts(self) -> frozenset[bytes] | None:
-        """Return the names by which the server may be called; None for any, where a token protects it."""
-        if not self.config.loopback and not self.config.hosts:
-            return None
-        names = {*_LOOPBACK, self.config.host, *self.config.hosts}
-        return frozenset(name.lower().encode() for name in names)
 
 
 class Guard:
@@ -285,13 +285,8 @@ def refused_answer(error: BaseException) -> tuple[int, bytes, list[tuple[bytes, 
         headers.append((b"retry-after", b"%d" % refusal.retry_after))
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
+    if isinstance(error, UnknownEncodingError):
+        headers.append((b"accept-encoding", b"gzip, deflate"))
     if isinstance(error, (TooLargeError, SlowCallerError, GoneError, CrowdedError)):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     return refusal.status, msgspec.json.encode({"error": words_of(error)}), headers
-
-
-def _host_name(host: bytes) -> bytes:
-    name = host.lower()
-    if name.startswith(b"["):
-        return name[1:].partition(b"]")[0]
-    return name.partition(b":")[0]

@@ -19,6 +19,7 @@ class Identity:
         digest: Its content digest, sha256 in hex. It is also the version of each model.
         target: The target it was made for.
         precision: The variant in service, such as ``int8``.
+        plan: sha256 of the bundle's precision plan, which decided its variants; empty if it has none.
         engine: What runs it, in words.
         files: ``{tower: sha256 of its ONNX file}``.
         space: Fingerprint of the embedding space of the variant; empty if the bundle has none.
@@ -28,6 +29,7 @@ class Identity:
     digest: str
     target: str
     precision: str
+    plan: str
     engine: str
     files: Mapping[str, str]
     space: str
@@ -56,6 +58,7 @@ class Identity:
             ("edgeglm-digest", self.digest),
             ("edgeglm-target", self.target),
             ("edgeglm-precision", self.precision),
+            *([("edgeglm-plan", self.plan)] if self.plan else []),
         )
 
     @property
@@ -67,6 +70,7 @@ class Identity:
             "digest": self.digest,
             "target": self.target,
             "precision": self.precision,
+            "plan": self.plan,
             "engine": self.engine,
             "models": dict(self.files),
             "space": self.space,
@@ -76,11 +80,13 @@ class Identity:
 def identity_of(bundle: Bundle, variant: str, engine: str) -> Identity:
     """Describe a variant of a bundle, run through ``engine``."""
     manifest, record = bundle.manifest, bundle.variant(variant)
+    plan = manifest.files.get("precision_plan.json")
     return Identity(
         bundle=manifest.name,
         digest=manifest.content_digest,
         target=manifest.target.name,
         precision=record.name,
+        plan="" if plan is None else plan.sha256,
         engine=engine,
         files={tower: manifest.files[name].sha256 for tower, name in record.files.items()},
         space=manifest.space.fingerprints.get(record.name, ""),

@@ -21,6 +21,8 @@ class IndexSearcher:
     Raises UserError where the variant embeds in another space than the index's.
     """
 
+    carried = False
+
     def __init__(self, path: Path, bundle: Bundle, variant: str) -> None:
         self._index = VectorIndex(path)
         self.name = path.resolve().name

@@ -92,8 +92,12 @@ class Log:
     def _put(self, entry: MutableMapping[str, Any]) -> None:
         if len(self._waiting) >= _MAX_WAITING:
             self._dropped += 1
-        else:
-            self._waiting.append(self._encode(entry))
+            return
+        try:
+            line = self._encode(entry)
+        except UnicodeEncodeError:  # half a character, such as an error may quote
+            line = self._encode({key: _plain(value) for key, value in entry.items()})
+        self._waiting.append(line)
 
     def _write(self) -> None:
         while True:
@@ -112,6 +116,12 @@ class Log:
                 return  # nobody reads any more: the server goes on
             if self._stopping and not self._waiting:
                 return
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _describe(entry: MutableMapping[str, Any], error: BaseException) -> None:

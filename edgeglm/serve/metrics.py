@@ -7,7 +7,7 @@ into metrics when somebody scrapes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -109,7 +109,9 @@ class Collector:
         ready.add_metric([], float(service.ready))
         yield ready
         yield from _faces({"http": self._http, "grpc": self._grpc})
-        yield from _runner(service.runner.stats())
+        stats = service.runner.stats()
+        yield from _runner(stats)
+        yield _shed({"queue": stats.shed, "bytes": service.budget.refused, **service.crowded})
         yield from _stages(service.runner.times())
         yield from _board(self._seen)
 
@@ -160,6 +162,18 @@ def _faces(faces: dict[str, HttpCounts]) -> Iterator[Any]:
     yield times
 
 
+def _shed(counts: Mapping[str, int]) -> Any:
+    from prometheus_client.core import CounterMetricFamily
+
+    text = (
+        "Refused because full: rows by the queue; requests by bytes, requests, calls over gRPC, connections."
+    )
+    family = CounterMetricFamily("edgeglm_shed", text, labels=["full"])
+    for full in ("queue", "bytes", "requests", "calls", "connections"):
+        family.add_metric([full], counts.get(full, 0))
+    return family
+
+
 def _runner(stats: RunnerStats) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -169,7 +183,6 @@ def _runner(stats: RunnerStats) -> Iterator[Any]:
         ("failed", stats.failed, "Rows that ended with an error of the input or the engine."),
         ("deadline_missed", stats.expired, "Rows that ended at their deadline."),
         ("cancelled", stats.cancelled, "Rows whose caller went away."),
-        ("shed", stats.shed, "Rows refused because the runner was full."),
         ("workers_replaced", stats.replaced, "Workers that hung and were replaced."),
     ):
         counter = CounterMetricFamily(f"edgeglm_{name}", text)

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from edgeglm.engines.tegrastats import Sensors
 from edgeglm.serve.json_answers import json_answer
 from edgeglm.serve.metrics import Collector, HttpCounts, exposition
+from edgeglm.serve.search import described
 from edgeglm.serve.service import Service
 
 OPENAPI = Path(__file__).with_name("openapi.json")
@@ -34,7 +35,7 @@ def routes(service: Service, http: HttpCounts, grpc: HttpCounts) -> list[Route]:
                 "uptime_s": round(time.time() - service.started, 1),
                 "ready": service.ready,
                 "runner": msgspec.to_builtins(service.runner.stats(), str_keys=True),
-                "searched": {"name": searcher.name, "rows": searcher.size} if searcher else None,
+                "searched": described(searcher, searcher.size) if searcher else None,
                 "edgeglm": service.identity.facts,
             }
         )

@@ -13,18 +13,18 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 import numpy as np
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.retrieval import FloatRows
+from edgeglm.serve.forms import form_of
 from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import all_of, checked_text, text_from_bytes
 from edgeglm.serve.refusals import TooLargeError
-from edgeglm.serve.search import Found, Searcher
+from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
 
 MOST_RESULTS = 1000
@@ -99,7 +99,7 @@ def routes(service: Service) -> list[Route]:
         return json_answer(
             {
                 "hits": [_hit(rank, hit, data.get(hit.id)) for rank, hit in enumerate(found, start=1)],
-                "searched": {"name": searcher.name, "rows": rows},
+                "searched": described(searcher, rows),
                 "ms": {
                     "embed": round((embedded - began) * 1e3, 3),
                     "search": round((searched - embedded) * 1e3, 3),
@@ -133,7 +133,7 @@ async def _embed_request(request: Request) -> tuple[EmbedRequest, list[bytes]]:
     if kind.startswith("image/"):
         return EmbedRequest(), [await request.body()]
     if kind == "multipart/form-data":
-        fields, pictures = await _form(request)
+        fields, pictures = await form_of(request)
         if unknown := set(fields) - {"text", "timeout_ms"}:
             raise UserError(
                 f"form field {min(unknown)[:40]!r} is not known; send 'text', 'image', 'timeout_ms'"
@@ -175,7 +175,7 @@ async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None
         asked = _from_strings(query, SearchRequest)
         picture = await request.body() if request.method == "POST" else None
     elif kind == "multipart/form-data":
-        fields, pictures = await _form(request)
+        fields, pictures = await form_of(request)
         asked = _from_strings({name: values[-1] for name, values in fields.items()}, SearchRequest)
         picture = pictures[0] if pictures else None
     else:
@@ -191,7 +191,7 @@ async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None
 async def _searched(
     searcher: Searcher, query_D: FloatRows, count: int, where: Mapping[str, Any] | None
 ) -> list[Found]:
-    if searcher.size <= _ON_THE_LOOP and searcher.name == "gallery":
+    if searcher.carried and searcher.size <= _ON_THE_LOOP:
         return list(searcher.search(query_D, count, where))
     return list(await asyncio.to_thread(searcher.search, query_D, count, where))
 
@@ -236,21 +236,6 @@ def picture_from_base64(text: str) -> bytes:
         return b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise UserError("an image is no base64; encode the bytes of the file") from None
-
-
-async def _form(request: Request) -> tuple[dict[str, list[str]], list[bytes]]:
-    """Read a form: text fields, and the files of the fields ``image``."""
-    fields: dict[str, list[str]] = {}
-    pictures = []
-    async with request.form(max_files=64, max_fields=64) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile) != (name == "image"):
-                raise UserError(f"form field {name[:40]!r} is not known like that; send files as 'image'")
-            if isinstance(value, UploadFile):
-                pictures.append(await value.read())
-            else:
-                fields.setdefault(name, []).append(value)
-    return fields, pictures
 
 
 def _from_strings(values: dict[str, str], kind: type[SearchRequest]) -> SearchRequest:

@@ -28,9 +28,13 @@ from edgeglm.serve.whole_requests import Head, Heads
 
 _REASONS = {
     200: b"200 OK", 400: b"400 Bad Request", 401: b"401 Unauthorized", 403: b"403 Forbidden",
-    404: b"404 Not Found", 413: b"413 Content Too Large", 429: b"429 Too Many Requests",
+    404: b"404 Not Found", 413: b"413 Content Too Large",
+    415: b"415 Unsupported Media Type", 429: b"429 Too Many Requests",
     500: b"500 Internal Server Error", 503: b"503 Service Unavailable", 504: b"504 Gateway Timeout",
 }  # fmt: skip
+
+
+_HEARD = 16  # connections over the limit whose request is read, since it may be about health
 
 
 class Turn:
@@ -78,6 +82,8 @@ class QuickLane(HttpToolsProtocol):
         super().connection_made(transport)
         self.gate.connections = self.connections
         self._call_when_idle(self.timeout_keep_alive)
+        if len(self.connections) > self.gate.config.max_connections + _HEARD:
+            self._refuse(self.gate.crowded())
 
     def data_received(self, data: bytes) -> None:
         """Take the short way if it is open, else uvicorn's."""
@@ -248,7 +254,10 @@ class QuickLane(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Tell what is no HTTP so like any other refusal."""
-        error = UserError("this is no HTTP/1.1 request; send one")
+        self._refuse(UserError("this is no HTTP/1.1 request; send one"))
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer what is no request of ours, or was not waited for, and close."""
         self._id, self._identity = self.gate.id_for({}), self.gate.service.identity
         status, answer, given = refused_answer(error)
         self.gate.enter()

@@ -21,6 +21,10 @@ class TooLargeError(UserError):
     """A body or a batch is larger than the server takes."""
 
 
+class UnknownEncodingError(UserError):
+    """A body is compressed in a way that the server does not read."""
+
+
 class ForbiddenError(UserError):
     """The server was not started in a way that allows this."""
 
@@ -58,6 +62,7 @@ class Refusal:
 _REFUSALS: tuple[tuple[type[BaseException], Refusal], ...] = (
     (NotFoundError, Refusal(404, "NOT_FOUND")),
     (TooLargeError, Refusal(413, "INVALID_ARGUMENT")),
+    (UnknownEncodingError, Refusal(415, "INVALID_ARGUMENT")),
     (ForbiddenError, Refusal(403, "PERMISSION_DENIED")),
     (UnauthorizedError, Refusal(401, "UNAUTHENTICATED")),
     (UserError, Refusal(400, "INVALID_ARGUMENT")),

@@ -40,6 +40,10 @@ class Searcher(Protocol):
     def size(self) -> int:
         """How many rows it holds now."""
 
+    @property
+    def carried(self) -> bool:
+        """Whether the bundle carries it: rows in memory, without metadata to filter by."""
+
     def search(self, query_D: FloatRow, count: int, where: Mapping[str, Any] | None) -> Sequence[Found]:
         """Return the best rows, the best first. Raises UserError for a filter it cannot apply."""
 
@@ -50,10 +54,16 @@ class Searcher(Protocol):
         """Give the resources back."""
 
 
+def described(searcher: Searcher, rows: int) -> dict[str, Any]:
+    """Return what a caller is told of what was searched."""
+    return {"name": searcher.name, "rows": rows, "filters": not searcher.carried}
+
+
 class GallerySearcher:
     """Searches what the bundle carries."""
 
     name = "gallery"
+    carried = True
 
     def __init__(self, bundle: Bundle, variant: str) -> None:
         self._bundle = bundle

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +22,10 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.serve.app import asgi_app
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.guard import App, Gate
+from edgeglm.serve.library_logs import libraries_logged
 from edgeglm.serve.logs import Log
 from edgeglm.serve.metrics import HttpCounts
+from edgeglm.serve.open_files import connections_allowed
 from edgeglm.serve.quick_lane import quick_lane
 from edgeglm.serve.service import SearcherMaker, Service
 from edgeglm.serve.sockets import address_of, listening
@@ -50,6 +52,7 @@ def serve(
     searcher: SearcherMaker | None = None,
     routes: Sequence[RoutesMaker] = (),
     open_paths: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
     log_to: IO[bytes] | None = None,
     serving: Callable[[Serving], None] | None = None,
 ) -> None:
@@ -62,6 +65,7 @@ def serve(
         searcher: Makes what is searched; None for the bundle's gallery.
         routes: Each makes more routes for a service, such as those of a page.
         open_paths: What of them needs no token.
+        notes: What the log begins with.
         log_to: Where the log goes; stderr for None.
         serving: Called once requests are answered.
 
@@ -69,13 +73,33 @@ def serve(
         UserError: A bundle that cannot be used, a port in use, a certificate that cannot be read.
     """
     config = config or ServeConfig()
-    with Log(log_to or sys.stderr.buffer) as log, contextlib.ExitStack() as sockets:
+    with (
+        Log(log_to or sys.stderr.buffer) as log,
+        libraries_logged(log),
+        contextlib.ExitStack() as sockets,
+    ):
+        for note in notes:
+            log.event("warning", "note", {"message": note})
+        config = _within_open_files(config, log)
         bound = sockets.enter_context(listening(config.host, config.port, what="HTTP", option="--port"))
         work = _serve(
             bundle, config, bound, log,
             opened=opened, searcher=searcher, routes=routes, open_paths=open_paths, serving=serving,
         )  # fmt: skip
         _run(work)
+
+
+def _within_open_files(config: ServeConfig, log: Log) -> ServeConfig:
+    """Take no more connections than the system lets this process hold, so that the last is told why."""
+    allowed = connections_allowed(config.max_connections)
+    if allowed == config.max_connections:
+        return config
+    log.event(
+        "warning",
+        "fewer-connections",
+        {"wanted": config.max_connections, "allowed": allowed, "remedy": "raise 'ulimit -n'"},
+    )
+    return replace(config, max_connections=allowed)
 
 
 async def _serve(
@@ -120,7 +144,7 @@ async def _serve(
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        service.draining = True
+        service.stopping.set()
         log.event("info", "draining", {"held": service.runner.stats().held})
     log.event("info", "stopped")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,9 @@ class Service:
 
     Attributes:
         budget: The bytes of requests that are held.
+        crowded: How many were refused for want of a place, by what was full: "requests", "calls" (of gRPC) or
+            "connections".
+        stopping: Set once the server was told to stop: what was accepted is answered, and no more.
     """
 
     def __init__(
@@ -47,11 +51,12 @@ class Service:
     ) -> None:
         self.config = config or ServeConfig()
         self.started = time.time()
-        self.draining = False
+        self.stopping = asyncio.Event()
         self._path, self._open, self._make_searcher = bundle, opened, searcher
         self._changing = asyncio.Lock()
         self._out: dict[str, str] = {}  # models out of service, and why
         self.budget = Budget(self.config.max_buffered)
+        self.crowded: Counter[str] = Counter()
         self._served: Served | None = None
 
     async def __aenter__(self) -> Service:
@@ -105,7 +110,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return not self.draining and not self.runner.closing and len(self._out) < len(self.models)
+        return not self.stopping.is_set() and not self.runner.closing and len(self._out) < len(self.models)
 
     def model(self, name: str, version: str = "") -> Model:
         """Return a model that is in service.

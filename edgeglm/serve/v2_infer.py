@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Coroutine, Mapping, MutableMapping
 from functools import lru_cache
@@ -12,7 +13,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.serve.guard import Receive, Send, answered_by, send_answer, whole_body
 from edgeglm.serve.identity import Identity
 from edgeglm.serve.models import answers
-from edgeglm.serve.refusals import NotFoundError, TooLargeError
+from edgeglm.serve.refusals import NotFoundError, TooLargeError, UnknownEncodingError
 from edgeglm.serve.service import Service
 from edgeglm.serve.v2_messages import check_wanted, deadline_of, infer_answer, infer_request, priority_of
 
@@ -21,6 +22,7 @@ _HEADER = b"inference-header-content-length"
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 _WORTH_COMPRESSING = 1024  # bytes
+_NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0*)?")
 
 
 class InferRoute:
@@ -111,11 +113,15 @@ def _model_in(path: str) -> tuple[str, str]:
 
 
 def plain_body(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """Decompress a body. Raises TooLargeError before it grows over ``limit``, UserError for damage."""
+    """Decompress a body.
+
+    Raises TooLargeError before it grows over ``limit``, UnknownEncodingError, and UserError for damage.
+    """
+    encoding = encoding.strip().lower()
     if encoding in (b"", b"identity"):
         return body
     if encoding not in (b"gzip", b"deflate"):
-        raise UserError("the body is compressed in a way that is not known here; use gzip or deflate")
+        raise UnknownEncodingError("the body is compressed in a way not known here; use gzip or deflate")
     inflater = zlib.decompressobj(wbits=31 if encoding == b"gzip" else 15)
     try:
         plain = inflater.decompress(body, limit + 1)
@@ -130,7 +136,7 @@ def plain_body(body: bytes, encoding: bytes, limit: int) -> bytes:
 
 def compressed(answer: bytes, accepted: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
     """Compress an answer for a caller that asks for it, and say so in ``headers``."""
-    ways = {way.partition(b";")[0].strip() for way in accepted.split(b",")}
+    ways = {way for way in (b"gzip", b"deflate") if _accepts(accepted, way)}
     if b"gzip" in ways:
         headers.append((b"content-encoding", b"gzip"))
         return gzip.compress(answer, 1)
@@ -138,6 +144,15 @@ def compressed(answer: bytes, accepted: bytes, headers: list[tuple[bytes, bytes]
         headers.append((b"content-encoding", b"deflate"))
         return zlib.compress(answer, 1)
     return answer
+
+
+def _accepts(accepted: bytes, way: bytes) -> bool:
+    """Say whether an ``Accept-Encoding`` names a way, and not with a weight of 0."""
+    for entry in accepted.lower().split(b","):
+        name, *parameters = (part.strip() for part in entry.split(b";"))
+        if name == way:
+            return not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters)
+    return False
 
 
 def _length(value: bytes) -> int:

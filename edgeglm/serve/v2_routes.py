@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from edgeglm import __version__
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.times import StageTimes, Times
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import model_config, model_metadata
 from edgeglm.serve.refusals import NotReadyError
@@ -74,21 +75,35 @@ def bundle_asked(config: str | None, bundle: str | None) -> str | None:
 
 
 def model_statistics(service: Service, names: list[str]) -> dict[str, Any]:
-    """Return how many rows and calls each model's tower had; a tower's models share them."""
-    stats = service.runner.stats()
+    """Return how many rows and calls each model's tower had, and their times; a tower's models share them."""
+    stats, times = service.runner.stats(), service.runner.times()
     found = []
     for name in names:
-        calls = stats.batches.get(service.known(name).tower, {})
+        tower = service.known(name).tower
+        calls = stats.batches.get(tower, {})
         found.append(
             {
                 "name": name,
                 "version": service.version,
                 "inference_count": sum(size * count for size, count in calls.items()),
                 "execution_count": sum(calls.values()),
+                "inference_stats": _durations(times, tower),
                 "batch_stats": [{"batch_size": size, "count": count} for size, count in calls.items()],
             }
         )
     return {"model_stats": found}
+
+
+def _durations(times: StageTimes, tower: str) -> dict[str, dict[str, int]]:
+    """Return what Triton's clients divide: the engine's calls, and how long their oldest requests waited.
+
+    The runner times calls and no requests. What it does not time is there without a count, for such clients.
+    """
+    calls, waits = (times.get((stage, tower), Times()) for stage in ("engine", "engine-wait"))
+    timed = {"success": calls.sum + waits.sum, "queue": waits.sum, "compute_infer": calls.sum}
+    count, none = sum(calls.counts), {"count": 0, "ns": 0}
+    found = dict.fromkeys(("fail", "compute_input", "compute_output"), none)
+    return found | {name: {"count": count, "ns": round(seconds * 1e9)} for name, seconds in timed.items()}
 
 
 def routes(service: Service) -> list[Route]:

@@ -41,7 +41,7 @@ from edgeglm.runtime.retrieval import Retriever  # noqa: E402
 OUT = ROOT / "docs" / "bench"
 ROWS, QUERIES, ROUNDS, K, NOISE = 200_000, 40, 9, 10, 0.35
 NOTES = (
-    "**binary + rescore** stays below 20x: of its 1.1 ms the scan of the bits is 0.4; most of the rest reads "
+    "**binary + rescore** stays below 20x: beside the scan of the bits it reads "
     "the bytes of 1,024 candidates scattered over 51 MB, with cold caches between the other systems. 512 "
     "candidates would lower recall on captions to .98. Taking bits from the rows' mean raised recall from "
     ".995 to .998; plain arrays in place of numpy's memmap class made no difference that can be told."

@@ -7,7 +7,7 @@ Writes serve.json and serve.md. ``--peers`` is the folder of programs of an envi
     python3.11 -m venv PEER && PEER/bin/pip install -r scripts/bench/serve-peers.txt
     apt-get install nghttp2-client    # h2load, which asks all servers
 
-Every server runs the bundle's text tower, with one thread and batches of up to 32.
+Every server runs the bundle's text tower, with one thread and batches of up to 32, and logs no requests.
 """
 
 from __future__ import annotations
@@ -18,94 +18,21 @@ import contextlib
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from serve_loads import (  # noqa: E402
-    Load,
-    cpu_seconds,
-    h2load_rate,
-    http_circle,
-    http_timetable,
-    idle,
-    memory_bytes,
-    tree_cpu_seconds,
-)
-from serve_requests import http_request, v2_binary, v2_grpc, v2_json  # noqa: E402
+from serve_loads import cpu_seconds, h2load_rate, http_circle, tree_cpu_seconds  # noqa: E402
+from serve_overload import overload  # noqa: E402
+from serve_requests import BODIES, http_request, id_lists, v2_binary, v2_grpc, v2_json  # noqa: E402
+from serve_started import Row, free_port, ours, row, started  # noqa: E402
 
-IDS = [5, 17, 42, 7, 9, 11, 3, 2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-Row = dict[str, Any]
-
-
-@contextlib.contextmanager
-def started(command: list[str], address: str | None = None, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """Run a server till the end of the block; gives what it says on stdout, or waits for ``address``."""
-    stdout = subprocess.PIPE if address is None else subprocess.DEVNULL
-    environment = {**ENVIRONMENT, **options.pop("env", {})}
-    process = subprocess.Popen(
-        command, stdout=stdout, stderr=subprocess.DEVNULL, env=environment, start_new_session=True, **options
-    )
-    try:
-        if address is None:
-            assert process.stdout is not None
-            text = b""
-            while text.count(b"{") == 0 or text.count(b"{") != text.count(b"}"):
-                text += process.stdout.readline()
-            yield process, json.loads(text)
-        else:
-            host, _, port = address.rpartition(":")
-            for _ in range(600):
-                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-                    break
-                time.sleep(0.1)
-            time.sleep(3)  # workers may still load
-            yield process, None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def free_port() -> int:
-    """Find a port."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
-def row(name: str, unit: str, values: list[float], reach: float, beyond: float, note: str) -> Row:
-    """One line: ``ratio`` is the more the better, all else the less."""
-    value = statistics.median(values)
-    more = unit == "ratio"
-    good, better = (value >= reach, value >= beyond) if more else (value <= reach, value <= beyond)
-    return {
-        "name": name,
-        "unit": unit,
-        "value": round(value, 3),
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-        "rounds": len(values),
-        "reach": reach,
-        "beyond": beyond,
-        "result": "beyond" if better else "reached" if good else "falls short",
-        "note": note,
-    }
+TOGETHER = 8  # h2loads at a time, each with a body of its own; every round takes the next ones
 
 
 def overhead(rounds: int, seconds: float) -> list[Row]:
@@ -118,12 +45,12 @@ def overhead(rounds: int, seconds: float) -> list[Row]:
         body, length = v2_binary([1, 1])
         header = f"Inference-Header-Content-Length: {length}\r\n"
         request = http_request(address, "/v2/models/text/infer", body, header)
-        asyncio.run(http_circle(address, request, 8, 0.5))
+        asyncio.run(http_circle(address, [request], 8, 0.5))
         for _ in range(rounds):
             found = {}
             for callers in (1, 64):
                 used = cpu_seconds(process.pid)
-                load = asyncio.run(http_circle(address, request, callers, seconds))
+                load = asyncio.run(http_circle(address, [request], callers, seconds))
                 cpu = (cpu_seconds(process.pid) - used) / len(load.latencies) * 1e6
                 command = [*noop, "runner", str(callers), str(seconds)]
                 runner = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -156,29 +83,49 @@ def beside_peers(bundle: Path, peers: Path, rounds: int, seconds: float) -> list
             started(command, bento, env={"TEXT_TOWER": tower}, cwd=ROOT / "scripts/bench")
         )
         pids["BentoML"] = process.pid
-        one = json.dumps({"input_ids": IDS}).encode()
-        many = json.dumps({"input_ids": [IDS]}).encode()
+        lists = id_lists()
         infer = f"http://{address}/v2/models/text/infer"
-        binary, length = v2_binary(IDS)
+        lengths = {v2_binary(ids)[1] for ids in lists}
+        assert len(lengths) == 1, "the head names one length of the JSON"
         is_json = ("Content-Type: application/json",)
         is_grpc = ("Content-Type: application/grpc", "TE: trailers")
         ways = {
-            "json": (infer, v2_json(IDS), is_json),
-            "binary": (infer, binary, (f"Inference-Header-Content-Length: {length}",)),
+            "json": (infer, [v2_json(ids) for ids in lists], is_json),
+            "binary": (
+                infer,
+                [v2_binary(ids)[0] for ids in lists],
+                (f"Inference-Header-Content-Length: {lengths.pop()}",),
+            ),
             "grpc": (
                 f"http://{grpc_address}/inference.GRPCInferenceService/ModelInfer",
-                v2_grpc(IDS),
+                [v2_grpc(ids) for ids in lists],
                 is_grpc,
             ),
-            "LitServe": (f"http://{lit}/predict", one, is_json),
-            "BentoML": (f"http://{bento}/embed", many, is_json),
+            "LitServe": (
+                f"http://{lit}/predict",
+                [json.dumps({"input_ids": ids}).encode() for ids in lists],
+                is_json,
+            ),
+            "BentoML": (
+                f"http://{bento}/embed",
+                [json.dumps({"input_ids": [ids]}).encode() for ids in lists],
+                is_json,
+            ),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         costs: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(-1, rounds):
-            for name, (url, body, headers) in ways.items():
+            first = (turn + 1) * TOGETHER % BODIES
+            for name, (url, bodies, headers) in ways.items():
                 used = tree_cpu_seconds(pids[name])
-                rate, done = h2load_rate(url, body, headers, seconds=seconds, callers=64, grpc=name == "grpc")
+                rate, done = h2load_rate(
+                    url,
+                    bodies[first : first + TOGETHER],
+                    headers,
+                    seconds=seconds,
+                    callers=64,
+                    grpc=name == "grpc",
+                )
                 if turn >= 0:
                     rates[name].append(rate)
                     costs[name].append((tree_cpu_seconds(pids[name]) - used) / done * 1e6)
@@ -188,61 +135,14 @@ def beside_peers(bundle: Path, peers: Path, rounds: int, seconds: float) -> list
             ratios = [mine / theirs for mine, theirs in zip(rates[name], rates[peer], strict=True)]
             mine, theirs = (statistics.median(rates[who]) for who in (name, peer))
             note = f"{mine:,.0f} against {theirs:,.0f} a second; 64 callers, the text tower, one thread, "
-            note += "batches up to 32; the peer speaks JSON; h2load asks all"
+            note += f"batches up to 32; the peer speaks JSON; {TOGETHER} h2loads ask all, "
+            note += f"{min(TOGETHER * (rounds + 1), BODIES)} bodies over the rounds; no access logs"
             rows.append(row(f"requests a second, {words} / {peer}", "ratio", ratios, 1.5, 3.0, note))
             ratios = [theirs / mine for mine, theirs in zip(costs[name], costs[peer], strict=True)]
             mine, theirs = (statistics.median(costs[who]) for who in (name, peer))
             note = f"{mine:,.0f} against {theirs:,.0f} us of the servers' processes, in the same rounds"
             rows.append(row(f"processor time a request, {peer} / {words}", "ratio", ratios, 1.5, 3.0, note))
     return rows
-
-
-def ours(bundle: Path, *options: str) -> list[str]:
-    """The server as people start it, with one thread an operator and no log of each request."""
-    command = [sys.executable, "-m", "edgeglm.cli.main", "serve", str(bundle), "--json", "--threads", "1"]
-    return [*command, "--port", "0", "--grpc-port", "0", "--no-access-log", *options]
-
-
-def overload(bundle: Path, seconds: float) -> list[Row]:
-    """Twice what it can do, from 64 connections, beside 1,000 that say nothing; in ten parts."""
-
-    async def measured(pid: int, address: str) -> list[Row]:
-        request = http_request(address, "/v2/models/text/infer", v2_json(IDS))
-        async with idle(address, 1000) as quiet:
-            usual = await http_circle(address, request, 64, 10)
-            await http_timetable(address, request, 64, 2 * usual.rate, 5)
-            memory = [memory_bytes(pid)]
-            parts = []
-            for _ in range(10):
-                parts.append(await http_timetable(address, request, 64, 2 * usual.rate, seconds / 10))
-                memory.append(memory_bytes(pid))
-            again = await http_circle(address, request, 64, 10)
-            while quiet.open < 1000:  # some may be on their way back
-                await asyncio.sleep(0.1)
-        base = min(usual.percentile(0.99), again.percentile(0.99))
-        statuses = sum((Counter(part.statuses) for part in parts), Counter())
-        all_ = Load([latency for part in parts for latency in part.latencies])
-        others = sum(count for status, count in statuses.items() if status not in (200, 429))
-        note = f"{seconds:g} s in ten parts, the median part; p99 of all accepted together "
-        note += f"{all_.percentile(0.99) / base:.2f} times; the lesser of the p99 before and after; "
-        note += f"64 callers ask on a timetable, queue of 32 rows; statuses {dict(statuses)}"
-        silent = f"beside {quiet.open:,} connections that say nothing, opened anew "
-        silent += f"{quiet.reopened:,} times when the server had closed them for it"
-        return [
-            row(
-                "p99 of accepted, asked twice as often as it can answer / p99 of 64 callers in circles",
-                "times", [part.percentile(0.99) / base for part in parts], 2.0, 1.0, note,
-            ),
-            row("answers other than 200 and 429", "answers", [float(others)], 0, 0, silent),
-            row(
-                "memory after / before", "times", [held / memory[0] for held in memory[1:]], 1.05, 1.01,
-                f"{memory[0] / 1e6:.0f} MB before, {memory[-1] / 1e6:.0f} MB after {seconds:g} s; "
-                "looked at after each part",
-            ),
-        ]  # fmt: skip
-
-    with started(ours(bundle, "--queue", "32")) as (process, where):
-        return asyncio.run(measured(process.pid, where["http"].partition("//")[2]))
 
 
 TRIED = {
@@ -320,12 +220,13 @@ def main() -> None:
     former: list[Row] = []
     if given.only is not None:  # before anything is measured: it may not be there
         page = json.loads(given.output.with_suffix(".json").read_bytes())
-        former = [{"commit": page["commit"], **row} for row in page["rows"]]
+        kept = [one for one in page["rows"] if one.get("group") != given.only]
+        former = [{"commit": page["commit"], **row} for row in kept]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     rows = [
-        {**row, "commit": commit}
+        {**row, "commit": commit, "group": name}
         for name in ([given.only] if given.only else groups)
         for row in groups[name]()
     ]

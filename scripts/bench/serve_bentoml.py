@@ -12,7 +12,11 @@ import numpy as np
 import onnxruntime
 
 
-@bentoml.service(workers=1, traffic={"concurrency": 1024, "timeout": 30})
+@bentoml.service(
+    workers=1,
+    traffic={"concurrency": 1024, "timeout": 30},
+    logging={"access": {"enabled": False}},
+)
 class TextTower:
     """Embeds ids, in batches."""
 

@@ -55,5 +55,6 @@ if __name__ == "__main__":
         port=int(sys.argv[1]),
         num_api_servers=1,
         log_level="error",
+        access_log=False,
         generate_client_file=False,
     )

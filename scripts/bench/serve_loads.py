@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import struct
@@ -28,6 +29,11 @@ class Load:
     seconds: float = 0.0
 
     @property
+    def asked(self) -> float:
+        """Requests a second, whatever they were answered."""
+        return sum(self.statuses.values()) / self.seconds
+
+    @property
     def rate(self) -> float:
         """Accepted answers a second."""
         return len(self.latencies) / self.seconds
@@ -38,15 +44,15 @@ class Load:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-async def http_circle(address: str, request: bytes, callers: int, seconds: float) -> Load:
-    """Let each caller ask again as soon as it has its answer."""
-    load = Load()
+async def http_circle(address: str, requests: Sequence[bytes], callers: int, seconds: float) -> Load:
+    """Let each caller ask again as soon as it has its answer; they take the requests in turn."""
+    load, turn = Load(), itertools.cycle(requests)
     began = time.perf_counter()
 
     async def call() -> None:
         reader, writer = await _connected(address)
         while time.perf_counter() < began + seconds:
-            await _ask(reader, writer, request, load)
+            await _ask(reader, writer, next(turn), load, time.perf_counter())
         writer.close()
 
     await asyncio.gather(*(call() for _ in range(callers)))
@@ -54,9 +60,15 @@ async def http_circle(address: str, request: bytes, callers: int, seconds: float
     return load
 
 
-async def http_timetable(address: str, request: bytes, callers: int, rate: float, seconds: float) -> Load:
-    """Ask ``rate`` times a second, spread over callers; one that is late asks at once."""
-    load = Load()
+async def http_timetable(
+    address: str, requests: Sequence[bytes], callers: int, rate: float, seconds: float
+) -> Load:
+    """Ask ``rate`` times a second, spread over callers; one that is late asks at once.
+
+    An answer's time counts from when it was due to be asked for: a caller who waits for the answer before
+    waits for this one too.
+    """
+    load, turn = Load(), itertools.cycle(requests)
     began = time.perf_counter()
 
     async def call(number: int) -> None:
@@ -64,7 +76,7 @@ async def http_timetable(address: str, request: bytes, callers: int, rate: float
         due = began + number / rate
         while due < began + seconds and time.perf_counter() < began + seconds:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
-            await _ask(reader, writer, request, load)
+            await _ask(reader, writer, next(turn), load, due)
             due += callers / rate
         writer.close()
 
@@ -75,7 +87,7 @@ async def http_timetable(address: str, request: bytes, callers: int, rate: float
 
 def h2load_rate(
     url: str,
-    body: bytes,
+    bodies: Sequence[bytes],
     headers: Sequence[str],
     *,
     seconds: float,
@@ -86,12 +98,12 @@ def h2load_rate(
     """Return the answers a second, and how many, that nghttp2's h2load gets.
 
     Each caller asks again when it has its answer. A compiled caller takes little of the cores that
-    it shares with the servers. Over HTTP/1.1 each caller has a connection, over gRPC all share one,
-    as clients of either do.
+    it shares with the servers. h2load sends one body, so there is one of it for each. Over HTTP/1.1
+    each caller has a connection, over gRPC all of one h2load share one, as clients of either do.
 
     Args:
         url: What is asked.
-        body: What is sent.
+        bodies: What is sent; their number divides that of the callers.
         headers: ``Name: value``.
         seconds: How long.
         callers: How many.
@@ -101,23 +113,23 @@ def h2load_rate(
     Raises:
         RuntimeError: Not every answer was a good one.
     """
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b"\0" + struct.pack(">I", len(body)) + body if grpc else body)
-        file.flush()
-        ways = ["-c", "1", "-m", str(callers)] if grpc else ["--h1", "-c", str(callers)]
-        command = [
-            "h2load",
-            *ways,
-            "-t",
-            "1",
-            "-D",
-            f"{seconds * 1e3:.0f}ms",
-            "-d",
-            file.name,
-        ]
-        for header in headers:
-            command += ["-H", header]
-        said = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    each = callers // len(bodies)
+    assert each * len(bodies) == callers, "give each body as many callers"
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for number, body in enumerate(bodies):
+            file = Path(folder, str(number))
+            file.write_bytes(b"\0" + struct.pack(">I", len(body)) + body if grpc else body)
+            ways = ["-c", "1", "-m", str(each)] if grpc else ["--h1", "-c", str(each)]
+            command = ["h2load", *ways, "-t", "1", "-D", f"{seconds * 1e3:.0f}ms", "-d", str(file)]
+            for header in headers:
+                command += ["-H", header]
+            running.append(subprocess.Popen([*command, url], stdout=subprocess.PIPE, text=True))
+        found = [_told(process.communicate()[0], least) for process in running]
+    return sum(rate for rate, _ in found), sum(done for _, done in found)
+
+
+def _told(said: str, least: int) -> tuple[float, int]:
     done, bad = (int(_found(said, word)) for word in (r"(\d+) done", r"(\d+) failed"))
     good = int(_found(said, r"status codes: (\d+) 2xx"))
     data = int(_found(said, r"\((\d+)\) data"))
@@ -206,12 +218,11 @@ async def _connected(address: str) -> Any:
     return await asyncio.open_connection(host, int(port))
 
 
-async def _ask(reader: Any, writer: Any, request: bytes, load: Load) -> None:
-    asked = time.perf_counter()
+async def _ask(reader: Any, writer: Any, request: bytes, load: Load, since: float) -> None:
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     await reader.readexactly(int(head.partition(_LENGTH)[2].partition(b"\r\n")[0]))
     status = int(head[9:12])
     load.statuses[status] = load.statuses.get(status, 0) + 1
     if status == 200:
-        load.latencies.append(time.perf_counter() - asked)
+        load.latencies.append(time.perf_counter() - since)

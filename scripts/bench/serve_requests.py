@@ -6,6 +6,15 @@ import json
 
 import numpy as np
 
+BODIES = 64
+"""How many different requests are asked with: no answer is found by what another one left."""
+
+
+def id_lists() -> list[list[int]]:
+    """The ids of ``BODIES`` texts of eight tokens, the same in each run."""
+    drawn: list[list[int]] = np.random.default_rng(0).integers(1, 100, (BODIES, 8)).tolist()
+    return drawn
+
 
 def http_request(address: str, path: str, body: bytes, headers: str = "") -> bytes:
     """Write a request."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgeglm.cli import main as cli
+from edgeglm.index.writer import IndexWriter
 from tests.index.test_pictures import bundle, folder  # noqa: F401
 from tests.runtime.test_retrieval import COLOURS, picture
 
@@ -36,6 +37,46 @@ def test_a_day_with_an_index(
     removed = json.loads(ran(capsys, "remove", index, "shop/red/red.png", "nobody", "--json"))
     assert (removed["removed"], removed["unknown"], removed["rows"]) == (1, 1, 2)
     assert "removed 1 rows, 1 left" in ran(capsys, "remove", index, "--where", "folder=shop/blue")
+
+
+def test_a_check_tells_the_files_that_are_not_as_they_were_written(
+    bundle: Path,  # noqa: F811
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    index = tmp_path / "shop.index"
+    ran(capsys, "build", bundle, folder, "--output", index)
+    assert "3 rows, as they were written" in ran(capsys, "check", index)
+    assert json.loads(ran(capsys, "check", index, "--json"))["damaged"] == []
+    (file,) = index.glob("gen-*/exact.npy")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert "is damaged: exact.npy; restore the index from a copy" in ran(capsys, "check", index, code=2)
+
+
+def test_a_log_that_could_not_be_folded_is_told(
+    bundle: Path,  # noqa: F811
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    index = tmp_path / "shop.index"
+    ran(capsys, "build", bundle, folder, "--output", index)
+    monkeypatch.setattr("edgeglm.index.writer.write_generation", full)
+    monkeypatch.setattr(IndexWriter.__init__, "__kwdefaults__", {"fold_bytes": 1, "wait": 1.0})
+    for number in range(24):  # a log that is longer than half of what it would be folded into
+        (folder / f"{number}.png").write_bytes(picture((number, 2, 3)))
+    for arguments in (("add", index, bundle, folder), ("remove", index, "shop/1.png")):
+        assert cli.exit_code(["index", *map(str, arguments)]) == 0
+        assert "the log could not be folded: " in capsys.readouterr().err
+    told = json.loads(ran(capsys, "remove", index, "shop/red/red.png", "--json"))
+    assert "free some space" in told["unfolded"]
 
 
 def test_what_cannot_be_done_exits_with_2_and_a_remedy(

@@ -119,6 +119,8 @@ def test_bad_input_exits_with_2_and_one_message(
         (KeyError("x"), 1, "unexpected KeyError: 'x'; set EDGEGLM_TRACEBACK=1"),
         (ModuleNotFoundError("no", name="torch.nn"), 2, "pip install 'edgeglm[build]'"),
         (ModuleNotFoundError("no", name="tokenizers"), 2, "pip install 'edgeglm[device]'"),
+        (ModuleNotFoundError("no", name="prometheus_client"), 2, "pip install 'edgeglm[serve]'"),
+        (ModuleNotFoundError("no", name="python_multipart"), 2, "pip install 'edgeglm[serve]'"),
         (ModuleNotFoundError("no", name="edgeglm.x"), 1, "unexpected ModuleNotFoundError"),
     ],
 )

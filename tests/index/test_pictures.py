@@ -84,7 +84,11 @@ def test_adding_again_embeds_only_what_has_changed_and_prunes_what_is_gone(
     assert (changed.added, changed.replaced, changed.unchanged, changed.removed) == (1, 1, 1, 1)
     with VectorIndex(index) as found:
         assert found.search(np.array([[1.0, 0.0, 0.0]], np.float32), 1)[0][0].id == "shop/new.png"
-        assert sorted(found.ids()) == ["shop/blue/blue.png", "shop/new.png", "shop/red/red.png"]
+        assert sorted(entry.id for entry in found.view().entries) == [
+            "shop/blue/blue.png",
+            "shop/new.png",
+            "shop/red/red.png",
+        ]
 
 
 def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Path, tmp_path: Path):
@@ -170,7 +174,7 @@ def test_one_picture_takes_the_place_of_its_former_self(bundle: Path, folder: Pa
     (folder / "new.png").write_bytes(picture((250, 0, 0)))
     assert add(bundle, folder / "new.png", index).added == 1
     with VectorIndex(index) as found:
-        assert "shop/new.png" in found.ids()
+        assert "shop/new.png" in {entry.id for entry in found.view().entries}
         assert len(found) == 4
     with pytest.raises(UserError, match="give a folder to prune"):
         add(bundle, folder / "new.png", index, prune=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,23 @@ def filled(path: Path, count: int) -> FloatRows:
     with IndexWriter(path) as writer:
         writer.add(rows, vectors)
     return vectors
+
+
+def test_a_new_index_is_on_disk_before_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    create_index(tmp_path / "shop", IndexHeader(space="a" * 64, dimensions=D))
+    files = {file.name for file in (tmp_path / "shop").rglob("*") if file.is_file()} - {"CURRENT", "lock"}
+    assert "index.json" in files
+    # all that is in it, then the names in its folder, then its own name
+    assert files | {"gen-000001", ".CURRENT.writing"} <= set(synced[:-2])
+    assert synced[-2:] == ["index", tmp_path.name]
 
 
 @pytest.mark.parametrize("precision", ["int8", "binary", "exact"])

@@ -21,6 +21,7 @@ from tests.cli.test_bundle_commands import colour_tower
 from tests.runtime.test_retrieval import colour_bundle
 
 TOKEN = "a-token-of-some-length"
+PLAN = b'{"variants": {}}'
 
 
 @dataclass
@@ -56,15 +57,20 @@ def colours(folder: Path, *, scale: float = 1.0) -> Path:
         for variant in ("fp32", "int8")
         for kind in ("image", "text")
     }
+    parts["precision_plan.json"] = PLAN
     return colour_bundle(folder, **parts)
 
 
 @contextmanager
-def running(log: Path, command: list[str], **environment: str) -> Iterator[Server]:
-    """Run a server that prints where it listens as one JSON document; it must stop cleanly on SIGTERM."""
+def running(log: Path, command: list[str], *, files: str = "", **environment: str) -> Iterator[Server]:
+    """Run a server that prints where it listens as one JSON document; it must stop cleanly on SIGTERM.
+
+    ``files`` are options of the shell's ``ulimit`` that it is started under, such as "-n 256".
+    """
+    shell = ["/bin/sh", "-c", f'ulimit {files}; exec "$@"', "sh"] if files else []
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*shell, sys.executable, "-m", *command],
             stdout=subprocess.PIPE,
             stderr=stderr,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},

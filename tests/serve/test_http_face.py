@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import http.client
 import io
 import json
@@ -10,6 +12,8 @@ import re
 import socket
 import struct
 import time
+import zlib
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,10 @@ from PIL import Image
 
 from tests.runtime.test_retrieval import COLOURS, picture
 from tests.runtime.test_runner_bundle import bomb
-from tests.serve.conftest import TOKEN, Server, running, serve_command
+from tests.serve.conftest import PLAN, TOKEN, Server, running, serve_command
 
 TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["red"]}
-IDENTITY = ("edgeglm-version", "edgeglm-bundle", "edgeglm-digest", "edgeglm-target", "edgeglm-precision")
+IDENTITY = tuple(f"edgeglm-{what}" for what in ("version", "bundle", "digest", "target", "precision", "plan"))
 
 
 def asked(
@@ -41,15 +45,22 @@ def asked_json(server: Server, method: str, path: str, value: object = None) -> 
     return json.loads(body)
 
 
+def shed(server: Server) -> dict[str, int]:
+    """What the server says that it refused because something was full."""
+    text = asked(server, "GET", "/metrics")[2].decode()
+    found = re.findall(r'^edgeglm_shed_total\{full="(\w+)"\} (\d+)', text, re.MULTILINE)
+    return {full: int(count) for full, count in found if int(count)}
+
+
 def refused(server: Server, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
     status, _, answer = asked(server, "POST", path, body, headers)
     return status, json.loads(answer)["error"]
 
 
-def raw(server: Server, data: bytes, *, shut: bool = False) -> bytes:
+def raw(server: Server, data: bytes, *, shut: bool = False, silence: float = 1.5) -> bytes:
     """Send bytes, and return all that comes until the server closes or is silent for a while."""
     host, _, port = server.address.rpartition(":")
-    with closing(socket.create_connection((host, int(port)), timeout=1.5)) as connection:
+    with closing(socket.create_connection((host, int(port)), timeout=silence)) as connection:
         connection.sendall(data)
         if shut:
             connection.shutdown(socket.SHUT_WR)
@@ -74,6 +85,7 @@ def test_every_answer_says_which_bundle_gave_it_and_carries_the_request_id(serve
     _, headers, _ = asked(server, "GET", path, headers={"X-Request-Id": "abc-1"})
     assert all(headers[name] for name in IDENTITY)
     assert len(headers["edgeglm-digest"]) == 64
+    assert headers["edgeglm-plan"] == hashlib.sha256(PLAN).hexdigest()
     assert headers["x-request-id"] == "abc-1"
     status, headers, _ = asked(server, "POST", "/v2/models/nothing/infer", b"{}")
     assert status == 404
@@ -81,6 +93,13 @@ def test_every_answer_says_which_bundle_gave_it_and_carries_the_request_id(serve
     event = server.logged(lambda event: event.get("id") == headers["x-request-id"])
     assert (event["status"], event["level"]) == (404, "warning")
     assert "unknown model" in event["error"]
+
+
+def test_every_description_names_the_precision_plan(server: Server):
+    plan = hashlib.sha256(PLAN).hexdigest()
+    for path in ("/v2", "/v1/info", "/v1/stats", "/v1/search?q=red"):
+        assert asked_json(server, "GET", path)["edgeglm"]["plan"] == plan
+    assert f'plan="{plan}"' in asked(server, "GET", "/metrics")[2].decode()
 
 
 def test_an_id_that_would_forge_a_log_line_is_replaced(server: Server):
@@ -172,7 +191,7 @@ def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
     found = asked_json(server, "GET", "/v1/search?q=red&k=2")
     assert found["hits"][0]["id"] == "set/red"
     assert found["hits"][0]["score"] == pytest.approx(1)
-    assert found["searched"] == {"name": "gallery", "rows": 3}
+    assert found["searched"] == {"name": "gallery", "rows": 3, "filters": False}
     assert found["edgeglm"]["precision"] == "fp32"
     status, headers, body = asked(server, "GET", found["hits"][0]["picture"])
     assert (status, headers["content-type"]) == (200, "image/png")
@@ -228,6 +247,52 @@ def test_paths_lead_nowhere_but_to_what_is_served(server: Server, path: str, sta
         assert json.loads(body)["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v2/repository/index", "POST"),
+        ("GET", "/v2/models/text/infer", "POST"),
+        ("PUT", "/v1/search", "GET or HEAD or POST"),
+        ("DELETE", "/v2/models/text", "GET or HEAD"),
+        ("POST", "/metrics", "GET or HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_which_ones_the_path_takes(server: Server, method, path, allowed):
+    status, headers, body = asked(server, method, path)
+    assert status == 405
+    assert sorted(headers["allow"].split(", ")) == allowed.split(" or ")
+    assert json.loads(body) == {"error": f"this path does not take that method; use {allowed}"}
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--x\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--x--\r\n"
+
+
+_KIND = "multipart/form-data; boundary=x"
+_TEXT_FIELD = b'form-data; name="text"\r\n\r\n'
+_FILE_FIELD = b'form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embed"])
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "words"),
+    [
+        ("multipart/form-data", form(_TEXT_FIELD + b"red"), 400, "names no boundary; let the client"),
+        (_KIND, form(_TEXT_FIELD + b"a" * 1_100_000), 413, "over 1048576 bytes; send files as 'image'"),
+        (_KIND, form(*[_TEXT_FIELD + b"a"] * 65), 413, "over 64 files or text fields; send several"),
+        (_KIND, form(*[_FILE_FIELD + b"a"] * 65), 413, "over 64 files or text fields; send several"),
+        (_KIND, form(b"form-data\r\n\r\nred"), 400, "has no name; call it"),
+        (_KIND, b"no form at all", 400, "no multipart form; send one as"),
+        (_KIND, form(b'form-data; name="image"\r\n\r\nred'), 400, "send files as 'image'"),
+        (_KIND, form(b'form-data; name="odd"\r\n\r\nred'), 400, ";"),
+    ],
+)
+def test_forms_that_are_none_or_too_large_are_told_what_to_do(server, path, kind, body, status, words):
+    found, error = refused(server, path, body, {"Content-Type": kind})
+    assert found == status
+    assert words in error
+
+
 def test_a_text_that_would_hold_up_others_is_refused_at_once(server: Server):
     long = {**TEXT, "data": ["a " * 1_000_000]}
     body = json.dumps({"inputs": [long], "parameters": {"timeout": 100_000}}).encode()
@@ -250,6 +315,42 @@ def test_pages_of_other_sites_may_not_ask(server: Server):
     body = json.dumps({"inputs": [TEXT]}).encode()
     host = {"Host": "evil.example"}
     assert asked(server, "POST", "/v2/models/embed_text/infer", body, host)[0] == 403
+
+
+@pytest.mark.parametrize("way", ["GZIP", "Deflate", " gzip "])
+def test_names_of_encodings_are_read_in_any_case(server: Server, way: str):
+    body = json.dumps({"inputs": [TEXT]}).encode()
+    packed = gzip.compress(body) if "gzip" in way.lower() else zlib.compress(body)
+    headers = {"Content-Encoding": way}
+    assert asked(server, "POST", "/v2/models/embed_text/infer", packed, headers)[0] == 200
+
+
+def test_an_encoding_that_is_not_known_is_told_with_those_that_are(server: Server):
+    status, headers, body = asked(
+        server, "POST", "/v2/models/embed_text/infer", b"{}", {"Content-Encoding": "br"}
+    )
+    assert (status, headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert "use gzip or deflate" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "way"),
+    [
+        ("gzip", "gzip"), ("GZip;q=0.5", "gzip"), ("deflate, gzip;q=0", "deflate"), ("gzip; q=0.000", None),
+        ("gzip;q=0, deflate;q=0", None), ("br", None), ("identity", None), ("gzip;q=0.01", "gzip"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_compressed_only_as_the_caller_wants_it(server: Server, accepted, way):
+    body = json.dumps({"id": "x" * 2000, "inputs": [TEXT]}).encode()
+    headers = {"Accept-Encoding": accepted}
+    status, found, answer = asked(server, "POST", "/v2/models/embed_text/infer", body, headers)
+    assert (status, found.get("content-encoding")) == (200, way)
+    unpacked: dict[str | None, Callable[[bytes], bytes]] = {
+        "gzip": gzip.decompress,
+        "deflate": zlib.decompress,
+    }
+    plain = unpacked.get(way, bytes)(answer)
+    assert json.loads(plain)["outputs"][0]["shape"] == [1, 3]
 
 
 def test_a_missing_or_wrong_token_lets_nobody_in_but_health(bundles: Path, tmp_path: Path):
@@ -280,7 +381,8 @@ def test_metrics_count_batches_answers_and_refusals(server: Server):
         r'edgeglm_batch_size_bucket{le="1",tower="text"} \d',
         r'edgeglm_request_seconds_count{face="http",route="/v2/models/infer"} \d',
         r"edgeglm_queue_depth 0.0",
-        r"edgeglm_shed_total 0.0",
+        r'edgeglm_shed_total{full="queue"} 0.0',
+        r'edgeglm_shed_total{full="connections"} 0.0',
         r"edgeglm_deadline_missed_total \d",
         r'edgeglm_stage_seconds_count{stage="engine",tower="text"} \d',
     ):

@@ -20,7 +20,7 @@ from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.writer import IndexWriter
 from tests.runtime.test_retrieval import COLOURS, picture
 from tests.serve.conftest import Server, running, serve_command
-from tests.serve.test_http_face import asked
+from tests.serve.test_http_face import asked, asked_json
 
 QUIET = QuietProgress()
 
@@ -60,6 +60,16 @@ def got(site: Server, path: str) -> tuple[int, dict[str, str], bytes]:
         connection.close()
 
 
+def test_an_index_called_gallery_is_not_taken_for_the_bundles(bundles: Path, index: Path, tmp_path: Path):
+    shutil.copytree(index, tmp_path / "gallery")
+    command = serve_command(bundles / "colours", "--index", str(tmp_path / "gallery"), "--no-grpc")
+    with running(tmp_path / "log", command) as server:
+        found = searched(server, q="red", where="kind=png")
+        assert found["searched"] == {"name": "gallery", "rows": 3, "filters": True}
+        assert found["hits"]
+        assert asked_json(server, "GET", "/v1/stats")["searched"]["filters"]
+
+
 def searched(site: Server, **query: Any) -> dict[str, Any]:
     status, _, body = got(site, "/v1/search?" + urlencode(query))
     assert status == 200, body
@@ -74,7 +84,7 @@ def test_a_search_names_its_pictures_and_serves_them(site: Server):
     assert first["score"] == pytest.approx(1.0, abs=1e-3)
     assert first["data"].startswith("data:image/webp;base64,")
     assert "data" not in second
-    assert found["searched"] == {"name": "shop.index", "rows": 3}
+    assert found["searched"] == {"name": "shop.index", "rows": 3, "filters": True}
     status, headers, body = got(site, first["picture"])
     assert (status, headers["content-type"], body[:4]) == (200, "image/webp", b"RIFF")
     assert headers["x-content-type-options"] == "nosniff"

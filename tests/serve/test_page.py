@@ -140,6 +140,7 @@ def test_the_page_says_what_answers_so_that_a_bug_report_explains_itself(
     digests = page.eval_on_selector_all("#facts dd[title]", "all => all.map((one) => one.title)")
     assert manifest["content_digest"] in digests
     assert manifest["files"]["models/fp32/text.onnx"]["sha256"] in digests
+    assert manifest["files"]["precision_plan.json"]["sha256"] in digests
 
 
 def test_the_charts_follow_what_the_server_does(site: Server, visit: Callable[..., Page]):

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import queue
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from edgeglm import __version__
 from tests.runtime.test_retrieval import COLOURS, SIDE, picture
 from tests.serve.conftest import TOKEN, Server, running, serve_command
-from tests.serve.test_http_face import IDENTITY, TEXT, refused
+from tests.serve.test_http_face import IDENTITY, TEXT, asked_json, refused, shed
 from tests.serve.test_server_limits import self_signed
 
 with warnings.catch_warnings():
@@ -76,6 +77,14 @@ def test_the_client_finds_the_server_and_its_models(server: Server, face: Any):
         client.infer("text", text_inputs(face, [[0]]))
         stats = client.get_inference_statistics("text", **options)["model_stats"][0]
         assert int(stats["inference_count"]) >= 1
+        timed = {
+            name: {key: int(value) for key, value in stats["inference_stats"][name].items()}
+            for name in ("success", "queue", "compute_infer")
+        }
+        assert {one["count"] for one in timed.values()} == {int(stats["execution_count"])}
+        assert min(one["ns"] for one in timed.values()) > 0
+        parts = timed["queue"]["ns"] + timed["compute_infer"]["ns"]
+        assert abs(timed["success"]["ns"] - parts) <= 1  # each is rounded
 
 
 @pytest.mark.parametrize("face", FACES, ids=["http", "grpc"])
@@ -276,24 +285,38 @@ def test_a_call_tells_its_id_and_the_bundle_in_its_trailing_metadata(server: Ser
             assert len(metadata["edgeglm-digest"]) == 64
 
 
+def wait_until_held(server: Server) -> None:
+    """Wait until the runner holds rows."""
+    for _ in range(100):
+        if asked_json(server, "GET", "/v1/stats")["runner"]["held"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the runner holds nothing")
+
+
 def test_messages_that_are_too_large_are_refused_over_grpc_too(bundles: Path, tmp_path: Path):
-    # the most bytes of a message, and of all that are held
-    command = ["tests.serve.faults_server", str(bundles / "colours"), "8", "0.5", "100000", "60000"]
+    # a second for a call of one row; the most bytes of a message, and of all that are held
+    command = ["tests.serve.faults_server", str(bundles / "colours"), "8", "1.0", "100000", "100000"]
     with (
         running(tmp_path / "log", command) as small,
         over_grpc.InferenceServerClient(small.grpc) as client,
     ):
-        pixels = over_grpc.InferInput("text", [1], "BYTES")
+        texts = over_grpc.InferInput("text", [1], "BYTES")
         for size, way in ((200_000, None), (200_000, "gzip")):
-            pixels.set_data_from_numpy(np.array([b"a" * size], dtype=object))
+            texts.set_data_from_numpy(np.array([b"a" * size], dtype=object))
             with pytest.raises(InferenceServerException, match="larger than max"):
-                client.infer("embed_text", [pixels], compression_algorithm=way)
-        pixels.set_data_from_numpy(np.array([b"a" * 61_000], dtype=object))
+                client.infer("embed_text", [texts], compression_algorithm=way)
+        answers: queue.Queue[Any] = queue.Queue()
+        large = raw_input(over_grpc, "text", [b"a" * 12_000] * 5)
+        client.async_infer("embed_text", [large], callback=lambda **told: answers.put(told["error"]))
+        wait_until_held(small)
         with pytest.raises(InferenceServerException, match="as many bytes of requests as it may"):
-            client.infer("embed_text", [pixels])
+            client.infer("embed_text", [large])
         inflated = gzip.compress(json.dumps({"inputs": [{**TEXT, "data": ["a" * 61_000]}]}).encode())
         status, error = refused(small, "/v2/models/embed_text/infer", inflated, {"Content-Encoding": "gzip"})
         assert (status, "as many bytes of requests as it may" in error) == (429, True)
+        assert shed(small) == {"bytes": 2}
+        assert answers.get(timeout=20) is None
         answer = client.infer("embed_text", [raw_input(over_grpc, "text", [b"red"])])  # nothing stays booked
         np.testing.assert_array_equal(answer.as_numpy("embedding"), [[1, 0, 0]])
 

@@ -4,7 +4,7 @@ let known = null, knownText = "";
 function facts(edgeglm, searched) {
   const rows = [
     ["Bundle", edgeglm.bundle], ["Digest", edgeglm.digest], ["Target", edgeglm.target], ["Precision", edgeglm.precision],
-    ["Runs on", edgeglm.engine], ["edgeglm", edgeglm.version], ["Space", edgeglm.space],
+    ["Precision plan", edgeglm.plan], ["Runs on", edgeglm.engine], ["edgeglm", edgeglm.version], ["Space", edgeglm.space],
     ...Object.entries(edgeglm.models || {}).map(([tower, digest]) => [tower + " model", digest]),
   ];
   if (searched) rows.push(["Searches", searched.name], ["Pictures", number.format(searched.rows)]);
@@ -18,7 +18,7 @@ function facts(edgeglm, searched) {
     return [made("dt", "", name), shown];
   }));
   $("which").textContent = [edgeglm.bundle, edgeglm.precision, searched ? number.format(searched.rows) + " pictures" : ""].filter(Boolean).join(" · ");
-  $("filter-label").hidden = !searched || searched.name === "gallery";
+  $("filter-label").hidden = !searched || !searched.filters;
 }
 
 $("copy").addEventListener("click", async () => {

@@ -46,7 +46,6 @@ function card(hit) {
     button.addEventListener("click", () => like(hit.picture, name));
   } else {
     tile.textContent = "no picture";
-    button.disabled = false;
     button.addEventListener("click", () => { $("words").value = name; forget(); search(); });
   }
   const score = made("span", "score"), meter = made("span", "meter"), bar = made("i");
