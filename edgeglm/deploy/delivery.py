@@ -209,6 +209,7 @@ async def _assembled(
             "created": parcel.manifest.created,
             "target": parcel.manifest.target.name,
             "serve_flags": flags,
+            "ready_seconds": options.ready_seconds,
         },
     )
     return str(answer["slot"])

@@ -59,6 +59,7 @@ def note(bundle: Path, what: str) -> None:
 
 def serve(bundle: Path, arguments: list[str]) -> None:
     import http.server  # each start imports what it needs: twenty of these devices share a machine
+    import re
     import signal
 
     if "--when-told" in arguments:
@@ -71,6 +72,9 @@ def serve(bundle: Path, arguments: list[str]) -> None:
     if "dies" in behaviour:
         sys.stderr.write("error: the engine of this bundle is broken; build it again\n")
         sys.exit(2)
+
+    if found := re.search(r"loads for ([\d.]+) s", behaviour):
+        time.sleep(float(found[1]))
 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

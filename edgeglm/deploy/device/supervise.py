@@ -32,6 +32,7 @@ READY_PATH = "/v2/health/ready"
 _FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
 _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
+_START_SECONDS = 120.0  # as long as a deploy waits for one; longer where the deploy was told to wait longer
 _STOP_SECONDS = 20.0
 _LOG_BYTES = 4 << 20
 _LINE_BYTES = 200
@@ -48,6 +49,7 @@ class Supervisor:
         self._port = port
         self._stop = threading.Event()
         self._waiting: tuple[subprocess.Popen[bytes], int] | None = None
+        self._told = False  # systemd, that this is ready: only then does it wait for the watchdog
         self._words: dict[str, Any] = {
             "pid": os.getpid(),
             "slot": slot.name,
@@ -95,24 +97,29 @@ class Supervisor:
             with suppress(OSError), child.stdin:  # one that has ended is started again like any other
                 child.stdin.write(b"\n")
         self._say(child=child.pid, port=port, host=self._host, since=time.time(), ready=False)
-        last = time.monotonic()
+        last, answered, start = time.monotonic(), False, self._start_seconds()
         try:
             while child.poll() is None and not self._stop.is_set():
                 ready, now = is_ready(self._host, port), time.monotonic()
                 if ready:
-                    last = now
+                    last, answered, self._told = now, True, True
                     notify("READY=1\nWATCHDOG=1")
+                    shortened(self._log)
+                elif now - last > (_UNREADY_SECONDS if answered else start):
+                    break
+                elif self._told and not answered:
+                    notify("WATCHDOG=1")  # it is started again, and that has a limit of its own
                 if ready != self._words["ready"]:
                     self._say(ready=ready)
-                if self._words.get("was_ready") and now - last > _UNREADY_SECONDS:
-                    break
-                if ready:
-                    self._words["was_ready"] = True
-                    shortened(self._log)
                 self._stop.wait(_QUIET_SECONDS if ready else _EAGER_SECONDS)
         finally:
             _ended(child)
         return child.returncode
+
+    def _start_seconds(self) -> float:
+        """Return how long a program may take until it answers first."""
+        waited = _json(self._slot / "slot.json").get("ready_seconds")
+        return max(_START_SECONDS, waited) if isinstance(waited, (int, float)) else _START_SECONDS
 
     def _say(self, **changed: Any) -> None:
         self._words.update(changed)
