@@ -14,10 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeglm.deploy.device import supervise
+from edgeglm.deploy.device import supervise, systemd
 from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.systemd import SystemdService
-from edgeglm.deploy.device.unit import UNIT_NAME, serve_command, unit_text
+from edgeglm.deploy.device.unit import (
+    PROGRAM_STOP_SECONDS,
+    SUPERVISOR_STOP_SECONDS,
+    UNIT_NAME,
+    serve_command,
+    unit_text,
+)
 from tests.deploy.loopback import stop
 from tests.deploy.test_deploy import content
 from tests.deploy.test_refusals import only
@@ -71,6 +77,19 @@ def test_the_watchdog_and_the_limits_are_there(written):
     for line in ("Type=notify", "WatchdogSec=60", "ProtectSystem=strict", "DynamicUser=yes", "MemoryMax=75%"):
         assert line in text.splitlines()
     assert "DynamicUser" not in written("user").read_text(), "only the system may make users"
+
+
+def test_whoever_waits_for_a_stop_waits_longer_than_that_may_take(written):
+    from edgeglm.cli.serve import command
+    from edgeglm.serve.config import ServeConfig
+
+    (option,) = (one for one in command.params if one.name == "drain_seconds")
+    found = re.search(r"^TimeoutStopSec=(\d+)$", written("system").read_text(), re.MULTILINE)
+    assert found is not None
+    unit = float(found[1])
+    assert option.default == ServeConfig().drain_timeout
+    assert option.default < PROGRAM_STOP_SECONDS < SUPERVISOR_STOP_SECONDS <= unit
+    assert unit < systemd._SECONDS, "systemctl stop waits for the unit"
 
 
 def test_what_is_served_is_said_in_one_place():

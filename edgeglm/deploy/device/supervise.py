@@ -26,14 +26,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgeglm.deploy.device.unit import serve_command
+from edgeglm.deploy.device.unit import PROGRAM_STOP_SECONDS, serve_command
 
 READY_PATH = "/v2/health/ready"
 _FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
 _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
 _START_SECONDS = 120.0  # as long as a deploy waits for one; longer where the deploy was told to wait longer
-_STOP_SECONDS = 20.0
+
 _LOG_BYTES = 4 << 20
 _LINE_BYTES = 200
 
@@ -179,7 +179,7 @@ def _ended(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.terminate()
         try:
-            child.wait(_STOP_SECONDS)
+            child.wait(PROGRAM_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
     child.wait()

@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 UNIT_NAME = "edgeglm.service"
+
+# A stop goes inwards, and whoever waits for another waits longer than that one may take, or it would be killed
+# with requests that it still answers: the server drains for 30 s (edgeglm serve --drain-seconds), the supervisor
+# waits for the server, and who stops the supervisor, systemd included, for the supervisor.
+PROGRAM_STOP_SECONDS = 40.0
+SUPERVISOR_STOP_SECONDS = 50.0
+_UNIT_STOP_SECONDS = 60
 Scope = Literal["system", "user"]
 
 
@@ -77,7 +84,7 @@ def unit_text(
         "Restart=always",
         "RestartSec=2",
         "KillMode=mixed",
-        "TimeoutStopSec=30",
+        f"TimeoutStopSec={_UNIT_STOP_SECONDS}",
         f"MemoryMax={memory}",
         "TasksMax=512",
         "OOMPolicy=stop",
