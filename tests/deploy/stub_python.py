@@ -47,6 +47,10 @@ def finalize(bundle: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         (folder / name).write_text(f"{name} of {manifest['content_digest']}{padding}")
     (folder.parent.parent / "receipt.json").write_text(json.dumps(receipt))
+    if "talks" in behaviour:
+        sys.stdout.write("Welcome to this board\n")
+    if "says little" in behaviour:
+        receipt = {"library": "onnxruntime"}
     sys.stdout.write(json.dumps({"receipt": "receipt.json", **receipt}))
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from edgeglm.core.errors import UserError
 from edgeglm.deploy import connection
-from edgeglm.deploy.connection import connected
-from edgeglm.deploy.hosts import host_from_text
+from edgeglm.deploy.connection import Device, connected
+from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
+from edgeglm.deploy.remote import each
+from edgeglm.deploy.summary import FleetPlan
 
 MEGABYTE = 1_000_000
 
@@ -59,3 +61,50 @@ def test_an_answer_beyond_all_bounds_is_refused(device, bundle, deploy, cli, mon
 
     with pytest.raises(UserError, match="pear answered with more than 0 MiB; look at"):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("talks", "finalize on the device printed 'Welcome to this board"),
+        ("says little", "is not what this edgeglm reads; have the same version on both sides"),
+    ],
+)
+def test_a_finalize_that_prints_something_else_is_told_with_a_remedy(recipe, words, device, bundle, deploy):
+    device("pear")
+    (one,) = deploy(bundle(recipe=recipe)).devices
+    assert (one.outcome, one.exit_code) == ("failed", 2)
+    assert words in one.reason
+    assert "leave --python out" in one.reason.rpartition("; ")[2]
+
+
+def test_an_answer_that_nobody_foresaw_is_the_row_of_its_device_and_stops_no_other(
+    device, bundle, deploy, monkeypatch
+):
+    trees = [device(name) for name in ("pear", "plum", "fig")]
+    path = bundle()
+    right = Device.answered
+
+    async def odd(self: Device, *parts: object) -> dict[str, object]:
+        answer = await right(self, *parts)  # type: ignore[arg-type]
+        if str(self._host) == "pear" and "board_files" in answer:
+            del answer["board_files"]
+        return answer
+
+    monkeypatch.setattr(Device, "answered", odd)
+    summary = deploy(path, *(tree.name for tree in trees), plan=FleetPlan(canary=0, max_failures=3))
+    assert [one.outcome for one in summary.devices] == ["failed", "done", "done"]
+    reason = "KeyError: 'board_files'; this is a fault of edgeglm, report it with these words"
+    assert (summary.devices[0].reason, summary.devices[0].exit_code) == (reason, 1)
+    assert trees[1].answers() == trees[2].answers()
+
+
+def test_a_fault_of_one_device_is_its_row_where_several_are_asked():
+    async def work(host: object) -> dict[str, object]:
+        if str(host) == "pear":
+            raise KeyError("to")
+        return {"to": "a"}
+
+    pear, plum = asyncio.run(each(hosts_from_texts(["pear", "plum"]), work))
+    assert (pear.error.partition(";")[0], pear.exit_code) == ("KeyError: 'to'", 1)
+    assert (plum.answer, plum.exit_code) == ({"to": "a"}, 0)

@@ -33,7 +33,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
 _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
 _START_SECONDS = 120.0  # as long as a deploy waits for one; longer where the deploy was told to wait longer
-
 _LOG_BYTES = 4 << 20
 _LINE_BYTES = 200
 
