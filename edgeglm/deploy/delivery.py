@@ -102,8 +102,8 @@ async def deliver(
         _check_downgrade(status, parcel, options)
         wheels = None if options.python else _wheels(tools, facts)
         report.enter("upload")
-        # Where a bundle runs, its own caches are nearer; elsewhere those of another board of this kind help.
-        caches = {} if status["current"] else tools.caches(board)
+        # A device's own timing caches are nearer; where it has none, those of another board of its kind help.
+        caches = {} if status["timing_caches"] or options.engine == "onnxruntime" else tools.caches(board)
         engines = {name: (sha256_file(path), path) for name, path in caches.items()}
         count = await _upload(device, facts, status, parcel, wheels, engines, tools, report)
         slot = await _assembled(device, parcel, options, wheels, engines, report)
