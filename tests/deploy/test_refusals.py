@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -294,6 +295,19 @@ def test_devices_are_named_once(cli):
     assert "give a bundle and at least one device" in cli("deploy", code=2)
     assert "there is no bundle at nowhere" in cli("deploy", "nowhere", "pear", code=2)
     assert "99999 is not in the range 0<=x<=65535" in cli("deploy", "b", "pear", "--port", "99999", code=2)
+
+
+def test_a_device_of_a_build_is_refused_before_anything_is_built(cli, monkeypatch):
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr("edgeglm.cli.build._built", built)
+    given = ("build", "--target", "cpu", "--on")
+    assert "'bad host' is no device; write it as" in cli(*given, "bad host", code=2)
+    assert "named twice; name each device once" in cli(*given, "pear", "--on", "pear", code=2)
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    monkeypatch.setattr("edgeglm.deploy.ssh.sys", SimpleNamespace(modules={}))
+    assert "pip install 'edgeglm[deploy]'" in cli(*given, "pear", code=2)
 
 
 def test_a_broken_inventory_says_what_to_do(cli):
