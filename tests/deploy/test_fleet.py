@@ -138,6 +138,26 @@ def test_a_replay_of_another_bundle_at_the_same_place_is_refused(device, bundle,
     assert "1 of 1 devices done" in cli("deploy", "--replay", tmp_path / "s.json")
 
 
+def test_options_beside_a_replay_go_before_those_of_the_summary(
+    device, bundle, deploy, cli, options, tmp_path, monkeypatch
+):
+    pear = device("pear")
+    path = bundle()
+    late = time.time() + 86_400
+    monkeypatch.setattr("edgeglm.deploy.delivery.clock", lambda: late)
+    deploy(path, summary_path=tmp_path / "s.json")
+    before = summary_from_file(tmp_path / "s.json")
+    assert "or pass --any-clock" in cli("deploy", "--replay", tmp_path / "s.json", code=2)
+    cli("deploy", "--replay", tmp_path / "s.json", "--any-clock", "--summary", tmp_path / "again.json",
+        "--retries", "3", "--stage")  # fmt: skip
+    assert not (pear.root / "current").is_symlink()
+    after = summary_from_file(tmp_path / "again.json")
+    assert after.options == msgspec.structs.replace(before.options, any_clock=True, activate=False)
+    assert after.plan == msgspec.structs.replace(before.plan, retries=3)
+    replayed = ("deploy", "--replay", tmp_path / "s.json", "--any-clock", "--allow-unsigned", "--json")
+    assert json.loads(cli(*replayed))["options"]["allow_unsigned"]
+
+
 @pytest.mark.parametrize("place", ["nowhere/s.json", "."])
 def test_a_summary_that_cannot_be_written_is_told_before_anything_is_deployed(
     place, device, bundle, cli, stub, tmp_path
