@@ -18,7 +18,7 @@ from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName, owner_here
 from edgeglm.deploy.inventory import Inventory
-from edgeglm.deploy.options import DeployOptions
+from edgeglm.deploy.options import DeployOptions, token_file_of
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
 from edgeglm.deploy.report import Report
@@ -89,6 +89,8 @@ async def deliver(
             "host": options.host,
             "port": options.port,
             "gpu": board.sm is not None,
+            **({"python": options.python} if options.python else {}),
+            **({"token_file": token} if (token := token_file_of(options.serve_flags)) else {}),
         }
         status = await device.ask(
             "lock",

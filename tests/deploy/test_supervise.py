@@ -84,3 +84,12 @@ def test_systemds_watchdog_is_fed_while_a_program_starts_again(supervised, monke
         os.kill(first["child"], signal.SIGKILL)
         words(lambda said: said["ready"] and said["child"] != first["child"])
     assert "WATCHDOG=1" in told
+
+
+def test_a_token_that_was_handed_over_goes_before_the_one_that_the_flags_name(tmp_path, monkeypatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(supervise.subprocess, "Popen", lambda command, **_: started.append(command))
+    (tmp_path / "slot.json").write_text(json.dumps({"serve_flags": ["--token-file=/etc/edgeglm/token"]}))
+    handed = {"host": "127.0.0.1", "port": 1, "token": "/run/credentials/edgeglm.service/token"}
+    supervise.Supervisor(tmp_path, tmp_path / "state", **handed)._started()
+    assert started[0][-2:] == ["--token-file", "/run/credentials/edgeglm.service/token"]

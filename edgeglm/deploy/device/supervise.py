@@ -1,6 +1,7 @@
 """Keep a slot served: start it, ask whether it is ready, start it again when it is not.
 
-    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P] [--standby]
+    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P]
+        [--token-file FILE] [--standby]
 
 Runs in the folder of a slot, under systemd or alone. Readiness is ``GET /v2/health/ready``. Under systemd it
 says READY at the first yes and feeds the watchdog with each one after; alone it is the watchdog itself.
@@ -40,9 +41,12 @@ _LINE_BYTES = 200
 class Supervisor:
     """One supervised program."""
 
-    def __init__(self, slot: Path, state: Path, *, host: str, port: int, log: Path | None = None) -> None:
+    def __init__(
+        self, slot: Path, state: Path, *, host: str, port: int, log: Path | None = None, token: str = ""
+    ) -> None:
         self._slot = slot
         self._log = log
+        self._token = ["--token-file", token] if token else []
         self._state = state
         self._host = host
         self._port = port
@@ -87,7 +91,7 @@ class Supervisor:
         """Start the program; return it and its port."""
         flags = _json(self._slot / "slot.json").get("serve_flags", [])
         port = self._port or _free_port(self._host)
-        command = serve_command(sys.executable, host=self._host, port=port, flags=[*flags, *more])
+        command = serve_command(sys.executable, host=self._host, port=port, flags=[*flags, *self._token, *more])
         return subprocess.Popen(command, cwd=self._slot, stdin=stdin), port
 
     def _once(self) -> int:
@@ -206,13 +210,19 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--token-file", default="")
     parser.add_argument("--standby", action="store_true")
     given = parser.parse_args()
     if os.getpgrp() != os.getpid():  # as some crons start it; the group is ended as a whole
         os.setpgid(0, 0)
     # The link may change while this runs: what was started stays with the slot it was started in.
     supervisor = Supervisor(
-        Path.cwd().resolve(), given.state, host=given.host, port=given.port, log=given.log
+        Path.cwd().resolve(),
+        given.state,
+        host=given.host,
+        port=given.port,
+        log=given.log,
+        token=given.token_file,
     )
     if given.standby and not supervisor.stand_by():  # a signal that ends it here ends its program's stdin
         return

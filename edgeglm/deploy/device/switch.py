@@ -6,6 +6,7 @@ and the journal holds how the former slot was served, so that going back is goin
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -32,6 +33,12 @@ def settings_in_force(layout: Layout) -> Settings:
 
 def check_settings(layout: Layout, settings: Settings) -> None:
     """Raise Refused where this device cannot be served in that way; nothing is changed."""
+    token = settings.get("token_file")
+    if token and not (os.path.isabs(token) and os.access(token, os.R_OK)):
+        raise Refused(
+            f"there is no token file {token} on the device that this user can read; write the token there, "
+            "and name the file by its whole path"
+        )
     service_for(layout, settings).check()
     host, port = str(settings["host"]), int(settings["port"])
     own = service_for(layout, settings_in_force(layout)).state().get("port")
