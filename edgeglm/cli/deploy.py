@@ -94,6 +94,7 @@ def command(
     Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
     after its golden outputs were right there, and is undone by itself when the server never gets ready.
     """
+    from edgeglm.cli.serve_flags import check_serve_flags
     from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
@@ -133,6 +134,7 @@ def command(
         raise click.UsageError("give a bundle and at least one device, or --replay SUMMARY")
     else:
         hosts = hosts_from_texts(devices)
+    check_serve_flags(options.serve_flags)
     with live_table(app) as on_change:
         summary = deployed(
             bundle,

@@ -17,7 +17,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName, owner_here
-from edgeglm.deploy.inventory import Inventory
+from edgeglm.deploy.inventory import Inventory, url_of
 from edgeglm.deploy.options import DeployOptions, token_file_of
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
@@ -119,7 +119,7 @@ async def deliver(
             report.enter("switch", "waiting until it answers")
             seconds = max(options.ready_seconds, LEAST_READY_SECONDS)
             await device.ask("activate", slot=slot, seconds=seconds, settings=settings)
-            url = await _url(device)
+            url = url_of((await device.ask("status"))["service"]["state"])
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")
         status = await device.ask("status")
@@ -215,11 +215,6 @@ async def _assembled(
         },
     )
     return str(answer["slot"])
-
-
-async def _url(device: Device) -> str | None:
-    state = (await device.ask("status"))["service"]["state"]
-    return f"http://{state['host']}:{state['port']}" if "port" in state else None
 
 
 def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployOptions) -> None:

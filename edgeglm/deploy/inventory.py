@@ -100,7 +100,7 @@ class Inventory:
             service=status["service"].get("service", ""),
             serving=status["current"],
             ready=bool(state.get("ready")),
-            url=f"http://{state['host']}:{state['port']}" if "port" in state else None,
+            url=url_of(state),
             slots=dict(status["slots"]),
             receipt=dict(receipt),
             free_bytes=int(status["free_bytes"]),
@@ -170,6 +170,14 @@ class Inventory:
                 f"cannot use the inventory {self._path}: {error}; "
                 "remove it to begin anew, or set EDGEGLM_STORE"
             ) from error
+
+
+def url_of(state: Mapping[str, Any]) -> str | None:
+    """Return where a server answers, by its supervisor's words; None where none runs."""
+    if "port" not in state:
+        return None
+    host = str(state["host"])
+    return f"http://[{host}]:{state['port']}" if ":" in host else f"http://{host}:{state['port']}"
 
 
 def inventory_at(store: Path) -> Inventory:

@@ -72,6 +72,7 @@ def serve(bundle: Path, arguments: list[str]) -> None:
     import http.server  # each start imports what it needs: twenty of these devices share a machine
     import re
     import signal
+    import socket
 
     if "--when-told" in arguments:
         if not sys.stdin.readline():
@@ -104,9 +105,9 @@ def serve(bundle: Path, arguments: list[str]) -> None:
 
     if "ends slowly" in behaviour:
         signal.signal(signal.SIGTERM, ended)
-    port = int(arguments[arguments.index("--port") + 1])
-    server = http.server.ThreadingHTTPServer((arguments[arguments.index("--host") + 1], port), Answers)
-    server.serve_forever()
+    host, port = arguments[arguments.index("--host") + 1], int(arguments[arguments.index("--port") + 1])
+    http.server.ThreadingHTTPServer.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    http.server.ThreadingHTTPServer((host, port), Answers).serve_forever()
 
 
 def main(arguments: list[str]) -> None:

@@ -36,6 +36,7 @@ _UNREADY_SECONDS = 45.0
 _START_SECONDS = 120.0  # as long as a deploy waits for one; longer where the deploy was told to wait longer
 _LOG_BYTES = 4 << 20
 _LINE_BYTES = 200
+_LOOPBACKS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Supervisor:
@@ -142,7 +143,7 @@ def shortened(log: Path | None) -> None:
 
 def is_ready(host: str, port: int) -> bool:
     """Ask once whether the server takes requests."""
-    place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    place = _LOOPBACKS.get(host, host)
     name = f"[{place}]" if ":" in place else place
     question = f"GET {READY_PATH} HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n"
     try:  # by hand: http.client takes longer to import than all that is asked here
