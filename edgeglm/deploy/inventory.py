@@ -42,6 +42,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         free_bytes: What was free where ``root`` lies.
         kind: What makes its board comparable to others, as evidence is kept by.
         evidence: Where the newest evidence of such a board with the receipt's library lies here.
+        error: Why it could not be asked just now; all else is then as it was last seen, if it ever was.
     """
 
     name: str
@@ -61,6 +62,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     free_bytes: int = 0
     kind: dict[str, Any] = {}
     evidence: str = ""
+    error: str = ""
 
 
 class Inventory:

@@ -19,6 +19,7 @@ from edgeglm.core.store import Store, default_store_root
 from edgeglm.deploy.evidence import evidence_in, timing_caches
 from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_bytes, summary_from_file
 from tests.deploy.test_deploy import content
+from tests.deploy.test_refusals import ORIN_NANO
 
 GIVEN = ("--service", "process", "--port", "0", "--retries", "0", "--canary", "0")
 
@@ -87,6 +88,32 @@ def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bund
         file.writelines(f"Host {name}\n  HostName 127.0.0.1\n  Port 1\n" for name in names if "off" in name)
     summary = deploy(bundle(), *names, plan=FleetPlan(parallel=1, canary=0, max_failures=2, retries=0))
     assert [one.outcome for one in summary.devices] == ["failed", "done", "failed", "skipped", "skipped"]
+
+
+def test_a_board_is_known_by_its_jetpack_and_tensorrt_and_by_why_it_is_silent(
+    sender, device, bundle, deploy, options, cli, tmp_path
+):
+    package = "Package: libnvinfer10\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n\n"
+    for name, text in {**ORIN_NANO, "var/lib/dpkg/status": package}.items():
+        place = tmp_path / "board" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    device("pear", EDGEGLM_DEVICE_FILES=str(tmp_path / "board"))
+    assert deploy(bundle(), options=msgspec.structs.replace(options, any_board=True)).exit_code == 0
+    (row,) = json.loads(cli("devices", "--refresh", "--json"))
+    assert (row["jetpack"], row["tensorrt"], row["error"]) == ("6", "10.3.0", "")
+    assert row["board"] == "NVIDIA Jetson Orin Nano Developer Kit, aarch64, SM 8.7, L4T 36.4.3"
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("  Port ", "  Port 1\n  # "))
+    with config.open("a") as file:
+        file.write("Host plum\n  HostName 127.0.0.1\n  Port 1\n")
+    words = cli("devices", "pear", "plum", "--refresh", "--json", code=1)
+    pear, plum = json.JSONDecoder().raw_decode(words)[0]
+    assert pear == {**row, "error": pear["error"]}, "as it was last seen"
+    assert pear["error"].startswith("cannot reach pear: ")
+    assert (plum["name"], plum["seen"]) == ("plum", 0.0)
+    assert plum["error"].startswith("cannot reach plum: ")
+    assert "cannot reach" not in cli("devices", "--json"), "it is of that one look"
 
 
 def test_a_terminal_shows_all_devices_live_and_a_pipe_one_line_a_state():
