@@ -81,6 +81,18 @@ def test_a_canary_that_fails_spares_all_the_others(device, bundle, deploy):
     assert {tree.answers() for tree in trees} == {content(good)}
 
 
+def test_the_exit_code_is_the_highest_of_the_devices(sender, device, bundle, deploy, cli):
+    device("pear")
+    with (sender / ".ssh/config").open("a") as file:
+        file.write("Host plum\n  HostName 127.0.0.1\n  Port 1\n")
+    summary = deploy(
+        bundle("bad", recipe="dies"), "plum", "pear", plan=FleetPlan(canary=0, max_failures=3, retries=0)
+    )
+    assert [one.exit_code for one in summary.devices] == [1, 3]
+    assert summary.exit_code == 3
+    assert "there is no edgeglm in" in cli("remove", "plum", "pear", "--root", "/nowhere", code=2)
+
+
 def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bundle, deploy):
     device("pear")
     names = ["off-1", "pear", "off-2", "off-3", "off-4"]

@@ -29,9 +29,14 @@ from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolv
 from tests.deploy.test_deploy import content, real_bundle
 
 
-def reason(summary) -> str:
+def reason(summary, *, code: int = 2) -> str:
+    """Return why the one device was not deployed to: with this exit code, and what to do in the last clause."""
     (one,) = summary.devices
     assert one.outcome == "failed", one
+    assert (one.exit_code, summary.exit_code) == (code, code), one
+    fact, _, remedy = one.reason.rpartition("; ")
+    assert fact, one.reason
+    assert len(remedy.split()) > 2, one.reason
     return str(one.reason)
 
 
@@ -75,7 +80,7 @@ def test_a_user_that_is_not_there_is_told_so(device, bundle, deploy):
 def test_a_device_that_is_off_is_told_so(sender, bundle, deploy):
     with (sender / ".ssh/config").open("a") as file:
         file.write("Host pear\n  HostName 127.0.0.1\n  Port 1\n")
-    assert "cannot reach pear" in reason(deploy(bundle()))
+    assert "cannot reach pear" in reason(deploy(bundle()), code=1)
 
 
 def only(folder: Path, **programs: str | None) -> str:

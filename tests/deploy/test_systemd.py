@@ -151,7 +151,7 @@ def test_a_bundle_that_never_gets_ready_is_taken_back_by_systemd_too(
     assert answer(systemd) == content(good)
     slow = msgspec.structs.replace(mine, ready_seconds=3.0)
     for recipe in ("never ready", "dies"):
-        words = reason(deploy(bundle("bad", recipe=recipe), options=slow))
+        words = reason(deploy(bundle("bad", recipe=recipe), options=slow), code=3)
         assert "the former one serves again" in words
         assert answer(systemd) == content(good)
     assert deploy(better, options=mine).exit_code == 0
@@ -172,7 +172,7 @@ def test_another_service_and_back_leave_one_server_and_no_unit(systemd, device, 
     with urllib.request.urlopen(f"http://127.0.0.1:{there['port']}/", timeout=5) as found:
         assert found.read().decode() == content(two)
     broken = bundle("broken", recipe="dies")
-    words = reason(deploy(broken, options=mine))
+    words = reason(deploy(broken, options=mine), code=3)
     assert "the former one serves again" in words
     assert show(systemd, "LoadState") == "not-found"
     assert deploy(one, options=mine).exit_code == 0
