@@ -59,7 +59,9 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--any-board", is_flag=True, help="Go on although the board is outside the target.")
 @click.option("--any-clock", is_flag=True, help="Go on although the device's clock is off.")
 @click.option("--summary", "summary_path", type=_PATH, help="Write what became of each device here.")
-@click.option("--replay", type=_PATH, help="Do what such a summary left undone; what is given besides overrides it.")
+@click.option(
+    "--replay", type=_PATH, help="Do what such a summary left undone; what is given besides overrides it."
+)
 @root_option
 @trust_options
 @json_option
@@ -168,7 +170,9 @@ def _overridden(former: Replayed, new: Replayed, given: set[str]) -> Replayed:
     """Return what a summary says, but for what is given now."""
     import msgspec
 
-    return msgspec.structs.replace(former, **{n: getattr(new, n) for n in new.__struct_fields__ if n in given})
+    return msgspec.structs.replace(
+        former, **{n: getattr(new, n) for n in new.__struct_fields__ if n in given}
+    )
 
 
 def print_rows(app: App, summary: Summary) -> None:

@@ -26,10 +26,14 @@ def check_serve_flags(flags: Sequence[str]) -> None:
         raise UserError("--serve-flag=--help serves nothing; run 'edgeglm serve --help' here") from error
     except click.UsageError as error:
         words = error.format_message().rstrip(".")
-        raise UserError(f"edgeglm serve does not take --serve-flag: {words}; see edgeglm serve --help") from error
+        raise UserError(
+            f"edgeglm serve does not take --serve-flag: {words}; see edgeglm serve --help"
+        ) from error
     for name, flag in _OURS.items():
         if name in named:
-            raise UserError(f"{flag} of the server is this command's own; pass {flag} in place of --serve-flag")
+            raise UserError(
+                f"{flag} of the server is this command's own; pass {flag} in place of --serve-flag"
+            )
     if "when_told" in named:
         raise UserError("--when-told is the supervisor's; leave that --serve-flag out")
     if named & set(_TLS):

@@ -47,8 +47,8 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 def token_file_of(flags: Sequence[str]) -> str | None:
     """Return the file that ``--token-file`` among words for ``edgeglm serve`` names; the last one counts."""
     found = None
-    for word, following in zip(flags, (*flags[1:], None)):
+    for number, word in enumerate(flags):
         name, equals, value = word.partition("=")
         if name == "--token-file":
-            found = value if equals else following
+            found = value if equals else next(iter(flags[number + 1 :]), None)
     return found

@@ -124,14 +124,16 @@ def one_tower_changed(bundle: Path, name: str, out: Path) -> tuple[Path, int]:
 
 
 def redeploy(bench: Bench) -> dict[str, Any]:
-    """Bytes on the wire, both ways and with SSH's own, of a redeploy with one tower changed, for each tower."""
+    """Bytes on the wire, both ways and with SSH's own, of a redeploy with one tower changed, for each."""
     towers = {}
     with cable(bench.server.port) as way:
         bench.device("wire", port=way.port)
         check(bench.deploy(bench.bundle, "wire", real=True))
         first = way.carried
         for tower, name in towers_of(bench.bundle).items():
-            check(bench.deploy(bench.bundle, "wire", real=True))  # the next differs from it by one tower alone
+            check(
+                bench.deploy(bench.bundle, "wire", real=True)
+            )  # the next differs from it by one tower alone
             changed, size = one_tower_changed(bench.bundle, name, bench.work / f"changed-{tower}")
             way.carried = 0
             check(bench.deploy(changed, "wire", real=True))

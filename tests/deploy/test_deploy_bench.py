@@ -36,8 +36,13 @@ def test_each_tower_has_a_row_of_its_own(bench):
     }
     wire = {"commit": "c", "date": "d", "load_average": None, "first_bytes": 9, "nothing_changed_bytes": 1}
     said = bench.page({"command": "c", "machine": "m", "redeploy": {**wire, "towers": towers}})
-    assert "redeploy, the image tower changed: bytes on the wire over the tower's | 1,005 over 1,000: +0.50%" in said
-    assert "redeploy, the text tower changed: bytes on the wire over the tower's | 210 over 200: +5.00%" in said
+    assert (
+        "redeploy, the image tower changed: bytes on the wire over the tower's | 1,005 over 1,000: +0.50%"
+        in said
+    )
+    assert (
+        "redeploy, the text tower changed: bytes on the wire over the tower's | 210 over 200: +5.00%" in said
+    )
 
 
 def test_one_tower_is_changed_and_no_other_file(bench, tmp_path):
@@ -49,7 +54,9 @@ def test_one_tower_is_changed_and_no_other_file(bench, tmp_path):
         with open_bundle(path) as before, open_bundle(changed) as after:
             assert size == before.manifest.files[name].size
             differing = {
-                one for one, record in after.manifest.files.items() if record != before.manifest.files.get(one)
+                one
+                for one, record in after.manifest.files.items()
+                if record != before.manifest.files.get(one)
             }
         assert differing <= {name, "bom.cdx.json"}
         assert name in differing

@@ -30,7 +30,7 @@ from tests.deploy.test_deploy import content, real_bundle
 
 
 def reason(summary, *, code: int = 2) -> str:
-    """Return why the one device was not deployed to: with this exit code, and what to do in the last clause."""
+    """Return why the one device was not deployed to: with this code, and what to do in the last clause."""
     (one,) = summary.devices
     assert one.outcome == "failed", one
     assert (one.exit_code, summary.exit_code) == (code, code), one

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 import pytest
 
@@ -90,7 +88,9 @@ def test_engines_of_bundles_that_fail_do_not_pile_up(device, bundle, deploy):
     deploy(bundle("good"))
     for number in range(3):
         deploy(bundle(f"bad-{number}", recipe="wrong answers", tower=f"tower {number}".encode()))
-    assert len(list((pear.root / "slots/b" / engines.ENGINES).iterdir())) == 2, "the running one's, and its own"
+    assert len(list((pear.root / "slots/b" / engines.ENGINES).iterdir())) == 2, (
+        "the running one's, and its own"
+    )
 
 
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
@@ -133,4 +133,4 @@ def test_what_was_sent_replaces_no_engine_that_lies_there(tmp_path):
     engines.brought(layout, folder, [], sent)
     texts = {path.parent.name: path.read_text() for path in (folder / engines.ENGINES).glob("*/timing.cache")}
     assert texts == {"same": "own", "other": "of another board"}
-    assert os.stat(current / "timing.cache").st_nlink == 2, "it lies there once"
+    assert (current / "timing.cache").stat().st_nlink == 2, "it lies there once"

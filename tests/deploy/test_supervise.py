@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -88,8 +89,8 @@ def test_systemds_watchdog_is_fed_while_a_program_starts_again(supervised, monke
 
 def test_a_token_that_was_handed_over_goes_before_the_one_that_the_flags_name(tmp_path, monkeypatch):
     started: list[list[str]] = []
-    monkeypatch.setattr(supervise.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     (tmp_path / "slot.json").write_text(json.dumps({"serve_flags": ["--token-file=/etc/edgeglm/token"]}))
-    handed = {"host": "127.0.0.1", "port": 1, "token": "/run/credentials/edgeglm.service/token"}
-    supervise.Supervisor(tmp_path, tmp_path / "state", **handed)._started()
-    assert started[0][-2:] == ["--token-file", "/run/credentials/edgeglm.service/token"]
+    handed = "/run/credentials/edgeglm.service/token"
+    supervise.Supervisor(tmp_path, tmp_path / "state", host="127.0.0.1", port=1, token=handed)._started()
+    assert started[0][-2:] == ["--token-file", handed]

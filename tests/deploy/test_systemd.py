@@ -130,7 +130,11 @@ def test_a_token_that_only_root_may_read_is_handed_to_the_servers_own_user(
     token.write_text(words)
     token.chmod(0o600)
     real = msgspec.structs.replace(
-        mine, python="/srv/bin/python", ready_seconds=90.0, rounds=7, serve_flags=("--token-file=/srv/a token",)
+        mine,
+        python="/srv/bin/python",
+        ready_seconds=90.0,
+        rounds=7,
+        serve_flags=("--token-file=/srv/a token",),
     )
     (one,) = deploy(real_bundle(tmp_path / "real"), options=real).devices
     assert one.outcome == "done", (one.reason, cli("logs", "pear", "--root", ROOT))

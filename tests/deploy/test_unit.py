@@ -82,7 +82,9 @@ def test_a_path_with_spaces_or_percents_is_read_as_it_is(scope, tmp_path, requir
 
 
 def test_the_systems_unit_hands_a_token_over_and_the_users_does_not(written):
-    system, user = (written(scope, token_file="/etc/edge glm/token").read_text() for scope in ("system", "user"))
+    system, user = (
+        written(scope, token_file="/etc/edge glm/token").read_text() for scope in ("system", "user")
+    )
     assert "LoadCredential=token:/etc/edge glm/token" in system.splitlines()
     assert "--token-file ${CREDENTIALS_DIRECTORY}/token\n" in system
     assert "token" not in user, "whoever deployed can read it: the server's own flag names it"
@@ -180,8 +182,10 @@ SYSTEM = {"service": "system", "host": "127.0.0.1", "port": 8000}
 
 @pytest.mark.parametrize("place", ["/home/anna/edgeglm", "/root/edgeglm"])
 def test_what_the_systems_unit_would_not_see_is_refused(place, root_with_systemd):
-    with pytest.raises(Refused, match=rf"the root is {place}, and a unit of the system sees nothing below /home, .*"
-                       r"\(ProtectHome\); put it elsewhere"):  # fmt: skip
+    words = (
+        rf"the root is {place}, and a unit of the system sees nothing below /home, .*\(ProtectHome\); put it"
+    )
+    with pytest.raises(Refused, match=words):
         SystemdService(Layout(Path(place)), SYSTEM).check()
     layout = Layout(Path("/srv/edgeglm"))
     with pytest.raises(Refused, match=rf"--python is {place}/bin/python"):
@@ -213,7 +217,10 @@ def test_a_token_that_is_not_there_is_refused_before_anything_is_sent(place, dev
     pear = device("pear")
     mine = msgspec.structs.replace(options, serve_flags=("--token-file", place))
     words = reason(deploy(bundle(), options=mine))
-    assert f"there is no token file {place} on the device that this user can read; write the token there" in words
+    assert (
+        f"there is no token file {place} on the device that this user can read; write the token there"
+        in words
+    )
     assert not list((pear.root / "objects").iterdir())
 
 

@@ -1,7 +1,8 @@
-"""Finished engines that a bundle finds again: those of its own slot, where a run was cut or staged, and others'.
+"""Finished engines that a bundle finds again: of its own slot, where a run was cut or staged, and of others.
 
-``edgeglm finalize`` finds an engine by the name of its folder, which is the digest of all that decides it, and
-sweeps what it does not use. An engine of a file that the new bundle does not hold can only lend its timing cache.
+``edgeglm finalize`` finds an engine by the name of its folder, which is the digest of all that decides it,
+and sweeps what it does not use. An engine of a file that the new bundle does not hold can only lend its
+timing cache.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ def cleared(folder: Path, digests: Collection[str]) -> None:
 def brought(layout: Layout, folder: Path, digests: Collection[str], sent: Mapping[str, str]) -> None:
     """Bring engines into a slot: the running slot's, those of the former that fit, and what was sent.
 
-    ``sent`` is ``{name below engines/: sha256}``. What lies nearer goes before: the running slot's own engines
-    were made last, and what was sent is of another board.
+    ``sent`` is ``{name below engines/: sha256}``. What lies nearer goes before: what was sent is of another
+    board.
     """
     for link in ("current", "previous"):
         slot = layout.pointed(link)
         for engine in _folders(layout.slots / slot / ENGINES) if slot is not None else ():
             place = folder / ENGINES / engine.name
-            if place.exists() or engine.name.startswith(".") or (link != "current" and not _fits(engine, digests)):
+            if (
+                place.exists()
+                or engine.name.startswith(".")
+                or (link != "current" and not _fits(engine, digests))
+            ):
                 continue
             for path in sorted(engine.rglob("*")):
                 if path.is_file():

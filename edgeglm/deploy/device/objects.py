@@ -91,8 +91,8 @@ def linked(source: Path, place: Path) -> None:
 def collect(layout: Layout) -> dict[str, int]:
     """Remove what nobody goes back to or waits for: the slot before the former one, and what no slot needs.
 
-    Objects, environments and old beginnings, that is. What serves and a staged bundle are never touched. Where
-    the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
+    Objects, environments and old beginnings, that is. What serves and a staged bundle are never touched.
+    Where the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
     """
     keep: set[str] = set()
     environments: set[str] = set()

@@ -92,7 +92,9 @@ class Supervisor:
         """Start the program; return it and its port."""
         flags = _json(self._slot / "slot.json").get("serve_flags", [])
         port = self._port or _free_port(self._host)
-        command = serve_command(sys.executable, host=self._host, port=port, flags=[*flags, *self._token, *more])
+        command = serve_command(
+            sys.executable, host=self._host, port=port, flags=[*flags, *self._token, *more]
+        )
         return subprocess.Popen(command, cwd=self._slot, stdin=stdin), port
 
     def _once(self) -> int:

@@ -9,9 +9,9 @@ from typing import Literal
 
 UNIT_NAME = "edgeglm.service"
 
-# A stop goes inwards, and whoever waits for another waits longer than that one may take, or it would be killed
-# with requests that it still answers: the server drains for 30 s (edgeglm serve --drain-seconds), the supervisor
-# waits for the server, and who stops the supervisor, systemd included, for the supervisor.
+# A stop goes inwards, and whoever waits for another waits longer than that one may take, or it would be
+# killed with requests that it still answers: the server drains for 30 s (edgeglm serve --drain-seconds), the
+# supervisor waits for the server, and who stops the supervisor, systemd included, for the supervisor.
 PROGRAM_STOP_SECONDS = 40.0
 SUPERVISOR_STOP_SECONDS = 50.0
 _UNIT_STOP_SECONDS = 60
@@ -64,8 +64,8 @@ def unit_text(
         groups: Groups that may use the GPU and that exist there.
         memory: The most it may take.
         trust: The folder of trusted keys that the bundle was held against.
-        token_file: The file with the server's token. In the system's unit systemd reads it, as root, and hands
-            it over: the unit's own user comes and goes and can own no file.
+        token_file: The file with the server's token. In the system's unit systemd reads it, as root, and
+            hands it over: the unit's own user comes and goes and can own no file.
     """
     handed_over = token_file is not None and scope == "system"
     command = supervise_command(f"{root}/current/environment/bin/python", host=host, port=port, state=state)
