@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeglm.build.table import Row
     from edgeglm.core.recipe import GateConfig, Recipe
     from edgeglm.core.stage import StageResult
+    from edgeglm.deploy.hosts import HostName
     from edgeglm.deploy.summary import Summary
     from edgeglm.targets.schema import Target
 
@@ -82,6 +83,7 @@ def command(
     resolved = resolved_recipe(recipe, overrides, data, skip_bad)
     destination = output or Path("bundles") / wanted.name
     search = search_of(latency_budget, memory_budget, trials, overrides)
+    hosts = _hosts(devices)
     if dry_run:
         if resolved.data.path is not None:
             from edgeglm.data.records import source_file
@@ -95,7 +97,7 @@ def command(
     started = time.perf_counter()
     built, reused = _built(app, resolved, wanted, destination, threads, sized)
     chosen = {"python": on_python, "root": on_root, "engine": on_engine, "any_board": on_any_board}
-    staged = _staged_on(app, built.bundle, devices, **chosen) if devices else None
+    staged = _staged_on(app, built.bundle, hosts, **chosen) if hosts else None
     _print_end(app, built, reused, time.perf_counter() - started, staged)
     return staged.exit_code if staged else None
 
@@ -187,13 +189,23 @@ def _align(width: int) -> str:
     return f"<{-width}" if width < 0 else f">{width}"
 
 
-def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], **chosen: Any) -> Summary:
+def _hosts(devices: tuple[str, ...]) -> tuple[HostName, ...]:
+    """Return the devices of ``--on``. What is wrong with them is told now, not after the build."""
+    if not devices:
+        return ()
+    from edgeglm.deploy.hosts import hosts_from_texts
+    from edgeglm.deploy.ssh import asyncssh_module
+
+    asyncssh_module()
+    return hosts_from_texts(devices)
+
+
+def _staged_on(app: App, bundle: Path, hosts: tuple[HostName, ...], **chosen: Any) -> Summary:
     """Build the engines on devices: the bundle stays staged there, what the builder says comes home.
 
     ``chosen`` are fields of DeployOptions.
     """
     from edgeglm.cli.deploy import live_table, print_rows
-    from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
     from edgeglm.deploy.summary import FleetPlan
@@ -201,9 +213,7 @@ def _staged_on(app: App, bundle: Path, devices: tuple[str, ...], **chosen: Any) 
     chosen = {**chosen, "allow_unsigned": app.allow_unsigned, "allow_downgrade": app.allow_downgrade}
     options = DeployOptions(activate=False, **chosen)
     with live_table(app) as on_change:
-        summary = deployed(
-            bundle, hosts_from_texts(devices), options, FleetPlan(canary=0), app.store(), on_change
-        )
+        summary = deployed(bundle, hosts, options, FleetPlan(canary=0), app.store(), on_change)
     print_rows(app, summary)
     return summary
 

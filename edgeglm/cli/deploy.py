@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeglm.deploy.summary import Summary
+    from edgeglm.deploy.options import DeployOptions
+    from edgeglm.deploy.summary import FleetPlan, Summary
+
+    Replayed = TypeVar("Replayed", DeployOptions, FleetPlan)
 
 _STYLES = {"done": "green", "failed": "bold red", "skipped": "yellow", "waiting": "dim"}
 _ENDED = ("failed", "skipped")
@@ -55,7 +59,9 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--any-board", is_flag=True, help="Go on although the board is outside the target.")
 @click.option("--any-clock", is_flag=True, help="Go on although the device's clock is off.")
 @click.option("--summary", "summary_path", type=_PATH, help="Write what became of each device here.")
-@click.option("--replay", type=_PATH, help="Do what such a summary left undone, as it was asked for.")
+@click.option(
+    "--replay", type=_PATH, help="Do what such a summary left undone; what is given besides overrides it."
+)
 @root_option
 @trust_options
 @json_option
@@ -90,6 +96,7 @@ def command(
     Only what is missing travels. The bundle goes into the slot that does not serve; a switch follows only
     after its golden outputs were right there, and is undone by itself when the server never gets ready.
     """
+    from edgeglm.cli.serve_flags import check_serve_flags
     from edgeglm.deploy.hosts import hosts_from_texts
     from edgeglm.deploy.options import DeployOptions
     from edgeglm.deploy.session import deployed
@@ -97,35 +104,39 @@ def command(
 
     app = ctx.ensure_object(App)
     digest = None
+    plan = FleetPlan(parallel=parallel, canary=canary, max_failures=max_failures, retries=retries)
+    options = DeployOptions(
+        root=root,
+        service=service,
+        python=python,
+        host=host,
+        port=port,
+        serve_flags=serve_flags,
+        activate=not stage,
+        ready_seconds=ready_seconds,
+        lock_seconds=lock_seconds,
+        tolerance=tolerance,
+        any_board=any_board,
+        any_clock=any_clock,
+        allow_unsigned=app.allow_unsigned,
+        allow_downgrade=app.allow_downgrade,
+        engine=engine,
+    )
     if replay is not None:
         if bundle is not None or devices:
             raise click.UsageError("--replay takes bundle and devices from the summary; name neither")
         former = summary_from_file(replay)
-        bundle, hosts, options, plan = Path(former.bundle), still_to_do(former), former.options, former.plan
-        reference = None if former.reference is None else Path(former.reference)
+        given = _given(ctx)
+        bundle, hosts = Path(former.bundle), still_to_do(former)
+        options, plan = _overridden(former.options, options, given), _overridden(former.plan, plan, given)
+        if reference is None and former.reference is not None:
+            reference = Path(former.reference)
         digest = former.content_digest
     elif bundle is None:
         raise click.UsageError("give a bundle and at least one device, or --replay SUMMARY")
     else:
         hosts = hosts_from_texts(devices)
-        plan = FleetPlan(parallel=parallel, canary=canary, max_failures=max_failures, retries=retries)
-        options = DeployOptions(
-            root=root,
-            service=service,
-            python=python,
-            host=host,
-            port=port,
-            serve_flags=serve_flags,
-            activate=not stage,
-            ready_seconds=ready_seconds,
-            lock_seconds=lock_seconds,
-            tolerance=tolerance,
-            any_board=any_board,
-            any_clock=any_clock,
-            allow_unsigned=app.allow_unsigned,
-            allow_downgrade=app.allow_downgrade,
-            engine=engine,
-        )
+    check_serve_flags(options.serve_flags)
     with live_table(app) as on_change:
         summary = deployed(
             bundle,
@@ -144,6 +155,24 @@ def command(
     app.emit(summary)
     if summary.exit_code:
         ctx.exit(summary.exit_code)
+
+
+def _given(ctx: click.Context) -> set[str]:
+    """Return the fields of the options and of the plan that the command line itself sets."""
+    here = ParameterSource.COMMANDLINE
+    names = {name for name in ctx.params if ctx.get_parameter_source(name) is here}
+    app = ctx.ensure_object(App)
+    trust = ("allow_unsigned", "allow_downgrade")
+    return {"activate" if name == "stage" else name for name in names} | {t for t in trust if getattr(app, t)}
+
+
+def _overridden(former: Replayed, new: Replayed, given: set[str]) -> Replayed:
+    """Return what a summary says, but for what is given now."""
+    import msgspec
+
+    return msgspec.structs.replace(
+        former, **{n: getattr(new, n) for n in new.__struct_fields__ if n in given}
+    )
 
 
 def print_rows(app: App, summary: Summary) -> None:

@@ -37,7 +37,7 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
         for name in names:
             inventory.forget(name)
         names = ()
-    code = 0
+    code, errors = 0, dict[str, str]()
     if refresh and (asked := names or tuple(one.name for one in inventory.devices())):
         answers = asyncio.run(
             each(hosts_from_texts(asked), lambda host: refreshed(host, inventory, root=None))
@@ -45,6 +45,7 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
         for one in answers:
             if one.error:
                 app.print(f"{one.device}: {one.error}")
+                errors[one.device] = one.error
                 code = max(code, one.exit_code)
     known = inventory.devices()
     for name in () if refresh else names:
@@ -73,7 +74,13 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
         app.table(headings, rows)
     else:
         app.print("no device was deployed to from here; 'edgeglm deploy BUNDLE user@host' does that")
-    app.emit([with_evidence(one, app.store()) for one in found] if app.json else [])
+    if app.json:
+        app.emit(
+            [
+                *(with_error(with_evidence(one, app.store()), errors.pop(one.name, "")) for one in found),
+                *(never_seen(name, error) for name, error in errors.items()),
+            ]
+        )
     ctx.exit(code)
 
 
@@ -85,6 +92,20 @@ def with_evidence(device: DeviceRecord, store: Store) -> DeviceRecord:
 
     found = evidence_in(store, kind=device.kind, receipt=device.receipt)
     return msgspec.structs.replace(device, evidence=str(found[0].folder)) if found else device
+
+
+def with_error(device: DeviceRecord, error: str) -> DeviceRecord:
+    """Return the record with why the device could not be asked."""
+    import msgspec
+
+    return msgspec.structs.replace(device, error=error)
+
+
+def never_seen(name: str, error: str) -> DeviceRecord:
+    """Return the record of a device of which nothing is known but that it could not be asked."""
+    from edgeglm.deploy.inventory import DeviceRecord
+
+    return DeviceRecord(name=name, seen=0.0, root="", board="", machine="", python="", error=error)
 
 
 def ago(seconds: float) -> str:

@@ -24,6 +24,16 @@ class GateError(EdgeglmError):
     exit_code = 3
 
 
+def fault_words(error: Exception) -> str:
+    """Return what is said of an error that nobody foresaw, where others' work goes on after it.
+
+    >>> fault_words(KeyError("library"))
+    "KeyError: 'library'; this is a fault of edgeglm, report it with these words"
+    """
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{words}; this is a fault of edgeglm, report it with these words"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UserError:
     """Build the error for a name that is not registered, with the nearest known one.
 

@@ -1,1 +1,1 @@
-"""Bundles onto devices over SSH: by digest, in two slots, one switch, and back again by itself."""
+"""Bundles onto devices over SSH: by digest, in slots of its own, one switch, and back again by itself."""

@@ -15,7 +15,7 @@ from importlib import resources
 _PACKAGES = ("edgeglm", "edgeglm.deploy", "edgeglm.deploy.device")
 _MODULES = (
     "wire", "layout", "objects", "facts", "unit", "crontab", "supervise", "systemd", "service", "switch",
-    "environment", "agent",
+    "engines", "environment", "agent",
 )  # fmt: skip
 
 # Tries one interpreter after the other until one is new enough and becomes the agent. Each starts once: on a

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OLDEST_PYTHON = (3, 10)
 _CONNECT_SECONDS = 20
 _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
+_LONGEST_ANSWER = 512 << 20
+"""Bytes: far above the evidence of any bundle, so that a device cannot fill this machine's memory."""
 
 Say = Callable[[str], None]
 
@@ -156,13 +158,22 @@ class Device:
         )
 
     async def _raw_line(self) -> bytes:
-        try:
-            line = await self._process.stdout.readline()
-        except (OSError, asyncssh_module().Error, asyncio.IncompleteReadError) as error:
-            raise self._lost(error) from error
-        if not line.endswith(b"\n"):
-            raise self._lost(await self._last_words())
-        return line
+        """Return the next line, however long: asyncssh gives a part of one each time its window is full."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            try:
+                part = await self._process.stdout.readline()
+            except (OSError, asyncssh_module().Error, asyncio.IncompleteReadError) as error:
+                raise self._lost(error) from error
+            line += part
+            if len(line) > _LONGEST_ANSWER:
+                raise UserError(
+                    f"{self._host} answered with more than {_LONGEST_ANSWER >> 20} MiB; "
+                    "look at what lies in edgeglm's root there, or do not trust that device"
+                )
+            if not part.endswith(b"\n") and self._process.stdout.at_eof():
+                raise self._lost(await self._last_words())
+        return bytes(line)
 
     async def _last_words(self) -> str:
         with contextlib.suppress(Exception):

@@ -17,8 +17,8 @@ from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName, owner_here
-from edgeglm.deploy.inventory import Inventory
-from edgeglm.deploy.options import DeployOptions
+from edgeglm.deploy.inventory import Inventory, url_of
+from edgeglm.deploy.options import DeployOptions, token_file_of
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
 from edgeglm.deploy.report import Report
@@ -89,6 +89,8 @@ async def deliver(
             "host": options.host,
             "port": options.port,
             "gpu": board.sm is not None,
+            **({"python": options.python} if options.python else {}),
+            **({"token_file": token} if (token := token_file_of(options.serve_flags)) else {}),
         }
         status = await device.ask(
             "lock",
@@ -102,8 +104,8 @@ async def deliver(
         _check_downgrade(status, parcel, options)
         wheels = None if options.python else _wheels(tools, facts)
         report.enter("upload")
-        # Where a bundle runs, its own caches are nearer; elsewhere those of another board of this kind help.
-        caches = {} if status["current"] else tools.caches(board)
+        # A device's own timing caches are nearer; where it has none, those of another board of its kind help.
+        caches = {} if status["timing_caches"] or options.engine == "onnxruntime" else tools.caches(board)
         engines = {name: (sha256_file(path), path) for name, path in caches.items()}
         count = await _upload(device, facts, status, parcel, wheels, engines, tools, report)
         slot = await _assembled(device, parcel, options, wheels, engines, report)
@@ -117,7 +119,7 @@ async def deliver(
             report.enter("switch", "waiting until it answers")
             seconds = max(options.ready_seconds, LEAST_READY_SECONDS)
             await device.ask("activate", slot=slot, seconds=seconds, settings=settings)
-            url = await _url(device)
+            url = url_of((await device.ask("status"))["service"]["state"])
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")
         status = await device.ask("status")
@@ -209,14 +211,10 @@ async def _assembled(
             "created": parcel.manifest.created,
             "target": parcel.manifest.target.name,
             "serve_flags": flags,
+            "ready_seconds": options.ready_seconds,
         },
     )
     return str(answer["slot"])
-
-
-async def _url(device: Device) -> str | None:
-    state = (await device.ask("status"))["service"]["state"]
-    return f"http://{state['host']}:{state['port']}" if "port" in state else None
 
 
 def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployOptions) -> None:

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, fault_words
 from edgeglm.deploy.connection import ConnectionLostError
 from edgeglm.deploy.delivery import Tools, deliver
 from edgeglm.deploy.hosts import HostName, bounded
@@ -115,6 +115,9 @@ async def _outcome(
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
         except EdgeglmError as error:
             reason, code = str(error), error.exit_code
+            break
+        except Exception as error:  # of one device: the others' deliveries go on
+            reason, code = fault_words(error), EdgeglmError.exit_code
             break
     on_change(name, "failed", reason)
     return DeviceOutcome(device=name, outcome="failed", reason=reason, exit_code=code)

@@ -42,6 +42,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         free_bytes: What was free where ``root`` lies.
         kind: What makes its board comparable to others, as evidence is kept by.
         evidence: Where the newest evidence of such a board with the receipt's library lies here.
+        error: Why it could not be asked just now; all else is then as it was last seen, if it ever was.
     """
 
     name: str
@@ -61,6 +62,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     free_bytes: int = 0
     kind: dict[str, Any] = {}
     evidence: str = ""
+    error: str = ""
 
 
 class Inventory:
@@ -100,7 +102,7 @@ class Inventory:
             service=status["service"].get("service", ""),
             serving=status["current"],
             ready=bool(state.get("ready")),
-            url=f"http://{state['host']}:{state['port']}" if "port" in state else None,
+            url=url_of(state),
             slots=dict(status["slots"]),
             receipt=dict(receipt),
             free_bytes=int(status["free_bytes"]),
@@ -170,6 +172,14 @@ class Inventory:
                 f"cannot use the inventory {self._path}: {error}; "
                 "remove it to begin anew, or set EDGEGLM_STORE"
             ) from error
+
+
+def url_of(state: Mapping[str, Any]) -> str | None:
+    """Return where a server answers, by its supervisor's words; None where none runs."""
+    if "port" not in state:
+        return None
+    host = str(state["host"])
+    return f"http://[{host}]:{state['port']}" if ":" in host else f"http://{host}:{state['port']}"
 
 
 def inventory_at(store: Path) -> Inventory:

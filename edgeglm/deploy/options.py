@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -40,3 +42,13 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     allow_downgrade: bool = False
     engine: str = "auto"
     rounds: int = 15
+
+
+def token_file_of(flags: Sequence[str]) -> str | None:
+    """Return the file that ``--token-file`` among words for ``edgeglm serve`` names; the last one counts."""
+    found = None
+    for number, word in enumerate(flags):
+        name, equals, value = word.partition("=")
+        if name == "--token-file":
+            found = value if equals else next(iter(flags[number + 1 :]), None)
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, fault_words
 from edgeglm.deploy.connection import Device, connected, printable
 from edgeglm.deploy.hosts import HostName, bounded, owner_here
 
@@ -87,6 +87,9 @@ async def each(
             )
         except EdgeglmError as error:
             found[str(host)] = RemoteAnswer(device=str(host), error=str(error), exit_code=error.exit_code)
+        except Exception as error:
+            code = EdgeglmError.exit_code
+            found[str(host)] = RemoteAnswer(device=str(host), error=fault_words(error), exit_code=code)
 
     await bounded(hosts, one, parallel)
     return [found[str(host)] for host in hosts]

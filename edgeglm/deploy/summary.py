@@ -59,8 +59,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def exit_code(self) -> int:
-        """0 when all are done, else the first failure's."""
-        return next((one.exit_code or 1 for one in self.devices if one.outcome != "done"), 0)
+        """0 when all are done, else the highest of the devices', as of every command that asks several."""
+        return max((one.exit_code or 1 for one in self.devices if one.outcome != "done"), default=0)
 
 
 def summary_bytes(summary: Summary) -> bytes:

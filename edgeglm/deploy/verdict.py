@@ -13,6 +13,7 @@ from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.report import Report
 
 REFERENCE_MODULE = "edgeglm.deploy.reference"
+_RECEIPT_PARTS = ("content_digest", "created", "library", "library_version", "chosen", "evidence")
 
 
 async def finalized(device: Device, slot: str, options: DeployOptions, report: Report) -> dict[str, Any]:
@@ -26,14 +27,14 @@ async def finalized(device: Device, slot: str, options: DeployOptions, report: R
     command = ["-m", "edgeglm.cli.main", "finalize", "bundle", "--json", *flags]
     answer = await device.ask("run", lambda line: report.note(_progress(line)), slot=slot, arguments=command)
     _raise_as(answer, "finalize")
-    receipt = json.loads(answer["stdout"])
+    receipt = _printed(answer, "finalize", ("library",))
     receipt.pop("receipt", None)
     if receipt.get("library") == "trtexec":
         raise UserError(
             "trtexec built the engines there and the server cannot run them, because its Python sees no "
             "TensorRT; install python3-libnvinfer on the device, or pass --engine onnxruntime"
         )
-    return dict(receipt)
+    return _with(receipt, "finalize", _RECEIPT_PARTS)
 
 
 async def judged(
@@ -58,7 +59,7 @@ async def judged(
         arguments = [*command, *trust_flags(options)[:1]]
         answer = await device.ask("run", slot=which, arguments=arguments)
         _raise_as(answer, "the reference run")
-        values[name] = float(json.loads(answer["stdout"])["map10"])
+        values[name] = float(_printed(answer, "the reference run", ("map10",))["map10"])
     if values["new"] < values.get("running", 0.0) - options.tolerance:
         await device.ask(
             "mark", slot=slot, fields={"state": "failed", "reason": "worse than the running one"}
@@ -74,6 +75,28 @@ def trust_flags(options: DeployOptions) -> list[str]:
     """Return the flags of edgeglm's own commands for what was allowed."""
     flags = ["--allow-unsigned"] if options.allow_unsigned else []
     return [*flags, *(["--allow-downgrade"] if options.allow_downgrade else [])]
+
+
+def _printed(answer: Mapping[str, Any], what: str, parts: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON object that a command printed there. Raises UserError for anything else."""
+    text = str(answer["stdout"])
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{what} on the device printed {printable(text.strip())[:80]!r} where its answer was to be; let "
+            "nothing print when a Python starts there (sitecustomize, .pth files), or leave --python out"
+        ) from error
+    return _with(found, what, parts)
+
+
+def _with(found: Any, what: str, parts: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(found, dict) or any(part not in found for part in parts):
+        raise UserError(
+            f"what {what} on the device printed is not what this edgeglm reads; have the same version on "
+            "both sides (leave --python out to bring it along)"
+        )
+    return found
 
 
 def _progress(line: str) -> str:

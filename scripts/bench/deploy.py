@@ -38,6 +38,7 @@ from deploy_page import page  # noqa: E402
 from edgeglm.bundle.pack import write_bundle  # noqa: E402
 from edgeglm.bundle.verify import open_bundle  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
+from edgeglm.deploy.agent_source import agent_command, agent_source  # noqa: E402
 from edgeglm.deploy.hosts import hosts_from_texts  # noqa: E402
 from edgeglm.deploy.options import DeployOptions  # noqa: E402
 from edgeglm.deploy.session import deployed  # noqa: E402
@@ -101,11 +102,16 @@ class Bench:
         return colour_bundle(self.work / "small" / name, **parts)
 
 
-def one_tower_changed(bundle: Path, out: Path) -> tuple[Path, int]:
-    """Copy a bundle with the largest tower of its default variant altered a little; return its bytes too."""
+def towers_of(bundle: Path) -> dict[str, str]:
+    """Return ``{tower: file}`` of the FP32 variant, or of the default one where there is none."""
     with open_bundle(bundle) as opened:
-        files = opened.variant().files
-        name = max(files.values(), key=lambda one: opened.manifest.files[one].size)
+        names = [variant.name for variant in opened.manifest.variants]
+        return dict(opened.variant("fp32" if "fp32" in names else None).files)
+
+
+def one_tower_changed(bundle: Path, name: str, out: Path) -> tuple[Path, int]:
+    """Copy a bundle with one tower's file altered a little; return that file's bytes too."""
+    with open_bundle(bundle) as opened:
         data = bytearray(opened.file(name).read_bytes())
         # The lowest mantissa bit of weights in the middle of the file: another tower, the same answers.
         middle = len(data) // 2 // 4 * 4
@@ -118,30 +124,36 @@ def one_tower_changed(bundle: Path, out: Path) -> tuple[Path, int]:
 
 
 def redeploy(bench: Bench) -> dict[str, Any]:
-    """Bytes on the wire, both ways and with SSH's own, of a redeploy with one tower changed."""
+    """Bytes on the wire, both ways and with SSH's own, of a redeploy with one tower changed, for each."""
+    towers = {}
     with cable(bench.server.port) as way:
         bench.device("wire", port=way.port)
         check(bench.deploy(bench.bundle, "wire", real=True))
-        first, way.carried = way.carried, 0
-        changed, size = one_tower_changed(bench.bundle, bench.work / "changed")
-        check(bench.deploy(changed, "wire", real=True))
-        moved, way.carried = way.carried, 0
+        first = way.carried
+        for tower, name in towers_of(bench.bundle).items():
+            check(
+                bench.deploy(bench.bundle, "wire", real=True)
+            )  # the next differs from it by one tower alone
+            changed, size = one_tower_changed(bench.bundle, name, bench.work / f"changed-{tower}")
+            way.carried = 0
+            check(bench.deploy(changed, "wire", real=True))
+            moved = way.carried
+            towers[tower] = {"tower_bytes": size, "moved_bytes": moved, "over": moved / size - 1}
+        way.carried = 0
         check(bench.deploy(changed, "wire", real=True))
         again = way.carried
+    source = len(agent_source()) + len(agent_command())
     return {
-        "first_bytes": first,
-        "tower_bytes": size,
-        "moved_bytes": moved,
-        "over": moved / size - 1,
-        "nothing_changed_bytes": again,
-    }
+        "first_bytes": first, "towers": towers, "nothing_changed_bytes": again, "device_side_bytes": source
+    }  # fmt: skip
 
 
 def rollback(bench: Bench) -> dict[str, Any]:
     """Seconds of `edgeglm rollback` of the real bundle: the whole command, from its start to its end."""
     device = bench.device("wire-2")
     check(bench.deploy(bench.bundle, "wire-2", real=True))
-    changed, _ = one_tower_changed(bench.bundle, bench.work / "changed-2")
+    name = next(iter(towers_of(bench.bundle).values()))
+    changed, _ = one_tower_changed(bench.bundle, name, bench.work / "changed-2")
     check(bench.deploy(changed, "wire-2", real=True))
     command = [sys.executable, "-m", "edgeglm.cli.main", "rollback", "wire-2", "--json"]
     environment = {**os.environ, "EDGEGLM_STORE": str(bench.store.root), "PYTHONPATH": str(ROOT)}
@@ -346,7 +358,6 @@ def main() -> None:
         "machine": f"{os.cpu_count()} {platform.machine()} CPU cores, no GPU",
         **kept,
         **found,
-        "notes": former.get("notes", []),
     }
     place.write_text(json.dumps(document, indent=1) + "\n")
     output.with_suffix(".md").write_text(page(document))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from typing import Any
 
 
@@ -14,17 +15,20 @@ def page(found: dict[str, Any]) -> str:
         rows += [
             (
                 wire,
-                "redeploy, one tower changed: bytes on the wire over the tower's",
-                f"{wire['moved_bytes']:,} over {wire['tower_bytes']:,}: {wire['over']:+.2%}",
+                f"redeploy, {tower} changed: bytes on the wire over the tower's",
+                f"{one['moved_bytes']:,} over {one['tower_bytes']:,}: {one['over']:+.2%}",
                 "+1 %",
-            ),
+            )
+            for tower, one in towers_in(wire).items()
+        ]
+        rows.append(
             (
                 wire,
                 "redeploy, nothing changed: bytes on the wire",
                 f"{wire['nothing_changed_bytes']:,} (first deploy {wire['first_bytes']:,})",
                 "-",
-            ),
-        ]
+            )
+        )
     if back := found.get("rollback"):
         what = "`edgeglm rollback`" if back["whole_command"] else "rollback, without the command's start"
         rows.append(
@@ -85,9 +89,61 @@ def page(found: dict[str, Any]) -> str:
         "| --- | ---: | ---: | --- |",
         *(f"| {what} | {measured} | {aim} | {made(part)} |" for part, what, measured, aim in rows),
         "",
-        *found["notes"],
+        *notes(found),
     ]
     return "\n".join([*lines, ""])
+
+
+def towers_in(wire: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was measured of each tower; the largest alone, where no other was measured."""
+    if "towers" in wire:
+        return {f"the {tower} tower": one for tower, one in wire["towers"].items()}
+    return {"the largest tower": wire}
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """Return what falls short and what was tried. Its figures are those of the rows."""
+    texts = []
+    for row in found.get("twenty", {}).get("rows", ()):
+        if row["finalize_seconds"] == 0 and row.get("sender_cpu_seconds"):
+            texts.append(_twenty(row))
+    if found.get("rollback"):
+        texts.append(_ROLLBACK)
+    if wire := found.get("redeploy"):
+        size = f" ({wire['device_side_bytes'] / 1e3:.0f} kB)" if "device_side_bytes" in wire else ""
+        texts.append(_REDEPLOY.format(size=size))
+    return "\n\n".join(textwrap.fill(text, 110, break_on_hyphens=False) for text in texts).splitlines()
+
+
+_ROLLBACK = """\
+**Rollback.** What was tried and kept: the server that comes back imports while the other one ends, and opens
+its models after that; asyncssh without a search for libraries that starts a compiler; the board is described
+while the server starts; no megabyte is cleared for each of many small files; no garbage collection before the
+first answer. Tried and left: verifying beside the imports, which gave nothing on two threads of one core. Not
+done: loading the new models beside the old ones, as a board that is out of memory is what a rollback must not
+cause. Shared cores differ from themselves by the hour: compare rows of one run.
+"""
+_REDEPLOY = """\
+What a redeploy moves besides the tower is the device's side of edgeglm{size}, SSH's key exchange and packets,
+the changed lines of the manifest and the bill of materials, and the receipt, logs and progress on their way
+back.
+"""
+
+
+def _twenty(row: dict[str, Any]) -> str:
+    names = ("sender_cpu_seconds", "devices_cpu_seconds", "one")
+    sender, devices, one = (statistics.median(row[name]) for name in names)
+    return (
+        "**Twenty over one with no time on the devices.** Then all that is measured is this machine's cores "
+        "running twenty key exchanges, twenty agents, finalizes, supervisors and servers: "
+        f"{devices:.1f} s of CPU, which boards would work on processors of their own, beside {sender:.1f} s "
+        f"of the sender, {sender / 20:.2f} s a device; a device alone takes {one:.1f} s. With seconds of "
+        "work on each device, less than a board takes to build one engine, the ratio is that of the next "
+        "row. Kept: the event loop is let go between chunks "
+        "of an upload; what the sender's store and inventory sync is synced beside it; with `--python` no "
+        "interpreter is started only to ask whether edgeglm is there; readiness is asked for without "
+        "http.client."
+    )
 
 
 def made(part: dict[str, Any]) -> str:

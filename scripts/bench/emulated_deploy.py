@@ -54,7 +54,8 @@ def section(found: dict[str, Any]) -> str:
         HEADING,
         "",
         f"`{found['command']}` {made}.",
-        "OpenSSH's server in a namespace of its own; the Python behind it and all it runs are aarch64.",
+        "OpenSSH's server, in a namespace of its own, and the shell that it starts are the host's, x86-64;",
+        "the Python behind them and all it runs are aarch64.",
         f"Wheels sent and installed, two bundles finalized and served one after the other ({chosen};",
         f"{library}), then `edgeglm rollback` to the first ({found['rollback_seconds']} s there): "
         f"{found['total_seconds']:.0f} s in all.",

@@ -1,7 +1,8 @@
 """A systemd of its own, in namespaces of its own: the real program as process 1, with no unit of the host's.
 
 It has this machine's network and files, but its own /run, /var/log, control groups and unit folders. /srv is
-what a test puts there: services with ProtectHome and PrivateTmp see neither homes nor /tmp.
+what a test puts there: services with ProtectHome and PrivateTmp see neither homes nor /tmp. Mounts are shared
+within, as who starts a container has them: by one a credential is handed over.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ mkdir /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup/memory
 mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
 mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory
 mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
+mount --make-rshared /
 exec env -i container=edgeglm PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   {program} --system --unit=multi-user.target --log-target=console --show-status=no
 """

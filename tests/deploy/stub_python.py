@@ -23,9 +23,22 @@ def finalize(bundle: Path) -> None:
     for name, record in manifest["files"].items():
         assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == record["sha256"], name
     behaviour = (bundle / "recipe.toml").read_text()
+    onnx = manifest["files"]["models/int8/text.onnx"]["sha256"]
+    folder = Path("bundle.finalized/engines") / onnx
+    reused = (folder / "engine.plan").exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    found = re.search(r"evidence of (\d+) bytes", behaviour)
+    padding = " " * int(found[1]) if found else ""
+    for name in ("engine.plan", "layers.json", "timing.cache", "build.log"):
+        (folder / name).unlink(missing_ok=True)
+        if name != "timing.cache" or "keeps no cache" not in behaviour:
+            (folder / name).write_text(f"{name} of {manifest['content_digest']}{padding}")
+    (folder / "engine.json").unlink(missing_ok=True)
+    (folder / "engine.json").write_text(json.dumps({"onnx_sha256": onnx}))
+    sys.stderr.write(json.dumps({"task": "finalize", "note": "fp32"}) + "\n")
+    sys.stderr.flush()
     if found := re.search(r"finalize takes ([\d.]+) s", behaviour):
         time.sleep(float(found[1]))
-    sys.stderr.write(json.dumps({"task": "finalize", "note": "fp32"}) + "\n")
     if "wrong answers" in behaviour:
         sys.stderr.write("error: no variant of colours answers here; build the bundle for this board anew\n")
         sys.exit(3)
@@ -38,13 +51,13 @@ def finalize(bundle: Path) -> None:
         "library_version": "1.24.4",
         "chosen": "fp32",
         "evidence": "ONNX Runtime",
+        "reused": reused,
     }
-    folder = Path("bundle.finalized/engines") / ("e" * 64)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("engine.json", "layers.json", "timing.cache", "build.log"):
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).write_text(f"{name} of {manifest['content_digest']}")
     (folder.parent.parent / "receipt.json").write_text(json.dumps(receipt))
+    if "talks" in behaviour:
+        sys.stdout.write("Welcome to this board\n")
+    if "says little" in behaviour:
+        receipt = {"library": "onnxruntime"}
     sys.stdout.write(json.dumps({"receipt": "receipt.json", **receipt}))
 
 
@@ -57,7 +70,9 @@ def note(bundle: Path, what: str) -> None:
 
 def serve(bundle: Path, arguments: list[str]) -> None:
     import http.server  # each start imports what it needs: twenty of these devices share a machine
+    import re
     import signal
+    import socket
 
     if "--when-told" in arguments:
         if not sys.stdin.readline():
@@ -69,6 +84,9 @@ def serve(bundle: Path, arguments: list[str]) -> None:
     if "dies" in behaviour:
         sys.stderr.write("error: the engine of this bundle is broken; build it again\n")
         sys.exit(2)
+
+    if found := re.search(r"loads for ([\d.]+) s", behaviour):
+        time.sleep(float(found[1]))
 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -87,9 +105,9 @@ def serve(bundle: Path, arguments: list[str]) -> None:
 
     if "ends slowly" in behaviour:
         signal.signal(signal.SIGTERM, ended)
-    port = int(arguments[arguments.index("--port") + 1])
-    server = http.server.ThreadingHTTPServer((arguments[arguments.index("--host") + 1], port), Answers)
-    server.serve_forever()
+    host, port = arguments[arguments.index("--host") + 1], int(arguments[arguments.index("--port") + 1])
+    http.server.ThreadingHTTPServer.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    http.server.ThreadingHTTPServer((host, port), Answers).serve_forever()
 
 
 def main(arguments: list[str]) -> None:

@@ -49,6 +49,18 @@ def test_the_image_serves_what_a_unit_serves(name, describe, repository):
     assert [*found["entrypoint"], *found["command"]] == ["current" if w == "bundle" else w for w in mine]
 
 
+@pytest.mark.parametrize("place", [*(f"scripts/containers/{name}" for name in FILES), "docs/deploy.md"])
+def test_who_builds_as_written_gets_a_health_check(place, repository):
+    lines = [line for line in (repository / place).read_text().splitlines() if "podman build" in line]
+    assert lines
+    assert all("--format docker" in line for line in lines), "podman's own format drops HEALTHCHECK"
+
+
+def test_a_jetsons_gpu_is_asked_for_with_the_group_that_may_open_it(repository):
+    for place in ("scripts/containers/Containerfile.l4t", "docs/deploy.md"):
+        assert "--runtime nvidia --group-add video" in (repository / place).read_text()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_its_command_line_is_one_that_edgeglm_takes(name, describe, repository, cli):
     text = cli("serve", "--help")

@@ -321,11 +321,11 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     device, bundle, cli, stub, tmp_path
 ):
     # The build itself is tested elsewhere: this is what follows it.
-    from edgeglm.cli.build import _staged_on
+    from edgeglm.cli.build import _hosts, _staged_on
     from edgeglm.cli.console import App
 
     pear = device("pear")
-    summary = _staged_on(App(json=True), bundle(), ("pear",), python=stub)
+    summary = _staged_on(App(json=True), bundle(), _hosts(("pear",)), python=stub)
     assert summary.exit_code == 0, summary.devices
     (one,) = summary.devices
     assert one.delivered is not None

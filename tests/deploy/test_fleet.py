@@ -19,6 +19,7 @@ from edgeglm.core.store import Store, default_store_root
 from edgeglm.deploy.evidence import evidence_in, timing_caches
 from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_bytes, summary_from_file
 from tests.deploy.test_deploy import content
+from tests.deploy.test_refusals import ORIN_NANO
 
 GIVEN = ("--service", "process", "--port", "0", "--retries", "0", "--canary", "0")
 
@@ -80,6 +81,18 @@ def test_a_canary_that_fails_spares_all_the_others(device, bundle, deploy):
     assert {tree.answers() for tree in trees} == {content(good)}
 
 
+def test_the_exit_code_is_the_highest_of_the_devices(sender, device, bundle, deploy, cli):
+    device("pear")
+    with (sender / ".ssh/config").open("a") as file:
+        file.write("Host plum\n  HostName 127.0.0.1\n  Port 1\n")
+    summary = deploy(
+        bundle("bad", recipe="dies"), "plum", "pear", plan=FleetPlan(canary=0, max_failures=3, retries=0)
+    )
+    assert [one.exit_code for one in summary.devices] == [1, 3]
+    assert summary.exit_code == 3
+    assert "there is no edgeglm in" in cli("remove", "plum", "pear", "--root", "/nowhere", code=2)
+
+
 def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bundle, deploy):
     device("pear")
     names = ["off-1", "pear", "off-2", "off-3", "off-4"]
@@ -87,6 +100,32 @@ def test_no_further_device_is_begun_once_enough_have_failed(sender, device, bund
         file.writelines(f"Host {name}\n  HostName 127.0.0.1\n  Port 1\n" for name in names if "off" in name)
     summary = deploy(bundle(), *names, plan=FleetPlan(parallel=1, canary=0, max_failures=2, retries=0))
     assert [one.outcome for one in summary.devices] == ["failed", "done", "failed", "skipped", "skipped"]
+
+
+def test_a_board_is_known_by_its_jetpack_and_tensorrt_and_by_why_it_is_silent(
+    sender, device, bundle, deploy, options, cli, tmp_path
+):
+    package = "Package: libnvinfer10\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n\n"
+    for name, text in {**ORIN_NANO, "var/lib/dpkg/status": package}.items():
+        place = tmp_path / "board" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    device("pear", EDGEGLM_DEVICE_FILES=str(tmp_path / "board"))
+    assert deploy(bundle(), options=msgspec.structs.replace(options, any_board=True)).exit_code == 0
+    (row,) = json.loads(cli("devices", "--refresh", "--json"))
+    assert (row["jetpack"], row["tensorrt"], row["error"]) == ("6", "10.3.0", "")
+    assert row["board"] == "NVIDIA Jetson Orin Nano Developer Kit, aarch64, SM 8.7, L4T 36.4.3"
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("  Port ", "  Port 1\n  # "))
+    with config.open("a") as file:
+        file.write("Host plum\n  HostName 127.0.0.1\n  Port 1\n")
+    words = cli("devices", "pear", "plum", "--refresh", "--json", code=1)
+    pear, plum = json.JSONDecoder().raw_decode(words)[0]
+    assert pear == {**row, "error": pear["error"]}, "as it was last seen"
+    assert pear["error"].startswith("cannot reach pear: ")
+    assert (plum["name"], plum["seen"]) == ("plum", 0.0)
+    assert plum["error"].startswith("cannot reach plum: ")
+    assert "cannot reach" not in cli("devices", "--json"), "it is of that one look"
 
 
 def test_a_terminal_shows_all_devices_live_and_a_pipe_one_line_a_state():
@@ -136,6 +175,26 @@ def test_a_replay_of_another_bundle_at_the_same_place_is_refused(device, bundle,
     assert pear.answers() == first
     bundle()
     assert "1 of 1 devices done" in cli("deploy", "--replay", tmp_path / "s.json")
+
+
+def test_options_beside_a_replay_go_before_those_of_the_summary(
+    device, bundle, deploy, cli, options, tmp_path, monkeypatch
+):
+    pear = device("pear")
+    path = bundle()
+    late = time.time() + 86_400
+    monkeypatch.setattr("edgeglm.deploy.delivery.clock", lambda: late)
+    deploy(path, summary_path=tmp_path / "s.json")
+    before = summary_from_file(tmp_path / "s.json")
+    assert "or pass --any-clock" in cli("deploy", "--replay", tmp_path / "s.json", code=2)
+    cli("deploy", "--replay", tmp_path / "s.json", "--any-clock", "--summary", tmp_path / "again.json",
+        "--retries", "3", "--stage")  # fmt: skip
+    assert not (pear.root / "current").is_symlink()
+    after = summary_from_file(tmp_path / "again.json")
+    assert after.options == msgspec.structs.replace(before.options, any_clock=True, activate=False)
+    assert after.plan == msgspec.structs.replace(before.plan, retries=3)
+    replayed = ("deploy", "--replay", tmp_path / "s.json", "--any-clock", "--allow-unsigned", "--json")
+    assert json.loads(cli(*replayed))["options"]["allow_unsigned"]
 
 
 @pytest.mark.parametrize("place", ["nowhere/s.json", "."])

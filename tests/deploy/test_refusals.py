@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -28,9 +29,14 @@ from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolv
 from tests.deploy.test_deploy import content, real_bundle
 
 
-def reason(summary) -> str:
+def reason(summary, *, code: int = 2) -> str:
+    """Return why the one device was not deployed to: with this code, and what to do in the last clause."""
     (one,) = summary.devices
     assert one.outcome == "failed", one
+    assert (one.exit_code, summary.exit_code) == (code, code), one
+    fact, _, remedy = one.reason.rpartition("; ")
+    assert fact, one.reason
+    assert len(remedy.split()) > 2, one.reason
     return str(one.reason)
 
 
@@ -74,7 +80,7 @@ def test_a_user_that_is_not_there_is_told_so(device, bundle, deploy):
 def test_a_device_that_is_off_is_told_so(sender, bundle, deploy):
     with (sender / ".ssh/config").open("a") as file:
         file.write("Host pear\n  HostName 127.0.0.1\n  Port 1\n")
-    assert "cannot reach pear" in reason(deploy(bundle()))
+    assert "cannot reach pear" in reason(deploy(bundle()), code=1)
 
 
 def only(folder: Path, **programs: str | None) -> str:
@@ -294,6 +300,19 @@ def test_devices_are_named_once(cli):
     assert "give a bundle and at least one device" in cli("deploy", code=2)
     assert "there is no bundle at nowhere" in cli("deploy", "nowhere", "pear", code=2)
     assert "99999 is not in the range 0<=x<=65535" in cli("deploy", "b", "pear", "--port", "99999", code=2)
+
+
+def test_a_device_of_a_build_is_refused_before_anything_is_built(cli, monkeypatch):
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr("edgeglm.cli.build._built", built)
+    given = ("build", "--target", "cpu", "--on")
+    assert "'bad host' is no device; write it as" in cli(*given, "bad host", code=2)
+    assert "named twice; name each device once" in cli(*given, "pear", "--on", "pear", code=2)
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    monkeypatch.setattr("edgeglm.deploy.ssh.sys", SimpleNamespace(modules={}))
+    assert "pip install 'edgeglm[deploy]'" in cli(*given, "pear", code=2)
 
 
 def test_a_broken_inventory_says_what_to_do(cli):

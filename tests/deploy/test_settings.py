@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -76,12 +77,56 @@ def test_a_port_taken_after_the_look_brings_the_former_server_back_on_its_own(
 
     try:
         mine = msgspec.structs.replace(options, port=second, ready_seconds=30)
-        words = reason(deploy(bundle("other"), options=mine, on_change=take))
+        words = reason(deploy(bundle("other"), options=mine, on_change=take), code=3)
     finally:
         taken.close()
     assert "the former one serves again" in words
     assert pear.answers() == content(good)
     assert served_at(pear)[1] == settings(pear)["port"] == first
+
+
+def test_an_address_of_ipv6_stands_in_brackets(device, bundle, deploy, options, inventory):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("NOT ALLOWED HERE: this machine has no IPv6 loopback; nothing was tested")
+    device("pear")
+    (one,) = deploy(bundle(), options=msgspec.structs.replace(options, host="::1")).devices
+    assert one.outcome == "done", one.reason
+    (seen,) = inventory.devices()
+    assert one.delivered.url == seen.url
+    with urllib.request.urlopen(seen.url, timeout=5) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tls-certificate=/a.pem", "--tls-key=/b.pem"], "end TLS in a proxy before it"),
+        (["--no-grcp"], "No such option '--no-grcp'"),
+        (["--threads=none"], "see edgeglm serve --help"),
+        (["--token-file"], "see edgeglm serve --help"),
+        (["other-bundle"], "see edgeglm serve --help"),
+        (["--port=9"], "pass --port in place of --serve-flag"),
+        (["--when-told"], "leave that --serve-flag out"),
+        (["--help"], "run 'edgeglm serve --help' here"),
+    ],
+)
+def test_flags_that_the_server_could_not_get_ready_with_are_refused_before_anything_is_done(
+    flags, words, device, bundle, cli
+):
+    pear = device("pear")
+    given = [f"--serve-flag={flag}" for flag in flags]
+    assert words in cli("deploy", bundle(), "pear", *given, code=2)
+    assert not pear.root.exists()
+
+
+def test_flags_that_the_server_takes_are_handed_on(device, bundle, cli, stub):
+    pear = device("pear")
+    flags = ["--threads=1", "--no-page", "--json", "--allow-downgrade"]
+    given = [f"--serve-flag={flag}" for flag in flags]
+    cli("deploy", bundle(), "pear", "--service", "process", "--port", 0, "--python", stub, *given)
+    assert pear.record()["serve_flags"][:4] == flags
 
 
 def test_the_same_port_again_is_no_port_in_use(device, bundle, deploy, options):
@@ -171,7 +216,8 @@ def test_a_systemd_that_fails_anywhere_leaves_the_former_bundle_served(
     good = bundle("good")
     deploy(good)
     before, where = settings(pear), served_at(pear)
-    words = reason(deploy(bundle("other"), options=msgspec.structs.replace(options, service="user")))
+    mine = msgspec.structs.replace(options, service="user")
+    words = reason(deploy(bundle("other"), options=mine), code=2 if verb == "show-environment" else 3)
     assert f"{verb} is broken here" in words
     assert pear.answers() == content(good)
     assert settings(pear) == before
@@ -188,7 +234,7 @@ def test_a_unit_that_never_gets_ready_is_taken_away_and_the_former_process_comes
     good = bundle("good")
     deploy(good)
     mine = msgspec.structs.replace(options, service="user", ready_seconds=1.0)
-    words = reason(deploy(bundle("other"), options=mine))
+    words = reason(deploy(bundle("other"), options=mine), code=3)
     assert "it did not answer within 1 s" in words
     assert "the former one serves again" in words
     assert pear.answers() == content(good)

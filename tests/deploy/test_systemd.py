@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,31 @@ def test_the_real_server_runs_in_the_hardened_unit_as_nobody_that_exists(
     assert not (systemd.files / "etc/systemd/system" / UNIT).exists()
 
 
+def test_a_token_that_only_root_may_read_is_handed_to_the_servers_own_user(
+    systemd, device, deploy, mine, tmp_path, cli
+):
+    device("pear")
+    words = "a token of twenty letters"
+    token = systemd.files / "srv/a token"
+    token.write_text(words)
+    token.chmod(0o600)
+    real = msgspec.structs.replace(
+        mine,
+        python="/srv/bin/python",
+        ready_seconds=90.0,
+        rounds=7,
+        serve_flags=("--token-file=/srv/a token",),
+    )
+    (one,) = deploy(real_bundle(tmp_path / "real"), options=real).devices
+    assert one.outcome == "done", (one.reason, cli("logs", "pear", "--root", ROOT))
+    request = urllib.request.Request(f"{one.delivered.url}/v2/models/stats")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=5)
+    request.add_header("Authorization", f"Bearer {words}")
+    with urllib.request.urlopen(request, timeout=5) as found:
+        assert found.status == 200
+
+
 def test_a_bundle_that_never_gets_ready_is_taken_back_by_systemd_too(
     systemd, device, bundle, deploy, mine, cli
 ):
@@ -129,7 +155,7 @@ def test_a_bundle_that_never_gets_ready_is_taken_back_by_systemd_too(
     assert answer(systemd) == content(good)
     slow = msgspec.structs.replace(mine, ready_seconds=3.0)
     for recipe in ("never ready", "dies"):
-        words = reason(deploy(bundle("bad", recipe=recipe), options=slow))
+        words = reason(deploy(bundle("bad", recipe=recipe), options=slow), code=3)
         assert "the former one serves again" in words
         assert answer(systemd) == content(good)
     assert deploy(better, options=mine).exit_code == 0
@@ -150,7 +176,7 @@ def test_another_service_and_back_leave_one_server_and_no_unit(systemd, device, 
     with urllib.request.urlopen(f"http://127.0.0.1:{there['port']}/", timeout=5) as found:
         assert found.read().decode() == content(two)
     broken = bundle("broken", recipe="dies")
-    words = reason(deploy(broken, options=mine))
+    words = reason(deploy(broken, options=mine), code=3)
     assert "the former one serves again" in words
     assert show(systemd, "LoadState") == "not-found"
     assert deploy(one, options=mine).exit_code == 0

@@ -14,13 +14,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeglm.deploy.device import supervise
+from edgeglm.deploy.device import supervise, systemd
 from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.systemd import SystemdService
-from edgeglm.deploy.device.unit import UNIT_NAME, serve_command, unit_text
+from edgeglm.deploy.device.unit import (
+    PROGRAM_STOP_SECONDS,
+    SUPERVISOR_STOP_SECONDS,
+    UNIT_NAME,
+    serve_command,
+    unit_text,
+)
+from edgeglm.deploy.device.wire import Refused
+from edgeglm.deploy.options import token_file_of
 from tests.deploy.loopback import stop
 from tests.deploy.test_deploy import content
-from tests.deploy.test_refusals import only
+from tests.deploy.test_refusals import only, reason
 
 
 @pytest.fixture
@@ -51,6 +59,46 @@ def test_systemd_finds_nothing_to_complain_of(scope, gpu, written, require_syste
     assert about_us == [], done.stderr
 
 
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_a_path_with_spaces_or_percents_is_read_as_it_is(scope, tmp_path, require_system):
+    program = require_system("systemd-analyze")
+    root = tmp_path / "a disk; of 50% and 1%n"
+    python = root / "current/environment/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    path = tmp_path / UNIT_NAME
+    text = unit_text(scope, root, host="127.0.0.1", port=8000, state=f"{root}/state", gpu=False,
+                     trust=f"{root}/trust", token_file=f"{root}/token")  # fmt: skip
+    path.write_text(text)
+    command = [program, *(["--user"] if scope == "user" else []), "verify", "--man=no", str(path)]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if UNIT_NAME in line] == [], done.stderr
+    name = f"{tmp_path}/a disk; of 50%% and 1%%n"
+    lines = text.splitlines()
+    assert f'Environment="EDGEGLM_TRUST={name}/trust"' in lines
+    assert any(line.startswith(f'ExecStart="{name}/current/environment/bin/python" -m') for line in lines)
+
+
+def test_the_systems_unit_hands_a_token_over_and_the_users_does_not(written):
+    system, user = (
+        written(scope, token_file="/etc/edge glm/token").read_text() for scope in ("system", "user")
+    )
+    assert "LoadCredential=token:/etc/edge glm/token" in system.splitlines()
+    assert "--token-file ${CREDENTIALS_DIRECTORY}/token\n" in system
+    assert "token" not in user, "whoever deployed can read it: the server's own flag names it"
+    assert "token" not in written("system").read_text()
+
+
+def test_the_unit_may_hold_more_files_than_the_server_takes_connections(written):
+    from edgeglm.serve.config import ServeConfig
+
+    found = re.search(r"^LimitNOFILE=(\d+)$", written("system").read_text(), re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) >= ServeConfig().max_connections + 1024
+
+
 def exposure(path: Path, program: str) -> float:
     """The score of systemd-analyze security: 0 is shut, 10 is open; nothing hardened has 9.6."""
     command = [program, "security", "--offline=true", "--no-pager", str(path)]
@@ -71,6 +119,19 @@ def test_the_watchdog_and_the_limits_are_there(written):
     for line in ("Type=notify", "WatchdogSec=60", "ProtectSystem=strict", "DynamicUser=yes", "MemoryMax=75%"):
         assert line in text.splitlines()
     assert "DynamicUser" not in written("user").read_text(), "only the system may make users"
+
+
+def test_whoever_waits_for_a_stop_waits_longer_than_that_may_take(written):
+    from edgeglm.cli.serve import command
+    from edgeglm.serve.config import ServeConfig
+
+    (option,) = (one for one in command.params if one.name == "drain_seconds")
+    found = re.search(r"^TimeoutStopSec=(\d+)$", written("system").read_text(), re.MULTILINE)
+    assert found is not None
+    unit = float(found[1])
+    assert option.default == ServeConfig().drain_timeout
+    assert option.default < PROGRAM_STOP_SECONDS < SUPERVISOR_STOP_SECONDS <= unit
+    assert unit < systemd._SECONDS, "systemctl stop waits for the unit"
 
 
 def test_what_is_served_is_said_in_one_place():
@@ -104,6 +165,77 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
         f"systemctl --user disable --now {UNIT_NAME}",
         "systemctl --user daemon-reload",
     ]
+
+
+@pytest.fixture
+def root_with_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A systemctl that takes everything and is of version 252, asked by root."""
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho 'systemd 252 (252.1)'\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    return tmp_path
+
+
+SYSTEM = {"service": "system", "host": "127.0.0.1", "port": 8000}
+
+
+@pytest.mark.parametrize("place", ["/home/anna/edgeglm", "/root/edgeglm"])
+def test_what_the_systems_unit_would_not_see_is_refused(place, root_with_systemd):
+    words = (
+        rf"the root is {place}, and a unit of the system sees nothing below /home, .*\(ProtectHome\); put it"
+    )
+    with pytest.raises(Refused, match=words):
+        SystemdService(Layout(Path(place)), SYSTEM).check()
+    layout = Layout(Path("/srv/edgeglm"))
+    with pytest.raises(Refused, match=rf"--python is {place}/bin/python"):
+        SystemdService(layout, {**SYSTEM, "python": f"{place}/bin/python"}).check()
+    link = root_with_systemd / "python"
+    link.symlink_to(f"{place}/bin/python")
+    with pytest.raises(Refused, match=rf"--python is {place}/bin/python"):
+        SystemdService(layout, {**SYSTEM, "python": str(link)}).check()
+    SystemdService(layout, SYSTEM).check()
+
+
+@pytest.mark.parametrize("service", ["system", "user"])
+@pytest.mark.parametrize("name", ["anna's", 'a "disk"', "a\\b", "a\nb"])
+def test_a_root_that_systemd_runs_nothing_in_is_refused(name, service, root_with_systemd):
+    with pytest.raises(Refused, match="systemd runs no program with a quote or a backslash in its path"):
+        SystemdService(Layout(Path("/srv", name)), {**SYSTEM, "service": service}).check()
+
+
+def test_a_systemd_that_cannot_hand_a_token_over_is_refused_one(root_with_systemd):
+    service = SystemdService(Layout(Path("/srv/edgeglm")), {**SYSTEM, "token_file": "/etc/edgeglm/token"})
+    service.check()
+    (root_with_systemd / "systemctl").write_text("#!/bin/sh\necho 'systemd 245 (245.4)'\n")
+    with pytest.raises(Refused, match="systemd 245 on the device hands no token over"):
+        service.check()
+
+
+@pytest.mark.parametrize("place", ["token", "/nowhere/token"])
+def test_a_token_that_is_not_there_is_refused_before_anything_is_sent(place, device, bundle, deploy, options):
+    pear = device("pear")
+    mine = msgspec.structs.replace(options, serve_flags=("--token-file", place))
+    words = reason(deploy(bundle(), options=mine))
+    assert (
+        f"there is no token file {place} on the device that this user can read; write the token there"
+        in words
+    )
+    assert not list((pear.root / "objects").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ((), None),
+        (("--no-page", "--token-file=/a=b"), "/a=b"),
+        (("--token-file", "/a", "--no-page"), "/a"),
+        (("--token-file=/a", "--token-file", "/b"), "/b"),
+        (("--token-file",), None),
+    ],
+)
+def test_the_token_file_is_read_from_the_servers_flags(flags, file):
+    assert token_file_of(flags) == file
 
 
 def test_systemd_hears_ready_and_the_watchdog_from_the_supervisor(tmp_path, repository, stub, bundle):

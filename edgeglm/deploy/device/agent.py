@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeglm.deploy.device import environment, objects, switch
+from edgeglm.deploy.device import engines, environment, objects, switch
 from edgeglm.deploy.device.facts import facts, free_bytes
 from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, sync_all
 from edgeglm.deploy.device.service import Service, best_kind, service_for
@@ -22,7 +22,6 @@ from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
 ROOT_VARIABLE = "EDGEGLM_ROOT"
 _SYSTEM_ROOT = Path("/var/lib/edgeglm")
 _POLL_SECONDS = 0.05
-ENGINES = Path("bundle.finalized/engines")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Message = dict[str, Any]
@@ -68,6 +67,7 @@ class Agent:
             "previous": layout.pointed("previous"),
             "slots": {slot: _brief(record) for slot in SLOTS if (record := layout.record(slot))},
             "service": {**switch.settings_in_force(layout), "state": service},
+            "timing_caches": engines.has_timing_caches(layout),
             "free_bytes": free_bytes(layout.root),
             "switching": bool(read_json(layout.root / "switching.json")),
         }
@@ -115,17 +115,16 @@ class Agent:
         return {"python": python}
 
     def assemble(self, question: Message) -> Message:
-        """Make a bundle of objects in the spare slot; the engines of the other slot come along."""
+        """Make a bundle of objects in the spare slot; finished engines that it may use come along."""
         layout, slot = self.layout, self.layout.spare()
         folder = layout.slots / slot
-        if layout.pointed("previous") == slot:  # from here on there is nothing to go back to
-            layout.point("previous", None)
-        objects.remove_tree(folder)
-        (folder / "bundle").mkdir(parents=True)
         manifest_sha = str(question["manifest"])
         parts = {"manifest.json": manifest_sha, **question.get("beside", {})}
         files = objects.wanted_files(read_json(objects.object_path(layout, manifest_sha)))
         parts.update({name: digest for name, (digest, _) in files.items()})
+        used = sorted({*parts.values(), *question.get("reference", {}).values()})
+        engines.cleared(folder, used)
+        (folder / "bundle").mkdir(parents=True)
         for name, digest in parts.items():
             objects.linked(objects.object_path(layout, digest), folder / "bundle" / name)
         for name, digest in question.get("reference", {}).items():
@@ -134,10 +133,7 @@ class Agent:
             environment.borrowed(folder, question["borrow"])
         else:
             (folder / "environment").symlink_to(Path("../../environments") / question["environment"])
-        for name, digest in question.get("engines", {}).items():
-            objects.linked(objects.object_path(layout, digest), folder / ENGINES / objects.inside(name))
-        self._bring_engines(folder)
-        used = sorted({*parts.values(), *question.get("reference", {}).values()})
+        engines.brought(layout, folder, used, question.get("engines", {}))
         record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
         sync_all(layout.root)
         layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
@@ -228,7 +224,9 @@ class Agent:
         if question.get("old"):
             if (current := layout.pointed("current")) is not None:
                 layout.point("previous", None)
-                objects.remove_tree(layout.slots / next(slot for slot in SLOTS if slot != current))
+                for slot in SLOTS:
+                    if slot != current:
+                        objects.remove_tree(layout.slots / slot)
             if damaged := objects.damaged_slots(layout):
                 raise Refused(
                     f"the record of slot {damaged[0]} is damaged, what it needs is not known; "
@@ -244,17 +242,6 @@ class Agent:
 
     def _say(self, text: str) -> None:
         self.wire.send({"line": text})
-
-    def _bring_engines(self, folder: Path) -> None:
-        """Engines are found by what decides them, so those of the running slot are worth having here."""
-        current = self.layout.pointed("current")
-        if current is None:
-            return
-        engines = self.layout.slots / current / ENGINES
-        for path in sorted(engines.rglob("*")):
-            if path.is_file() and not any(p.startswith(".") for p in path.relative_to(engines).parts):
-                place = folder / ENGINES / path.relative_to(engines)
-                objects.linked(path, place)
 
 
 def _brief(record: Message) -> Message:

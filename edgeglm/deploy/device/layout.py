@@ -2,8 +2,8 @@
 
 <root>/objects/<sha256>         every file that ever came, once, read-only
 <root>/incoming/<sha256>        what came of a file so far
-<root>/slots/a, slots/b         one bundle each: bundle/ (links to objects), bundle.finalized/,
-environment (a link), slot.json
+<root>/slots/a, b, c            one bundle each: bundle/ (links to objects), bundle.finalized/,
+environment (a link), slot.json. The third is for what comes: what serves and what did before stay as they are
 <root>/environments/<digest>    a Python environment, shared by the slots that need it
 <root>/current, previous        links to slots; a switch is the rename of one link
 <root>/switching.json           a switch that was begun and not yet judged
@@ -28,7 +28,7 @@ from typing import Any
 
 from edgeglm.deploy.device.wire import Refused
 
-SLOTS = ("a", "b")
+SLOTS = ("a", "b", "c")
 MARKER = "edgeglm-root"
 _FOLDERS = ("objects", "incoming", "slots", "environments", "run")
 _FILES = (MARKER, "lock", "current", "previous", "switching.json", "device.json", "trust", ".writable")
@@ -110,8 +110,8 @@ class Layout:
         sync_folder(self.root)
 
     def spare(self) -> str:
-        """Return the slot that does not serve."""
-        return next(slot for slot in SLOTS if slot != self.pointed("current"))
+        """Return the slot that neither serves nor is what a rollback goes back to."""
+        return next(slot for slot in SLOTS if slot not in (self.pointed("current"), self.pointed("previous")))
 
     def record(self, slot: str) -> dict[str, Any]:
         """Return what ``slot.json`` says; nothing for an empty slot."""

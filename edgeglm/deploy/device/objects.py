@@ -89,12 +89,17 @@ def linked(source: Path, place: Path) -> None:
 
 
 def collect(layout: Layout) -> dict[str, int]:
-    """Remove what no slot needs: objects, environments, old beginnings. What serves is never touched.
+    """Remove what nobody goes back to or waits for: the slot before the former one, and what no slot needs.
 
+    Objects, environments and old beginnings, that is. What serves and a staged bundle are never touched.
     Where the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
     """
     keep: set[str] = set()
     environments: set[str] = set()
+    for slot in SLOTS:
+        used = slot in (layout.pointed("current"), layout.pointed("previous"))
+        if not used and layout.record(slot).get("state") != "staged":
+            remove_tree(layout.slots / slot)
     if damaged_slots(layout):
         return {"removed": 0, "bytes": 0}
     for slot in SLOTS:

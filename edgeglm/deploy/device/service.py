@@ -15,13 +15,12 @@ from edgeglm.deploy.device.crontab import boot_line, check_crontab, install_line
 from edgeglm.deploy.device.layout import Layout, read_json
 from edgeglm.deploy.device.supervise import alive, is_ready
 from edgeglm.deploy.device.systemd import SystemdService
-from edgeglm.deploy.device.unit import supervise_command
+from edgeglm.deploy.device.unit import SUPERVISOR_STOP_SECONDS, supervise_command
 
 Kind = Literal["system", "user", "cron", "process"]
 
 _LOG_BYTES = 4 << 20
 _POLL_SECONDS = 0.02
-_STOP_SECONDS = 25.0
 _HOPELESS_RESTARTS = 2
 
 
@@ -132,7 +131,7 @@ class ProcessService:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with suppress(ProcessLookupError):
                     os.killpg(pid, number)
-                end = time.monotonic() + _STOP_SECONDS
+                end = time.monotonic() + SUPERVISOR_STOP_SECONDS
                 while alive(pid) and time.monotonic() < end:
                     time.sleep(_POLL_SECONDS)
                 if not alive(pid):

@@ -1,6 +1,7 @@
 """Keep a slot served: start it, ask whether it is ready, start it again when it is not.
 
-    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P] [--standby]
+    python -m edgeglm.deploy.device.supervise --state FILE [--log FILE] [--host H] [--port P]
+        [--token-file FILE] [--standby]
 
 Runs in the folder of a slot, under systemd or alone. Readiness is ``GET /v2/health/ready``. Under systemd it
 says READY at the first yes and feeds the watchdog with each one after; alone it is the watchdog itself.
@@ -26,28 +27,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgeglm.deploy.device.unit import serve_command
+from edgeglm.deploy.device.unit import PROGRAM_STOP_SECONDS, serve_command
 
 READY_PATH = "/v2/health/ready"
 _FIRST_PAUSE, _LONGEST_PAUSE, _CALM = 0.5, 30.0, 60.0
 _EAGER_SECONDS, _QUIET_SECONDS = 0.05, 2.0
 _UNREADY_SECONDS = 45.0
-_STOP_SECONDS = 20.0
+_START_SECONDS = 120.0  # as long as a deploy waits for one; longer where the deploy was told to wait longer
 _LOG_BYTES = 4 << 20
 _LINE_BYTES = 200
+_LOOPBACKS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Supervisor:
     """One supervised program."""
 
-    def __init__(self, slot: Path, state: Path, *, host: str, port: int, log: Path | None = None) -> None:
+    def __init__(
+        self, slot: Path, state: Path, *, host: str, port: int, log: Path | None = None, token: str = ""
+    ) -> None:
         self._slot = slot
         self._log = log
+        self._token = ["--token-file", token] if token else []
         self._state = state
         self._host = host
         self._port = port
         self._stop = threading.Event()
         self._waiting: tuple[subprocess.Popen[bytes], int] | None = None
+        self._told = False  # systemd, that this is ready: only then does it wait for the watchdog
         self._words: dict[str, Any] = {
             "pid": os.getpid(),
             "slot": slot.name,
@@ -86,7 +92,9 @@ class Supervisor:
         """Start the program; return it and its port."""
         flags = _json(self._slot / "slot.json").get("serve_flags", [])
         port = self._port or _free_port(self._host)
-        command = serve_command(sys.executable, host=self._host, port=port, flags=[*flags, *more])
+        command = serve_command(
+            sys.executable, host=self._host, port=port, flags=[*flags, *self._token, *more]
+        )
         return subprocess.Popen(command, cwd=self._slot, stdin=stdin), port
 
     def _once(self) -> int:
@@ -95,24 +103,29 @@ class Supervisor:
             with suppress(OSError), child.stdin:  # one that has ended is started again like any other
                 child.stdin.write(b"\n")
         self._say(child=child.pid, port=port, host=self._host, since=time.time(), ready=False)
-        last = time.monotonic()
+        last, answered, start = time.monotonic(), False, self._start_seconds()
         try:
             while child.poll() is None and not self._stop.is_set():
                 ready, now = is_ready(self._host, port), time.monotonic()
                 if ready:
-                    last = now
+                    last, answered, self._told = now, True, True
                     notify("READY=1\nWATCHDOG=1")
+                    shortened(self._log)
+                elif now - last > (_UNREADY_SECONDS if answered else start):
+                    break
+                elif self._told and not answered:
+                    notify("WATCHDOG=1")  # it is started again, and that has a limit of its own
                 if ready != self._words["ready"]:
                     self._say(ready=ready)
-                if self._words.get("was_ready") and now - last > _UNREADY_SECONDS:
-                    break
-                if ready:
-                    self._words["was_ready"] = True
-                    shortened(self._log)
                 self._stop.wait(_QUIET_SECONDS if ready else _EAGER_SECONDS)
         finally:
             _ended(child)
         return child.returncode
+
+    def _start_seconds(self) -> float:
+        """Return how long a program may take until it answers first."""
+        waited = _json(self._slot / "slot.json").get("ready_seconds")
+        return max(_START_SECONDS, waited) if isinstance(waited, (int, float)) else _START_SECONDS
 
     def _say(self, **changed: Any) -> None:
         self._words.update(changed)
@@ -132,7 +145,7 @@ def shortened(log: Path | None) -> None:
 
 def is_ready(host: str, port: int) -> bool:
     """Ask once whether the server takes requests."""
-    place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    place = _LOOPBACKS.get(host, host)
     name = f"[{place}]" if ":" in place else place
     question = f"GET {READY_PATH} HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close\r\n\r\n"
     try:  # by hand: http.client takes longer to import than all that is asked here
@@ -172,7 +185,7 @@ def _ended(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.terminate()
         try:
-            child.wait(_STOP_SECONDS)
+            child.wait(PROGRAM_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
     child.wait()
@@ -200,13 +213,19 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--token-file", default="")
     parser.add_argument("--standby", action="store_true")
     given = parser.parse_args()
     if os.getpgrp() != os.getpid():  # as some crons start it; the group is ended as a whole
         os.setpgid(0, 0)
     # The link may change while this runs: what was started stays with the slot it was started in.
     supervisor = Supervisor(
-        Path.cwd().resolve(), given.state, host=given.host, port=given.port, log=given.log
+        Path.cwd().resolve(),
+        given.state,
+        host=given.host,
+        port=given.port,
+        log=given.log,
+        token=given.token_file,
     )
     if given.standby and not supervisor.stand_by():  # a signal that ends it here ends its program's stdin
         return

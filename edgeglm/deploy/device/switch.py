@@ -6,10 +6,12 @@ and the journal holds how the former slot was served, so that going back is goin
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from edgeglm.deploy.device.layout import Layout, read_json, write_json
@@ -32,6 +34,12 @@ def settings_in_force(layout: Layout) -> Settings:
 
 def check_settings(layout: Layout, settings: Settings) -> None:
     """Raise Refused where this device cannot be served in that way; nothing is changed."""
+    token = settings.get("token_file")
+    if token and not (Path(token).is_absolute() and os.access(token, os.R_OK)):
+        raise Refused(
+            f"there is no token file {token} on the device that this user can read; write the token there, "
+            "and name the file by its whole path"
+        )
     service_for(layout, settings).check()
     host, port = str(settings["host"]), int(settings["port"])
     own = service_for(layout, settings_in_force(layout)).state().get("port")

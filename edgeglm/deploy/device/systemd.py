@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -17,6 +18,9 @@ from edgeglm.deploy.device.wire import Refused
 
 _GPU_GROUPS = ("video", "render")
 _SECONDS = 120.0
+_HIDDEN = ("/home", "/root", "/run/user")
+_UNSAFE = frozenset("'\"\\")
+_CREDENTIALS_SINCE = 247
 
 
 class SystemdService:
@@ -36,6 +40,13 @@ class SystemdService:
             raise Refused(
                 "a unit of the system needs root; connect as root, or pass --service user or process"
             )
+        if any(one in _UNSAFE or not one.isprintable() for one in str(self._layout.root)):
+            raise Refused(
+                f"the root is {str(self._layout.root)!r}, and systemd runs no program with a quote or a "
+                "backslash in its path; pass another --root, or --service process"
+            )
+        if self._system:
+            self._check_places()
         self._systemctl("show-environment")
 
     def prepare(self) -> None:
@@ -50,6 +61,7 @@ class SystemdService:
             groups=[name for name in _GPU_GROUPS if _group_exists(name)] if self._settings.get("gpu") else [],
             memory=self._settings.get("memory", "75%"),
             trust=self._trust(),
+            token_file=self._settings.get("token_file"),
         )
         if not self.unit.exists() or self.unit.read_text() != text:
             self.unit.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +108,28 @@ class SystemdService:
             raise Refused(f"journalctl on the device failed: {error}; mend it") from error
         return done.stdout.splitlines()
 
+    def _check_places(self) -> None:
+        """Raise Refused for what the unit of the system could not see or be handed."""
+        named = {"the root": str(self._layout.root), "--python": self._settings.get("python")}
+        for what, place in named.items():
+            for path in {place, os.path.realpath(place)} if place else ():
+                if any(Path(path).is_relative_to(hidden) for hidden in _HIDDEN):
+                    raise Refused(
+                        f"{what} is {path}, and a unit of the system sees nothing below {', '.join(_HIDDEN)} "
+                        "(ProtectHome); put it elsewhere, such as below /opt or /var/lib, or pass --service "
+                        "process"
+                    )
+        if self._settings.get("token_file") and 0 < (version := self._version()) < _CREDENTIALS_SINCE:
+            raise Refused(
+                f"systemd {version} on the device hands no token over (LoadCredential is of "
+                f"{_CREDENTIALS_SINCE}); pass --service process, or leave --token-file out"
+            )
+
+    def _version(self) -> int:
+        """Return systemd's; 0 where it does not say."""
+        found = re.match(r"systemd (\d+)", self._systemctl("--version"))
+        return int(found[1]) if found else 0
+
     def _trust(self) -> str | None:
         """Return a folder with the deployer's trusted keys that the unit may read; None if there are none."""
         named = os.environ.get("EDGEGLM_TRUST")
@@ -108,7 +142,7 @@ class SystemdService:
             shutil.copyfile(key, place / key.name)
         return str(place) if keys else None
 
-    def _systemctl(self, *arguments: str) -> None:
+    def _systemctl(self, *arguments: str) -> str:
         scope = [] if self._system else ["--user"]
         environment = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
         command = ["systemctl", *scope, *arguments]
@@ -123,6 +157,7 @@ class SystemdService:
         if done.returncode:
             words = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise Refused(f"systemctl {arguments[0]} failed: {words}; mend it, or pass --service process")
+        return done.stdout
 
 
 def _group_exists(name: str) -> bool:

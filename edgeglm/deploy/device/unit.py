@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 UNIT_NAME = "edgeglm.service"
+
+# A stop goes inwards, and whoever waits for another waits longer than that one may take, or it would be
+# killed with requests that it still answers: the server drains for 30 s (edgeglm serve --drain-seconds), the
+# supervisor waits for the server, and who stops the supervisor, systemd included, for the supervisor.
+PROGRAM_STOP_SECONDS = 40.0
+SUPERVISOR_STOP_SECONDS = 50.0
+_UNIT_STOP_SECONDS = 60
+_FILES = 8192
+"""Above the connections that the server accepts (4096), with room for what it opens itself."""
+_PLAIN = re.compile(r"[A-Za-z0-9_@./:=,+-]+")
 Scope = Literal["system", "user"]
 
 
@@ -39,6 +50,7 @@ def unit_text(
     groups: Sequence[str] = (),
     memory: str = "75%",
     trust: str | None = None,
+    token_file: str | None = None,
 ) -> str:
     """Return the unit.
 
@@ -52,8 +64,13 @@ def unit_text(
         groups: Groups that may use the GPU and that exist there.
         memory: The most it may take.
         trust: The folder of trusted keys that the bundle was held against.
+        token_file: The file with the server's token. In the system's unit systemd reads it, as root, and
+            hands it over: the unit's own user comes and goes and can own no file.
     """
+    handed_over = token_file is not None and scope == "system"
     command = supervise_command(f"{root}/current/environment/bin/python", host=host, port=port, state=state)
+    words = [quoted(word) for word in command]
+    words += ["--token-file", "${CREDENTIALS_DIRECTORY}/token"] if handed_over else []  # %d is of systemd 250
     lines = [
         "# Written by edgeglm deploy; the next deploy writes it anew. Change it with systemctl edit.",
         "[Unit]",
@@ -64,11 +81,12 @@ def unit_text(
         "[Service]",
         "Type=notify",
         "NotifyAccess=main",
-        f"WorkingDirectory={root}/current",
-        f"ExecStart={' '.join(command)}",
+        f"WorkingDirectory={_plain(root)}/current",
+        f"ExecStart={' '.join(words)}",
+        *([f"LoadCredential=token:{_plain(token_file)}"] if handed_over else []),
         "Environment=PYTHONDONTWRITEBYTECODE=1",
         "Environment=HOME=%t/edgeglm",
-        *([f"Environment=EDGEGLM_TRUST={trust}"] if trust else []),
+        *([f"Environment={quoted(f'EDGEGLM_TRUST={trust}')}"] if trust else []),
         "RuntimeDirectory=edgeglm",
         "RuntimeDirectoryMode=0755",
         "# READY comes with the first answer of /v2/health/ready, the watchdog is fed by each one after.",
@@ -77,9 +95,10 @@ def unit_text(
         "Restart=always",
         "RestartSec=2",
         "KillMode=mixed",
-        "TimeoutStopSec=30",
+        f"TimeoutStopSec={_UNIT_STOP_SECONDS}",
         f"MemoryMax={memory}",
         "TasksMax=512",
+        f"LimitNOFILE={_FILES}",
         "OOMPolicy=stop",
         "UMask=0077",
         "NoNewPrivileges=yes",
@@ -121,3 +140,16 @@ def unit_text(
             lines.append("DevicePolicy=closed")
     wanted = "multi-user.target" if scope == "system" else "default.target"
     return "\n".join([*lines, "", "[Install]", f"WantedBy={wanted}", ""])
+
+
+def quoted(word: str) -> str:
+    """Return a word of a unit's line that systemd reads as it is, spaces and ``%`` included."""
+    if _PLAIN.fullmatch(word):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_plain(escaped)}"'
+
+
+def _plain(text: object) -> str:
+    """Return the rest of a line, in which only ``%`` means something."""
+    return str(text).replace("%", "%%")
