@@ -83,7 +83,7 @@ def test_a_narrower_heir_takes_the_units_that_weigh_most_in_their_order() -> Non
     fall.weight[:, silent] = 0.0
     tower = heir(1, feedforward=3).requires_grad_(False)
     inherit_text(tower, teacher)
-    layer = tower.layers[0]
+    layer: Any = tower.layers[0]
     torch.testing.assert_close(layer.rise.weight, rise.weight[[3, 40, 99]])
     torch.testing.assert_close(layer.fall.weight, fall.weight[:, [3, 40, 99]])
     inner = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(2))
