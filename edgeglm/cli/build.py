@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from edgeglm.build.run import Built
     from edgeglm.build.student_choice import Choice
     from edgeglm.build.table import Row
-    from edgeglm.core.recipe import GateConfig, Recipe
+    from edgeglm.core.recipe import Recipe
     from edgeglm.core.stage import StageResult
     from edgeglm.deploy.summary import Summary
     from edgeglm.targets.schema import Target
@@ -106,7 +105,8 @@ def resolved_recipe(
     """Return the recipe that a command line asks for. Raises UserError."""
     import msgspec
 
-    from edgeglm.build.shipped import load_recipe
+    from edgeglm.build.command_line import own_name
+    from edgeglm.build.shipped import load_recipe, own_gates
 
     recipe = load_recipe(name, overrides)
     if data is None and not skip_bad:
@@ -115,24 +115,15 @@ def resolved_recipe(
     if data is not None:
         source = "parquet" if data.suffix == ".parquet" else "folder"
         changed = msgspec.structs.replace(changed, source=source, path=str(data.resolve()))
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().stem).strip("-._")[:64]
-        recipe = msgspec.structs.replace(recipe, name=plain or "own")
+        recipe = msgspec.structs.replace(recipe, name=own_name(data.resolve()))
         if not name.endswith(".toml"):
-            recipe = msgspec.structs.replace(recipe, gates=_own_gates(recipe.gates, overrides))
+            kept = {
+                override.partition("=")[0].strip().removeprefix("gates.")
+                for override in overrides
+                if override.strip().startswith("gates.")
+            }
+            recipe = msgspec.structs.replace(recipe, gates=own_gates(recipe.gates, kept))
     return msgspec.structs.replace(recipe, data=changed)
-
-
-def _own_gates(gates: GateConfig, overrides: tuple[str, ...]) -> GateConfig:
-    """Return a shipped recipe's gates for one's own data, but for what the command line sets.
-
-    The teacher's floor is that of the shipped data, and a few queries make a ratio uncertain.
-    """
-    import msgspec
-
-    relaxed: dict[str, Any] = {"teacher_map10": 0.0, "judge": "interval"}
-    set_here = {override.partition("=")[0].strip() for override in overrides}
-    changed = {key: value for key, value in relaxed.items() if f"gates.{key}" not in set_here}
-    return msgspec.structs.replace(gates, **changed)
 
 
 def _built(
@@ -233,6 +224,8 @@ def _print_end(
     app.print(f"{stages - len(reused)} of {stages} stages ran, {len(reused)} reused, {seconds:.1f} s")
     app.print(f"bundle   {built.bundle} ({human_bytes(manifest.size)}, default variant "
               f"{manifest.default_variant})")  # fmt: skip
+    for left in manifest.left_out:
+        app.print(f"left out {left.name}: {left.reason}")
     if built.archive is not None:
         app.print(f"archive  {built.archive}")
     app.print(f"digest   {manifest.content_digest}")
@@ -248,6 +241,7 @@ def _as_json(built: Built, seconds: float) -> dict[str, Any]:
         "archive": None if built.archive is None else str(built.archive),
         "content_digest": built.manifest.content_digest,
         "default_variant": built.manifest.default_variant,
+        "left_out": {left.name: left.reason for left in built.manifest.left_out},
         "seconds": round(seconds, 3),
         "skipped_pairs": next(
             result.artifact.provenance["measured"].get("skipped", {})

@@ -100,7 +100,13 @@ def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
     assert left.name == "fp16"
     assert "< 0.98" in left.reason
     assert not any("fp16" in name for name in names)
-    assert left.reason in (tmp_path / "bundle" / "report.html").read_text().replace("&lt;", "<")
+    page = (tmp_path / "bundle" / "report.html").read_text().replace("&lt;", "<")
+    assert f"<dt>fp16</dt><dd>{left.reason}</dd>" in page
+    assert "edgeglm build --target jetson-orin-nano --recipe recipe.toml" in page
+    assert said.json["left_out"] == {"fp16": left.reason}
+    arguments = project.arguments("build", "jetson-orin-nano", "--threads", "1", *changed)
+    words = project.edgeglm(*arguments, "--output", str(tmp_path / "bundle")).out
+    assert f"left out fp16: {left.reason}" in words
 
 
 @pytest.mark.parametrize(
