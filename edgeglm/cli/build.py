@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeglm.build.shipped import known_recipes
 from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgeglm.deploy.summary import Summary
     from edgeglm.targets.schema import Target
 
-RECIPE_HELP = "A shipped recipe (default, ensemble) or the path of your own .toml file."
+RECIPE_HELP = f"A shipped recipe ({', '.join(known_recipes())}) or the path of your own .toml file."
 SET_HELP = "Override one value of the recipe, such as student.size=edge-xs; may be given again."
 _COLUMNS = (("step", -18), ("time", 7), ("names", 5), ("unseen", 6), ("keyw.", 5), ("R@1", 5), ("R@10", 5),
             ("i>t@1", 5), ("i>t@10", 6), ("ms b1", 5), ("ms b8", 5), ("size", 8))  # fmt: skip
