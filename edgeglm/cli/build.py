@@ -133,6 +133,7 @@ def _built(
     from edgeglm.build.pipeline import plan_build
     from edgeglm.build.run import run_build
     from edgeglm.core.stage import Context
+    from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 
     store = app.store()
     reused: list[str] = []
@@ -150,6 +151,7 @@ def _built(
         app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
                   "unseen names and keywords, recall on names")  # fmt: skip
         app.print("both ways, milliseconds of an image and a text together (1 thread, batch 1 and 8), size")
+        app.print(ONE_RELEVANT_NOTE)
         app.print("  ".join(f"{name:{_align(width)}}" for name, width in _COLUMNS))
         context = Context(store=store, progress=app.progress, threads=threads)
         built = run_build(

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -34,7 +36,8 @@ def page(result: Mapping[str, Any]) -> Iterator[str]:
         "",
         f"`{result['command']}`, one thread. Every file of a table is made from the same samples; "
         "cosines are on samples that none of them saw; speeds are medians of interleaved calls beside "
-        "FP32. Seconds are of making the file, for edgeglm the whole search. Each row names its commit.",
+        "FP32. Seconds are of making the file, for edgeglm the whole search. Each row names its commit. "
+        f"{ONE_RELEVANT_NOTE}",
     )
     for name, model in result.get("models", {}).items():
         yield from _model(name, model)
