@@ -347,6 +347,10 @@ def test_members_never_climb_out(registry: Registry, store: Store, tmp_path: Pat
         asset_member(artifact, "../entry.json")
     with pytest.raises(UserError, match=r"did you mean 'package/a\.json'"):
         asset_member(artifact, "a.json")
+    with pytest.raises(
+        UserError, match=r"one of its 2 files, such as 'package/a\.json', 'package/deep/b\.bin'$"
+    ):
+        asset_member(artifact, "z.json")
     target = extract_member_to(artifact, "package/deep/b.bin", tmp_path / "out" / "b.bin")
     assert target.stat().st_size == 70_000
     assert [path.name for path in target.parent.iterdir()] == ["b.bin"]

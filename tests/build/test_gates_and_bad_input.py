@@ -146,10 +146,10 @@ def test_bad_arguments_exit_with_2_and_say_what_to_write(
             "give teacher.image a value",
         ),
         ({"data.unseen_fraction": "0.0"}, "nothing could be evaluated", "raise data.unseen_fraction"),
-        ({"teacher.text": "efficientnet-lite0"}, "efficientnet-lite0", ""),
+        ({"teacher.text": "efficientnet-lite0"}, "efficientnet-lite0", "set EDGEGLM_STORE to a store that"),
         ({"teacher.image": '["/nowhere/vit"]'}, "/nowhere/vit", "give the path of one that exists"),
         ({"teacher.lora_targets": '["q_proj"]'}, "q_proj", "choose from"),
-        ({"quantize.text_policy": "everything"}, "everything", ""),
+        ({"quantize.text_policy": "everything"}, "everything", "use one of those"),
     ],
 )
 def test_a_recipe_that_cannot_work_says_so(
