@@ -295,6 +295,5 @@ def _converted(text: str, kind: type[S], origin: str) -> S:
             raise UserError(f"{origin}: {unknown_name('target key', field, known)}") from error
         reason, _, where = message.partition(" - at `$.")
         where = where.rstrip("`") or "the profile"
-        raise UserError(
-            f"{origin}: {where}: {reason}; see the schema in edgeglm/targets/schema.py"
-        ) from error
+        example = importlib.resources.files(__name__.rpartition(".")[0]) / "profiles" / "t4.toml"
+        raise UserError(f"{origin}: {where}: {reason}; write it as {example} does") from error

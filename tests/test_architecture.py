@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import tomllib
+
+from tests.skips import loud_skip, mount_small_disk
 
 HOST_ONLY = ("torch", "transformers", "peft", "modelopt", "onnx", "onnxscript", "matplotlib", "resvg_py")
 DEVICE_LATE = ("onnxruntime", "tokenizers", "PIL", "faiss", "tensorrt", "tensorrt_rtx", "pycuda")
@@ -31,6 +34,8 @@ DEVICE_ROOMS = (
     "deploy",
     "cli",
 )
+X86_ONLY = {"atheris", "mlperf_loadgen", "tensorrt_rtx_bindings"}
+IN_NO_LOCK = {"presidio_analyzer"}
 DEVICE_MODULES = ("edgeglm.data.transforms", "edgeglm.data.tokenization")
 
 _IMPORT_UNDER_A_BAN = """
@@ -167,6 +172,33 @@ def test_an_absent_system_part_skips_loudly_here_and_fails_in_ci(
     assert Path(require_system("sh")).name == "sh"
 
 
+def test_every_library_that_tests_skip_for_is_here_but_those_in_no_lock(repository: Path):
+    """So that the host half, whose lock has them, is never tested without one of them."""
+    skipped_for = {
+        found
+        for path in (repository / "tests").rglob("*.py")
+        for found in re.findall(r"importorskip\(\s*\"(\w+)", path.read_text("utf-8"))
+    }
+    assert {"torch", "modelopt", "onnxruntime"} <= skipped_for
+    elsewhere = set() if platform.machine() == "x86_64" else X86_ONLY
+    wanted = skipped_for - IN_NO_LOCK - elsewhere
+    absent = sorted(name for name in wanted if importlib.util.find_spec(name) is None)
+    if absent:
+        loud_skip(f"NOT INSTALLED: {', '.join(absent)}; their tests are skipped")
+
+
+def test_a_small_disk_that_cannot_be_mounted_fails_ci_where_it_is_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("EDGEGLM_CI", "1")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(pytest.fail.Exception, match=r"to mount a small disk .* In CI this is a failure"):
+        mount_small_disk(tmp_path / "nowhere", "size=1m")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(pytest.skip.Exception, match="nor is it by a CI that is not root"):
+        mount_small_disk(tmp_path / "nowhere", "size=1m")
+
+
 @pytest.fixture(scope="module")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
@@ -214,7 +246,7 @@ def test_the_device_lock_alone_runs_the_command_line(wheel: Path, tmp_path: Path
     version = f"py{sys.version_info.major}{sys.version_info.minor}"
     lock = repository / "scripts" / "locks" / f"device-{version}-{platform.machine()}.txt"
     if not lock.exists():
-        pytest.skip(f"no {lock.name}")
+        loud_skip(f"no {lock.name}")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

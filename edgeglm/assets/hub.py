@@ -23,17 +23,35 @@ def fill_from_hub(spec: Spec, folder: Path) -> dict[str, Any]:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     except ImportError as error:
         raise UserError(f"{spec} needs huggingface_hub; pip install 'edgeglm[build]'") from error
+    # The client is httpx under some versions of the library and httpx2 under others: what each raises
+    # stands above the library's own error.
+    client_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         snapshot_download(
             spec.name, revision=spec.version or None, local_dir=folder, ignore_patterns=_IGNORED
         )
     except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the hub refuses {spec}: {reason}; check the name and the revision") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        status = error.response.status_code
+        reason = (str(error).strip().splitlines() or [f"status {status}"])[0].rstrip(".;")
+        raise UserError(f"the hub refuses {spec}: {reason}; {_remedy(status)}") from error
+    except (
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        ConnectionError,
+        TimeoutError,
+        client_error,
+    ) as error:
         raise UserError(
             f"cannot reach the hub for {spec}; check the network, "
             "or download the model elsewhere and give its local folder instead"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return {"revision": spec.version or "main at the time of fetching"}
+
+
+def _remedy(status: int) -> str:
+    if status == 429 or status >= 500:
+        return "wait a little, then run the same command again"
+    if status in (401, 403):
+        return "check the name, or set HF_TOKEN to a token of an account that may read it"
+    return "check the name and the revision"

@@ -16,6 +16,7 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 
 _ARCHIVES = (".whl", ".zip", ".tgz", ".tar.gz")
+_SHOWN = 5  # names in a message
 
 
 def asset_member(artifact: Artifact, inner: str) -> bytes:
@@ -118,6 +119,10 @@ def _damage_explained(archive: Path) -> Iterator[None]:
 
 
 def _missing(artifact: Artifact, inner: str) -> UserError:
-    near = [name for name in member_names(artifact) if PurePosixPath(name).name == PurePosixPath(inner).name]
-    hint = f"did you mean {near[0]!r}?" if near else "list the names with member_names"
+    names = member_names(artifact)
+    near = [name for name in names if PurePosixPath(name).name == PurePosixPath(inner).name]
+    some = ", ".join(map(repr, names[:_SHOWN]))
+    hint = f"choose one of its {len(names)} files, such as {some}" if names else "choose an asset that has it"
+    if near:
+        hint = f"did you mean {near[0]!r}?"
     return UserError(f"the asset at {artifact.path} has no file {inner!r}; {hint}")

@@ -9,11 +9,12 @@ import platform
 import msgspec
 import numpy as np
 
+from edgeglm.build.command_line import command_of
 from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ratios
 from edgeglm.build.pools import gate_pools, pool_gates, required_pools
 from edgeglm.build.report_rows import stage_rows
 from edgeglm.build.student_search import read_search
-from edgeglm.build.table import quantize_report
+from edgeglm.build.table import TITLES, quantize_report
 from edgeglm.bundle.manifest import Manifest
 from edgeglm.calibration.sets import CalibrationRecord
 from edgeglm.compile.stage import compile_record_from_file
@@ -73,6 +74,7 @@ def report_of(
         examples=drawn,
         hard=worst,
         gates=gate_rows(inputs, pairs, recipe),
+        left_out=tuple(Fact(label=left.name, value=left.reason) for left in manifest.left_out),
         search=_search(inputs, recipe),
         calibration=_calibration(inputs),
         engines=_engines(inputs),
@@ -86,10 +88,11 @@ def report_of(
             )
             for record in manifest.licences
         ),
-        command=f"edgeglm build --target {target.target.name}",
+        command=command_of(recipe, target.target.name),
         made=_made(manifest, recipe),
         notes=(
-            "Latency was measured with ONNX Runtime, one thread, on the machine above and not on the target.",
+            "Latency was measured with one thread, on the machine above and not on the target: "
+            f"of \u201c{TITLES['distil']}\u201d with PyTorch, of all others with ONNX Runtime.",
         ),
     )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edgeglm.core.errors import unknown_name
-from edgeglm.core.recipe import Recipe, recipe_from_file, recipe_from_toml
+from edgeglm.core.recipe import GateConfig, Recipe, recipe_from_file, recipe_from_toml
 
 DEFAULT = "default"
 
@@ -35,3 +38,12 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
         raise unknown_name("recipe", name_or_path, known_recipes(), remedy)
     text = (resources.files("edgeglm.build") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
     return recipe_from_toml(text, origin=f"shipped recipe {name_or_path}.toml", overrides=overrides)
+
+
+def own_gates(gates: GateConfig, kept: Collection[str] = ()) -> GateConfig:
+    """Return a shipped recipe's gates for one's own data, but for the keys that are ``kept``.
+
+    The teacher's floor is that of the shipped data, and a few queries make a ratio uncertain.
+    """
+    relaxed: dict[str, Any] = {"teacher_map10": 0.0, "judge": "interval"}
+    return msgspec.structs.replace(gates, **{key: value for key, value in relaxed.items() if key not in kept})

@@ -141,12 +141,12 @@ def check_limits(manifest: Manifest, archive: Path, into: Path, limits: Limits) 
     ):
         raise UserError(
             f"{archive} would expand to {len(manifest.files)} files of {manifest.size} bytes, the largest "
-            f"{largest}; that is over the limits of a bundle, refuse it"
+            f"{largest}; that is over the limits of a bundle; get it again from its maker"
         )
     if manifest.size > limits.free_bytes and manifest.size > limits.ratio * packed:
         raise UserError(
             f"{archive} would expand {manifest.size / packed:.0f} times, to {manifest.size} bytes, as zip "
-            f"bombs do (limit {limits.ratio:.0f} times); refuse it"
+            f"bombs do (limit {limits.ratio:.0f} times); get it again from its maker"
         )
     free = shutil.disk_usage(into).free
     if manifest.size > free:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeglm.build.shipped import known_recipes
 from edgeglm.cli.console import App, human_bytes, json_option, trust_options
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from edgeglm.build.run import Built
     from edgeglm.build.student_choice import Choice
     from edgeglm.build.table import Row
-    from edgeglm.core.recipe import GateConfig, Recipe
+    from edgeglm.core.recipe import Recipe
     from edgeglm.core.stage import StageResult
     from edgeglm.deploy.hosts import HostName
     from edgeglm.deploy.summary import Summary
     from edgeglm.targets.schema import Target
 
-RECIPE_HELP = "A shipped recipe (default, ensemble) or the path of your own .toml file."
+RECIPE_HELP = f"A shipped recipe ({', '.join(known_recipes())}) or the path of your own .toml file."
 SET_HELP = "Override one value of the recipe, such as student.size=edge-xs; may be given again."
 _COLUMNS = (("step", -18), ("time", 7), ("names", 5), ("unseen", 6), ("keyw.", 5), ("R@1", 5), ("R@10", 5),
             ("i>t@1", 5), ("i>t@10", 6), ("ms b1", 5), ("ms b8", 5), ("size", 8))  # fmt: skip
@@ -108,7 +108,8 @@ def resolved_recipe(
     """Return the recipe that a command line asks for. Raises UserError."""
     import msgspec
 
-    from edgeglm.build.shipped import load_recipe
+    from edgeglm.build.command_line import own_name
+    from edgeglm.build.shipped import load_recipe, own_gates
 
     recipe = load_recipe(name, overrides)
     if data is None and not skip_bad:
@@ -117,24 +118,15 @@ def resolved_recipe(
     if data is not None:
         source = "parquet" if data.suffix == ".parquet" else "folder"
         changed = msgspec.structs.replace(changed, source=source, path=str(data.resolve()))
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().stem).strip("-._")[:64]
-        recipe = msgspec.structs.replace(recipe, name=plain or "own")
+        recipe = msgspec.structs.replace(recipe, name=own_name(data.resolve()))
         if not name.endswith(".toml"):
-            recipe = msgspec.structs.replace(recipe, gates=_own_gates(recipe.gates, overrides))
+            kept = {
+                override.partition("=")[0].strip().removeprefix("gates.")
+                for override in overrides
+                if override.strip().startswith("gates.")
+            }
+            recipe = msgspec.structs.replace(recipe, gates=own_gates(recipe.gates, kept))
     return msgspec.structs.replace(recipe, data=changed)
-
-
-def _own_gates(gates: GateConfig, overrides: tuple[str, ...]) -> GateConfig:
-    """Return a shipped recipe's gates for one's own data, but for what the command line sets.
-
-    The teacher's floor is that of the shipped data, and a few queries make a ratio uncertain.
-    """
-    import msgspec
-
-    relaxed: dict[str, Any] = {"teacher_map10": 0.0, "judge": "interval"}
-    set_here = {override.partition("=")[0].strip() for override in overrides}
-    changed = {key: value for key, value in relaxed.items() if f"gates.{key}" not in set_here}
-    return msgspec.structs.replace(gates, **changed)
 
 
 def _built(
@@ -143,6 +135,7 @@ def _built(
     from edgeglm.build.pipeline import plan_build
     from edgeglm.build.run import run_build
     from edgeglm.core.stage import Context
+    from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 
     store = app.store()
     reused: list[str] = []
@@ -160,6 +153,7 @@ def _built(
         app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
                   "unseen names and keywords, recall on names")  # fmt: skip
         app.print("both ways, milliseconds of an image and a text together (1 thread, batch 1 and 8), size")
+        app.print(ONE_RELEVANT_NOTE)
         app.print("  ".join(f"{name:{_align(width)}}" for name, width in _COLUMNS))
         context = Context(store=store, progress=app.progress, threads=threads)
         built = run_build(
@@ -243,6 +237,8 @@ def _print_end(
     app.print(f"{stages - len(reused)} of {stages} stages ran, {len(reused)} reused, {seconds:.1f} s")
     app.print(f"bundle   {built.bundle} ({human_bytes(manifest.size)}, default variant "
               f"{manifest.default_variant})")  # fmt: skip
+    for left in manifest.left_out:
+        app.print(f"left out {left.name}: {left.reason}")
     if built.archive is not None:
         app.print(f"archive  {built.archive}")
     app.print(f"digest   {manifest.content_digest}")
@@ -258,6 +254,7 @@ def _as_json(built: Built, seconds: float) -> dict[str, Any]:
         "archive": None if built.archive is None else str(built.archive),
         "content_digest": built.manifest.content_digest,
         "default_variant": built.manifest.default_variant,
+        "left_out": {left.name: left.reason for left in built.manifest.left_out},
         "seconds": round(seconds, 3),
         "skipped_pairs": next(
             result.artifact.provenance["measured"].get("skipped", {})

@@ -63,8 +63,7 @@ class StageRow(Part, frozen=True):
     Attributes:
         name: The stage's name, unique in the report.
         title: What a reader sees, such as ``"Student, FP32"``.
-        seconds: How long it took.
-        reused: Whether the store had it.
+        seconds: How long it took in the run that made it.
         metrics: ``{track name: metrics}``; empty for a stage that is not evaluated.
         towers: Costs; empty for a stage without models.
         kept: False for a candidate that was left out by its gate.
@@ -74,7 +73,6 @@ class StageRow(Part, frozen=True):
     name: str
     title: str
     seconds: float
-    reused: bool = False
     metrics: Mapping[str, TrackMetrics] = {}
     towers: tuple[Tower, ...] = ()
     kept: bool = True
@@ -201,8 +199,9 @@ class ReportData(Part, frozen=True):
         tracks: In the order of the columns.
         stages: In the order of the build.
         search: The students that a budget chose among, if one was given.
+        left_out: Variants that are not in the bundle, each with the reason.
         calibration: The calibration record.
-        command: The command line that made the bundle.
+        command: A command line that makes the bundle.
         made: Versions, seed, kind of machine.
         notes: Remarks; those on mAP@10 are added by the page.
     """
@@ -220,6 +219,7 @@ class ReportData(Part, frozen=True):
     examples: tuple[Example, ...] = ()
     hard: tuple[Example, ...] = ()
     gates: tuple[GateRow, ...] = ()
+    left_out: tuple[Fact, ...] = ()
     search: SearchPlot | None = None
     calibration: tuple[Fact, ...] = ()
     engines: tuple[EngineRow, ...] = ()

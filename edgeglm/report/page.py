@@ -26,6 +26,7 @@ def render_report(data: ReportData) -> str:
         ("examples", "Examples", sections.examples(data)),
         ("hard", "Hardest queries", sections.hard(data)),
         ("gates", "Gates", sections.gates(data)),
+        ("left-out", "Left out", sections.facts_section(data.left_out)),
         ("towers", "Towers", sections.towers(data)),
         ("engines", "Engines", sections.engines(data)),
         ("calibration", "Calibration", sections.facts_section(data.calibration)),
@@ -49,7 +50,9 @@ def render_report(data: ReportData) -> str:
         f"{_header(data, [(key, title) for key, title, _ in present])}"
         f"<main>\n{_cards(data)}{body}</main>\n"
         f'<footer><p>edgeglm report of bundle <span class="mono">{escape(data.digest)}</span>. '
-        "All figures were measured during this build.</p></footer>\n</body>\n</html>\n"
+        "All figures were measured by the stages that led to it. A stage whose inputs and code have not "
+        "changed is not run again: its figures and its time are those of the run that made it.</p></footer>\n"
+        "</body>\n</html>\n"
     )
 
 
@@ -134,7 +137,8 @@ def _plots(data: ReportData) -> str:
 
 
 def _made(data: ReportData) -> str:
-    command = f"<pre><code>{escape(data.command)}</code></pre>" if data.command else ""
+    said = "A command line that makes this bundle; of paths it names the last part."
+    command = f"<p>{said}</p><pre><code>{escape(data.command)}</code></pre>" if data.command else ""
     facts = (*data.made, Fact(label="Content digest", value=data.digest))
     return f'<div class="card">{command}{sections.facts(facts)}</div>'
 

@@ -43,7 +43,6 @@ def stages(data: ReportData) -> str:
 def _stage_row(data: ReportData, stage: StageRow) -> str:
     note = f"<small>{escape(stage.note)}</small>" if stage.note else ""
     left = "" if stage.kept else ' <span class="badge bad">left out</span>'
-    reused = "<small>reused</small>" if stage.reused else ""
     scores = "".join(
         _interval_cell(stage.metrics[track.name].map10 if track.name in stage.metrics else None)
         for track in data.tracks
@@ -53,7 +52,7 @@ def _stage_row(data: ReportData, stage: StageRow) -> str:
         latency = f"{figures.milliseconds(stage.latency_ms_1)} / {figures.milliseconds(stage.latency_ms_8)}"
     return (
         f'<tr{"" if stage.kept else " class=out"}><th scope="row">{escape(stage.title)}{left}{note}</th>'
-        f'<td class="n">{figures.duration(stage.seconds)}{reused}</td>{scores}'
+        f'<td class="n">{figures.duration(stage.seconds)}</td>{scores}'
         f'<td class="n">{latency}</td><td class="n">{figures.size(stage.size_bytes)}</td>'
         f'<td class="n">{figures.count(stage.parameters)}</td></tr>'
     )

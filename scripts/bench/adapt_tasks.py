@@ -59,6 +59,7 @@ from edgeglm.core.teacher_config import (  # noqa: E402
 from edgeglm.data.categories import CATEGORIES_ASSET, kind_of, kinds_from_emoji_json  # noqa: E402
 from edgeglm.data.iconsets import plain_code  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from edgeglm.train.precision import computes_bfloat16  # noqa: E402
@@ -242,7 +243,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         "The setting of [adapt.md](adapt.md): mAP@10, target twemoji, heads on projected cached features, "
         "text tower frozen while they train, mean over seeds with the 95 % interval of Student's t. Figures "
-        "compare the ways, and lie below those of the recipe.",
+        f"compare the ways, and lie below those of the recipe. {ONE_RELEVANT_NOTE}",
         "",
     ]
     head = "| way | source | seeds | transductive | inductive | unseen | transductive, mean view | keywords "

@@ -42,7 +42,7 @@ from edgeglm.distill.image_student import front_activations, frozen_blocks, imag
 from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_together  # noqa: E402
 from edgeglm.distill.stages import anchors, concept_means, student_inputs  # noqa: E402
 from edgeglm.distill.text_student import text_student  # noqa: E402
-from edgeglm.evaluate.retrieval import evaluate_tracks  # noqa: E402
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE, evaluate_tracks  # noqa: E402
 from edgeglm.evaluate.towers import TextSettings, gallery_images, text_embeddings  # noqa: E402
 from edgeglm.models.projection import normalized  # noqa: E402
 from edgeglm.models.published import lite0_state  # noqa: E402
@@ -184,7 +184,7 @@ def table(found: dict[str, Any]) -> str:
         "collapse the student (six 0.006): embeddings that are all alike have hardly a gradient, as those of "
         "a good teacher. A seed draws the same batches in every row, and all rows start from one state, "
         "labels alone too: published weights in the image tower, the teacher's answers to words in the text "
-        f"tower. {_commits(found)}",
+        f"tower. {ONE_RELEVANT_NOTE} {_commits(found)}",
         "",
         f"| loss | source | {' | '.join(tracks)} | six | of teacher | seeds | CPU s |",
         f"| --- | --- |{' --- |' * len(tracks)} --- | --- | ---: | ---: |",

@@ -35,6 +35,7 @@ from edgeglm.data.concepts import text_of
 from edgeglm.data.iconsets import icon_set_from_json, rgb_from_svg
 from edgeglm.data.splits import hashed_order
 from edgeglm.distill.stages import student_inputs
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 
 ICONS = (
     "npm:@iconify-json/game-icons@1.2.4"
@@ -142,7 +143,8 @@ def page(found: dict[str, Any]) -> str:
         "| --- | ---: |",
         *(f"| {name} | {value:.1f} |" for name, value in found["stages_s"].items()),
         "",
-        "Held out: a tenth of the pictures, asked for by their captions, mAP@10 with its 95 % interval.",
+        "Held out: a tenth of the pictures, asked for by their captions, mAP@10 with its 95 % interval. "
+        f"{ONE_RELEVANT_NOTE}",
         "",
         "| model | mAP@10 | R@10 | queries | gallery |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -37,7 +37,7 @@ from edgeglm.core.recipe import ExportConfig
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.evaluate.retrieval import TrackMetrics
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE, TrackMetrics
 
 OUT = ROOT / "docs" / "bench"
 NEEDS = ("pairs", "teacher", "targets", "export", "distil-image", "distil-text")
@@ -137,7 +137,8 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"mAP@10 of the FP32 student of a default build and of its INT8 files as ONNX Runtime computes them, "
         f"both towers whole in INT8, one seed; tuned: {found['steps']} steps a tower, rounded, on the cached "
-        f"targets. 'kept' is the worst pool's share of the FP32 student's, and the gate is {GATE:g}.",
+        f"targets. 'kept' is the worst pool's share of the FP32 student's, and the gate is {GATE:g}. "
+        f"{ONE_RELEVANT_NOTE}",
         "",
         f"| scheme | student | {' | '.join(pools)} | kept | gate | CPU s |",
         f"| --- | --- |{' ---: |' * len(pools)} ---: | --- | ---: |",

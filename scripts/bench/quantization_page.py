@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,7 +38,8 @@ def page(result: Mapping[str, Any]) -> Iterator[str]:
         "cosines are on samples that none of them saw; speeds are medians of interleaved calls beside "
         "FP32. What is kept comes with its 95 % bootstrap interval, over queries paired with FP32's, or over "
         "samples where the score is a cosine. Seconds are of making the file, for edgeglm the whole search. "
-        "Each row names its commit; speeds are of the processor that is named.",
+        "Each row names its commit; speeds are of the processor that is named. "
+        f"{ONE_RELEVANT_NOTE}",
     )
     for name, model in result.get("models", {}).items():
         yield from _model(name, model)

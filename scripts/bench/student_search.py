@@ -32,6 +32,7 @@ from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.distill.estimate import Estimator
 from edgeglm.distill.stages import student_inputs
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 from edgeglm.targets.schema import load_target
 
 OUT = ROOT / "docs" / "bench" / "student_search"
@@ -118,7 +119,7 @@ def page(record: dict[str, Any], search: Search) -> str:
         f"differ. Each tower learnt for {search.steps} steps on cached targets; mAP@10 is over "
         f"{search.queries} names asked of images held back from it, where the teacher, which has learnt "
         f"from them, reaches {search.teacher_map10:.3f}. "
-        f"It compares students and forecasts nothing. Latency: {search.judged}. "
+        f"It compares students and forecasts nothing. {ONE_RELEVANT_NOTE} Latency: {search.judged}. "
         "Milliseconds are of an image and a text, all students timed in turn on a machine that others used: "
         "they compare among themselves.",
         "",

@@ -40,6 +40,7 @@ from edgeglm.distill.text_student import text_student
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import Engine, Feeds
 from edgeglm.engines.timing import compare_latency
+from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 from edgeglm.export.torch_to_onnx import onnx_from_module
 from edgeglm.models.heirs import inherit_text
 from edgeglm.models.pretrained_hf import load_text_tower
@@ -156,7 +157,8 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"mAP@10 after {found['steps']} steps of both towers together, by the recipe's own terms, mean over "
         "seeds and half the range. The schedule is short: figures compare the kinds and lie below those of "
-        "the recipe. 'six' is the mean over the tracks. Parameters are in millions. Milliseconds are of one "
+        f"the recipe. {ONE_RELEVANT_NOTE} 'six' is the mean over the tracks. Parameters are in millions. "
+        "Milliseconds are of one "
         f"image and one text of {LENGTH} tokens, FP32 in ONNX Runtime, one thread, rows interleaved"
         + (f", at commit {timed_on['commit']} on {timed_on['machine']}." if timed_on else "."),
         "",

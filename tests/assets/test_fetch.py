@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
+import signal
+import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +41,21 @@ if calls < {failures}:
 if "missing" in sys.argv[2]:
     sys.exit("npm error code E404")
 shutil.copy({archive!r}, sys.argv[sys.argv.index("--pack-destination") + 1])
+"""
+
+# Some command of the command line that fetches, whose end is told as that of every command.
+FETCHING = """
+import pathlib, signal, sys
+from edgeglm.assets import fetch_asset
+from edgeglm.cli import targets
+from edgeglm.cli.main import main
+from edgeglm.core.progress import QuietProgress
+from edgeglm.core.store import Store
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+store = Store(pathlib.Path(sys.argv[1]))
+targets.command.callback = lambda **_: fetch_asset("npm:toy@1.0.0", store, QuietProgress())
+main(["targets"])
 """
 
 
@@ -71,6 +91,17 @@ class Registry:
             )
         )
         self.client.chmod(0o755)
+
+    def answer_half(self, then: str) -> None:
+        """Write half of the archive, then do what a statement says."""
+        self.answer_after(0)
+        whole = self.client.read_text()
+        copy = "shutil.copy("
+        head, place = whole[: whole.index(copy)], 'sys.argv[sys.argv.index("--pack-destination") + 1]'
+        half = self.archive.stat().st_size // 2
+        written = f"data = pathlib.Path({str(self.archive)!r}).read_bytes()[:{half}]"
+        target = f'pathlib.Path({place}, "toy-1.0.0.tgz").write_bytes(data)'
+        self.client.write_text(f"{head}{written}\n{target}\n{then}\n")
 
     @property
     def calls(self) -> int:
@@ -129,6 +160,41 @@ def test_a_lasting_failure_names_the_network(registry: Registry, store: Store) -
     with pytest.raises(UserError, match=r"socket hang up.*check the network"):
         fetch_asset("npm:toy@1.0.0", store, QuietProgress())
     assert registry.calls == downloads.ATTEMPTS
+
+
+def test_a_client_that_dies_over_half_a_file_leaves_nothing(registry: Registry, store: Store) -> None:
+    registry.answer_half("os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match=r"cannot download npm:toy@1\.0\.0: .*run the same command again"):
+        fetch_asset("npm:toy@1.0.0", store, QuietProgress())
+    assert registry.calls == downloads.ATTEMPTS
+    assert store.entries() == []
+    assert list((store.root / "scratch").iterdir()) == []
+    registry.answer_after(0)
+    artifact = fetch_asset("npm:toy@1.0.0", store, QuietProgress())
+    assert artifact.files == {"toy-1.0.0.tgz": registry.sha256}
+
+
+def test_an_interrupted_fetch_ends_with_its_client_and_keeps_nothing(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    started = tmp_path / "client"
+    registry.answer_half(
+        f"pathlib.Path({str(started)!r}).write_text(str(os.getpid())); import time; time.sleep(600)"
+    )
+    command = [sys.executable, "-c", FETCHING, os.fspath(store.root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not (started.exists() and started.read_text()) and time.monotonic() < until:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "run the same command again" in said
+    assert store.entries() == []
+    assert list((store.root / "scratch").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
 
 
 def test_an_unknown_version_is_not_tried_again(registry: Registry, store: Store) -> None:
@@ -224,6 +290,56 @@ def test_the_hub_without_network_asks_for_a_local_folder(
         fetch_asset("hf:owner/name", store, QuietProgress())
 
 
+@pytest.fixture
+def hub_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Return a function that lets every download from the hub end in an error."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.delenv("EDGEGLM_OFFLINE", raising=False)
+
+    def raises(error: Exception) -> None:
+        def refuse(*_args: object, **_options: object) -> str:
+            raise error
+
+        monkeypatch.setattr(hub, "snapshot_download", refuse)
+
+    return raises
+
+
+@pytest.mark.parametrize("name", ["ReadError", "ProxyError", "RemoteProtocolError", "ConnectTimeout"])
+def test_a_connection_that_breaks_is_told_as_one(
+    name: str, hub_raises: Callable[[Exception], None], store: Store
+) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+    client = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    hub_raises(getattr(client, name)("peer closed connection"))
+    with pytest.raises(UserError, match=r"cannot reach the hub for hf:owner/name; check the network"):
+        fetch_asset("hf:owner/name", store, QuietProgress())
+    assert store.entries() == []
+
+
+@pytest.mark.parametrize("said", ["", "Refused.\nRequest ID: 1"])
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (404, "check the name and the revision"),
+        (401, "check the name, or set HF_TOKEN to a token of an account that may read it"),
+        (429, "wait a little, then run the same command again"),
+        (503, "wait a little, then run the same command again"),
+    ],
+)
+def test_what_helps_depends_on_the_hubs_answer(
+    status: int, remedy: str, said: str, hub_raises: Callable[[Exception], None], store: Store
+) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+    client = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    answer = client.Response(status, request=client.Request("GET", "http://hub.test/owner/name"))
+    hub_raises(errors.HfHubHTTPError(said, response=answer))
+    with pytest.raises(UserError) as caught:
+        fetch_asset("hf:owner/name", store, QuietProgress())
+    reason = "Refused" if said else f"status {status}"
+    assert str(caught.value) == f"the hub refuses hf:owner/name: {reason}; {remedy}"
+
+
 def test_members_never_climb_out(registry: Registry, store: Store, tmp_path: Path) -> None:
     artifact = fetch_asset("npm:toy@1.0.0", store, QuietProgress())
     assert member_names(artifact) == ["package/a.json", "package/deep/b.bin"]
@@ -231,6 +347,10 @@ def test_members_never_climb_out(registry: Registry, store: Store, tmp_path: Pat
         asset_member(artifact, "../entry.json")
     with pytest.raises(UserError, match=r"did you mean 'package/a\.json'"):
         asset_member(artifact, "a.json")
+    with pytest.raises(
+        UserError, match=r"one of its 2 files, such as 'package/a\.json', 'package/deep/b\.bin'$"
+    ):
+        asset_member(artifact, "z.json")
     target = extract_member_to(artifact, "package/deep/b.bin", tmp_path / "out" / "b.bin")
     assert target.stat().st_size == 70_000
     assert [path.name for path in target.parent.iterdir()] == ["b.bin"]

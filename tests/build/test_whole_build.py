@@ -223,6 +223,7 @@ def test_a_second_build_runs_no_stage_and_leaves_the_bundle_as_it_is(
     arguments = project.arguments("build", "cpu", "--threads", "1", "--output", str(bundle))
     words = project.edgeglm(*arguments).out
     assert "0 of 15 stages ran, 15 reused" in words
+    assert "With one relevant image a query, mAP@10 equals MRR@10." in words
 
 
 def test_a_damaged_bundle_is_put_right_by_the_same_command(project: Project, bundle: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the host half is not installed")
 
+from edgeglm.build.shipped import known_recipes
 from edgeglm.build.table import Row
 from edgeglm.cli import main as cli
 from edgeglm.cli.build import resolved_recipe, row_line
@@ -70,7 +71,15 @@ def test_the_resolved_recipe_of_a_dry_run_can_be_read_again(
     assert recipe_from_toml(text, origin="dry run") == resolved_recipe("default", ("seed=7",))
 
 
-@pytest.mark.parametrize("name", ["default", "ensemble"])
+def test_the_help_names_every_shipped_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"chinese", "default", "ensemble"} <= set(known_recipes())
+    for command in ("build", "explain"):
+        assert cli.exit_code([command, "--help"]) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        assert f"A shipped recipe ({', '.join(known_recipes())})" in words
+
+
+@pytest.mark.parametrize("name", known_recipes())
 def test_every_shipped_recipe_resolves(name: str) -> None:
     recipe = resolved_recipe(name, ())
     assert recipe.name == name

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.skips import mount_small_disk
+
 with suppress(ImportError):  # where onnx is absent, the tests that need these graphs skip
     from onnx import TensorProto, checker, helper, numpy_helper, save
 
@@ -34,11 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 96 kB, mounted where the engines of a bundle ``demo`` go."""
     place = tmp_path / "demo.finalized"
     place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(place)], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"NO SMALL DISK: {mount.stderr.decode().strip()}; root is needed to mount one")
+    mount_small_disk(place, "size=96k")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from tests.runtime.test_retrieval import COLOURS
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
-def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(shell: str, tmp_path: Path):
+def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(
+    shell: str, tmp_path: Path, require_system: Callable[[str], str]
+):
     bundle, root = with_shell(tmp_path, lane="A"), board(tmp_path / "root", XAVIER)
-    if (found := shutil.which(shell)) is None:
-        pytest.skip(f"{shell} is not installed; install it to try its shell")
+    found = require_system(shell)
     done = run(bundle, root, shell=found)
     assert done.returncode == 0, done.stderr + done.stdout
     receipt = receipt_of(bundle)

@@ -6,10 +6,10 @@ import fcntl
 import importlib.resources
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,9 +25,8 @@ from tests.compile.shell_board import ORIN, TRTEXEC, XAVIER, board, receipt_of, 
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
-def test_neighbours_are_compared_as_at_home(shell: str, tmp_path: Path):
-    if (found := shutil.which(shell)) is None:
-        pytest.skip(f"{shell} is not installed; install it to try its shell")
+def test_neighbours_are_compared_as_at_home(shell: str, tmp_path: Path, require_system: Callable[[str], str]):
+    found = require_system(shell)
     random = np.random.default_rng(3)
     gallery, kept = random.normal(size=(40, 16)), random.normal(size=(5, 16))
     made = kept + random.normal(size=kept.shape)
@@ -72,9 +71,10 @@ done
 
 
 @pytest.mark.parametrize("shell", ["dash", "busybox"])
-def test_the_receipt_says_what_timing_took_where_the_board_tells(shell: str, tmp_path: Path):
-    if (found := shutil.which(shell)) is None:
-        pytest.skip(f"{shell} is not installed; install it to try its shell")
+def test_the_receipt_says_what_timing_took_where_the_board_tells(
+    shell: str, tmp_path: Path, require_system: Callable[[str], str]
+):
+    found = require_system(shell)
     bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
     assert run(bundle, root, shell=found).returncode == 0
     assert receipt_of(bundle)["energy"] is None, "nothing measured is not nothing used"
@@ -132,10 +132,11 @@ SENSORS = {
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
-def test_the_receipt_of_a_xavier_says_under_what_conditions_it_was_timed(shell: str, tmp_path: Path):
+def test_the_receipt_of_a_xavier_says_under_what_conditions_it_was_timed(
+    shell: str, tmp_path: Path, require_system: Callable[[str], str]
+):
     """It is the only receipt that a Xavier gets, and must say what edgeglm's own reader says."""
-    if (found := shutil.which(shell)) is None:
-        pytest.skip(f"{shell} is not installed; install it to try its shell")
+    found = require_system(shell)
     bundle, root = with_shell(tmp_path, lane="A"), board(tmp_path / "root", XAVIER)
     assert run(bundle, root, shell=found).returncode == 0
     bare = msgspec.convert(receipt_of(bundle), TrtexecReceipt)

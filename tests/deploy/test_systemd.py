@@ -19,6 +19,7 @@ from tests.deploy.booted import Booted, booted
 from tests.deploy.loopback import Server, sshd, stub_python
 from tests.deploy.test_deploy import content, real_bundle
 from tests.deploy.test_refusals import reason
+from tests.skips import loud_skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 ROOT = "/srv/devices/edgeglm"
@@ -33,12 +34,14 @@ exec /srv/python/bin/python{version} "$@"
 def systemd(require_system: Callable[[str], str], tmp_path: Path, repository: Path) -> Iterator[Booted]:
     """A systemd whose /srv holds this Python, this checkout, and a stand-in for edgeglm's commands."""
     if os.getuid() != 0:
-        pytest.skip("NOT ALLOWED HERE: a systemd of its own needs root; nothing was tested")
+        pytest.skip(
+            "NOT ALLOWED HERE, nor by a CI that is not root: a systemd of its own; nothing was tested"
+        )
     for program in ("unshare", "nsenter", "systemctl"):
         require_system(program)
     manager = Path("/usr/lib/systemd/systemd")
     if not manager.exists():
-        pytest.skip("NOT INSTALLED: systemd; nothing was tested")
+        loud_skip("NOT INSTALLED: systemd; nothing was tested")
     srv = tmp_path / "srv"
     for name in ("devices", "stub", "bin"):
         (srv / name).mkdir(parents=True)

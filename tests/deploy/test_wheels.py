@@ -13,6 +13,7 @@ import pytest
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.wheels import built_wheel, wheels_for
 from tests.deploy.test_deploy import real_bundle
+from tests.skips import loud_skip
 
 
 def test_the_wheel_of_the_checkout_is_the_same_each_time_and_built_once(repository: Path, tmp_path: Path):
@@ -35,7 +36,7 @@ def test_a_device_that_has_no_lock_is_told_which_ones_there_are(tmp_path: Path):
 def test_a_bare_device_is_given_everything_and_serves(device, deploy, options, tmp_path: Path):
     version = f"py{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
     if not Path(f"scripts/locks/device-{version}.txt").is_file():
-        pytest.skip(f"there is no lock for {version}")
+        loud_skip(f"there is no lock for {version}")
     pear = device("pear")
     bare = msgspec.structs.replace(options, python=None, ready_seconds=90.0)
     states: list[str] = []

@@ -103,6 +103,14 @@ def test_the_page_says_what_the_build_found(data: ReportData) -> None:
         assert words in text
 
 
+def test_the_page_names_what_is_not_in_the_bundle_and_claims_no_fresh_measurement(data: ReportData) -> None:
+    text = Page(render_report(data)).text
+    assert "the older parser has no <Gelu>" in text
+    assert "its figures and its time are those of the run that made it" in text
+    assert "during this build" not in text
+    assert "Left out" not in Page(render_report(msgspec.structs.replace(data, left_out=()))).text
+
+
 def test_the_page_loads_nothing_and_runs_nothing(data: ReportData) -> None:
     html = render_report(data)
     page = Page(html)

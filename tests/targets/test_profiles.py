@@ -125,6 +125,13 @@ def test_a_wrong_profile_is_refused_by_the_key_that_is_wrong(
     assert "mine.toml" in str(caught.value)
 
 
+def test_a_profile_that_lacks_a_key_is_told_of_one_to_copy_from() -> None:
+    with pytest.raises(UserError, match=r"missing required field .*; write it as .*t4\.toml does$") as caught:
+        target_from_toml("", origin="mine.toml")
+    example = str(caught.value).rpartition("write it as ")[2].removesuffix(" does")
+    assert target_from_toml(Path(example).read_text("utf-8"), origin=example).name == "t4"
+
+
 def test_a_missing_or_binary_profile_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no target profile"):
         load_target(str(tmp_path / "none.toml"))
