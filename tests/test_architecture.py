@@ -154,6 +154,13 @@ def test_a_lock_satisfies_what_pyproject_asks_for(repository: Path):
             assert need.specifier.contains(pins[canonicalize_name(need.name)]), f"{lock.name}: {line}"
 
 
+def test_the_package_names_the_pythons_that_have_a_lock(repository: Path):
+    classifiers = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["classifiers"]
+    named = {line.rpartition(".")[2] for line in classifiers if ":: Python :: 3." in line}
+    locks = (repository / "scripts" / "locks").glob("*-py3*.txt")
+    assert named == {lock.name.partition("-py3")[2].partition("-")[0] for lock in locks}
+
+
 def test_setup_installs_the_torch_that_pyproject_asks_for(repository: Path):
     extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (pin,) = [line.partition(";")[0] for line in extras["build"] if line.startswith("torch==")]

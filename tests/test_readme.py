@@ -41,7 +41,9 @@ def test_every_row_is_that_of_the_published_build(
         begins = figures.ROWS[key][language]
         rows = [line for line in text.splitlines() if line.startswith(f"| {begins}")]
         assert len(rows) == 1, begins
-        assert rows[0].split(" | ")[1] == pair[language], begins
+        first, second = rows[0].removeprefix("| ").split(" | ")[:2]
+        assert second == pair[language], begins
+        assert first == figures.labels(published).get(key, (first, first))[language]
 
 
 def test_the_figures_that_are_written_are_those_that_were_measured(
@@ -76,6 +78,22 @@ def test_the_transcript_is_what_the_published_run_said(repository: Path):
     said = repository / "docs/bench/build.txt"
     if said.exists():
         assert said.read_text("utf-8").strip("\n") in (repository / "README.md").read_text("utf-8")
+
+
+def test_a_row_names_the_towers_that_were_measured(published: dict[str, Any], figures: ModuleType):
+    student = {"image": {"detail": "edge-heir-s, 96 px"}, "text": {"detail": "edge-heir-s, 32 tokens"}}
+    teacher = {"image": {"detail": "A, 128 px + B-C, 64 px"}, "text": {"detail": "MiniLM-L6 + LoRA 8"}}
+    found = figures.labels({"towers": {"teacher": teacher, "student": student}})
+    assert found["image"] == (
+        "image tower: A at 128 px + B-C at 64 px against edge-heir-s at 96 px, batch 1 / 8",
+        "图像塔：128 像素的 A + 64 像素的 B-C 对 96 像素的 edge-heir-s，批大小 1 / 8",  # noqa: RUF001
+    )
+    assert found["text"] == (
+        "text tower: MiniLM-L6 against edge-heir-s, batch 1 / 8",
+        "文本塔：MiniLM-L6 对 edge-heir-s，批大小 1 / 8",  # noqa: RUF001
+    )
+    row = "| image tower: old | 1 | 2 |"
+    assert figures.with_row(row, "image tower:", "9", "new") == "| new | 9 | 2 |"
 
 
 def test_a_row_that_is_gone_stops_the_writer(figures: ModuleType):

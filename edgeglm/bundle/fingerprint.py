@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgeglm.bundle.manifest import FileRecord, Manifest, SpaceRecord, VariantRecord
 from edgeglm.core.digest import sha256_json
-from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.errors import unknown_name
 
 FloatRows = npt.NDArray[np.float32]
 TOP_K = 10
@@ -58,16 +58,6 @@ def fingerprint_of(manifest: Manifest, variant: str | None = None) -> str:
     if name not in known:
         raise unknown_name("variant", name, known)
     return manifest.space.fingerprints.get(name) or weights_fingerprint(manifest.files, known[name])
-
-
-def require_same_space(manifest: Manifest, variant: str, fingerprint: str, what: str) -> None:
-    """Raise UserError unless ``what`` was made in the space of a variant."""
-    own = fingerprint_of(manifest, variant)
-    if own != fingerprint:
-        raise UserError(
-            f"{what} is of the embedding space {fingerprint}, variant {variant} of {manifest.name} is of "
-            f"{own}: their vectors cannot be compared; embed it again with this variant"
-        )
 
 
 def cross_agreement(queries: FloatRows, reference_queries: FloatRows, gallery: FloatRows) -> float:

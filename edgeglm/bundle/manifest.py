@@ -6,6 +6,7 @@ although they ran at other times, in other folders and for other minutes. It is 
 
     models/**            every ONNX file of every variant
     tokenizer/**         the tokenizer
+    reranker/**          the fused re-ranker, where the recipe has one
     golden/**            raw golden inputs and reference outputs
     gallery/embeddings-*.npy, gallery/items.jsonl   what a query is compared with, and the rows' names
     preprocessing.json, calibration.json, precision_plan.json, recipe.toml, target.toml
@@ -202,12 +203,6 @@ def decides_behaviour(name: str) -> bool:
 def content_digest(files: Mapping[str, FileRecord]) -> str:
     """Return the hex sha256 over names and contents of the files that decide behaviour."""
     return sha256_listing({name: r.sha256 for name, r in files.items() if decides_behaviour(name)})
-
-
-def differing_files(one: Manifest, other: Manifest) -> list[str]:
-    """Name the files for which two content digests differ: changed, or in one bundle only."""
-    names = filter(decides_behaviour, one.files.keys() | other.files.keys())
-    return sorted(name for name in names if one.files.get(name) != other.files.get(name))
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edgeglm.core.digest import sha256_json
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.reranker_config import RerankerConfig
 from edgeglm.core.section import Count, Fraction, Positive, Rate, Section
@@ -19,7 +18,7 @@ from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, Teache
 __all__ = [
     "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "LossesConfig",
     "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "RerankerConfig", "Section",
-    "StudentConfig", "TeacherConfig", "recipe_digest", "recipe_from_file", "recipe_from_toml", "toml_tree",
+    "StudentConfig", "TeacherConfig", "recipe_from_file", "recipe_from_toml", "toml_tree",
 ]  # fmt: skip
 
 if sys.version_info >= (3, 11):
@@ -216,12 +215,6 @@ def toml_tree(recipe: Recipe) -> dict[str, Any]:
 
     tree: dict[str, Any] = plain(msgspec.to_builtins(recipe))
     return tree
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """Return the sha256 of all values that decide what is computed."""
-    tree = msgspec.to_builtins(recipe)
-    return sha256_json({key: value for key, value in tree.items() if key not in ("name", "description")})
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

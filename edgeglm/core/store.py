@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeglm.core.artifact import Artifact, listing_of
-from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 
 ENTRY_SCHEMA = 1
@@ -232,16 +231,6 @@ class Store:
 
 def _remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def verify_file(path: Path, expected_sha256: str) -> None:
-    """Raise UserError unless the file's sha256 is the expected one."""
-    actual = sha256_file(path)
-    if actual != expected_sha256:
-        raise UserError(
-            f"{path.name} has sha256 {actual}, expected {expected_sha256}; "
-            "it was altered or cut off, fetch it again"
-        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,19 +1,17 @@
 """Gates: a measured value against a threshold.
 
 A required gate raises (:func:`require_ratio`, :func:`require_at_least`) and stops the build. An
-optional one only judges (:func:`ratio_gates`): the caller leaves the candidate out and the report
+optional one only judges (:class:`Verdict`): the caller leaves the candidate out and the report
 says why.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from edgeglm.core.errors import GateError
-from edgeglm.evaluate.retrieval import TrackMetrics
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,31 +94,6 @@ def require_ratio(name: str, *, value: float, reference: float, minimum: float, 
             f"and the gate asks for {minimum:g}; {remedy}"
         )
     return gate
-
-
-def ratio_gates(
-    label: str,
-    candidate: Mapping[str, TrackMetrics],
-    reference: Mapping[str, TrackMetrics],
-    minimum: float,
-    *,
-    tracks: Iterable[str] | None = None,
-) -> tuple[Gate, ...]:
-    """Return one gate on the ratio of mAP@10 for each of ``tracks`` (default: all of the reference).
-
-    A track that the candidate lacks is NaN and so does not pass.
-    """
-    names = sorted(reference) if tracks is None else list(tracks)
-    return tuple(
-        Gate(
-            name=f"{label}, {name}",
-            value=ratio(candidate[name].map10.value, reference[name].map10.value)
-            if name in candidate and name in reference
-            else math.nan,
-            threshold=minimum,
-        )
-        for name in names
-    )
 
 
 def _margin(gate: Gate) -> float:

@@ -1,15 +1,12 @@
-"""Parity: how far two arrays that ought to be equal are apart. Asserted, not logged."""
+"""Parity: how far two arrays that ought to be equal are apart."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-
-from edgeglm.core.errors import GateError
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -54,38 +51,6 @@ def parity(actual: FloatArray, expected: FloatArray) -> Parity:
         min_cosine=float(cosines.min()),
         rows=len(actual),
     )
-
-
-def require_parity(
-    what: str, actual: FloatArray, expected: FloatArray, *, atol: float, remedy: str
-) -> Parity:
-    """Return the measured parity, or raise GateError unless every element agrees within ``atol``.
-
-    NaN never agrees, not even with NaN.
-    """
-    measured = parity(actual, expected)
-    if not measured.max_abs <= atol:
-        worst = (
-            "is not finite" if math.isnan(measured.max_abs) else f"differs by up to {measured.max_abs:.3g}"
-        )
-        raise GateError(
-            f"{what} {worst} over {measured.rows} rows (worst cosine {measured.min_cosine:.6f}), "
-            f"and {atol:g} is allowed; {remedy}"
-        )
-    return measured
-
-
-def require_cosine(
-    what: str, actual: FloatArray, expected: FloatArray, *, minimum: float, remedy: str
-) -> Parity:
-    """Return the measured parity, or raise GateError unless every row's cosine reaches ``minimum``."""
-    measured = parity(actual, expected)
-    if not measured.min_cosine >= minimum:
-        raise GateError(
-            f"the worst of {measured.rows} rows of {what} has cosine {measured.min_cosine:.6f} "
-            f"(mean {measured.mean_cosine:.6f}), and {minimum:g} is asked for; {remedy}"
-        )
-    return measured
 
 
 def _rows(array: FloatArray) -> npt.NDArray[np.float64]:

@@ -6,11 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeglm.bundle.fingerprint import cross_agreement, fingerprint_of, require_same_space
+from edgeglm.bundle.fingerprint import cross_agreement, fingerprint_of
 from edgeglm.bundle.manifest import Manifest, SpaceRecord
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
-from edgeglm.core.errors import UserError
 
 
 def written(folder: Path, sources, manifest: Manifest, **agreement: float) -> Manifest:
@@ -43,13 +42,6 @@ def test_a_report_or_a_date_makes_no_other_space(tmp_path: Path, sources, manife
     later = msgspec.structs.replace(manifest, created="2027-01-01")
     other = written(tmp_path / "b", {**sources, "report.html": b"<html>2</html>"}, later)
     assert fingerprint_of(one) == fingerprint_of(other)
-
-
-def test_vectors_of_another_space_are_refused_with_both_names(tmp_path: Path, sources, manifest: Manifest):
-    one = written(tmp_path / "a", sources, manifest)
-    require_same_space(one, "fp32", fingerprint_of(one, "fp32"), "index x")
-    with pytest.raises(UserError, match=r"index x is of the embedding space .* embed it again"):
-        require_same_space(one, "int8", fingerprint_of(one, "fp32"), "index x")
 
 
 def test_a_manifest_from_before_there_were_spaces_still_has_them(packed: Path):

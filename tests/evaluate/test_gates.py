@@ -7,13 +7,13 @@ import math
 import pytest
 
 from edgeglm.core.errors import GateError
-from edgeglm.evaluate.gates import Gate, Verdict, ratio_gates, require_at_least, require_ratio
-from edgeglm.evaluate.retrieval import Interval, TrackMetrics
+from edgeglm.evaluate.gates import Gate, Verdict, ratio, require_at_least, require_ratio
 
 
-def metrics(map10: float) -> TrackMetrics:
-    interval = Interval(value=map10, low=map10, high=map10)
-    return TrackMetrics(map10=interval, r1=0, r10=0, r1_i2t=0, r10_i2t=0, queries=1, gallery=1)
+def ratios(label: str, **kept: tuple[float, float]) -> tuple[Gate, ...]:
+    return tuple(
+        Gate(name=f"{label}, {track}", value=ratio(*both), threshold=0.99) for track, both in kept.items()
+    )
 
 
 def test_a_student_below_the_gate_stops_the_build_with_figures_and_remedy() -> None:
@@ -44,19 +44,16 @@ def test_an_absolute_gate_says_its_figures() -> None:
 
 
 def test_a_candidate_is_left_out_for_its_failed_track_only_and_says_which() -> None:
-    reference = {"catalogue": metrics(0.6), "unseen": metrics(0.4)}
-    candidate = {"catalogue": metrics(0.6), "unseen": metrics(0.2)}
-    verdict = Verdict(candidate="int8", gates=ratio_gates("int8 / fp32", candidate, reference, 0.99))
+    gates = ratios("int8 / fp32", catalogue=(0.6, 0.6), unseen=(0.2, 0.4))
+    verdict = Verdict(candidate="int8", gates=gates)
     assert not verdict.passed
     assert verdict.worst.name == "int8 / fp32, unseen"
     assert verdict.sentence() == "int8 was left out: int8 / fp32, unseen: 0.5000 < 0.99"
 
 
 def test_a_good_candidate_is_kept_and_its_worst_track_named() -> None:
-    reference = {"catalogue": metrics(0.5), "unseen": metrics(0.4)}
-    verdict = Verdict(
-        candidate="fp16", gates=ratio_gates("fp16 / fp32", reference, reference, 0.99, tracks=["unseen"])
-    )
+    gates = ratios("fp16 / fp32", unseen=(0.4, 0.4), catalogue=(0.6, 0.5))
+    verdict = Verdict(candidate="fp16", gates=gates)
     assert verdict.passed
     assert verdict.sentence() == "fp16 passed: fp16 / fp32, unseen: 1.0000 >= 0.99"
 
@@ -64,6 +61,6 @@ def test_a_good_candidate_is_kept_and_its_worst_track_named() -> None:
 def test_a_candidate_that_was_not_measured_never_passes() -> None:
     assert not Verdict(candidate="int8", gates=()).passed
     assert "nothing was measured" in Verdict(candidate="int8", gates=()).sentence()
-    missing = Verdict(candidate="int8", gates=ratio_gates("x", {}, {"unseen": metrics(0.5)}, 0.99))
+    missing = Verdict(candidate="int8", gates=ratios("x", unseen=(0.5, 0.0)))
     assert not missing.passed
     assert not Gate(name="x", value=math.nan, threshold=0.0).passed
