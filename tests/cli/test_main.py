@@ -165,7 +165,8 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
 
 
 _WAITS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from edgeglm.cli import main as cli
 import click
 
