@@ -47,8 +47,8 @@ class Int8Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 _SHIPPED = (
     Int8Policy(name="linear-and-conv"),
     Int8Policy(name="linear-and-conv-entropy", method="entropy"),
-    Int8Policy(name="expanding", max_contraction=2.0),
-    Int8Policy(name="expanding-entropy", max_contraction=2.0, method="entropy"),
+    Int8Policy(name="expanding", max_contraction=1.0),
+    Int8Policy(name="expanding-entropy", max_contraction=1.0, method="entropy"),
     Int8Policy(name="conv-only", op_types=("Conv",)),
     Int8Policy(name="linear-only", op_types=("Gemm", "MatMul")),
     Int8Policy(name="default", placement="modelopt", per_channel_matmul=False, method="entropy"),
