@@ -29,10 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from serve_loads import cpu_seconds, h2load_rate, http_circle, tree_cpu_seconds  # noqa: E402
 from serve_overload import overload  # noqa: E402
-from serve_requests import BODIES, http_request, id_lists, v2_binary, v2_grpc, v2_json  # noqa: E402
+from serve_requests import BODIES, TOGETHER, http_request, id_lists, v2_binary, v2_grpc, v2_json  # noqa: E402
 from serve_started import Row, free_port, ours, row, started  # noqa: E402
-
-TOGETHER = 8  # h2loads at a time, each with a body of its own; every round takes the next ones
 
 
 def overhead(rounds: int, seconds: float) -> list[Row]:

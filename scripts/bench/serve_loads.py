@@ -60,28 +60,45 @@ async def http_circle(address: str, requests: Sequence[bytes], callers: int, sec
     return load
 
 
-async def http_timetable(
-    address: str, requests: Sequence[bytes], callers: int, rate: float, seconds: float
+def h2load_logged(
+    url: str,
+    bodies: Sequence[bytes],
+    headers: Sequence[str],
+    *,
+    seconds: float,
+    callers: int,
+    rate: float | None = None,
 ) -> Load:
-    """Ask ``rate`` times a second, spread over callers; one that is late asks at once.
+    """Ask over HTTP/1.1 and read each answer's status and time from h2load's log.
 
-    An answer's time counts from when it was due to be asked for: a caller who waits for the answer before
-    waits for this one too.
+    With a ``rate`` each caller asks on a timetable, its share of so many requests a second; without, again as
+    soon as it has its answer. A compiled caller keeps a timetable on cores that it shares with the server. An
+    answer's time counts from when its request is sent: a caller who still waits for the answer before sends
+    late, and the load asked is then below the rate.
     """
-    load, turn = Load(), itertools.cycle(requests)
-    began = time.perf_counter()
-
-    async def call(number: int) -> None:
-        reader, writer = await _connected(address)
-        due = began + number / rate
-        while due < began + seconds and time.perf_counter() < began + seconds:
-            await asyncio.sleep(max(due - time.perf_counter(), 0))
-            await _ask(reader, writer, next(turn), load, due)
-            due += callers / rate
-        writer.close()
-
-    await asyncio.gather(*(call(number) for number in range(callers)))
-    load.seconds = time.perf_counter() - began
+    each = callers // len(bodies)
+    assert each * len(bodies) == callers, "give each body as many callers"
+    load = Load(seconds=seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        running, logs = [], []
+        for number, body in enumerate(bodies):
+            file, log = Path(folder, str(number)), Path(folder, f"{number}.log")
+            file.write_bytes(body)
+            logs.append(log)
+            command = ["h2load", "--h1", "-c", str(each), "-t", "1", "-D", f"{seconds * 1e3:.0f}ms"]
+            command += ["-d", str(file), f"--log-file={log}"]
+            command += [f"--rps={rate / callers:.3f}"] if rate is not None else []
+            for header in headers:
+                command += ["-H", header]
+            running.append(subprocess.Popen([*command, url], stdout=subprocess.DEVNULL))
+        if any(process.wait() for process in running):
+            raise RuntimeError("h2load failed")
+        for log in logs:
+            for line in log.read_text().splitlines():
+                _, status, micros = line.split("\t")[:3]
+                load.statuses[int(status)] = load.statuses.get(int(status), 0) + 1
+                if status == "200":
+                    load.latencies.append(int(micros) / 1e6)
     return load
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 
 BODIES = 64
+TOGETHER = 8  # h2loads at a time, each with a body of its own; every round takes the next ones
 """How many different requests are asked with: no answer is found by what another one left."""
 
 
