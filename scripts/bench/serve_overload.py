@@ -50,13 +50,13 @@ async def _overloaded(pid: int, root: str, seconds: float) -> list[Row]:
         sum(part.seconds for part in parts),
     )
     others = sum(count for status, count in statuses.items() if status not in (200, 429))
-    slower = all_.percentile(0.99) / base
+    p99, times = all_.percentile(0.99), all_.percentile(0.99) / base
     note = (
-        f"{seconds:g} s in ten parts, the median part; {BASE_CALLERS} callers alone get {usual.rate:,.0f} a second; "
-        f"asked {all_.asked:,.0f}, {all_.asked / usual.rate:.2f} times that, accepted {all_.rate:,.0f}; p99 of all "
-        f"accepted {all_.percentile(0.99) * 1e3:.1f} ms from when it was sent, {slower:.2f} times the base's "
-        f"{base * 1e3:.1f} ms, the lesser of before and after ({shed} of it shed); h2load asks from {CALLERS} "
-        f"connections on a timetable, queue of {QUEUE} rows; statuses {dict(statuses)}"
+        f"{seconds:g} s in ten parts, the median part; {BASE_CALLERS} callers alone get {usual.rate:,.0f} a "
+        f"second; asked {all_.asked:,.0f}, {all_.asked / usual.rate:.2f} times that, accepted {all_.rate:,.0f}; "
+        f"p99 of all accepted {p99 * 1e3:.1f} ms from when it was sent, {times:.2f} times the base's "
+        f"{base * 1e3:.1f} ms, the lesser of before and after ({shed} of it shed); h2load asks from "
+        f"{CALLERS} connections on a timetable, queue of {QUEUE} rows; statuses {dict(statuses)}"
     )
     silent = f"beside {quiet.open:,} connections that say nothing, opened anew "
     silent += f"{quiet.reopened:,} times when the server had closed them for it"
