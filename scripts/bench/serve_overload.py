@@ -53,7 +53,8 @@ async def _overloaded(pid: int, root: str, seconds: float) -> list[Row]:
     p99, times = all_.percentile(0.99), all_.percentile(0.99) / base
     note = (
         f"{seconds:g} s in ten parts, the median part; {BASE_CALLERS} callers alone get {usual.rate:,.0f} a "
-        f"second; asked {all_.asked:,.0f}, {all_.asked / usual.rate:.2f} times that, accepted {all_.rate:,.0f}; "
+        f"second; asked {all_.asked:,.0f}, {all_.asked / usual.rate:.2f} times that, accepted "
+        f"{all_.rate:,.0f}; "
         f"p99 of all accepted {p99 * 1e3:.1f} ms from when it was sent, {times:.2f} times the base's "
         f"{base * 1e3:.1f} ms, the lesser of before and after ({shed} of it shed); h2load asks from "
         f"{CALLERS} connections on a timetable, queue of {QUEUE} rows; statuses {dict(statuses)}"
