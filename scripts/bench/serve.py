@@ -173,7 +173,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# The server beside its peers",
         "",
-        f"Machine: {found['machine']}. It is shared: ratios and processor times say more than times by the clock.",
+        f"Machine: {found['machine']}. It is shared: ratios and processor times say more than times by the "
+        "clock.",
         "Medians of interleaved rounds, with the lowest and the highest round. Callers share the cores.",
         "",
         "| what | median | rounds: low to high | reach | beyond | result | notes |",
