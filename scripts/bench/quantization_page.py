@@ -48,7 +48,8 @@ def page(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _methods(result.get("models", {}))
     yield from _curves(result.get("models", {}))
     yield from _memory(result.get("memory", []))
-    yield from ("", "## What falls short, and what was tried", "", *(f"- {text}" for text in TRIED))
+    said = (*TRIED, *result.get("notes", ()))
+    yield from ("", "## What falls short, and what was tried", "", *(f"- {text}" for text in said))
 
 
 def _model(name: str, model: Mapping[str, Any]) -> Iterator[str]:
