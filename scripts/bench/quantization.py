@@ -1,6 +1,8 @@
 """INT8 beside its peers: accuracy, speed on this CPU, time of the search, memory, and what methods give.
 
     .venv/bin/python scripts/bench/quantization.py [--store FOLDER] [PART ...] [--only NAME ...]
+    .venv/bin/python scripts/bench/without_avx512.py scripts/bench/quantization.py files search speed \
+        --output docs/bench/quantization_avx2.json
 
 Parts, all by default: `files` makes every file and scores it; `search` times the search of the student's
 towers beside its peers; `speed` times all files interleaved; `both` quantizes both towers together;
@@ -9,7 +11,7 @@ towers beside its peers; `speed` times all files interleaved; `both` quantizes b
 
 Needs a finished `edgeglm build` in the store, for the student and the data; other models are pinned assets.
 Every file of a model is made from the same calibration samples and measured on the same held-out ones. Writes
-docs/bench/quantization.json and .md; every row carries the commit and machine that made it.
+docs/bench/quantization.json and .md, or --output; every row carries the commit and machine that made it.
 """
 
 from __future__ import annotations
@@ -56,9 +58,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "edgeglm-quantization")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--evaluations", type=int, default=40)
+    parser.add_argument("--output", type=Path, default=OUT)
     asked = parser.parse_args(arguments)
     parts = asked.parts or list(PARTS)
-    result = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    result = json.loads(asked.output.read_text()) if asked.output.is_file() else {}
     if isinstance(result.get("models"), list):  # of an earlier form, whose rows name no commit
         result = {}
     store = Store(asked.store)
@@ -79,13 +82,13 @@ def main(arguments: list[str]) -> int:
             model["methods"] = [stamped(row) for row in method_rows(subject, folder)]
         if "curve" in parts:
             model["curve"] = [stamped(row) for row in curve_rows(subject)]
-        written(OUT, result)
+        written(asked.output, result)
     if "both" in parts:
         result["both"] = [stamped(row) for row in both_rows(store, asked.work)]
-        written(OUT, result)
+        written(asked.output, result)
     if "memory" in parts:
         result["memory"] = [stamped(row) for row in memory_rows(store, asked.work)]
-        written(OUT, result)
+        written(asked.output, result)
     return 0
 
 
