@@ -1,15 +1,18 @@
 """The files of lane A that a bundle carries for boards with TensorRT 8.5.
 
 They are made from the gated variants when the bundle is packed, a second a tower, and hold the same
-weights: nothing is trained, calibrated or evaluated again. What they answer to the golden inputs is
-compared with what the gated variant answers, and kept for the board to compare with. Whether they share
-its embedding space is measured as for every variant.
+weights: nothing is trained or calibrated again. What they answer to the golden inputs is compared with what
+the gated variant answers, and kept for the board to compare with. What they keep of the task is measured on
+these very files and passes the same gate; whether they share the embedding space is measured as for every
+variant.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgeglm.build.pack_sources import REFERENCE
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import OUTPUTS, golden_sources
 from edgeglm.bundle.manifest import LeftOutRecord, Manifest, VariantRecord
-from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.calibration.quantize import QuantizeReport, Verdict
 from edgeglm.calibration.quantize import Variant as Kept
 from edgeglm.compile.lane_record import SUFFIX, LaneRecord, LaneTower, record_name
 from edgeglm.core.errors import UserError
@@ -38,6 +43,21 @@ Feeds = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 _LEAST_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaneTrial:
+    """What the files of one variant keep of the task, their bytes by tower, and how long all of it took.
+
+    ``of`` is the variant of lane B that they were made from. ``metrics`` are as in ``VariantRecord``; empty
+    where the embeddings are of no use.
+    """
+
+    of: str
+    metrics: dict[str, Any]
+    verdict: Verdict
+    sizes: dict[str, int]
+    seconds: float
+
+
 def takes_lane_a(target: ResolvedTarget) -> bool:
     """Say whether some board of the target has a TensorRT that parses lane A only."""
     return any(member.lanes == ("A",) for member in target.members)
@@ -51,28 +71,33 @@ def with_lane_a(
     feeds: Feeds,
     scratch: Path,
     threads: int,
+    scores: TowerScores,
     agreement: Callable[[Mapping[str, Path]], float],
-) -> tuple[dict[str, Path | bytes], Manifest]:
-    """Return the sources and the manifest of a bundle with lane A beside lane B.
+) -> tuple[dict[str, Path | bytes], Manifest, dict[str, LaneTrial]]:
+    """Return the sources and the manifest of a bundle with lane A beside lane B, and what was measured.
 
     Args:
         sources: As they are, with models and goldens.
         manifest: As it is.
-        tried: The quantize stage's report: the precision of each tower, and what AutoCast kept in FP32.
+        tried: The quantize stage's report: the precision of each tower, what AutoCast kept in FP32, and the
+            figures of FP32, against which all are gated.
         feeds: The golden inputs as model input.
         scratch: An empty folder.
         threads: Of ONNX Runtime.
+        scores: Measures and judges the task; products between Q/DQ have to be computed as they are written.
         agreement: Measures how far files ``{tower: path}`` share the reference's embedding space.
 
-    A variant that cannot be written for lane A is left out, with the reason in the manifest.
+    A variant that cannot be written for lane A, or misses the gate, is left out, with the reason in the
+    manifest.
     """
     whole, variants, left_out = dict(sources), [], []
     agreements = dict(manifest.space.agreement)
     outputs = _stored_outputs(sources[OUTPUTS])
+    trials: dict[str, LaneTrial] = {}
     for variant in manifest.variants:
         if variant.gate != "passed":
             continue
-        name = f"{variant.name}{SUFFIX}"
+        name, started = f"{variant.name}{SUFFIX}", time.perf_counter()
         try:
             made, answers = _made(
                 sources, variant, tried.variants[variant.name], outputs, feeds, scratch, threads
@@ -80,12 +105,25 @@ def with_lane_a(
         except UserError as error:
             left_out.append(LeftOutRecord(name=name, reason=str(error)))
             continue
+        files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
+        towers = {tower: scratch / name / f"{tower}.onnx" for tower in files}
+        metrics = scores.metrics(towers)
+        verdict = scores.judged(metrics, tried.variants[REFERENCE].metrics)
+        trial = trials[name] = LaneTrial(
+            of=variant.name,
+            metrics={} if "unusable" in metrics else metrics,
+            verdict=verdict,
+            sizes={tower: len(made[file]) for tower, file in files.items()},
+            seconds=time.perf_counter() - started,
+        )
+        if not verdict.passed:
+            left_out.append(LeftOutRecord(name=name, reason=verdict.reason, metrics=trial.metrics))
+            continue
         whole.update(made)
         outputs.update(answers)
         whole[f"gallery/embeddings-{name}.npy"] = sources[f"gallery/embeddings-{variant.name}.npy"]
-        files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
-        agreements[name] = agreement({tower: scratch / name / f"{tower}.onnx" for tower in files})
-        variants.append(VariantRecord(name=name, files=files, gate="passed", lane="A"))
+        agreements[name] = agreement(towers)
+        variants.append(VariantRecord(name=name, files=files, gate="passed", metrics=trial.metrics, lane="A"))
     whole[OUTPUTS] = _with_outputs(outputs)
     changed = msgspec.structs.replace(
         manifest,
@@ -93,7 +131,7 @@ def with_lane_a(
         left_out=(*manifest.left_out, *left_out),
         space=msgspec.structs.replace(manifest.space, agreement=agreements),
     )
-    return whole, changed
+    return whole, changed, trials
 
 
 def _made(

@@ -10,6 +10,7 @@ import msgspec
 
 from edgeglm.adapt.backbones import read_backbones
 from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of, read_preprocessing
+from edgeglm.build.lane_a import LaneTrial
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.table import (
     TITLES,
@@ -82,6 +83,22 @@ def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
     return tuple(rows)
 
 
+def lane_rows(inputs: Inputs, recipe: Recipe, lanes: Mapping[str, LaneTrial]) -> tuple[StageRow, ...]:
+    """Return a row for each variant of lane A: measured when the bundle is packed, and timed on a board."""
+    return tuple(
+        StageRow(
+            name=name,
+            title=f"{trial.of.upper()}, lane A",
+            seconds=trial.seconds,
+            metrics=_typed(trial.metrics),
+            towers=_student_towers(inputs, recipe, None, trial.sizes) if trial.verdict.passed else (),
+            kept=trial.verdict.passed,
+            note="for TensorRT 8.5" if trial.verdict.passed else trial.verdict.reason,
+        )
+        for name, trial in lanes.items()
+    )
+
+
 def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tuple[Tower, ...]:
     """Return what the teacher's towers cost: backbones and heads together."""
     folder, backbones = inputs["teacher"].path, read_backbones(inputs["backbones"].path)
@@ -108,7 +125,7 @@ def student_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds, varian
 
 
 def _student_towers(
-    inputs: Inputs, recipe: Recipe, latency: Milliseconds, sizes: Mapping[str, int]
+    inputs: Inputs, recipe: Recipe, latency: Milliseconds | None, sizes: Mapping[str, int]
 ) -> tuple[Tower, ...]:
     shapes = json.loads((inputs["export"].path / "towers.json").read_text())
     preprocessing = read_preprocessing(inputs["export"].path)
@@ -122,14 +139,14 @@ def _student_towers(
     )
 
 
-def _tower(name: str, detail: str, parameters: int, size: int, latency: Milliseconds) -> Tower:
+def _tower(name: str, detail: str, parameters: int, size: int, latency: Milliseconds | None) -> Tower:
     return Tower(
         name=name,
         detail=detail,
         parameters=parameters,
         size_bytes=size,
-        latency_ms_1=latency[name]["1"],
-        latency_ms_8=latency[name]["8"],
+        latency_ms_1=latency[name]["1"] if latency else None,
+        latency_ms_8=latency[name]["8"] if latency else None,
     )
 
 
