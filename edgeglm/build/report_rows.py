@@ -15,11 +15,13 @@ from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.table import (
     TITLES,
     TUNED,
+    best_trial,
     compile_note,
     quantize_report,
     stages_of,
     teacher_sizes,
     torch_sizes,
+    usable_metrics,
 )
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.calibration.quantize import QuantizeReport
@@ -66,14 +68,12 @@ def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
         if name in tried.variants:
             rows.append(_variant_row(inputs, recipe, latency, tried, name))
         elif name in tried.left_out:
-            best = max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
-            usable = best is not None and "unusable" not in best.metrics
             rows.append(
                 StageRow(
                     name=name,
                     title=_VARIANT_TITLES[name],
                     seconds=tried.seconds[name],
-                    metrics=_typed(best.metrics) if best is not None and usable else {},
+                    metrics=_typed(usable_metrics(best_trial(tried, name))),
                     kept=False,
                     note=tried.left_out[name],
                 )

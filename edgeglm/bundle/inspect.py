@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeglm.bundle.fingerprint import fingerprint_of
-from edgeglm.bundle.manifest import Manifest, VariantRecord
+from edgeglm.bundle.manifest import Manifest, Metrics
 from edgeglm.bundle.opened import Bundle
 
 
@@ -51,7 +51,7 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("name", manifest.target.name),
             ("description", manifest.target.description),
             ("members", ", ".join(manifest.target.members) or "itself"),
-            *((name, _words(value)) for name, value in manifest.target.facts.items()),
+            *((name.replace("_", " "), _words(value)) for name, value in manifest.target.facts.items()),
         ),
     )
     engines = [name.removeprefix("engines/") for name in bundle.names("engines") if name.endswith(".plan")]
@@ -110,17 +110,19 @@ def _variants(manifest: Manifest) -> Table:
 
 
 def _accuracy(manifest: Manifest) -> Table:
-    measured = [variant for variant in manifest.variants if variant.metrics]
-    tracks = list(dict.fromkeys(track for variant in measured for track in variant.metrics))
+    named = {variant.name: variant.metrics for variant in manifest.variants}
+    named |= {f"{left.name}, left out": left.metrics for left in manifest.left_out}
+    measured = {name: metrics for name, metrics in named.items() if metrics}
+    tracks = list(dict.fromkeys(track for metrics in measured.values() for track in metrics))
     return Table(
         title="mAP@10",
-        columns=("track", *(f">{variant.name}" for variant in measured)),
-        rows=tuple((track, *(_map10(variant, track) for variant in measured)) for track in tracks),
+        columns=("track", *(f">{name}" for name in measured)),
+        rows=tuple((track, *(_map10(metrics, track) for metrics in measured.values())) for track in tracks),
     )
 
 
-def _map10(variant: VariantRecord, track: str) -> str:
-    measured: Any = variant.metrics.get(track)
+def _map10(metrics: Metrics, track: str) -> str:
+    measured: Any = metrics.get(track)
     value = measured.get("map10") if isinstance(measured, dict) else None
     value = value.get("value") if isinstance(value, dict) else value
     return f"{value:.4f}" if isinstance(value, (int, float)) else "-"

@@ -65,7 +65,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
 
 
 class TargetRecord(_Record, frozen=True, kw_only=True):
-    """The target the bundle was made for. ``members`` are the boards of a family."""
+    """The target the bundle was made for. ``members`` are the boards of a family, ``facts`` what they are."""
 
     name: str
     description: str = ""
@@ -113,7 +113,7 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
 
 
 class LeftOutRecord(_Record, frozen=True, kw_only=True):
-    """A candidate that did not pass, with the reason in words."""
+    """A candidate that did not pass, with the reason in words, and the figures of its best files if any."""
 
     name: str
     reason: str
@@ -121,7 +121,11 @@ class LeftOutRecord(_Record, frozen=True, kw_only=True):
 
 
 class StageRecord(_Record, frozen=True, kw_only=True):
-    """The provenance of one stage. ``inputs`` and ``artifact`` are artifact digests."""
+    """The provenance of one stage. ``inputs`` and ``artifact`` are artifact digests.
+
+    ``seconds`` are those of the run that made the artifact. Whether it was ``reused`` since is no part of a
+    bundle: older bundles say it of every stage, always falsely, and are read.
+    """
 
     name: str
     config: dict[str, Any]
@@ -129,7 +133,7 @@ class StageRecord(_Record, frozen=True, kw_only=True):
     artifact: Sha256
     libraries: dict[str, str] = {}
     seconds: Seconds = 0.0
-    reused: bool = False
+    reused: bool | msgspec.UnsetType = msgspec.UNSET
     metrics: Metrics = {}
 
 
