@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from measured_row import Row
 from runner_loads import HttpCaller, Rounds, circle_rate, group_seconds
 from runner_overhead import ROUNDS, SECONDS, no_op
-from runner_report import Row, row
+from runner_report import row
 
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
