@@ -8,6 +8,7 @@ from typing import Any
 from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.manifest import Manifest, Metrics
 from edgeglm.bundle.opened import Bundle
+from edgeglm.core.words import human_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("created", manifest.created),
             ("edgeglm", manifest.edgeglm),
             ("schema", str(manifest.schema_version)),
-            ("files", f"{len(manifest.files)}, {size_text(manifest.size)}"),
+            ("files", f"{len(manifest.files)}, {human_bytes(manifest.size)}"),
             ("content digest", manifest.content_digest),
             ("verified", "yes" if bundle.verified else "no"),
             ("signature", bundle.signature.words),
@@ -77,16 +78,6 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
     return sections, tuple(table for table in tables if table.rows)
 
 
-def size_text(size: int) -> str:
-    """Write a number of bytes for people: ``12.3 MB``."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
-
-
 def _variants(manifest: Manifest) -> Table:
     timings = sorted({name for variant in manifest.variants for name in variant.latency})
     rows = [
@@ -94,7 +85,7 @@ def _variants(manifest: Manifest) -> Table:
             f"{variant.name} (default)" if variant.name == manifest.default_variant else variant.name,
             variant.lane,
             variant.gate,
-            size_text(sum(manifest.files[name].size for name in variant.files.values())),
+            human_bytes(sum(manifest.files[name].size for name in variant.files.values())),
             *(f"{variant.latency[name]:.2f}" if name in variant.latency else "-" for name in timings),
         )
         for variant in manifest.variants

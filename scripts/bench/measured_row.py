@@ -1,9 +1,9 @@
-"""A line of a page of figures: the median of its rounds, held against what is aimed at."""
+"""A line of a page of figures: the median of its rounds, held against what is aimed at; and an interval."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -45,3 +45,8 @@ def _result(value: float, unit: str, reach: float | None, beyond: float | None) 
     if sign * value >= sign * beyond:
         return "beyond"
     return "reached" if sign * value >= sign * reach else "falls short"
+
+
+def interval_words(interval: Mapping[str, float]) -> str:
+    """Return a figure with its interval: ``0.778 (0.752 to 0.803)``."""
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
-from edgeglm.bundle.inspect import inspect_rows, size_text
+from edgeglm.bundle.inspect import inspect_rows
 from edgeglm.bundle.verify import open_bundle
 
 
@@ -26,11 +24,3 @@ def test_inspect_shows_the_gate_and_figure_of_every_variant_and_what_was_left_ou
     for table in tables:
         assert {len(row) for row in table.rows} == {len(table.columns)}
     assert {table.title for table in tables} == {"variants", "mAP@10", "towers", "stages", "licences"}
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (12_300_000, "12.3 MB"), (10**12, "1000.0 GB")],
-)
-def test_sizes_are_written_for_people(size, text):
-    assert size_text(size) == text
