@@ -14,6 +14,7 @@ from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Feeds, batches_of
 from edgeglm.calibration.groups import with_glue
 from edgeglm.calibration.modelopt_calls import fp8_model
+from edgeglm.calibration.opsets import keep_used_opsets
 from edgeglm.calibration.ort_calls import (
     Ranges,
     dynamic_model,
@@ -202,10 +203,7 @@ def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ran
     quantize_tables(model, plan.embeddings)
     strip_traces(model)
     model.graph.ClearField("value_info")
-    domains = {node.domain for node in model.graph.node}
-    kept = [entry for entry in model.opset_import if entry.domain in domains or not entry.domain]
-    del model.opset_import[:]
-    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+    keep_used_opsets(model)
     sorted_nodes(model.graph)  # the quantizers append where they like, and ONNX asks for an order
     _require_legal(model, prepared.path.name)
     save_deterministic(model, out)

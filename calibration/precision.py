@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgeglm.calibration.feeds import batches_of, require_finite
 from edgeglm.calibration.modelopt_calls import fp16_model, int8_model
+from edgeglm.calibration.opsets import keep_used_opsets
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
 from edgeglm.calibration.qdq import set_activation_ranges, settle_quantizers
@@ -250,10 +251,7 @@ def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
             )
         for value, original in zip(mine, theirs, strict=True):
             value.type.CopyFrom(original.type)
-    domains = {node.domain for node in model.graph.node}
-    kept = [entry for entry in model.opset_import if entry.domain in domains or not entry.domain]
-    del model.opset_import[:]
-    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+    keep_used_opsets(model)
     model.ir_version = source.ir_version
     onnx.checker.check_model(model, full_check=True)
     save_deterministic(model, onnx_out)

@@ -1,30 +1,41 @@
 """The files of lane A that a bundle carries for boards with TensorRT 8.5.
 
 They are made from the gated variants when the bundle is packed, a second a tower, and hold the same
-weights: nothing is trained, calibrated or evaluated again. What they answer to the golden inputs is
-compared with what the gated variant answers, and kept for the board to compare with. Whether they share
-its embedding space is measured as for every variant.
+weights: nothing is trained or calibrated again. What they answer to the golden inputs is compared with what
+the gated variant answers, and kept for the board to compare with. What they keep of the task is measured on
+these very files; whether they share the embedding space is measured as for every variant.
+
+They are held to the same gate. Where activations lie between two steps, INT8 rounds otherwise beside FP32,
+in which lane A is computed here, than beside FP16, which a board may choose; that alone can miss a gate. So
+files that miss it by less than chance travel too, as "parity" and not as "passed": their golden outputs agree
+with those of a variant that passed, and their figures say what they keep. What misses it by more is left out.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgeglm.build.evaluations import Precisions
+from edgeglm.build.pack_sources import REFERENCE
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import OUTPUTS, golden_sources
 from edgeglm.bundle.manifest import LeftOutRecord, Manifest, VariantRecord
-from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.calibration.quantize import QuantizeReport, Verdict
 from edgeglm.calibration.quantize import Variant as Kept
 from edgeglm.compile.lane_record import SUFFIX, LaneRecord, LaneTower, record_name
 from edgeglm.core.errors import UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.evaluate.retrieval import Interval
 from edgeglm.export.costs import costs_sources
 from edgeglm.export.lanes import checked_lane
 from edgeglm.export.lowering import lane_a_from_onnx
@@ -36,6 +47,28 @@ Feeds = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 #: By the precision of the tower. INT8 activations that lie between two steps round either way in FP16, which
 #: lane B computes in besides, and in FP32, which lane A does.
 _LEAST_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneTrial:
+    """What the files of one variant keep of the task, their bytes by tower, and how long all of it took.
+
+    Attributes:
+        of: The variant of lane B that they were made from.
+        metrics: As in ``VariantRecord``; empty where the embeddings are of no use.
+        verdict: Of their worst pool of queries, whose interval is ``interval``.
+        gate: As in ``VariantRecord``; None for what is left out.
+        sizes: Bytes of each tower's file.
+        seconds: For writing, comparing and measuring them.
+    """
+
+    of: str
+    metrics: dict[str, Any]
+    verdict: Verdict
+    interval: Interval | None
+    gate: Literal["passed", "parity"] | None
+    sizes: dict[str, int]
+    seconds: float
 
 
 def takes_lane_a(target: ResolvedTarget) -> bool:
@@ -51,28 +84,35 @@ def with_lane_a(
     feeds: Feeds,
     scratch: Path,
     threads: int,
+    scores: TowerScores,
+    baseline: Precisions,
     agreement: Callable[[Mapping[str, Path]], float],
-) -> tuple[dict[str, Path | bytes], Manifest]:
-    """Return the sources and the manifest of a bundle with lane A beside lane B.
+) -> tuple[dict[str, Path | bytes], Manifest, dict[str, LaneTrial]]:
+    """Return the sources and the manifest of a bundle with lane A beside lane B, and what was measured.
 
     Args:
         sources: As they are, with models and goldens.
         manifest: As it is.
-        tried: The quantize stage's report: the precision of each tower, and what AutoCast kept in FP32.
+        tried: The quantize stage's report: the precision of each tower, what AutoCast kept in FP32, and the
+            figures of FP32, against which all are gated.
         feeds: The golden inputs as model input.
         scratch: An empty folder.
         threads: Of ONNX Runtime.
+        scores: Measures and judges the task; products between Q/DQ have to be computed as they are written.
+        baseline: AP@10 of FP32 for each query, by track.
         agreement: Measures how far files ``{tower: path}`` share the reference's embedding space.
 
-    A variant that cannot be written for lane A is left out, with the reason in the manifest.
+    A variant that cannot be written for lane A, or misses the gate by more than chance, is left out, with
+    the reason in the manifest.
     """
     whole, variants, left_out = dict(sources), [], []
     agreements = dict(manifest.space.agreement)
     outputs = _stored_outputs(sources[OUTPUTS])
+    trials: dict[str, LaneTrial] = {}
     for variant in manifest.variants:
         if variant.gate != "passed":
             continue
-        name = f"{variant.name}{SUFFIX}"
+        name, started = f"{variant.name}{SUFFIX}", time.perf_counter()
         try:
             made, answers = _made(
                 sources, variant, tried.variants[variant.name], outputs, feeds, scratch, threads
@@ -80,12 +120,24 @@ def with_lane_a(
         except UserError as error:
             left_out.append(LeftOutRecord(name=name, reason=str(error)))
             continue
+        files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
+        towers = {tower: scratch / name / f"{tower}.onnx" for tower in files}
+        trial = trials[name] = LaneTrial(
+            of=variant.name,
+            **_measured(towers, scores, tried.variants[REFERENCE].metrics, baseline),
+            sizes={tower: len(made[file]) for tower, file in files.items()},
+            seconds=time.perf_counter() - started,
+        )
+        if trial.gate is None:
+            left_out.append(LeftOutRecord(name=name, reason=trial.verdict.reason, metrics=trial.metrics))
+            continue
         whole.update(made)
         outputs.update(answers)
         whole[f"gallery/embeddings-{name}.npy"] = sources[f"gallery/embeddings-{variant.name}.npy"]
-        files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
-        agreements[name] = agreement({tower: scratch / name / f"{tower}.onnx" for tower in files})
-        variants.append(VariantRecord(name=name, files=files, gate="passed", lane="A"))
+        agreements[name] = agreement(towers)
+        variants.append(
+            VariantRecord(name=name, files=files, gate=trial.gate, metrics=trial.metrics, lane="A")
+        )
     whole[OUTPUTS] = _with_outputs(outputs)
     changed = msgspec.structs.replace(
         manifest,
@@ -93,7 +145,26 @@ def with_lane_a(
         left_out=(*manifest.left_out, *left_out),
         space=msgspec.structs.replace(manifest.space, agreement=agreements),
     )
-    return whole, changed
+    return whole, changed, trials
+
+
+def _measured(
+    towers: Mapping[str, Path], scores: TowerScores, fp32: Mapping[str, Any], baseline: Precisions
+) -> dict[str, Any]:
+    """Return what a trial says of the task."""
+    precisions: Precisions = {}
+    metrics = scores.metrics(towers, precisions=precisions)
+    verdict = scores.judged(metrics, fp32)
+    if "unusable" in metrics:
+        return {"metrics": {}, "verdict": verdict, "interval": None, "gate": None}
+    ratios = scores.ratios(precisions, baseline)
+    chance = all(ratio.high >= scores.minimum for ratio in ratios.values())
+    return {
+        "metrics": metrics,
+        "verdict": verdict,
+        "interval": min(ratios.values(), key=lambda ratio: ratio.value, default=None),
+        "gate": "passed" if verdict.passed else "parity" if chance else None,
+    }
 
 
 def _made(

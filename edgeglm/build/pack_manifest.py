@@ -15,7 +15,7 @@ from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ra
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pack_sources import REFERENCE
 from edgeglm.build.report_rows import student_towers, teacher_towers
-from edgeglm.build.table import quantize_report
+from edgeglm.build.table import best_trial, quantize_report, usable_metrics
 from edgeglm.bundle.manifest import (
     LeftOutRecord,
     LicenceRecord,
@@ -30,6 +30,7 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs
 from edgeglm.data.pairs import PairSet
+from edgeglm.targets.description import dotted_sm
 from edgeglm.targets.schema import ResolvedTarget
 
 
@@ -102,11 +103,17 @@ def manifest_of(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         edgeglm=__version__,
         target=TargetRecord(
-            name=target.name, description=target.title, members=tuple(m.name for m in resolved.members)
+            name=target.name,
+            description=target.title,
+            members=tuple(member.name for member in resolved.members),
+            facts=_facts(resolved),
         ),
         default_variant=fastest_variant(latency, [variant.name for variant in variants]),
         variants=variants,
-        left_out=tuple(LeftOutRecord(name=name, reason=why) for name, why in sorted(tried.left_out.items())),
+        left_out=tuple(
+            LeftOutRecord(name=name, reason=why, metrics=usable_metrics(best_trial(tried, name)))
+            for name, why in sorted(tried.left_out.items())
+        ),
         towers=_towers(inputs),
         stages=tuple(_stage_record(name, inputs[name]) for name in inputs),
         licences=(*licences, *weights),
@@ -117,6 +124,20 @@ def manifest_of(
 def fastest_variant(latency: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str]) -> str:
     """Return the variant whose towers together are the fastest at batch 1 where it was measured."""
     return min(names, key=lambda name: (sum(tower["1"] for tower in latency[name].values()), name))
+
+
+def _facts(resolved: ResolvedTarget) -> dict[str, Any]:
+    """Return what the boards are, each value once, in the order of the members."""
+    members = resolved.members
+    found: dict[str, list[Any]] = {
+        "architectures": [member.arch for member in members],
+        "compute_capabilities": [dotted_sm(member.sm) if member.sm else None for member in members],
+        "memory_gb": [member.memory_gb.value if member.memory_gb else None for member in members],
+        "builders": [member.builder for member in members],
+        "lanes": [lane for member in members for lane in member.lanes],
+    }
+    known = {name: [value for value in dict.fromkeys(values) if value] for name, values in found.items()}
+    return {"kind": resolved.target.kind, **{name: values for name, values in known.items() if values}}
 
 
 def _towers(inputs: Inputs) -> dict[str, TowerRecord]:

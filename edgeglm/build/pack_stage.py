@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from edgeglm.build.lane_a import takes_lane_a, with_lane_a
+from edgeglm.build.evaluations import precisions_of
+from edgeglm.build.lane_a import LaneTrial, takes_lane_a, with_lane_a
 from edgeglm.build.pack_manifest import licence_of, manifest_of, metrics_of_bundle, notice, portable_recipe
 from edgeglm.build.pack_sources import (
     REFERENCE,
@@ -22,6 +23,7 @@ from edgeglm.build.pack_sources import (
 from edgeglm.build.report_data import report_of
 from edgeglm.build.space import agreement_of_files, measured_space
 from edgeglm.build.table import quantize_report
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import golden_sources
 from edgeglm.bundle.manifest import FileRecord, LicenceRecord, Manifest, content_digest
 from edgeglm.bundle.pack import write_bundle
@@ -79,8 +81,19 @@ class PackStage(Stage[PackStageConfig]):
         "edgeglm.targets",
         "edgeglm.compile.shell",
         "edgeglm.export",
+        "edgeglm.evaluate",
+        "edgeglm.engines.onnxruntime_engine",
+        "edgeglm.data.transforms",
+        "edgeglm.data.tokenization",
     )
-    libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "onnx", "pillow", "onnxruntime-gpu", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "matplotlib",
+        "onnx",
+        "pillow",
+        "onnxruntime-gpu",
+        "numpy",
+        "tokenizers",
+    )
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Collect, embed the goldens, draw the report, write the bundle."""
@@ -98,17 +111,28 @@ class PackStage(Stage[PackStageConfig]):
             names = [variant.name for variant in manifest.variants]
             space = measured_space(pairs, inputs, names, reference=REFERENCE, threads=context.threads)
             manifest = msgspec.structs.replace(manifest, space=space)
+            lanes: Mapping[str, LaneTrial] = {}
             if takes_lane_a(target):
+                scores = TowerScores(
+                    pairs,
+                    inputs["export"].path,
+                    threads=context.threads,
+                    seed=recipe.seed,
+                    minimum=recipe.gates.quantized_ratio,
+                    integers=False,  # as TensorRT computes
+                )
                 with context.store.scratch() as scratch:
-                    sources, manifest = with_lane_a(
+                    sources, manifest, lanes = with_lane_a(
                         sources,
                         manifest,
                         tried=quantize_report(inputs["quantize"]),
                         feeds=feeds,
                         scratch=scratch,
                         threads=context.threads,
+                        scores=scores,
+                        baseline=precisions_of(inputs["export-evaluation"]),
                         agreement=lambda towers: agreement_of_files(
-                            pairs, inputs, towers, reference=REFERENCE, threads=context.threads
+                            pairs, inputs, towers, scores, reference=REFERENCE, threads=context.threads
                         ),
                     )
             fits = _fits(manifest, sources, target)
@@ -119,7 +143,7 @@ class PackStage(Stage[PackStageConfig]):
             metrics = metrics_of_bundle(inputs, pairs, recipe, manifest)
             sources["metrics.json"] = json.dumps(metrics, indent=1, sort_keys=True).encode()
             digest = content_digest(_listed(sources))  # the report quotes it, and is no part of it
-            page = render_report(report_of(inputs, pairs, recipe, target, manifest, digest))
+            page = render_report(report_of(inputs, pairs, recipe, target, manifest, digest, lanes))
             sources["report.html"] = page.encode()
             folder = write_bundle(out / BUNDLE_FOLDER, sources=sources, manifest=manifest, archive="none")
             if any(member.arch == "aarch64" for member in target.members):

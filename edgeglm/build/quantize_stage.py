@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.tower_scores import TowerScores
@@ -27,7 +26,7 @@ from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.evaluate.towers import gallery_images, image_embeddings
+from edgeglm.evaluate.towers import gallery_images
 from edgeglm.targets.schema import Target
 
 #: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
@@ -124,8 +123,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                 shutil.copytree(scratch / "models" / variant, out / "models" / variant)
             shutil.copyfile(calibration.folder / "calibration.json", out / "calibration.json")
         for name in report.variants:
-            image = out / "models" / name / "image.onnx"
-            rows = _shown_embeddings(pairs, scores.image_rows(image), image, exported, context.threads)
+            rows = scores.embeddings(out / "models" / name / "image.onnx", pairs.shown_images())
             np.save(out / f"embeddings-{name}.npy", rows)
         tried = msgspec.to_builtins(report)
         (out / "variants.json").write_text(json.dumps(tried, indent=1, sort_keys=True))
@@ -171,18 +169,6 @@ def quantize_config(
         if recipe.quantize.qat_steps and "int8" in candidates
         else None,
     )
-
-
-def _shown_embeddings(
-    pairs: PairSet, evaluated_ND: Any, image: Path, exported: Path, threads: int
-) -> npt.NDArray[np.float32]:
-    """Return the embeddings of the bundle's gallery, float32 [G, D]; those not evaluated are made here."""
-    rows_ND = np.array(evaluated_ND, np.float32)
-    evaluated = set(gallery_images(pairs.tracks))
-    if others := [index for index in pairs.shown_images() if index not in evaluated]:
-        side = read_preprocessing(exported).image.resolution
-        rows_ND[others] = image_embeddings(image, pairs.images, others, resolution=side, threads=threads)
-    return rows_ND[pairs.shown_images()]
 
 
 def calibration_candidates(pairs: PairSet, targets: Path, exported: Path) -> dict[str, Candidates]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import os
 import platform
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 
 from edgeglm.build.command_line import command_of
 from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ratios
+from edgeglm.build.lane_a import LaneTrial
 from edgeglm.build.pools import gate_pools, pool_gates, required_pools
-from edgeglm.build.report_rows import stage_rows
+from edgeglm.build.report_rows import lane_rows, stage_rows
 from edgeglm.build.student_search import read_search
 from edgeglm.build.table import TITLES, quantize_report
 from edgeglm.bundle.manifest import Manifest
+from edgeglm.calibration.quantize import Verdict
 from edgeglm.calibration.sets import CalibrationRecord
 from edgeglm.compile.stage import compile_record_from_file
 from edgeglm.core.recipe import Recipe
@@ -24,6 +27,7 @@ from edgeglm.data.languages import LANGUAGES
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.examples import Retrieved, example_retrievals, hard_retrievals
+from edgeglm.evaluate.retrieval import Interval
 from edgeglm.evaluate.towers import TextSettings, text_embeddings
 from edgeglm.report import ReportData
 from edgeglm.report.data import (
@@ -51,9 +55,10 @@ def report_of(
     target: ResolvedTarget,
     manifest: Manifest,
     digest: str,
+    lanes: Mapping[str, LaneTrial],
 ) -> ReportData:
-    """Gather the report of one bundle."""
-    rows = stage_rows(inputs, recipe)
+    """Gather the report of one bundle; ``lanes`` is what was measured of lane A when it was packed."""
+    rows = (*stage_rows(inputs, recipe), *lane_rows(inputs, recipe, lanes))
     by_name = {row.name: row for row in rows}
     main = pairs.tracks[0].name
     tracks = tuple(track_note(track) for track in pairs.tracks)
@@ -73,7 +78,7 @@ def report_of(
         stages=rows,
         examples=drawn,
         hard=worst,
-        gates=gate_rows(inputs, pairs, recipe),
+        gates=(*gate_rows(inputs, pairs, recipe), *lane_gates(recipe, lanes)),
         left_out=tuple(Fact(label=left.name, value=left.reason) for left in manifest.left_out),
         search=_search(inputs, recipe),
         calibration=_calibration(inputs),
@@ -163,17 +168,34 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
         )
     for name, trials in quantize_report(inputs["quantize"]).trials.items():
         best = max(trials, key=lambda trial: trial.verdict.score)
-        rows.append(
-            GateRow(
-                name=f"{name} / FP32, worst pool",
-                value=best.verdict.score,
-                threshold=recipe.gates.quantized_ratio,
-                passed=best.verdict.passed,
-                required=False,
-                consequence="packed" if best.verdict.passed else "left out",
-            )
-        )
+        outcome = "packed" if best.verdict.passed else "left out"
+        rows.append(_candidate_gate(name, best.verdict, recipe, outcome))
     return tuple(rows)
+
+
+def lane_gates(recipe: Recipe, lanes: Mapping[str, LaneTrial]) -> tuple[GateRow, ...]:
+    """Return the gate of each variant of lane A, on its own files."""
+    packed = {"passed": "packed", "parity": "packed as parity, as the interval reaches the gate"}
+    return tuple(
+        _candidate_gate(
+            name, trial.verdict, recipe, packed.get(trial.gate or "", "left out"), interval=trial.interval
+        )
+        for name, trial in lanes.items()
+    )
+
+
+def _candidate_gate(
+    name: str, verdict: Verdict, recipe: Recipe, consequence: str, *, interval: Interval | None = None
+) -> GateRow:
+    return GateRow(
+        name=f"{name} / FP32, worst pool",
+        value=verdict.score,
+        threshold=recipe.gates.quantized_ratio,
+        passed=verdict.passed,
+        required=False,
+        consequence=consequence,
+        interval=interval,
+    )
 
 
 def examples_of(

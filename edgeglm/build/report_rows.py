@@ -10,15 +10,18 @@ import msgspec
 
 from edgeglm.adapt.backbones import read_backbones
 from edgeglm.build.evaluations import Metrics, metrics_of, milliseconds_of, read_preprocessing
+from edgeglm.build.lane_a import LaneTrial
 from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.table import (
     TITLES,
     TUNED,
+    best_trial,
     compile_note,
     quantize_report,
     stages_of,
     teacher_sizes,
     torch_sizes,
+    usable_metrics,
 )
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.calibration.quantize import QuantizeReport
@@ -65,14 +68,12 @@ def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
         if name in tried.variants:
             rows.append(_variant_row(inputs, recipe, latency, tried, name))
         elif name in tried.left_out:
-            best = max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
-            usable = best is not None and "unusable" not in best.metrics
             rows.append(
                 StageRow(
                     name=name,
                     title=_VARIANT_TITLES[name],
                     seconds=tried.seconds[name],
-                    metrics=_typed(best.metrics) if best is not None and usable else {},
+                    metrics=_typed(usable_metrics(best_trial(tried, name))),
                     kept=False,
                     note=tried.left_out[name],
                 )
@@ -80,6 +81,22 @@ def stage_rows(inputs: Inputs, recipe: Recipe) -> tuple[StageRow, ...]:
     rows.append(_plain(inputs, "latency", "Latency", "all models interleaved"))
     rows.append(_plain(inputs, "compile", TITLES["compile"], compile_note(inputs["compile"])))
     return tuple(rows)
+
+
+def lane_rows(inputs: Inputs, recipe: Recipe, lanes: Mapping[str, LaneTrial]) -> tuple[StageRow, ...]:
+    """Return a row for each variant of lane A: measured when the bundle is packed, and timed on a board."""
+    return tuple(
+        StageRow(
+            name=name,
+            title=f"{trial.of.upper()}, lane A",
+            seconds=trial.seconds,
+            metrics=_typed(trial.metrics),
+            towers=_student_towers(inputs, recipe, None, trial.sizes) if trial.gate else (),
+            kept=trial.gate is not None,
+            note="for TensorRT 8.5" if trial.gate else trial.verdict.reason,
+        )
+        for name, trial in lanes.items()
+    )
 
 
 def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tuple[Tower, ...]:
@@ -108,7 +125,7 @@ def student_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds, varian
 
 
 def _student_towers(
-    inputs: Inputs, recipe: Recipe, latency: Milliseconds, sizes: Mapping[str, int]
+    inputs: Inputs, recipe: Recipe, latency: Milliseconds | None, sizes: Mapping[str, int]
 ) -> tuple[Tower, ...]:
     shapes = json.loads((inputs["export"].path / "towers.json").read_text())
     preprocessing = read_preprocessing(inputs["export"].path)
@@ -122,14 +139,14 @@ def _student_towers(
     )
 
 
-def _tower(name: str, detail: str, parameters: int, size: int, latency: Milliseconds) -> Tower:
+def _tower(name: str, detail: str, parameters: int, size: int, latency: Milliseconds | None) -> Tower:
     return Tower(
         name=name,
         detail=detail,
         parameters=parameters,
         size_bytes=size,
-        latency_ms_1=latency[name]["1"],
-        latency_ms_8=latency[name]["8"],
+        latency_ms_1=latency[name]["1"] if latency else None,
+        latency_ms_8=latency[name]["8"] if latency else None,
     )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from edgeglm.build.evaluations import read_preprocessing
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.fingerprint import FloatRows, cross_agreement
 from edgeglm.bundle.manifest import SpaceRecord
 from edgeglm.core.stage import Inputs
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.evaluate.towers import TextSettings, image_embeddings, text_embeddings
+from edgeglm.evaluate.towers import TextSettings, text_embeddings
 
 _QUERIES = 512
 
@@ -45,19 +46,22 @@ def measured_space(
 
 
 def agreement_of_files(
-    pairs: PairSet, inputs: Inputs, towers: Mapping[str, Path], *, reference: str, threads: int
+    pairs: PairSet,
+    inputs: Inputs,
+    towers: Mapping[str, Path],
+    scores: TowerScores,
+    *,
+    reference: str,
+    threads: int,
 ) -> float:
-    """Return the same for files ``{tower: path}`` that were made after the quantize stage, as lane A is."""
+    """Return the same for files ``{tower: path}`` that were made after the quantize stage, as lane A is.
+
+    ``scores`` embeds the images, unless it did already.
+    """
     probe = _Probe(pairs, inputs, reference, threads)
     rows = pairs.shown_images()
-    images = image_embeddings(
-        towers["image"],
-        pairs.images,
-        [rows[row] for row in probe.chosen],
-        resolution=probe.resolution,
-        threads=threads,
-        integers=False,  # as TensorRT computes, for which lane A is
-    )
+    images = scores.embeddings(towers["image"], [rows[row] for row in probe.chosen])
+    # As TensorRT computes, for which lane A is.
     return probe.agreement(towers["text"], images, integers=False)
 
 
@@ -74,7 +78,6 @@ class _Probe:
         self._threads = threads
         self._gallery = _images(quantized, reference)
         self._texts = self._texts_of(_model(quantized, reference))
-        self.resolution = settings.image.resolution
         count = len(self._gallery)
         self.chosen = np.linspace(0, count - 1, min(_QUERIES, count)).astype(int)
 

@@ -14,7 +14,7 @@ from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pools import gate_pools, pooled_map10
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.bundle.manifest import Manifest
-from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.calibration.quantize import QuantizeReport, Trial, Variant
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import StageResult
 from edgeglm.data.pairs import Track
@@ -79,6 +79,16 @@ def quantize_report(artifact: Artifact) -> QuantizeReport:
     return msgspec.json.decode((artifact.path / "variants.json").read_bytes(), type=QuantizeReport)
 
 
+def best_trial(tried: QuantizeReport, name: str) -> Trial | None:
+    """Return the evaluation of a candidate that kept most; None for one that never was evaluated."""
+    return max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
+
+
+def usable_metrics(measured: Trial | Variant | None) -> dict[str, Any]:
+    """Return the figures of a trial or a variant; nothing where its embeddings are of no use."""
+    return {} if measured is None or "unusable" in measured.metrics else measured.metrics
+
+
 def teacher_sizes(backbones: Artifact, teacher: Artifact) -> dict[str, int]:
     """Return the bytes of each side of the teacher: backbones with their head, and the text tower."""
     files = [backbones.path / backbone.file for backbone in read_backbones(backbones.path)]
@@ -126,15 +136,13 @@ def _variant_rows(results: Mapping[str, StageResult]) -> list[Row]:
     rows = [Row(title=TITLES["calibrate"], seconds=alone, reused=result.reused, metrics={})]
     for name, seconds in tried.seconds.items():
         kept = tried.variants.get(name)
-        best = max(tried.trials.get(name, ()), key=lambda trial: trial.verdict.score, default=None)
-        measured = kept or best
-        metrics: Mapping[str, Any] = measured.metrics if measured else {}
+        metrics = usable_metrics(kept or best_trial(tried, name))
         rows.append(
             Row(
                 title=f"Student, {name.upper()}",
                 seconds=0.0 if result.reused else seconds,
                 reused=result.reused,
-                metrics={} if "unusable" in metrics else msgspec.convert(dict(metrics), Metrics),
+                metrics=msgspec.convert(metrics, Metrics),
                 latency=latency.get(name),
                 size_bytes=sum(kept.size_bytes.values()) if kept else None,
                 kept=kept is not None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
-from edgeglm.build.pools import gate_pools, pool_gates
+from edgeglm.build.pools import gate_pools, pool_gates, pooled_ratio
 from edgeglm.calibration.quantize import Verdict
 from edgeglm.core.digest import sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.gates import Verdict as GateVerdict
-from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError, evaluate_tracks
+from edgeglm.evaluate.retrieval import (
+    Interval,
+    TrackMetrics,
+    UnusableEmbeddingsError,
+    evaluate_tracks,
+)
 from edgeglm.evaluate.towers import TextSettings, gallery_images, image_embeddings, text_embeddings
 
 T = TypeVar("T")
@@ -34,13 +39,25 @@ class TowerScores:
         threads: Inside an operator.
         seed: Of the bootstrap.
         minimum: The least ratio to FP32 of every pool.
+        integers: As in :class:`edgeglm.engines.onnxruntime_engine.OnnxRuntimeEngine`.
     """
 
-    def __init__(self, pairs: PairSet, exported: Path, *, threads: int, seed: int, minimum: float) -> None:
+    def __init__(
+        self,
+        pairs: PairSet,
+        exported: Path,
+        *,
+        threads: int,
+        seed: int,
+        minimum: float,
+        integers: bool = True,
+    ) -> None:
         preprocessing = read_preprocessing(exported)
         tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
         self.pools = gate_pools(pairs.tracks)
-        self._pairs, self._threads, self._seed, self._minimum = pairs, threads, seed, minimum
+        self._pairs, self._threads, self._seed = pairs, threads, seed
+        self._integers = integers
+        self.minimum = minimum
         self._resolution = preprocessing.image.resolution
         self._text = TextSettings(tokenizer=tokenizer, max_length=preprocessing.text.max_length)
         self._images: dict[str, FloatRows] = {}
@@ -61,7 +78,9 @@ class TowerScores:
         def embedded(queries: list[str]) -> FloatRows:
             key = tuple(queries)
             if key not in texts:
-                texts[key] = text_embeddings(files["text"], queries, self._text, threads=self._threads)
+                texts[key] = text_embeddings(
+                    files["text"], queries, self._text, threads=self._threads, integers=self._integers
+                )
             return texts[key]
 
         try:
@@ -78,14 +97,21 @@ class TowerScores:
 
         def made() -> FloatRows:
             chosen = gallery_images(self._pairs.tracks)
-            found = image_embeddings(
-                path, self._pairs.images, chosen, resolution=self._resolution, threads=self._threads
-            )
+            found = self._embedded(path, chosen)
             rows = np.zeros((len(self._pairs.images), found.shape[1]), np.float32)
             rows[chosen] = found
             return rows
 
         return _remembered(self._images, sha256_file(path), made)
+
+    def embeddings(self, path: Path, images: Sequence[int]) -> FloatRows:
+        """Return the embeddings float32 [n, D] of these images; those of no gallery are made here."""
+        rows = self.image_rows(path)
+        evaluated = set(gallery_images(self._pairs.tracks))
+        if others := [index for index in images if index not in evaluated]:
+            rows = rows.copy()
+            rows[others] = self._embedded(path, others)
+        return rows[images]
 
     def forget(self) -> None:
         """Drop all embeddings."""
@@ -97,10 +123,32 @@ class TowerScores:
         if "unusable" in metrics:
             return Verdict(passed=False, score=0.0, reason=str(metrics["unusable"]))
         found, reference = _typed(metrics), _typed(baseline)
-        gates = pool_gates("mAP@10 / FP32", found, reference, self.pools, self._minimum)
+        gates = pool_gates("mAP@10 / FP32", found, reference, self.pools, self.minimum)
         verdict = GateVerdict(candidate="it", gates=gates)
         score = min(gate.value for gate in gates)
         return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
+
+    def ratios(
+        self,
+        precisions: Mapping[str, npt.NDArray[np.float64]],
+        baseline: Mapping[str, npt.NDArray[np.float64]],
+    ) -> dict[str, Interval]:
+        """Return what each pool keeps, with its paired 95 % interval.
+
+        Both map a track to AP@10 of each query, float64 [Q].
+        """
+        found = {pool: pooled_ratio(precisions, baseline, members) for pool, members in self.pools.items()}
+        return {pool: ratio for pool, ratio in found.items() if ratio is not None}
+
+    def _embedded(self, path: Path, images: Sequence[int]) -> FloatRows:
+        return image_embeddings(
+            path,
+            self._pairs.images,
+            images,
+            resolution=self._resolution,
+            threads=self._threads,
+            integers=self._integers,
+        )
 
 
 def _remembered(kept: dict[str, T], key: str, make: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 
 _AT_FDCWD = -100
@@ -116,16 +117,7 @@ def put_in_place(new: Path, destination: Path) -> None:
                 aside.rename(new)
         else:
             new.replace(destination)
-        sync_folder(destination.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_path(destination.parent)
 
 
 def _aside(destination: Path) -> Path:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeglm.bundle.fingerprint import fingerprint_of
-from edgeglm.bundle.manifest import Manifest, VariantRecord
+from edgeglm.bundle.manifest import Manifest, Metrics
 from edgeglm.bundle.opened import Bundle
+from edgeglm.core.words import human_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("created", manifest.created),
             ("edgeglm", manifest.edgeglm),
             ("schema", str(manifest.schema_version)),
-            ("files", f"{len(manifest.files)}, {size_text(manifest.size)}"),
+            ("files", f"{len(manifest.files)}, {human_bytes(manifest.size)}"),
             ("content digest", manifest.content_digest),
             ("verified", "yes" if bundle.verified else "no"),
             ("signature", bundle.signature.words),
@@ -51,7 +52,7 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
             ("name", manifest.target.name),
             ("description", manifest.target.description),
             ("members", ", ".join(manifest.target.members) or "itself"),
-            *((name, _words(value)) for name, value in manifest.target.facts.items()),
+            *((name.replace("_", " "), _words(value)) for name, value in manifest.target.facts.items()),
         ),
     )
     engines = [name.removeprefix("engines/") for name in bundle.names("engines") if name.endswith(".plan")]
@@ -77,16 +78,6 @@ def inspect_rows(bundle: Bundle) -> tuple[tuple[Section, ...], tuple[Table, ...]
     return sections, tuple(table for table in tables if table.rows)
 
 
-def size_text(size: int) -> str:
-    """Write a number of bytes for people: ``12.3 MB``."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
-
-
 def _variants(manifest: Manifest) -> Table:
     timings = sorted({name for variant in manifest.variants for name in variant.latency})
     rows = [
@@ -94,7 +85,7 @@ def _variants(manifest: Manifest) -> Table:
             f"{variant.name} (default)" if variant.name == manifest.default_variant else variant.name,
             variant.lane,
             variant.gate,
-            size_text(sum(manifest.files[name].size for name in variant.files.values())),
+            human_bytes(sum(manifest.files[name].size for name in variant.files.values())),
             *(f"{variant.latency[name]:.2f}" if name in variant.latency else "-" for name in timings),
         )
         for variant in manifest.variants
@@ -110,17 +101,19 @@ def _variants(manifest: Manifest) -> Table:
 
 
 def _accuracy(manifest: Manifest) -> Table:
-    measured = [variant for variant in manifest.variants if variant.metrics]
-    tracks = list(dict.fromkeys(track for variant in measured for track in variant.metrics))
+    named = {variant.name: variant.metrics for variant in manifest.variants}
+    named |= {f"{left.name}, left out": left.metrics for left in manifest.left_out}
+    measured = {name: metrics for name, metrics in named.items() if metrics}
+    tracks = list(dict.fromkeys(track for metrics in measured.values() for track in metrics))
     return Table(
         title="mAP@10",
-        columns=("track", *(f">{variant.name}" for variant in measured)),
-        rows=tuple((track, *(_map10(variant, track) for variant in measured)) for track in tracks),
+        columns=("track", *(f">{name}" for name in measured)),
+        rows=tuple((track, *(_map10(metrics, track) for metrics in measured.values())) for track in tracks),
     )
 
 
-def _map10(variant: VariantRecord, track: str) -> str:
-    measured: Any = variant.metrics.get(track)
+def _map10(metrics: Metrics, track: str) -> str:
+    measured: Any = metrics.get(track)
     value = measured.get("map10") if isinstance(measured, dict) else None
     value = value.get("value") if isinstance(value, dict) else value
     return f"{value:.4f}" if isinstance(value, (int, float)) else "-"

@@ -65,7 +65,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
 
 
 class TargetRecord(_Record, frozen=True, kw_only=True):
-    """The target the bundle was made for. ``members`` are the boards of a family."""
+    """The target the bundle was made for. ``members`` are the boards of a family, ``facts`` what they are."""
 
     name: str
     description: str = ""
@@ -97,8 +97,10 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
     Attributes:
         name: "fp32", "fp16", "int8", ...
         files: ``{tower: path in the bundle}``.
-        gate: "reference" for the one the others are measured against, "passed" for the rest; a
-            candidate below the gate is not in the bundle and is listed in ``Manifest.left_out``.
+        gate: "reference" for the one the others are measured against, "passed" for those whose own figures
+            reached the gate. "parity", of lane A alone: its golden outputs agree with those of a variant that
+            passed, and its own figures miss the gate by less than chance. What misses it by more is not in
+            the bundle and is listed in ``Manifest.left_out``.
         metrics: ``{track: {"map10": {"value": ...}, ...}}``, measured on these very files.
         latency: milliseconds by name, such as ``{"image_b1_ms": 3.1}``.
         lane: Which TensorRT versions parse the files: "A" those before 10, "B" the others.
@@ -106,14 +108,14 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
 
     name: str
     files: dict[str, str]
-    gate: Literal["reference", "passed"]
+    gate: Literal["reference", "passed", "parity"]
     metrics: Metrics = {}
     latency: dict[str, float] = {}
     lane: Literal["A", "B"] = "B"
 
 
 class LeftOutRecord(_Record, frozen=True, kw_only=True):
-    """A candidate that did not pass, with the reason in words."""
+    """A candidate that did not pass, with the reason in words, and the figures of its best files if any."""
 
     name: str
     reason: str
@@ -121,7 +123,11 @@ class LeftOutRecord(_Record, frozen=True, kw_only=True):
 
 
 class StageRecord(_Record, frozen=True, kw_only=True):
-    """The provenance of one stage. ``inputs`` and ``artifact`` are artifact digests."""
+    """The provenance of one stage. ``inputs`` and ``artifact`` are artifact digests.
+
+    ``seconds`` are those of the run that made the artifact. Whether it was ``reused`` since is no part of a
+    bundle: older bundles say it of every stage, always falsely, and are read.
+    """
 
     name: str
     config: dict[str, Any]
@@ -129,7 +135,7 @@ class StageRecord(_Record, frozen=True, kw_only=True):
     artifact: Sha256
     libraries: dict[str, str] = {}
     seconds: Seconds = 0.0
-    reused: bool = False
+    reused: bool | msgspec.UnsetType = msgspec.UNSET
     metrics: Metrics = {}
 
 

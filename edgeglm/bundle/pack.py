@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 
 from edgeglm.bundle.archive import ArchiveKind, archive_from_folder
-from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder, sync_folder
+from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.bundle.bom import BOM_NAME, bom_bytes
 from edgeglm.bundle.extract import archive_manifest
 from edgeglm.bundle.fingerprint import space_record
 from edgeglm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, content_digest, manifest_bytes
 from edgeglm.bundle.paths import inside
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -73,7 +74,7 @@ def write_bundle(
         )
         _copied(manifest_bytes(whole), folder, MANIFEST_NAME)
         for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-            sync_folder(path)
+            sync_path(path)
         if packed is not None:
             archive_from_folder(folder, files, staging / "archive", archive)
         put_in_place(folder, destination)

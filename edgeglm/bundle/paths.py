@@ -71,7 +71,7 @@ def check_names(names: Iterable[str], origin: str) -> None:
 def check_name(name: str, origin: str) -> None:
     """Raise UserError unless ``name`` is a safe relative path."""
     if (problem := name_problem(name)) is not None:
-        raise UserError(f"{origin}: the path {name!r} {problem}; refuse it and get the bundle from its maker")
+        raise UserError(f"{origin}: the path {name!r} {problem}; get the bundle again from its maker")
 
 
 def inside(root: Path, name: str) -> Path:

@@ -19,10 +19,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edgeglm.bundle.atomic import disk_errors, sync_folder
+from edgeglm.bundle.atomic import disk_errors
 from edgeglm.bundle.manifest import Sha256
 from edgeglm.bundle.opened import Bundle
 from edgeglm.core.digest import sha256_file
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 from edgeglm.engines.board import Board, Conditions
 from edgeglm.engines.plan import plan_metadata_from_file
@@ -151,7 +152,7 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
         finally:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
-        sync_folder(folder)
+        sync_path(folder)
     return path
 
 

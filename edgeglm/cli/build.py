@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeglm.build.shipped import known_recipes
-from edgeglm.cli.console import App, human_bytes, json_option, trust_options
+from edgeglm.cli.console import App, json_option, trust_options
+from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.build.pipeline import Plan

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeglm.cli.console import App, human_bytes
+from edgeglm.cli.console import App
 from edgeglm.core.errors import UserError
+from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.build.student_budget import Budget

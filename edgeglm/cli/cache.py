@@ -7,8 +7,9 @@ import time
 
 import click
 
-from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.console import App, json_option
 from edgeglm.core.errors import UserError
+from edgeglm.core.words import ago, human_bytes
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
@@ -32,7 +33,7 @@ def list_entries(app: App) -> None:
     now = time.time()
     total = sum(entry.size_bytes for entry in entries)
     rows = [
-        (entry.kind, entry.key[:12], human_bytes(entry.size_bytes), _ago(now - entry.last_used))
+        (entry.kind, entry.key[:12], human_bytes(entry.size_bytes), ago(now - entry.last_used))
         for entry in entries
     ]
     app.table(["kind", "key", ">size", ">last used"], rows)
@@ -73,10 +74,3 @@ def size_in_bytes(text: str) -> int:
     unit = match[2].upper()
     base = 1024 ** "KMGT".index(unit) * 1024 if match[3] else _UNITS[unit]
     return int(float(match[1]) * base)
-
-
-def _ago(seconds: float) -> str:
-    for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {name} ago"
-    return "just now"

@@ -255,15 +255,6 @@ def trust_options(command: F) -> F:
     return command
 
 
-def human_bytes(count: float) -> str:
-    """Format a size with decimal units: ``1536000`` -> ``1.5 MB``."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def _columns_that_fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """Return which columns to print together: all of them, or parts of which each begins with the first.
 

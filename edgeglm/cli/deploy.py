@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from edgeglm.cli.console import App, human_bytes, json_option, trust_options
+from edgeglm.cli.console import App, json_option, trust_options
+from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

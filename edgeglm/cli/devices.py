@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.console import App, json_option
+from edgeglm.core.words import ago, human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.core.store import Store
@@ -106,11 +107,3 @@ def never_seen(name: str, error: str) -> DeviceRecord:
     from edgeglm.deploy.inventory import DeviceRecord
 
     return DeviceRecord(name=name, seen=0.0, root="", board="", machine="", python="", error=error)
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was, in the largest unit that fits."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return "now"

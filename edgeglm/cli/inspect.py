@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, human_bytes, json_option, trust_options
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
+from edgeglm.core.words import human_bytes
 
 
 @click.command(name="inspect")

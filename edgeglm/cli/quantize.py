@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeglm.cli.calibrate import DRAWING, METHODS, drawing_options
-from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.console import App, json_option
 from edgeglm.cli.unused_options import refuse_options
+from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.calibration.drawing import Drawing

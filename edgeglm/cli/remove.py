@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from edgeglm.cli.console import App, human_bytes, json_option
+from edgeglm.cli.console import App, json_option
 from edgeglm.cli.deploy import root_option
+from edgeglm.core.words import human_bytes
 
 
 @click.command(name="remove")

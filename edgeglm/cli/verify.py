@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, bundle_argument, human_bytes, json_option, trust_options
+from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 from edgeglm.core.errors import GateError
+from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.bundle.goldens import GoldenResult

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm import __version__
-from edgeglm.bundle.goldens import golden_check
+from edgeglm.bundle.goldens import LEAST_AGREEMENT, LEAST_COSINE, golden_check
 from edgeglm.bundle.manifest import VariantRecord
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import (
@@ -77,8 +77,8 @@ class FinalizeOptions:
     any_board: bool = False
     threads: int = 2
     rounds: int = 15
-    cosine: float = 0.99
-    top_k: float = 0.9
+    cosine: float = LEAST_COSINE
+    top_k: float = LEAST_AGREEMENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class LaneTower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class LaneRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``models/<variant>/lane.json``: ``of`` is the gated variant whose figures hold for these files."""
+    """``models/<variant>/lane.json``: ``of`` is the gated variant that these files were made from."""
 
     lane: Literal["A"] = "A"
     of: str

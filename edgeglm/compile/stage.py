@@ -25,8 +25,10 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.engines.libraries import Library
+from edgeglm.engines.nvml import driver_version
 from edgeglm.engines.plan import plan_metadata_from_file
 from edgeglm.targets.build_options import BuildOptions, Range
+from edgeglm.targets.description import dotted_sm
 from edgeglm.targets.legality import check_precision
 from edgeglm.targets.schema import ResolvedTarget, Target, resolve_target
 
@@ -111,11 +113,10 @@ class CompileStage(Stage[CompileConfig]):
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what this machine can build with, as far as it matters for this target."""
-        decisions = {
-            plan.member.name: [plan.status, plan.library, plan.version]
-            for plan in plan_compile(self.config.target)
-        }
-        return {**super().key_parts(inputs), "builders": decisions}
+        plans = plan_compile(self.config.target)
+        decisions = {plan.member.name: [plan.status, plan.library, plan.version] for plan in plans}
+        used = {plan.library: plan.version for plan in plans if plan.status == "build"}
+        return {**super().key_parts(inputs), "builders": decisions, "libraries": used}
 
     def requires(self, inputs: Inputs) -> None:
         """Both towers of every variant must be there."""
@@ -150,7 +151,7 @@ class CompileStage(Stage[CompileConfig]):
         (out / "compile.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
         files = {engine.file for member in members for engine in member.engines if engine.file}
         statuses = {member.name: member.status for member in members}
-        return {"engines": len(files), "members": statuses}
+        return {"engines": len(files), "members": statuses, **_made_for(built)}
 
     def ensures(self, inputs: Inputs, out: Path, measured: Mapping[str, Any]) -> None:
         """Every engine that ``compile.json`` names is the one its record describes."""
@@ -237,6 +238,20 @@ def _keep(place: Path, cache: bytes) -> None:
             new.replace(place)
         finally:
             new.unlink(missing_ok=True)
+
+
+def _made_for(
+    built: Mapping[tuple[Library, int, BuildOptions | None], tuple[EngineRecord, ...]],
+) -> dict[str, Any]:
+    """Return the compute capabilities that engines were built for, and the driver of a GPU that is here."""
+    sms = sorted({sm for (_, sm, _), engines in built.items() if any(engine.file for engine in engines)})
+    if not sms:
+        return {}
+    driver = driver_version()
+    return {
+        "compute_capabilities": [dotted_sm(sm) for sm in sms],
+        **({"driver": driver} if driver is not None else {}),
+    }
 
 
 def _member_record(plan: MemberPlan, engines: tuple[EngineRecord, ...]) -> MemberRecord:

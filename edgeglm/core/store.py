@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeglm.core.artifact import Artifact, listing_of
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 
 ENTRY_SCHEMA = 1
@@ -191,7 +192,7 @@ class Store:
                 path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         target = self.root / "entries" / key
         staged.rename(target)
-        _sync_folder(target.parent)
+        sync_path(target.parent)
         (self.root / "used" / key).touch()
         return Artifact(kind=kind, path=target / "files", files=listing, provenance=provenance)
 
@@ -231,11 +232,3 @@ class Store:
 
 def _remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

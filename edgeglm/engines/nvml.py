@@ -79,6 +79,14 @@ def gpu_reading(bus_id: str | None, *, library: str = LIBRARY) -> GpuReading | N
     )
 
 
+def driver_version(*, library: str = LIBRARY) -> str | None:
+    """Return the version of the GPU's driver; None where there is no management library."""
+    nvml, said = _started(library), ctypes.create_string_buffer(80)
+    if nvml is None or nvml.nvmlSystemGetDriverVersion(said, len(said)) != 0:
+        return None
+    return said.value.decode(errors="replace")
+
+
 @cache
 def _started(library: str) -> Any:
     """Return the library, started once for the process; None where it is absent or finds no driver."""

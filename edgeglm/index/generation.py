@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.core.digest import sha256_file
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 from edgeglm.index.codes import (
     ByteRows,
@@ -142,7 +143,7 @@ def write_generation(
     (folder / _MANIFEST).write_bytes(msgspec.json.encode(manifest))
     (folder / LOG_NAME).write_bytes(b"")
     for path in (*folder.iterdir(), folder):
-        _sync(path)
+        sync_path(path)
 
 
 def opened_generation(folder: Path) -> Generation:
@@ -183,11 +184,3 @@ def damaged_files(generation: Generation) -> Iterator[str]:
 
 def _damaged(folder: Path, why: object) -> UserError:
     return UserError(f"{folder} is damaged: {why}; restore the index from a copy, or build it again")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

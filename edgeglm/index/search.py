@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.index.codes import ByteRows, FloatRows, binary_codes, unit_rows
 from edgeglm.index.generation import Codes
+from edgeglm.runtime.retrieval import best_rows
 
 Rows = npt.NDArray[np.int64]
 PRECISIONS = ("int8", "binary", "exact")
@@ -81,7 +82,7 @@ class Scanner:
         for start in range(0, len(rows), _BLOCK):
             part = exact[start : start + _BLOCK] if among is None else exact[rows[start : start + _BLOCK]]
             np.matmul(part.astype(np.float32), query_D, out=scores[start : start + len(part)])
-        order = _highest(scores, count)
+        order = best_rows(scores, count)
         return rows[order], scores[order]
 
     def _by_bytes(self, queries_QD: FloatRows, count: int, chosen: Rows | None) -> Rows:
@@ -124,14 +125,6 @@ class Scanner:
         faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
         index.ntotal = len(codes)
         return index
-
-
-def _highest(scores_N: FloatRows, count: int) -> Rows:
-    """Return the places of the ``count`` highest, the best first, equal ones in their order."""
-    edge = np.partition(scores_N, len(scores_N) - count)[len(scores_N) - count]
-    above, level = np.flatnonzero(scores_N > edge), np.flatnonzero(scores_N == edge)
-    chosen = np.concatenate([above, level[: count - len(above)]])
-    return chosen[np.lexsort((chosen, -scores_N[chosen]))].astype(np.int64)
 
 
 def _scanning(queries: int) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgeglm.bundle.atomic import disk_errors, sync_folder
+from edgeglm.bundle.atomic import disk_errors
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 from edgeglm.index.codes import FloatRows, unit_rows
 from edgeglm.index.contents import Contents
@@ -144,7 +145,7 @@ class IndexWriter:
                     next_sequence=contents.next_sequence,
                 )
                 staging.rename(self.path / name)
-                sync_folder(self.path)
+                sync_path(self.path)
                 write_current(self.path, name)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)

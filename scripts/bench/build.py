@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from measured_row import interval_words
 from memory_of_all import PERIOD_S, PeakOfAll
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -164,14 +165,14 @@ def page(found: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in found["tracks"]:
-        cells = [_between(row["teacher"]), _between(row["student"])]
+        cells = [interval_words(row["teacher"]), interval_words(row["student"])]
         lines.append(
             f"| {row['track']} | {row['queries']:,} | {row['gallery']:,} | {cells[0]} | {cells[1]} "
-            f"| {_between(row['ratio'])} | {verdict(row['ratio'])} |"
+            f"| {interval_words(row['ratio'])} | {verdict(row['ratio'])} |"
         )
     lines += ["", "| pooled over queries | queries | student / teacher | |", "| --- | ---: | ---: | --- |"]
     lines += [
-        f"| {pool} | {found['pool_queries'][pool]:,} | {_between(ratio)} | {verdict(ratio)} |"
+        f"| {pool} | {found['pool_queries'][pool]:,} | {interval_words(ratio)} | {verdict(ratio)} |"
         for pool, ratio in found["pools"].items()
     ]
     if len(found.get("seeds", {})) > 1:
@@ -244,10 +245,6 @@ def cost_lines(found: dict[str, Any]) -> list[str]:
             cells.append(f"{value:.2f} ({reference / value:.1f}x)")
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
-
-
-def _between(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def main() -> None:

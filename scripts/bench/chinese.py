@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_store import ROOT, origin
+from measured_row import interval_words
 
 from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
 
@@ -125,18 +126,14 @@ def page(found: dict[str, Any]) -> str:
             if name in teacher:
                 lines.append(
                     f"| {language} | {title} | {teacher[name]['queries']} | {teacher[name]['gallery']} | "
-                    f"{_value(teacher[name]['map10'])} | {_value(student[name]['map10'])} | "
-                    f"{_value(ratios[name]) if name in ratios else '-'} |"
+                    f"{interval_words(teacher[name]['map10'])} | {interval_words(student[name]['map10'])} | "
+                    f"{interval_words(ratios[name]) if name in ratios else '-'} |"
                 )
     lines += ["", "| pool | student / teacher |", "| --- | ---: |"]
-    lines += [f"| {pool} | {_value(ratio)} |" for pool, ratio in found["ratios"]["pools"].items()]
+    lines += [f"| {pool} | {interval_words(ratio)} |" for pool, ratio in found["ratios"]["pools"].items()]
     lines += ["", "What the bundle finds, best first:", "", "| query | pictures |", "| --- | --- |"]
     lines += [f"| {query} | {', '.join(hits)} |" for query, hits in found["asked"].items()]
     return "\n".join([*lines, ""])
-
-
-def _value(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_store import ROOT, origin
+from measured_row import interval_words
 
 from edgeglm.adapt.stages import teacher_inputs
 from edgeglm.assets import asset_member, fetch_asset
@@ -152,17 +153,13 @@ def page(found: dict[str, Any]) -> str:
     for title, metrics in found["rows"].items():
         for track in metrics.values():
             lines.append(
-                f"| {title} | {_value(track['map10'])} | {track['r10']:.3f} | {track['queries']} | "
+                f"| {title} | {interval_words(track['map10'])} | {track['r10']:.3f} | {track['queries']} | "
                 f"{track['gallery']} |"
             )
     kept = found["ratios"]["pools"].get("names")
     if kept:
-        lines += ["", f"Student / teacher: {_value(kept)}."]
+        lines += ["", f"Student / teacher: {interval_words(kept)}."]
     return "\n".join([*lines, ""])
-
-
-def _value(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def main() -> None:

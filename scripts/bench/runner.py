@@ -27,11 +27,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from measured_row import Row  # noqa: E402
 from runner_groups import lengths, throughput  # noqa: E402
 from runner_overhead import overhead  # noqa: E402
 from runner_peers import peers  # noqa: E402
 from runner_poisson import poisson  # noqa: E402
-from runner_report import Row, check_publishable, commit_of, markdown  # noqa: E402
+from runner_report import check_publishable, commit_of, markdown  # noqa: E402
 
 # Said below the table of rows that fall short.
 TRIED = {

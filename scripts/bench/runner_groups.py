@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured_row import Row
 from runner_loads import FixedDelayBatcher, Rounds, circle_rate, raw_rate
 from runner_models import VOCABULARY, WIDTH, dense_model, picture_model, text_model
 from runner_overhead import BATCH, DELAY, ROUNDS, SECONDS
-from runner_report import Row, row
+from runner_report import row
 
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.runtime.config import RunnerConfig

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from measured_row import Row  # noqa: E402
 from runner_loads import FixedDelayBatcher, Rounds, circle_rate, group_seconds  # noqa: E402
-from runner_report import Row, row  # noqa: E402
+from runner_report import row  # noqa: E402
 
 from edgeglm.engines.fake import FakeEngine  # noqa: E402
 from edgeglm.engines.protocol import TensorSpec  # noqa: E402

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import time
@@ -15,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from measured_row import Row
 from runner_loads import HttpCaller, Rounds, circle_rate, group_seconds
 from runner_overhead import ROUNDS, SECONDS, no_op
-from runner_report import Row, row
+from runner_report import row
+from serve_started import free_port
 
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
@@ -33,10 +34,10 @@ async def peers(binaries: Path) -> list[Row]:
         binaries: The ``bin`` of an environment that has both, made by these two lines:
             ``python -m venv PEERS`` and ``PEERS/bin/pip install -r scripts/bench/serve-peers.txt``.
     """
-    port = str(_free_port())
+    port = str(free_port())
     lit = [str(binaries / "python"), str(HERE / "runner_litserve.py"), port]
     rows = [await _beside("LitServe", lit, int(port), "/predict", {"x": [1.0] * 8})]
-    port = str(_free_port())
+    port = str(free_port())
     bento = [str(binaries / "bentoml"), "serve", "runner_bentoml:NoOp", "--port", port]
     rows.append(await _beside("BentoML", bento, int(port), "/predict", {"x": [[1.0] * 8]}))
     return rows
@@ -82,12 +83,6 @@ def _started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 async def _http_rate(callers: Sequence[HttpCaller], seconds: float) -> float:

@@ -6,11 +6,12 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from measured_row import Row
 from runner_groups import source
 from runner_loads import FixedDelayBatcher, Rounds, poisson_p99, raw_rate
 from runner_models import WIDTH, dense_model
 from runner_overhead import BATCH, DELAY, SECONDS
-from runner_report import Row, row
+from runner_report import row
 
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.runtime.config import RunnerConfig

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from measured_row import Row, measured_row
 from runner_loads import QUIET, Rounds
 
-Row = dict[str, Any]
 PEERS = ("python -m venv PEERS", "PEERS/bin/pip install -r scripts/bench/serve-peers.txt")
 CHANGED = ", changed"  # behind the commit of a tree that is not that commit
 
@@ -24,38 +23,16 @@ def row(
     note: str,
     rounds: Rounds,
 ) -> Row:
-    """One line of the table; ``unit`` is ratio (the more the better) or us (the less the better).
-
-    A row without ``reach`` is there to compare with, and has no result.
-    """
-    values = [measured[number] for number in rounds.best()]
-    value = statistics.median(values)
-    return {
-        "name": name,
-        "unit": unit,
-        "value": round(value, 3),
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-        "rounds": len(values),
-        "rounds_tried": len(measured),
-        "others_cpu": rounds.others(),
-        "reach": reach,
-        "beyond": beyond,
-        "result": _result(value, unit, reach, beyond),
-        "note": note,
-    }
-
-
-def _result(value: float, unit: str, reach: float | None, beyond: float | None) -> str:
-    if reach is None or beyond is None:
-        return "to compare with"
-    sign = -1 if unit == "us" else 1
-    return (
-        "beyond"
-        if sign * value >= sign * beyond
-        else "reached"
-        if sign * value >= sign * reach
-        else "falls short"
+    """One line of the table, over the rounds that others disturbed least; see :func:`measured_row`."""
+    return measured_row(
+        name,
+        unit,
+        [measured[number] for number in rounds.best()],
+        reach,
+        beyond,
+        note,
+        rounds_tried=len(measured),
+        others_cpu=rounds.others(),
     )
 
 

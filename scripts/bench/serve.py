@@ -27,10 +27,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from measured_row import Row, measured_row  # noqa: E402
 from serve_loads import cpu_seconds, h2load_rate, http_circle, tree_cpu_seconds  # noqa: E402
 from serve_overload import overload  # noqa: E402
 from serve_requests import BODIES, TOGETHER, http_request, id_lists, v2_binary, v2_grpc, v2_json  # noqa: E402
-from serve_started import Row, free_port, ours, row, started  # noqa: E402
+from serve_started import free_port, ours, started  # noqa: E402
 
 
 def overhead(rounds: int, seconds: float) -> list[Row]:
@@ -58,8 +59,10 @@ def overhead(rounds: int, seconds: float) -> list[Row]:
     note = "binary tensors over HTTP, an engine that does nothing; minus the runner called in process"
     cores = "; the server's process alone, of user and kernel"
     return [
-        row("p50 added by HTTP, one caller", "ms", alone, 0.5, 0.25, note),
-        row("processor time added by HTTP a request, 64 callers", "us", loaded, 60, 30, note + cores),
+        measured_row("p50 added by HTTP, one caller", "ms", alone, 0.5, 0.25, note),
+        measured_row(
+            "processor time added by HTTP a request, 64 callers", "us", loaded, 60, 30, note + cores
+        ),
     ]
 
 
@@ -135,11 +138,13 @@ def beside_peers(bundle: Path, peers: Path, rounds: int, seconds: float) -> list
             note = f"{mine:,.0f} against {theirs:,.0f} a second; 64 callers, the text tower, one thread, "
             note += f"batches up to 32; the peer speaks JSON; {TOGETHER} h2loads ask all, "
             note += f"{min(TOGETHER * (rounds + 1), BODIES)} bodies over the rounds; no access logs"
-            rows.append(row(f"requests a second, {words} / {peer}", "ratio", ratios, 1.5, 3.0, note))
+            rows.append(measured_row(f"requests a second, {words} / {peer}", "ratio", ratios, 1.5, 3.0, note))
             ratios = [theirs / mine for mine, theirs in zip(costs[name], costs[peer], strict=True)]
             mine, theirs = (statistics.median(costs[who]) for who in (name, peer))
             note = f"{mine:,.0f} against {theirs:,.0f} us of the servers' processes, in the same rounds"
-            rows.append(row(f"processor time a request, {peer} / {words}", "ratio", ratios, 1.5, 3.0, note))
+            rows.append(
+                measured_row(f"processor time a request, {peer} / {words}", "ratio", ratios, 1.5, 3.0, note)
+            )
     return rows
 
 

@@ -7,9 +7,10 @@ import functools
 from collections import Counter
 from pathlib import Path
 
+from measured_row import Row, measured_row
 from serve_loads import Load, h2load_logged, idle, memory_bytes
 from serve_requests import TOGETHER, id_lists, v2_json
-from serve_started import Row, ours, row, started
+from serve_started import ours, started
 
 BASE_CALLERS, CALLERS, QUEUE = 32, 64, 32  # the base holds no more rows than the queue, and so sheds none
 _TWICE = 2.05  # a little above, since the parts differ
@@ -62,12 +63,12 @@ async def _overloaded(pid: int, root: str, seconds: float) -> list[Row]:
     silent = f"beside {quiet.open:,} connections that say nothing, opened anew "
     silent += f"{quiet.reopened:,} times when the server had closed them for it"
     return [
-        row(
+        measured_row(
             f"p99 of accepted under overload / p99 of {BASE_CALLERS} callers in circles",
             "times", [part.percentile(0.99) / base for part in parts], 2.0, 1.0, note,
         ),
-        row("answers other than 200 and 429", "answers", [float(others)], 0, 0, silent),
-        row(
+        measured_row("answers other than 200 and 429", "answers", [float(others)], 0, 0, silent),
+        measured_row(
             "memory after / before", "times", [held / memory[0] for held in memory[1:]], 1.05, 1.01,
             f"{memory[0] / 1e6:.0f} MB before, {memory[-1] / 1e6:.0f} MB after {seconds:g} s; "
             "looked at after each part",

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-Row = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -57,25 +55,6 @@ def free_port() -> int:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return int(bound.getsockname()[1])
-
-
-def row(name: str, unit: str, values: list[float], reach: float, beyond: float, note: str) -> Row:
-    """One line: ``ratio`` is the more the better, all else the less."""
-    value = statistics.median(values)
-    more = unit == "ratio"
-    good, better = (value >= reach, value >= beyond) if more else (value <= reach, value <= beyond)
-    return {
-        "name": name,
-        "unit": unit,
-        "value": round(value, 3),
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-        "rounds": len(values),
-        "reach": reach,
-        "beyond": beyond,
-        "result": "beyond" if better else "reached" if good else "falls short",
-        "note": note,
-    }
 
 
 def ours(bundle: Path, *options: str) -> list[str]:

@@ -99,6 +99,8 @@ def test_a_candidate_below_the_gate_is_left_out_and_the_reasons_are_given(
     (left,) = manifest.left_out
     assert left.name == "fp16"
     assert "< 0.98" in left.reason
+    assert 0 < left.metrics["held-out"]["map10"]["value"] < 0.6
+    assert manifest.target.facts["compute_capabilities"] == ["8.7"]
     assert not any("fp16" in name for name in names)
     page = (tmp_path / "bundle" / "report.html").read_text().replace("&lt;", "<")
     assert f"<dt>fp16</dt><dd>{left.reason}</dd>" in page

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
+from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.goldens import golden_check
+from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.calibration.quantize import Verdict
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
-from edgeglm.evaluate.towers import TextSettings, towers_on_tracks
+from edgeglm.evaluate.retrieval import Interval, evaluate_tracks
+from edgeglm.evaluate.towers import TextSettings, image_embeddings, text_embeddings, towers_on_tracks
 from edgeglm.runtime.retrieval import Retriever
 from tests.build.conftest import Project, Said
 
@@ -237,13 +243,29 @@ def test_a_damaged_bundle_is_put_right_by_the_same_command(project: Project, bun
     assert sha256_bytes(model.read_bytes()) == sha256_bytes(content)
 
 
+def map10_as_written(opened: Bundle, variant: str, pairs: PairSet) -> dict[str, float]:
+    """Evaluate the files of a variant as TensorRT computes them."""
+    images = sorted({image for track in pairs.tracks for image in track.gallery})
+    side, text = opened.preprocessing.image.resolution, opened.preprocessing.text
+    settings = TextSettings(tokenizer=Tokenizer(opened.tokenizer_path), max_length=text.max_length)
+    model = opened.model(variant, "image")
+    found = image_embeddings(model, pairs.images, images, resolution=side, threads=1, integers=False)
+    rows = np.zeros((len(pairs), found.shape[1]), np.float32)
+    rows[images] = found
+
+    def embedded(texts: list[str]) -> npt.NDArray[np.float32]:
+        return text_embeddings(opened.model(variant, "text"), texts, settings, threads=1, integers=False)
+
+    return {name: one.map10.value for name, one in evaluate_tracks(pairs.tracks, embedded, rows).items()}
+
+
 def as_written(path: Path, threads: int) -> OnnxRuntimeEngine:
     """Compute INT8 as TensorRT does: ONNX Runtime's integer kernels saturate on a CPU without VNNI."""
     return OnnxRuntimeEngine(path, threads=threads, integers=False)
 
 
 def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boards(
-    project: Project, cold: Said
+    project: Project, cold: Said, pairs: PairSet
 ) -> None:
     said = project.build("jetson-agx", "--set", "quantize.calibration_samples=9")
     assert said.code == 0, said.err
@@ -276,6 +298,10 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
             with Retriever(opened, variant=name, threads=1, engine=as_written) as retriever:
                 result = golden_check(opened, retriever.embed_images, retriever.embed_text, variant=name)
             assert result.agrees(cosine=0.9999, top_k=0.99)
+            # The figures of a variant are those of the very files, though lane B has figures too.
+            figures = {track: metrics["map10"]["value"] for track, metrics in variant.metrics.items()}
+            assert figures == pytest.approx(map10_as_written(opened, name, pairs), abs=1e-9)
+            assert f'<th scope="row">{name} / FP32, worst pool' in opened.file("report.html").read_text()
             # Else an index of the FP16 variant would be refused on a Xavier.
             measured = manifest.space.agreement[name] >= manifest.space.gate
             assert (fingerprint_of(manifest, name) == fingerprint_of(manifest, "fp32")) == measured
@@ -295,6 +321,48 @@ def test_another_kind_of_target_makes_new_variants_and_a_bundle_for_all_its_boar
     narrow = project.build("jetson-agx", "--set", "engine.weight_streaming=true")
     assert narrow.code == 2, "a board with TensorRT 8.5 is among them"
     assert "weight_streaming begins with TensorRT 10.0" in narrow.err
+
+
+def test_files_of_lane_a_that_keep_too_little_do_not_travel(
+    project: Project, cold: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = ("--set", "quantize.calibration_samples=9")
+    assert project.build("jetson-agx", *same).code == 0
+    judged = TowerScores.judged
+    asked: list[Verdict] = []
+
+    def strict(self: TowerScores, metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> Verdict:
+        """The real verdict on FP16, which is asked of first; INT8 is said to miss."""
+        asked.append(judged(self, metrics, baseline))
+        return Verdict(passed=False, score=0.5, reason="said to miss") if len(asked) == 2 else asked[-1]
+
+    high = [1.02]
+    monkeypatch.setattr(TowerScores, "judged", strict)
+    monkeypatch.setattr(
+        TowerScores, "ratios", lambda *_: {"names": Interval(value=-0.2, low=-0.3, high=high[0])}
+    )
+    said = project.build("jetson-agx", *same, "--set", "pack.goldens=6")
+    assert said.code == 0, said.err
+    with open_bundle(Path(said.json["bundle"])) as opened:
+        gates = {variant.name: variant.gate for variant in opened.manifest.variants}
+        page = opened.file("report.html").read_text()
+    assert gates["int8-lane-a"] == "parity", "its interval reaches the gate, and it did not pass"
+    assert gates["fp16-lane-a"] == "passed"
+    assert "packed as parity" in page.partition("int8-lane-a / FP32, worst pool")[2].partition("</tr>")[0]
+    high[0] = -0.1  # below the gate of this recipe, which is 0
+    asked.clear()
+    said = project.build("jetson-agx", *same, "--set", "pack.goldens=7")
+    assert said.code == 0, said.err
+    assert said.ran == ["pack"]
+    with open_bundle(Path(said.json["bundle"])) as opened:
+        manifest, page = opened.manifest, opened.file("report.html").read_text()
+        assert not opened.names("models/int8-lane-a")
+    assert [variant.name for variant in manifest.variants if variant.lane == "A"] == ["fp16-lane-a"]
+    (left,) = [left for left in manifest.left_out if left.name == "int8-lane-a"]
+    assert left.reason == "said to miss"
+    assert 0 < left.metrics["held-out"]["map10"]["value"] <= 1
+    assert "<dt>int8-lane-a</dt><dd>said to miss</dd>" in page
+    assert "left out" in page.partition('<th scope="row">INT8, lane A')[2].partition("</th>")[0]
 
 
 def test_a_build_leaves_nothing_in_the_working_folder(project: Project, cold: Said) -> None:

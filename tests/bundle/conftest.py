@@ -72,10 +72,14 @@ def manifest() -> Manifest:
         name="demo",
         created="2026-11-23T12:00:00+00:00",
         edgeglm="0.1.0",
-        target=TargetRecord(name="cpu"),
+        target=TargetRecord(name="cpu", facts={"kind": "cpu", "compute_capabilities": ["7.2", "8.7"]}),
         default_variant="int8",
         variants=variants,
-        left_out=(LeftOutRecord(name="fp16", reason="mAP@10 0.2 of 0.5"),),
+        left_out=(
+            LeftOutRecord(
+                name="fp16", reason="mAP@10 0.2 of 0.5", metrics={"unseen": {"map10": {"value": 0.2}}}
+            ),
+        ),
         towers={"image": tower, "text": tower},
         stages=(StageRecord(name="teacher", config={"rank": 8}, inputs={}, artifact="a" * 64, seconds=1.0),),
         licences=(LicenceRecord(name="noto", version="1.2.9", licence="Apache-2.0", attribution="Google"),),

@@ -89,6 +89,14 @@ def test_a_newer_schema_is_refused_with_its_number(packed: Path):
         open_bundle(packed)
 
 
+def test_a_bundle_of_before_that_says_what_was_reused_is_read_and_nothing_says_it_anew(packed: Path):
+    written = (packed / "manifest.json").read_bytes()
+    tree = json.loads(written)
+    assert all("reused" not in stage for stage in tree["stages"])
+    older = tree | {"stages": [stage | {"reused": False} for stage in tree["stages"]]}
+    assert manifest_from_bytes(json.dumps(older).encode(), "m").stages[0].name == "teacher"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -9,10 +9,11 @@ from rich.console import Console as RichConsole
 
 from edgeglm.cli import main as cli
 from edgeglm.cli.cache import size_in_bytes
-from edgeglm.cli.console import App, RichProgress, _columns_that_fit, human_bytes
+from edgeglm.cli.console import App, RichProgress, _columns_that_fit
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.store import Store, default_store_root
+from edgeglm.core.words import human_bytes
 
 
 def test_names_with_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]):

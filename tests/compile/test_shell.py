@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeglm.bundle.goldens import LEAST_AGREEMENT, LEAST_COSINE
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.compile.contract import target_of
 from edgeglm.compile.device_engines import sweep
@@ -51,6 +52,12 @@ def test_a_xavier_builds_lane_a_with_its_flags_and_keeps_the_faster(
         line for line in (root / "calls").read_text().splitlines() if "--loadInputs=input_ids" in line
     ]
     assert "shell/input_ids.int32.bin" in text, "TensorRT 8.5 has no 64-bit inputs"
+
+
+def test_a_board_without_python_asks_as_much_of_its_golden_outputs_as_one_with(tmp_path: Path):
+    with open_bundle(with_shell(tmp_path, lane="A")) as opened:
+        script = opened.file("finalize.sh").read_text()
+    assert f"\nleast_cosine={LEAST_COSINE}\nleast_agreement={LEAST_AGREEMENT}\n" in script
 
 
 def test_a_xavier_keeps_the_steps_of_a_normalization_in_fp32(tmp_path: Path):

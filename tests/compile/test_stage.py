@@ -121,6 +121,8 @@ def test_a_t4_bundle_gets_real_engines_and_a_second_run_reuses_them(
         for variant, tower in (("fp16", "image"), ("fp16", "text"), ("int8", "image"), ("fp16", "text"))
     ], "the text tower is one file in both variants and is built once"
     assert result.artifact.provenance["measured"]["engines"] == 3
+    assert result.artifact.provenance["measured"]["compute_capabilities"] == ["7.5"]
+    assert result.artifact.provenance["key"]["libraries"] == {"tensorrt-rtx": member.library_version}
     for file in files:
         assert file is not None
         metadata = plan_metadata_from_file(result.artifact.file(file.replace(".plan", ".json")))
@@ -196,8 +198,13 @@ def test_a_host_with_the_gpu_keeps_the_builders_log_and_times_no_tactic_twice(
     here = Host(tensorrt="10.13.3", tensorrt_rtx=None, sms=(90,))
     monkeypatch.setattr("edgeglm.compile.decision.this_host", lambda: here)
     monkeypatch.setattr("edgeglm.compile.stage.engine_built_apart", built)
+    monkeypatch.setattr("edgeglm.compile.stage.driver_version", lambda: "580.95.05")
     inputs = {"quantize": models(tmp_path / "q", fp16=True)}
     artifact = CompileStage(compile_config(load_target("h100")))(inputs, context).artifact
+    # A plan that loads nowhere is explained by these, and nothing else of the bundle knows them all.
+    assert artifact.provenance["key"]["libraries"] == {"tensorrt": "10.13.3"}
+    assert artifact.provenance["measured"]["compute_capabilities"] == ["9.0"]
+    assert artifact.provenance["measured"]["driver"] == "580.95.05"
     assert artifact.file("engines/fp16-text-sm90.log").read_text() == "[info] x\n"
     assert artifact.file("engines/fp16-text-sm90.layers.json").read_text() == "[]"
     other = CompileStage(compile_config(load_target("h100"), max_length=24))  # another key, the same graphs

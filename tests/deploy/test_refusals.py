@@ -18,6 +18,8 @@ import pytest
 from edgeglm.bundle.sign import sign_bundle
 from edgeglm.bundle.signing import make_key
 from edgeglm.core.errors import UserError
+from edgeglm.deploy.device.objects import wanted_files
+from edgeglm.deploy.device.wire import Refused
 from edgeglm.deploy.evidence import evidence_from
 from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
 from edgeglm.deploy.options import DeployOptions
@@ -353,3 +355,9 @@ def test_engines_that_the_server_cannot_run_are_no_delivery():
     work = finalized(Jetson(), "a", DeployOptions(), Report())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="install python3-libnvinfer on the device, or pass --engine"):
         asyncio.run(work)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a//b", "a/../../x", "a\0b"])
+def test_the_device_writes_no_file_outside_the_bundle_whatever_its_manifest_names(name: str) -> None:
+    with pytest.raises(Refused, match="leads out of the bundle; get the bundle again from its maker"):
+        wanted_files({"files": {name: {"sha256": "a" * 64, "size": 1}}})

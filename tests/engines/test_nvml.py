@@ -11,7 +11,7 @@ import pytest
 from edgeglm.engines import board as module
 from edgeglm.engines.board import conditions, this_board
 from edgeglm.engines.cuda_devices import CudaDevice
-from edgeglm.engines.nvml import GpuReading, gpu_reading
+from edgeglm.engines.nvml import GpuReading, driver_version, gpu_reading
 from edgeglm.engines.power import PowerWatch
 
 SOURCE = r"""
@@ -22,6 +22,7 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device) {
   *device = (void *)7;
   return strcmp(bus, "0000:65:00.0") != 0;
 }
+int nvmlSystemGetDriverVersion(char *said, unsigned length) { strncpy(said, "580.95.05", length); return 0; }
 static int own(void *device) { return device != (void *)7; }
 int nvmlDeviceGetClockInfo(void *d, int kind, unsigned *value) {
   *value = kind == 1 ? 1410 : 1593; return own(d) || (kind != 1 && kind != 2);
@@ -51,6 +52,12 @@ def library(tmp_path: Path, require_system: Callable[[str], str]) -> Callable[..
         return str(place)
 
     return compiled
+
+
+def test_a_build_can_say_which_driver_its_engines_were_made_under(library: Callable[..., str]) -> None:
+    assert driver_version(library=library()) == "580.95.05"
+    assert driver_version(library=library(starts=1)) is None
+    assert driver_version(library="libno-such-thing.so") is None
 
 
 def test_a_discrete_gpu_tells_heat_clocks_power_and_what_holds_it_back(library: Callable[..., str]):

@@ -186,7 +186,9 @@ def inside(name: str) -> str:
     """Return the name of a file that stays below its folder. Raises Refused for any other."""
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\0" in name:
-        raise Refused(f"the manifest names {name!r}, which leads out of the bundle; refuse it")
+        raise Refused(
+            f"the manifest names {name!r}, which leads out of the bundle; get the bundle again from its maker"
+        )
     return name
 
 
