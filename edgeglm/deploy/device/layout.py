@@ -10,6 +10,7 @@ environment (a link), slot.json. The third is for what comes: what serves and wh
 <root>/device.json              how the current slot is served
 <root>/run/                     the plain supervisor's state and log
 <root>/lock                     one deployer at a time
+<root>/agent/<sha256>           what the last sender started here, for the next one to start
 <root>/edgeglm-root             says that all this is edgeglm's: only such a folder is ever written or removed
 """
 
@@ -33,7 +34,7 @@ MARKER = "edgeglm-root"
 _FOLDERS = ("objects", "incoming", "slots", "environments", "run")
 _FILES = (MARKER, "lock", "current", "previous", "switching.json", "device.json", "trust", ".writable")
 _UNFINISHED = (".current.new", ".previous.new", ".switching.json.new", ".device.json.new")
-_OURS = frozenset((*_FOLDERS, *_FILES, *_UNFINISHED))
+_OURS = frozenset((*_FOLDERS, *_FILES, *_UNFINISHED, "agent"))
 _NOBODYS = frozenset(("lost+found", ".writable"))  # of a new file system, of a first try
 
 
