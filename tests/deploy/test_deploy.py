@@ -16,10 +16,9 @@ import msgspec
 import pytest
 
 from edgeglm.core.store import Store, default_store_root
-from tests.cli.test_bundle_commands import colour_tower
-from tests.deploy.loopback import Device, stop
-from tests.deploy.proxy import cable
-from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
+from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
+from scripts.fixtures.loopback import Device, stop
+from scripts.fixtures.proxy import cable
 
 # The questions, and the lines of the manifest that changed; the device's side itself is there.
 OVERHEAD = 6_000

@@ -15,8 +15,8 @@ import pytest
 from edgeglm.deploy.agent_source import agent_source
 from edgeglm.deploy.connection import connected
 from edgeglm.deploy.hosts import host_from_text
-from tests.deploy.loopback import Device
-from tests.deploy.proxy import cable
+from scripts.fixtures.loopback import Device
+from scripts.fixtures.proxy import cable
 from tests.deploy.test_deploy import content
 
 DIGEST = hashlib.sha256(agent_source()).hexdigest()

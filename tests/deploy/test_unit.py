@@ -26,7 +26,7 @@ from edgeglm.deploy.device.unit import (
 )
 from edgeglm.deploy.device.wire import Refused
 from edgeglm.deploy.options import token_file_of
-from tests.deploy.loopback import stop
+from scripts.fixtures.loopback import stop
 from tests.deploy.test_deploy import content
 from tests.deploy.test_refusals import only, reason
 
