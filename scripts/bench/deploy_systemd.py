@@ -270,6 +270,7 @@ def main() -> None:
         "--debian", type=Path, help="Where the Debian lies or is made; else made for this run."
     )
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the Debian is shut down, too
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="edgeglm-systemd-", dir="/var/tmp") as folder:
         work = Path(folder)

@@ -54,10 +54,10 @@ def page(found: dict[str, Any]) -> str:
         "# Deploying to a Debian under its own systemd",
         "",
         *_filled(
-            f"Made by `{found['command']}` at {found['commit']}, {found['date']}, on {found['machine']} (load "
-            f"{found['load_average']}). {found['systemd'].capitalize()} as process 1 of a whole Debian 12 in "
-            "systemd-nspawn, with its own SSH server; kernel and processors are the host's, so times are this "
-            "machine's and no board's. Nothing stands in for anything: the wheels of the lock, the "
+            f"Made by `{found['command']}` at {found['commit']}, {found['date']}, on {found['machine']} "
+            f"(load {found['load_average']}). {found['systemd'].capitalize()} as process 1 of a whole Debian "
+            "12 in systemd-nspawn, with its own SSH server; kernel and processors are the host's, so times "
+            "are this machine's and no board's. Nothing stands in for anything: the wheels of the lock, the "
             "environment, finalize, the unit of the system, the supervisor and the server are real."
         ),
         "",
@@ -67,17 +67,18 @@ def page(found: dict[str, Any]) -> str:
         "",
         *_filled(
             "In effect on the running server, read from the kernel and by trying: a user that exists only "
-            f"while it runs ({hard['user']}), no capability, no new privileges, system calls filtered, nothing "
-            f"in {', '.join(hard['writes'])} to be written even by root, no home to be seen, memory limited to "
-            f"{memory} by its control group. `systemd-analyze security`: {hard['exposure']} (0 is shut)."
+            f"while it runs ({hard['user']}), no capability, no new privileges, system calls filtered, "
+            f"nothing in {', '.join(hard['writes'])} to be written even by root, no home to be seen, memory "
+            f"limited to {memory} by its control group. `systemd-analyze security`: {hard['exposure']} "
+            "(0 is shut)."
         ),
         "",
         *_filled(
             "The server that never answers and the one that ends run from the real environment, with a "
-            "`sitecustomize` that makes only `edgeglm serve` sleep or end. A killed server is started again by "
-            "its supervisor, after a pause that doubles; a killed supervisor by systemd, which takes the "
-            "server along. A stopped server's supervisor would end it, too, after 45 s and the 40 s that it "
-            "may take to answer what it holds: the watchdog comes first."
+            "`sitecustomize` that makes only `edgeglm serve` sleep or end. A killed server is started again "
+            "by its supervisor, after a pause that doubles; a killed supervisor by systemd, which takes the "
+            "server along. A stopped server's supervisor would end it, too, after 45 s and the 40 s that "
+            "it may take to answer what it holds: the watchdog comes first."
         ),
         "",
     ]
