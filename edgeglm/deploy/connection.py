@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ _CONNECT_SECONDS = 20
 _ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
 _LONGEST_ANSWER = 512 << 20
 """Bytes: far above the evidence of any bundle, so that a device cannot fill this machine's memory."""
+
+_PART_BYTES = 1 << 16
+"""So much is inflated at a time, to a thousand times of it at most."""
 
 Say = Callable[[str], None]
 
@@ -49,6 +53,8 @@ class Device:
         self.sent_bytes = 0
         self.root = ""
         self._early: asyncio.Future[dict[str, Any]] | None = None
+        self._inflating = zlib.decompressobj()
+        self._inflated = bytearray()
 
     async def ask(self, question: str, say: Say | None = None, **parts: Any) -> dict[str, Any]:
         """Ask one question and return the answer; lines that come before it go to ``say``.
@@ -106,7 +112,10 @@ class Device:
             raise self._lost(error) from error
 
     async def open(self, root: str | None) -> None:
-        """Send the device's side and hear where its root is. Raises UserError where there is no Python."""
+        """Send the device's side where it is not kept, and hear where its root is.
+
+        Raises UserError where there is no Python.
+        """
         too_old: list[str] = []
         hello = await self._hello()
         while hello[0] == "old" and hello[-1].isdigit():
@@ -121,8 +130,9 @@ class Device:
                     "(for JetPack 5 see 'Without Python' in docs/jetson.md)"
                 )
             raise UserError(f"{self._host} has no Python; install python3 {oldest} or newer there")
-        source = agent_source()
-        await self.write(f"{len(source)}\n".encode() + source)
+        if hello[-1] != "kept":
+            source = agent_source()
+            await self.write(f"{len(source)}\n".encode() + source)
         await self.write(json.dumps({"root": root}).encode() + b"\n")
         self.root = (await self._line())["root"]
 
@@ -135,14 +145,14 @@ class Device:
 
     async def _hello(self) -> list[str]:
         """Return the words with which the interpreter there, or the lack of one, makes itself known."""
-        line = await self._raw_line()
+        line = await self._taken(self._process.stdout.readline())
         words = line.decode("utf-8", "replace").split()
         if words[:1] not in (["old"], ["python"], ["none"]):
             raise self._not_ours(line)
         return words
 
     async def _line(self) -> dict[str, Any]:
-        line = await self._raw_line()
+        line = await self._inflated_line()
         try:
             found = json.loads(line)
         except ValueError as error:
@@ -157,23 +167,34 @@ class Device:
             "let its shell's start-up files print nothing"
         )
 
-    async def _raw_line(self) -> bytes:
-        """Return the next line, however long: asyncssh gives a part of one each time its window is full."""
-        line = bytearray()
-        while not line.endswith(b"\n"):
+    async def _inflated_line(self) -> bytes:
+        """Return the next line of what the device's side says, however long."""
+        seen = 0
+        while (end := self._inflated.find(b"\n", seen)) < 0:
+            seen = len(self._inflated)
+            data = await self._taken(self._process.stdout.read(_PART_BYTES))
             try:
-                part = await self._process.stdout.readline()
-            except (OSError, asyncssh_module().Error, asyncio.IncompleteReadError) as error:
-                raise self._lost(error) from error
-            line += part
-            if len(line) > _LONGEST_ANSWER:
+                self._inflated += self._inflating.decompress(data)
+            except zlib.error as error:
+                raise self._not_ours(data) from error
+            if len(self._inflated) > _LONGEST_ANSWER:
                 raise UserError(
                     f"{self._host} answered with more than {_LONGEST_ANSWER >> 20} MiB; "
                     "look at what lies in edgeglm's root there, or do not trust that device"
                 )
-            if not part.endswith(b"\n") and self._process.stdout.at_eof():
-                raise self._lost(await self._last_words())
-        return bytes(line)
+        line = bytes(self._inflated[: end + 1])
+        del self._inflated[: end + 1]
+        return line
+
+    async def _taken(self, reading: Awaitable[bytes]) -> bytes:
+        """Return what was read. Raises ConnectionLostError at the end of it all."""
+        try:
+            data = await reading
+        except (OSError, asyncssh_module().Error, asyncio.IncompleteReadError) as error:
+            raise self._lost(error) from error
+        if not data:
+            raise self._lost(await self._last_words())
+        return data
 
     async def _last_words(self) -> str:
         with contextlib.suppress(Exception):
@@ -197,7 +218,7 @@ async def connected(
     async with _connection(host, connect_timeout) as connection:
         asyncssh = asyncssh_module()
         try:
-            process = await connection.create_process(agent_command(), encoding=None)
+            process = await connection.create_process(agent_command(root), encoding=None)
         except (OSError, asyncssh.Error) as error:
             raise ConnectionLostError(f"{host} started no command ({error}); look at its sshd") from error
         device = Device(process, host)

@@ -77,10 +77,12 @@ async def evidence_from(
     """
     answer = await device.ask("read", slot=slot, patterns=_PATTERNS, limit=_LIMIT_BYTES)
     prefix = "bundle.finalized/"
-    for path in answer["files"]:
+    for path in (*answer["texts"], *answer["files"]):
         if not _ASKED_FOR.fullmatch(path):
             raise UserError(f"{name} sent a file {path!r} that nobody asked for; do not trust that device")
-    files = {path.removeprefix(prefix): base64.b64decode(data) for path, data in answer["files"].items()}
+    files = {path: base64.b64decode(data) for path, data in answer["files"].items()}
+    files.update({path: text.encode() for path, text in answer["texts"].items()})
+    files = {path.removeprefix(prefix): data for path, data in files.items()}
     return Evidence(device=name, board=board, receipt=receipt, files=files)
 
 

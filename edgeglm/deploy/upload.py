@@ -37,6 +37,8 @@ async def send_files(
     Raises:
         UserError, ConnectionLostError: what came through counts the next time.
     """
+    if not missing:
+        return 0
     await device.ask_for_files()
     for one in missing:
         digest = one["sha256"]

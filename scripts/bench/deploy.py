@@ -43,10 +43,10 @@ from edgeglm.deploy.hosts import hosts_from_texts  # noqa: E402
 from edgeglm.deploy.options import DeployOptions  # noqa: E402
 from edgeglm.deploy.session import deployed  # noqa: E402
 from edgeglm.deploy.summary import FleetPlan, Summary  # noqa: E402
-from tests.deploy.loopback import Device, Server, add_device, sshd, stop, stub_python  # noqa: E402
-from tests.deploy.proxy import cable  # noqa: E402
-from tests.deploy.watcher import files_with, watcher  # noqa: E402
-from tests.runtime.test_retrieval import colour_bundle  # noqa: E402
+from scripts.fixtures.colours import colour_bundle  # noqa: E402
+from scripts.fixtures.loopback import Device, Server, add_device, sshd, stop, stub_python  # noqa: E402
+from scripts.fixtures.proxy import cable  # noqa: E402
+from scripts.fixtures.watcher import files_with, watcher  # noqa: E402
 
 ROUNDS = 7
 POINTS = 20

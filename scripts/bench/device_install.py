@@ -25,8 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from runner_report import commit_of  # noqa: E402
 
-from tests.cli.test_bundle_commands import colour_tower  # noqa: E402
-from tests.runtime.test_retrieval import colour_bundle  # noqa: E402
+from scripts.fixtures.colours import colour_bundle, colour_tower  # noqa: E402
 
 DISK_MB, RSS_MB = 260, 200
 _IDLE = """

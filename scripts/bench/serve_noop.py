@@ -25,7 +25,7 @@ from edgeglm.runtime.config import RunnerConfig  # noqa: E402
 from edgeglm.runtime.runner import Runner  # noqa: E402
 from edgeglm.serve.config import ServeConfig  # noqa: E402
 from edgeglm.serve.server import serve  # noqa: E402
-from tests.runtime.test_retrieval import colour_bundle, colour_engine  # noqa: E402
+from scripts.fixtures.colours import colour_bundle, colour_engine  # noqa: E402
 
 
 def runner_config() -> RunnerConfig:

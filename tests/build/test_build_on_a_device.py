@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgeglm.bundle.verify import open_bundle
+from scripts.fixtures.loopback import Device, add_device, sshd
 from tests.build.conftest import Project, Said
-from tests.deploy.loopback import Device, add_device, sshd
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from edgeglm.cli import main as cli
+from scripts.fixtures.colours import colour_bundle, colour_tower
 from tests.bench.test_measurement import measurement
-from tests.cli.test_bundle_commands import colour_tower
-from tests.runtime.test_retrieval import colour_bundle
 
 QUICK = ("--seconds", "0.2", "--threads", "1")
 

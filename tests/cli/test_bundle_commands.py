@@ -5,43 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnx
 import pytest
 
 from edgeglm.cli import main as cli
-from tests.runtime.test_retrieval import COLOURS, SIDE, colour_bundle, picture
-
-
-def colour_tower(kind: str, *, scale: float = 1.0) -> bytes:
-    """An image tower that averages the pixels, or a text tower that looks its first token up."""
-    helper, types = onnx.helper, onnx.TensorProto
-    output = helper.make_tensor_value_info("embedding", types.FLOAT, ["batch", 3])
-    if kind == "image":
-        inputs = [helper.make_tensor_value_info("pixels", types.FLOAT, ["batch", 3, SIDE, SIDE])]
-        nodes = [helper.make_node("ReduceMean", ["pixels", "axes"], ["embedding"], keepdims=0)]
-        constants = [helper.make_tensor("axes", types.INT64, [2], [2, 3])]
-    else:
-        names = ("input_ids", "attention_mask")
-        inputs = [helper.make_tensor_value_info(name, types.INT64, ["batch", "length"]) for name in names]
-        nodes = [
-            helper.make_node("Gather", ["input_ids", "first"], ["word"], axis=1),
-            helper.make_node("Gather", ["table", "word"], ["looked_up"]),
-            helper.make_node("ReduceSum", ["attention_mask", "second"], ["used"], keepdims=1),
-            helper.make_node("Cast", ["used"], ["used_float"], to=types.FLOAT),
-            helper.make_node("Mul", ["used_float", "nothing"], ["zero"]),
-            helper.make_node("Add", ["looked_up", "zero"], ["embedding"]),
-        ]
-        table = [scale, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0, scale, 0.0, 0.0, 0.0]
-        constants = [
-            helper.make_tensor("first", types.INT64, [], [0]),
-            helper.make_tensor("second", types.INT64, [1], [1]),
-            helper.make_tensor("nothing", types.FLOAT, [], [0.0]),
-            helper.make_tensor("table", types.FLOAT, [4, 3], table),
-        ]
-    graph = helper.make_graph(nodes, kind, inputs, [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
 
 
 @pytest.fixture

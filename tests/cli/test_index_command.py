@@ -7,8 +7,8 @@ import pytest
 
 from edgeglm.cli import main as cli
 from edgeglm.index.writer import IndexWriter
+from scripts.fixtures.colours import COLOURS, picture
 from tests.index.test_pictures import bundle, folder  # noqa: F401
-from tests.runtime.test_retrieval import COLOURS, picture
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:

@@ -19,7 +19,7 @@ from edgeglm.compile.lane_record import LaneRecord, LaneTower
 from edgeglm.compile.shell import write_with_shell
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
-from tests.cli.test_bundle_commands import colour_tower
+from scripts.fixtures.colours import colour_tower
 from tests.compile.stand_ins import made
 from tests.compile.test_triton import described
 

@@ -20,8 +20,7 @@ from edgeglm.engines.board import Board
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.plan import PlanMetadata
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
-from tests.cli.test_bundle_commands import colour_tower
-from tests.runtime.test_retrieval import colour_bundle, colour_engine
+from scripts.fixtures.colours import colour_bundle, colour_engine, colour_tower
 
 LAPTOP = Board(
     model="Some CPU",

@@ -20,7 +20,7 @@ from edgeglm.engines.plan import ShapeRange
 from edgeglm.targets.costs import GraphCosts, GraphTensor, NodeCost, json_from_costs
 from edgeglm.targets.roofline import floor_of, machine_of, node_floors
 from edgeglm.targets.schema import known_targets, load_target
-from tests.runtime.test_retrieval import colour_bundle
+from scripts.fixtures.colours import colour_bundle
 
 PIXELS = GraphTensor(name="pixels", dtype="float32", shape=("batch", 3, 80, 80))
 COSTS = GraphCosts(

@@ -21,9 +21,9 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.engines.plan import ShapeRange
 from edgeglm.targets.schema import RuntimeVersion
+from scripts.fixtures.colours import COLOURS
 from tests.compile.shell_board import ORIN, XAVIER, board, receipt_of, run, with_shell
 from tests.compile.stand_ins import made
-from tests.runtime.test_retrieval import COLOURS
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])

@@ -16,8 +16,8 @@ from edgeglm.compile.triton import triton_models, write_repository
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import EngineConfig
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
+from scripts.fixtures.colours import colour_bundle
 from tests.compile.stand_ins import LAPTOP, ORIN, finalized, made
-from tests.runtime.test_retrieval import colour_bundle
 
 EMBEDDING = (TensorRecord(name="embedding", dtype="float32", shape=("batch", 3)),)
 

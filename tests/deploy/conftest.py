@@ -18,8 +18,8 @@ from edgeglm.deploy.inventory import Inventory, inventory_at
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.session import deployed
 from edgeglm.deploy.summary import FleetPlan, Summary
-from tests.deploy.loopback import Device, Server, add_device, sshd, stop, stub_python
-from tests.runtime.test_retrieval import colour_bundle
+from scripts.fixtures.colours import colour_bundle
+from scripts.fixtures.loopback import Device, Server, add_device, sshd, stop, stub_python
 
 
 @pytest.fixture(autouse=True)

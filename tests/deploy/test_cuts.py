@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edgeglm.deploy.summary import FleetPlan
-from tests.deploy.proxy import cable
+from scripts.fixtures.proxy import cable
 from tests.deploy.test_deploy import content
 
 POINTS = 20

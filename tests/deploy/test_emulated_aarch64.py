@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.deploy.loopback import Server, sshd
+from scripts.fixtures.loopback import Server, sshd
 from tests.deploy.test_deploy import content, real_bundle
 
 WRAPPER = """#!/bin/sh

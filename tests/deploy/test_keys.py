@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.deploy.loopback import Device
+from scripts.fixtures.loopback import Device
 from tests.deploy.test_deploy import content
 from tests.deploy.test_refusals import reason
 

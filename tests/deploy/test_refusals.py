@@ -328,6 +328,7 @@ def test_an_environment_of_700_mb_is_counted(options: DeployOptions):
         check_space(1000, 2000, "/r", installs=True)
 
 
+@pytest.mark.parametrize("kind", ["texts", "files"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -338,10 +339,12 @@ def test_an_environment_of_700_mb_is_counted(options: DeployOptions):
         "bundle.finalized/engines/../receipt.json",
     ],
 )
-def test_a_device_cannot_name_a_file_of_the_senders(name):
+def test_a_device_cannot_name_a_file_of_the_senders(name, kind):
     class Taken:
         async def ask(self, *_: object, **__: object) -> dict[str, object]:
-            return {"files": {"bundle.finalized/receipt.json": "", name: ""}}
+            answer: dict[str, dict[str, str]] = {"texts": {"bundle.finalized/receipt.json": ""}, "files": {}}
+            answer[kind][name] = ""
+            return dict(answer)
 
     with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
         asyncio.run(evidence_from(Taken(), "a", "pear", Board(model="m", machine="aarch64"), {}))  # type: ignore[arg-type]

@@ -73,6 +73,18 @@ def test_a_bare_repository_is_no_root(tmp_path):
     assert not Layout(tmp_path).is_ours()
 
 
+def test_what_is_freed_is_counted_once_however_often_it_is_linked_to(tmp_path):
+    layout = Layout(tmp_path / "root")
+    layout.make()
+    (layout.objects / "0").write_bytes(b"x" * 1000)
+    (layout.slots / "a/bundle").mkdir(parents=True)
+    (layout.slots / "a/bundle/tower").hardlink_to(layout.objects / "0")
+    (layout.slots / "a/environment").symlink_to("../../environments/mine")
+    (tmp_path / "elsewhere").write_bytes(b"y" * 5000)
+    (layout.slots / "a/link").symlink_to(tmp_path / "elsewhere")
+    assert layout.remove() == (1000, [])
+
+
 def test_a_link_in_a_root_is_not_followed_by_its_removal(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/kept").touch()

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.deploy.loopback import sshd
+from scripts.fixtures.loopback import sshd
+from scripts.fixtures.watcher import files_with, watcher
 from tests.deploy.test_deploy import real_bundle
-from tests.deploy.watcher import files_with, watcher
 
 pytestmark = pytest.mark.usefixtures("server")
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgeglm.deploy.device import engines
 from edgeglm.deploy.device.layout import Layout
-from tests.deploy.proxy import cable
+from scripts.fixtures.proxy import cable
 from tests.deploy.test_deploy import content
 
 

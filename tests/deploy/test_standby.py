@@ -16,8 +16,8 @@ from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.service import service_for
 from edgeglm.deploy.device.supervise import alive
 from edgeglm.deploy.device.unit import supervise_command
-from tests.deploy.loopback import stub_python
-from tests.runtime.test_retrieval import colour_bundle
+from scripts.fixtures.colours import colour_bundle
+from scripts.fixtures.loopback import stub_python
 
 SETTINGS = {"service": "process", "host": "127.0.0.1", "port": 0, "gpu": False}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from scripts.fixtures.loopback import Server, sshd, stub_python
 from tests.deploy.booted import Booted, booted
-from tests.deploy.loopback import Server, sshd, stub_python
 from tests.deploy.test_deploy import content, real_bundle
 from tests.deploy.test_refusals import reason
 from tests.skips import loud_skip

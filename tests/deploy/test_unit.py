@@ -16,6 +16,8 @@ import pytest
 
 from edgeglm.deploy.device import supervise, systemd
 from edgeglm.deploy.device.layout import Layout
+from edgeglm.deploy.device.service import ProcessService
+from edgeglm.deploy.device.switch import _words
 from edgeglm.deploy.device.systemd import SystemdService
 from edgeglm.deploy.device.unit import (
     PROGRAM_STOP_SECONDS,
@@ -26,7 +28,7 @@ from edgeglm.deploy.device.unit import (
 )
 from edgeglm.deploy.device.wire import Refused
 from edgeglm.deploy.options import token_file_of
-from tests.deploy.loopback import stop
+from scripts.fixtures.loopback import stop
 from tests.deploy.test_deploy import content
 from tests.deploy.test_refusals import only, reason
 
@@ -141,6 +143,9 @@ def test_what_is_served_is_said_in_one_place():
     ]  # fmt: skip
 
 
+SHOWN = " ".join(f"--property={name}" for name in ("LoadState", "NeedDaemonReload", "UnitFileState"))
+
+
 def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
     calls = tmp_path / "calls"
     fake = tmp_path / "bin"
@@ -158,6 +163,7 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
     service.remove()
     assert not service.unit.exists()
     assert calls.read_text().splitlines() == [
+        f"systemctl --user show {UNIT_NAME} {SHOWN}",
         "systemctl --user daemon-reload",
         "loginctl enable-linger",
         f"systemctl --user enable {UNIT_NAME}",
@@ -165,6 +171,67 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
         f"systemctl --user disable --now {UNIT_NAME}",
         "systemctl --user daemon-reload",
     ]
+
+
+TOLD = "LoadState=loaded\nUnitFileState=enabled\nNeedDaemonReload=no"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reloads"),
+    [
+        (TOLD, False),
+        (TOLD.replace("=no", "=yes"), True),
+        (TOLD.replace("enabled", "disabled"), True),
+        (TOLD.replace("loaded", "not-found"), True),
+        (TOLD.replace("loaded", "masked"), True),
+    ],
+)
+def test_a_rollback_does_not_wait_for_systemd_to_read_every_unit_for_nothing(
+    answer, reloads, tmp_path, monkeypatch
+):
+    calls = tmp_path / "calls"
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\necho $2 >>{calls}\necho '{answer}'\n")
+    (tmp_path / "loginctl").write_text("#!/bin/sh\n")
+    for program in ("systemctl", "loginctl"):
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000}).prepare()
+    assert calls.read_text().split() == ["show", *(["daemon-reload", "enable"] if reloads else [])]
+
+
+class Journal(ProcessService):
+    """A service whose log is what journalctl printed."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    def log(self, lines: int) -> list[str]:
+        return self.lines[-lines:]
+
+
+AT = "2026-11-27T14:39:36+0000 orin"
+
+
+def test_why_a_server_did_not_start_is_told_in_its_own_words_under_systemd_too():
+    found = _words(
+        Journal(
+            f"{AT} python[12]: error: the engine of this bundle is broken; build it again",
+            f"{AT} systemd[1]: edgeglm.service: Main process exited, code=exited, status=2/INVALIDARGUMENT",
+        )
+    )
+    assert found == ["error: the engine of this bundle is broken; build it again"]
+
+
+def test_what_systemd_says_of_itself_does_not_hide_the_servers_last_words():
+    systemd = [f"{AT} systemd[1]: edgeglm.service: line {number}" for number in range(9)]
+    assert _words(Journal(f"{AT} python[12]: Killed: 9", *systemd, "-- Boot 1f --")) == ["Killed: 9"]
+
+
+def test_the_last_words_of_the_former_server_are_not_taken_for_the_new_ones():
+    lines = [f"{AT} python[12]: stopped", f"{AT} python[11]: error: of the former"]
+    assert _words(Journal(*lines), [11, 12]) == []
+    assert _words(Journal(*lines, f"{AT} python[13]: error: mine"), [11, 12]) == ["error: mine"]
 
 
 @pytest.fixture

@@ -24,8 +24,7 @@ from edgeglm.evaluate.towers import (  # noqa: E402
     token_embeddings,
     towers_on_tracks,
 )
-from tests.cli.test_bundle_commands import colour_tower  # noqa: E402
-from tests.runtime.test_retrieval import SIDE  # noqa: E402
+from scripts.fixtures.colours import SIDE, colour_tower  # noqa: E402
 from tests.tiny_towers import write_wordpiece  # noqa: E402
 
 helper, types = onnx.helper, onnx.TensorProto

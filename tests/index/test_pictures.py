@@ -17,8 +17,7 @@ from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.picture_files import metadata_from_jsonl
 from edgeglm.index.pictures import thumbnail_of
 from edgeglm.index.vector_index import VectorIndex, header_of
-from tests.cli.test_bundle_commands import colour_tower
-from tests.runtime.test_retrieval import COLOURS, colour_bundle, picture
+from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
 
 QUIET = QuietProgress()
 

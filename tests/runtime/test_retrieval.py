@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,108 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
-from tokenizers import Tokenizer as Backend
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
-from edgeglm.bundle.goldens import golden_check, golden_sources
-from edgeglm.bundle.manifest import (
-    Manifest,
-    TargetRecord,
-    TensorRecord,
-    TowerRecord,
-    VariantRecord,
-)
+from edgeglm.bundle.goldens import golden_check
 from edgeglm.bundle.opened import Bundle
-from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.errors import UserError
 from edgeglm.engines.fake import FakeEngine
-from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.retrieval import Retriever, best_rows
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-SIDE = 4
-
-
-def picture(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 9), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def colour_engine(path: Path, threads: int) -> FakeEngine:
-    """Towers whose embedding is the colour: the mean pixel, or the word's place in the vocabulary."""
-    if path.stem == "image":
-
-        def function(feeds: Feeds) -> Sequence[np.ndarray]:
-            return [feeds["pixels"].mean(axis=(2, 3)).astype(np.float32)]
-
-        inputs = [TensorSpec(name="pixels", dtype="float32", shape=("B", 3, SIDE, SIDE))]
-    else:
-
-        def function(feeds: Feeds) -> Sequence[np.ndarray]:
-            return [np.eye(4, 3, dtype=np.float32)[feeds["input_ids"][:, 0]]]
-
-        inputs = [
-            TensorSpec(name=name, dtype="int64", shape=("B", "L")) for name in ("input_ids", "attention_mask")
-        ]
-    outputs = [TensorSpec(name="embedding", dtype="float32", shape=("B", 3))]
-    return FakeEngine(
-        inputs=inputs, outputs=outputs, function=function, name=f"{path.parent.name} {path.stem}"
-    )
-
-
-def colour_bundle(folder: Path, created: str = "2026-11-23", /, **changed: Path | bytes) -> Path:
-    vocabulary = {word: number for number, word in enumerate([*COLOURS, "[UNK]"])}
-    tokenizer = Backend(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    items = [
-        {"id": f"set/{name}", "text": f"a {name} thing", "thumbnail": f"thumbnails/{name}.png"}
-        for name in COLOURS
-    ]
-    rows = np.eye(3, dtype=np.float32)
-    words = ["red", "blue"]
-    goldens = golden_sources(
-        [picture(COLOURS[word]) for word in words], words, {"image": rows[[0, 2]], "text": rows[[0, 2]]}
-    )
-    sources: dict[str, Path | bytes] = {
-        **{f"models/{v}/{t}.onnx": b"onnx" for v in ("fp32", "int8") for t in ("image", "text")},
-        "tokenizer/tokenizer.json": tokenizer.to_str().encode(),
-        "preprocessing.json": json.dumps({"image": {"resolution": SIDE}, "text": {"max_length": 5}}).encode(),
-        "gallery/items.jsonl": "\n".join(map(json.dumps, items)).encode(),
-        "gallery/embeddings-fp32.npy": npy(rows),
-        "gallery/embeddings-int8.npy": npy(rows[::-1].copy()),
-        "gallery/thumbnails/red.png": picture(COLOURS["red"]),
-        **goldens,
-        **changed,
-    }
-    tensor = TensorRecord(name="embedding", dtype="float32", shape=("batch", 3))
-    tower = TowerRecord(inputs=(), outputs=(tensor,), embedding_dim=3, parameters=0)
-    manifest = Manifest(
-        name="colours",
-        created=created,
-        edgeglm="0.1.0",
-        target=TargetRecord(name="cpu"),
-        default_variant="fp32",
-        variants=(
-            VariantRecord(name="fp32", files=_files("fp32"), gate="reference"),
-            VariantRecord(name="int8", files=_files("int8"), gate="passed"),
-        ),
-        towers={"image": tower, "text": tower},
-    )
-    return write_bundle(folder, sources=sources, manifest=manifest)
-
-
-def _files(variant: str) -> dict[str, str]:
-    return {tower: f"models/{variant}/{tower}.onnx" for tower in ("image", "text")}
+from scripts.fixtures.colours import COLOURS, SIDE, colour_bundle, colour_engine, npy, picture
 
 
 @pytest.fixture(autouse=True)

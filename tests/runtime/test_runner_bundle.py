@@ -24,9 +24,8 @@ from edgeglm.runtime.retrieval import Retriever
 from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.sync import SyncRunner
 from edgeglm.runtime.towers import default_length_buckets, sources_from_bundle
-from tests.cli.test_bundle_commands import colour_tower
+from scripts.fixtures.colours import COLOURS, colour_bundle, colour_engine, colour_tower, picture
 from tests.runtime.faults import ended, run
-from tests.runtime.test_retrieval import COLOURS, colour_bundle, colour_engine, picture
 
 CONFIG = RunnerConfig(engine=colour_engine, hang_after=5.0)
 

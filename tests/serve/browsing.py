@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, built_index
-from tests.runtime.test_retrieval import COLOURS, picture
+from scripts.fixtures.colours import COLOURS, picture
 from tests.serve.conftest import Server, running, serve_command
 
 EVIL = "<img src=x onerror=window.pwned=1>"

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_bundle_commands import colour_tower
-from tests.runtime.test_retrieval import colour_bundle
+from scripts.fixtures.colours import colour_bundle, colour_tower
 
 TOKEN = "a-token-of-some-length"
 PLAN = b'{"variants": {}}'

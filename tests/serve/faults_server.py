@@ -23,7 +23,7 @@ from edgeglm.runtime.config import RunnerConfig
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.server import Serving, serve
 from edgeglm.serve.service import Service
-from tests.runtime.test_retrieval import colour_engine
+from scripts.fixtures.colours import colour_engine
 
 
 def _broken(_: Service) -> list[Route]:

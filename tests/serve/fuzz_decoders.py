@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["PIL", "edgeglm"], enable_loader_overri
     from edgeglm.serve.v2_infer import plain_body
     from edgeglm.serve.v2_messages import infer_request
     from edgeglm.serve.whole_requests import Heads
-    from tests.runtime.test_retrieval import colour_bundle
+    from scripts.fixtures.colours import colour_bundle
 
 Check = Callable[[bytes], object]
 

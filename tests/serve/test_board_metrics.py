@@ -16,10 +16,10 @@ from edgeglm.runtime.config import RunnerConfig
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.metrics import Collector, HttpCounts, exposition
 from edgeglm.serve.service import Service
+from scripts.fixtures.colours import colour_bundle, colour_engine
 from tests.engines.test_board import write
 from tests.engines.test_nvml import BUS, library
 from tests.engines.test_tegrastats import stand_in
-from tests.runtime.test_retrieval import colour_bundle, colour_engine
 from tests.serve.conftest import running, serve_command
 from tests.serve.test_http_face import asked
 

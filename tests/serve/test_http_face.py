@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.runtime.test_retrieval import COLOURS, picture
+from scripts.fixtures.colours import COLOURS, picture
 from tests.runtime.test_runner_bundle import bomb
 from tests.serve.conftest import PLAN, TOKEN, Server, running, serve_command
 

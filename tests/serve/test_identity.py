@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.serve.identity import identity_of
-from tests.runtime.test_retrieval import colour_bundle
+from scripts.fixtures.colours import colour_bundle
 from tests.serve.conftest import PLAN
 
 

@@ -16,7 +16,7 @@ from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, built_index
 from edgeglm.serve import operator_routes
-from tests.runtime.test_retrieval import COLOURS, picture
+from scripts.fixtures.colours import COLOURS, picture
 from tests.serve.conftest import Server, running, serve_command
 from tests.serve.test_http_face import asked
 

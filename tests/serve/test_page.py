@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from edgeglm.serve.page_routes import page as served_page
-from tests.runtime.test_retrieval import picture
+from scripts.fixtures.colours import picture
 from tests.serve.browsing import EVIL, SCRIPT, browser, fetched, index, names, site, until, visit
 from tests.serve.conftest import TOKEN, Server, running, serve_command
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeglm import __version__
-from tests.runtime.test_retrieval import COLOURS, SIDE, picture
+from scripts.fixtures.colours import COLOURS, SIDE, picture
 from tests.serve.conftest import TOKEN, Server, running, serve_command
 from tests.serve.test_http_face import IDENTITY, TEXT, asked_json, refused, shed
 from tests.serve.test_server_limits import self_signed

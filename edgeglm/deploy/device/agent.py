@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeglm.deploy.device import engines, environment, objects, switch
 from edgeglm.deploy.device.facts import facts, free_bytes
+from edgeglm.deploy.device.kept import keep_source
 from edgeglm.deploy.device.layout import SLOTS, Layout, Lock, read_json, sync_all
 from edgeglm.deploy.device.service import Service, best_kind, service_for
 from edgeglm.deploy.device.wire import Refused, SenderGone, Wire
@@ -30,9 +31,10 @@ Message = dict[str, Any]
 class Agent:
     """Answers one sender."""
 
-    def __init__(self, wire: Wire, root: Path) -> None:
+    def __init__(self, wire: Wire, root: Path, source: bytes | None) -> None:
         self.wire = wire
         self.layout = Layout(root)
+        self.source = source
         self.lock: Lock | None = None
 
     def answer(self, question: Message) -> Message:
@@ -89,6 +91,8 @@ class Agent:
         lock = Lock(layout.root)
         lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
         self.lock = lock
+        if self.source is not None:
+            keep_source(layout.root, self.source)
         recovered = switch.recover(layout)
         if settings := question.get("settings"):
             switch.check_settings(layout, settings)
@@ -190,16 +194,20 @@ class Agent:
         }
 
     def read(self, question: Message) -> Message:
-        """Return small files below a slot, by pattern, in base64."""
+        """Return small files below a slot, by pattern: texts as they are, others in base64."""
         import base64
 
         folder = (self.layout.slots / question["slot"]).resolve()
-        found = {}
+        texts, files = dict[str, str](), dict[str, str]()
         for pattern in question["patterns"]:
             for path in sorted(folder.glob(pattern)):
                 if path.is_file() and path.stat().st_size <= int(question["limit"]):
-                    found[path.relative_to(folder).as_posix()] = base64.b64encode(path.read_bytes()).decode()
-        return {"files": found}
+                    name, data = path.relative_to(folder).as_posix(), path.read_bytes()
+                    try:
+                        texts[name] = data.decode()
+                    except UnicodeDecodeError:
+                        files[name] = base64.b64encode(data).decode()
+        return {"texts": texts, "files": files}
 
     def activate(self, question: Message) -> Message:
         """Serve a slot. Once begun it is brought to its end, also when the sender goes."""
@@ -268,8 +276,8 @@ def default_root() -> Path:
     return Path.home() / ".local" / "share" / "edgeglm"
 
 
-def main() -> None:
-    """Answer until the sender goes. The first line names the root."""
+def main(source: bytes | None) -> None:
+    """Answer until the sender goes. Its first line names the root; ``source`` is this, if it had to come."""
     os.umask(0o022)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.pop("EDGEGLM_LOADER", None)  # it has done its work
@@ -278,7 +286,7 @@ def main() -> None:
     if first is None:
         return
     root = Path(first["root"]).expanduser() if first.get("root") else default_root()
-    agent = Agent(wire, root)
+    agent = Agent(wire, root, source)
     wire.send({"root": str(root)})
     while (question := wire.receive()) is not None:
         try:
@@ -298,7 +306,3 @@ def main() -> None:
         if question["ask"] == "receive":  # what follows are bytes of files, and no questions
             wire.drain()
             return
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ environment (a link), slot.json. The third is for what comes: what serves and wh
 <root>/device.json              how the current slot is served
 <root>/run/                     the plain supervisor's state and log
 <root>/lock                     one deployer at a time
+<root>/agent/<sha256>           what the last sender started here, for the next one to start
 <root>/edgeglm-root             says that all this is edgeglm's: only such a folder is ever written or removed
 """
 
@@ -21,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ MARKER = "edgeglm-root"
 _FOLDERS = ("objects", "incoming", "slots", "environments", "run")
 _FILES = (MARKER, "lock", "current", "previous", "switching.json", "device.json", "trust", ".writable")
 _UNFINISHED = (".current.new", ".previous.new", ".switching.json.new", ".device.json.new")
-_OURS = frozenset((*_FOLDERS, *_FILES, *_UNFINISHED))
+_OURS = frozenset((*_FOLDERS, *_FILES, *_UNFINISHED, "agent"))
 _NOBODYS = frozenset(("lost+found", ".writable"))  # of a new file system, of a first try
 
 
@@ -74,13 +75,12 @@ class Layout:
     def remove(self) -> tuple[int, list[str]]:
         """Remove what edgeglm made; return the bytes freed, and the names of what else lies there."""
         mine = sorted(filter(_is_ours, self._names()), key=lambda name: name == MARKER)  # that one last
-        size = 0
+        size = bytes_in(self.root / name for name in mine)
         for path in (self.root / name for name in mine):
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)
-                continue
-            size += sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
-            shutil.rmtree(path)
+            else:
+                shutil.rmtree(path)
         left = sorted(self._names())
         if not left:
             self.root.rmdir()
@@ -122,6 +122,21 @@ class Layout:
         record = {**self.record(slot), **changed}
         write_json(self.slots / slot / "slot.json", record)
         return record
+
+
+def bytes_in(folders: Iterable[Path]) -> int:
+    """Return the bytes of all files below folders; one that is linked to several times counts once."""
+    found: dict[tuple[int, int], int] = {}
+    left = [str(folder) for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    while left:  # an environment has 16,000 files: pathlib takes half a minute for them
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    of = entry.stat(follow_symlinks=False)
+                    found[of.st_dev, of.st_ino] = of.st_size
+    return sum(found.values())
 
 
 def _is_ours(name: str) -> bool:

@@ -7,9 +7,11 @@ and the journal holds how the former slot was served, so that going back is goin
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from edgeglm.deploy.device.service import Service, service_for, wait_ready
 from edgeglm.deploy.device.wire import Refused
 
 _LAST_WORDS = 4
+_JOURNAL = re.compile(r"\S+ \S+ (?P<name>[^\s\[]+)\[(?P<process>\d+)\]: ")
+"""What journalctl sets before a line: when, where and who."""
 _BACK_SECONDS = 60.0
 _FAULTS = (Refused, OSError, subprocess.SubprocessError)
 
@@ -67,6 +71,7 @@ def activate(layout: Layout, slot: str, seconds: float, settings: Settings | Non
     former, before = layout.pointed("current"), settings_in_force(layout)
     after = settings or layout.record(slot).get("settings") or before
     journal = {"from": former, "to": slot, "before": before, "after": after}
+    others = service_for(layout, before).state() if before else {}
     write_json(layout.root / "switching.json", journal)
     service = service_for(layout, after)
     reason: str | None
@@ -81,7 +86,7 @@ def activate(layout: Layout, slot: str, seconds: float, settings: Settings | Non
     except _FAULTS as error:
         reason = _in_words(error)
     if reason is not None:
-        words = "; ".join(_words(service))
+        words = "; ".join(_words(service, [others.get("pid"), others.get("child")]))
         back = _go_back(layout, journal)
         with suppress(OSError):
             layout.write_record(slot, state="failed", reason=reason)
@@ -162,10 +167,18 @@ def _in_words(error: BaseException) -> str:
     return str(error).partition(";")[0]
 
 
-def _words(service: Service) -> list[str]:
-    """Return the last error that the program wrote, or its last lines."""
+def _words(service: Service, others: Sequence[object] = ()) -> list[str]:
+    """Return the last error that the program wrote, or its last lines.
+
+    Where a journal says who wrote a line, those of systemd and of ``others``, by process, are left out.
+    """
     lines: list[str] = []
     with suppress(Exception):
-        lines = [line.strip() for line in service.log(40) if line.strip()]
+        for line in service.log(40):
+            found = _JOURNAL.match(line)
+            foreign = found and (found["name"] == "systemd" or int(found["process"]) in others)
+            text = line[found.end() :] if found else line
+            if not foreign and text.strip() and not line.startswith("-- "):
+                lines.append(text.strip())
     errors = [line for line in lines if line.startswith("error:")]
     return errors[-1:] or lines[-_LAST_WORDS:]

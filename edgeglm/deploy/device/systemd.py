@@ -50,7 +50,10 @@ class SystemdService:
         self._systemctl("show-environment")
 
     def prepare(self) -> None:
-        """Write the unit, let systemd read it, and have it started at boot."""
+        """Write the unit, let systemd read it, and have it started at boot.
+
+        Where that is so already nothing is told: to read every unit anew takes as long as a server to end.
+        """
         text = unit_text(
             "system" if self._system else "user",
             self._layout.root,
@@ -66,11 +69,14 @@ class SystemdService:
         if not self.unit.exists() or self.unit.read_text() != text:
             self.unit.parent.mkdir(parents=True, exist_ok=True)
             self.unit.write_text(text)
-        self._systemctl("daemon-reload")
+        told = self._told()
+        if not told:
+            self._systemctl("daemon-reload")
         if not self._system:  # else it ends when its user logs out
             with suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(["loginctl", "enable-linger"], capture_output=True, timeout=20, check=False)
-        self._systemctl("enable", UNIT_NAME)
+        if not told:
+            self._systemctl("enable", UNIT_NAME)
 
     def restart(self) -> None:
         """Start the unit anew; this goes on without waiting."""
@@ -129,6 +135,12 @@ class SystemdService:
         """Return systemd's; 0 where it does not say."""
         found = re.match(r"systemd (\d+)", self._systemctl("--version"))
         return int(found[1]) if found else 0
+
+    def _told(self) -> bool:
+        """Say whether systemd has read the unit as it lies there, and starts it at boot."""
+        names = ("LoadState", "NeedDaemonReload", "UnitFileState")
+        said = self._systemctl("show", UNIT_NAME, *(f"--property={name}" for name in names))
+        return set(said.split()) == {"LoadState=loaded", "NeedDaemonReload=no", "UnitFileState=enabled"}
 
     def _trust(self) -> str | None:
         """Return a folder with the deployer's trusted keys that the unit may read; None if there are none."""

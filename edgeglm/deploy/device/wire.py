@@ -1,9 +1,14 @@
-"""How the sender and the device talk: a JSON object a line, with raw bytes behind some lines."""
+"""How the sender and the device talk: a JSON object a line, with raw bytes behind some lines.
+
+What the device says is one deflated stream, let go after each line: much of it was said before.
+"""
 
 from __future__ import annotations
 
 import json
 import select
+import threading
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -29,11 +34,14 @@ class Wire:
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
         self._source = source
         self._sink = sink
+        self._deflating = zlib.compressobj()
+        self._lock = threading.Lock()
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Say something."""
-        with suppress(OSError, ValueError):
-            self._sink.write(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
+        with self._lock, suppress(OSError, ValueError):
+            self._sink.write(self._deflating.compress(line) + self._deflating.flush(zlib.Z_SYNC_FLUSH))
             self._sink.flush()
 
     def receive(self) -> dict[str, Any] | None:
