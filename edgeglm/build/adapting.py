@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
 from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_inputs
 from edgeglm.adapt.stages import (
     BackbonesConfig,
@@ -58,6 +59,7 @@ def adapt_teacher(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is there already; choose another --output or move it away")
     store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
+    require_tunable(teacher)
     towers = teacher_inputs(teacher, store, progress)
     require_targets(teacher, towers["text"])
     corpus = pretraining_inputs(teacher, store, progress)
@@ -84,6 +86,14 @@ def adapt_teacher(
         reading = PretrainingStage(teacher, seed=seed, max_length=length)
         texts = {"pairs": pairs, "text": towers["text"], **corpus}
         given["pretraining"] = done(reading(texts, context))
+    if teacher.image_blocks:
+        tuning = ImageTuningStage(teacher, seed=seed, max_length=length)
+        backbones = done(tuning({**given, **images, "backbones": backbones}, context))
+        given["features"] = done(
+            TunedFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed))(
+                {"pairs": pairs, "backbones": backbones}, context
+            )
+        )
     aligned = done(TeacherStage(teacher, seed=seed, max_length=length)(given, context))
     evaluation = EvaluationConfig(seed=seed)
     evaluated = done(
