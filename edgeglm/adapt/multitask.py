@@ -59,7 +59,8 @@ class Kinds:
         if len(classes) < 2:
             raise UserError(
                 f"the labelled images are of {len(classes)} {name}, so there is nothing to tell apart; "
-                f"set data.categories = true for icons, or give lines of your own the key {name}"
+                "set data.categories = true for icons, or give lines of your own two values of "
+                f"{name} at least"
             )
         place = {one: index for index, one in enumerate(classes)}
         return cls(
