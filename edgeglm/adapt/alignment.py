@@ -1,4 +1,4 @@
-"""Alignment of frozen image features with texts: heads, LoRA on the text tower, heads again.
+"""Alignment of image features with texts: heads, LoRA on the text tower, heads again.
 
 The order matters. Heads trained on frozen text features give LoRA a space to pull towards; LoRA
 moves the features; the heads then go on with what LoRA made, on cached features, in seconds. Where the
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgeglm.adapt.domains import Domains, DomainTerms, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
+from edgeglm.adapt.image_tuning import TunedBlocks
 from edgeglm.adapt.meta import reptile
 from edgeglm.adapt.multitask import Kinds, Multitask
 from edgeglm.adapt.text_teacher import TextTeacher
@@ -36,12 +37,15 @@ MIN_STEPS = 200
 MIN_LORA_STEPS = 20
 #: A round of pseudo-labels goes on with trained heads, and needs fewer.
 MIN_PSEUDO_STEPS = 100
+#: Pictures are slow, and the blocks that they tune were trained long ago.
+MIN_IMAGE_STEPS = 50
 #: Concepts contrasted at once; beyond it a step takes those of its batch and a random rest.
 MAX_CONCEPTS = 4096
-_LORA_CLIP = 1.0
-_LORA_HEAD_RATE = 0.3  # of the heads' own rate, while LoRA moves the features under them
+_TUNING_CLIP = 1.0
+_HEAD_RATE = 0.3  # of the heads' own rate, while tuning moves the features under them
 
 _LOWER_HEADS = "teacher.batch_size"
+_LOWER_IMAGES = "teacher.image_batch_size, or teacher.image_blocks so that fewer blocks keep activations"
 _LOWER_TUNING = "teacher.lora_batch_size, or teacher.tuned_blocks so that fewer blocks keep activations"
 
 
@@ -80,6 +84,7 @@ class Alignment:
         widths: Sequence[int] = (),
     ) -> None:
         self.features_VNF = features_VNF
+        self.read: Callable[[Tensor, Tensor], Tensor] = self._cached
         self.concepts = concepts
         self.text = text
         self.config = config
@@ -118,6 +123,36 @@ class Alignment:
             self._fit_pseudo_labels(self.domains)
         self.image_head.eval()
         self.text_head.eval()
+
+    def tune_images(self, blocks: TunedBlocks) -> None:
+        """Train the last blocks of an image backbone with the heads over them, by the same loss.
+
+        Where the recipe has rounds of pseudo-labels, those of the heads as they are take part.
+        """
+        original, config = self.concepts, self.config
+        if self.domains is not None and config.domain.pseudo_label_rounds:
+            self._take_matched(original, self.domains)
+        self.read = blocks.read
+        if self.terms is not None:
+            self.terms.show(blocks.read, config.image_batch_size)
+        self._fit_heads(
+            "images",
+            config.image_epochs,
+            least=MIN_IMAGE_STEPS,
+            others=[
+                Group(
+                    parameters=blocks.parameters(),
+                    learning_rate=config.image_rate,
+                    weight_decay=config.weight_decay,
+                )
+            ],
+        )
+        self.concepts = original
+        self.image_head.eval()
+        self.text_head.eval()
+
+    def _cached(self, view_B: Tensor, image_B: Tensor) -> Tensor:
+        return self.features_VNF[view_B, image_B].float()
 
     @torch.no_grad()
     def image_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -181,33 +216,38 @@ class Alignment:
             progress=self.progress,
         )
 
-    def _fit_heads(self, phase: str, epochs: int, *, least: int = 0) -> None:
+    def _fit_heads(self, phase: str, epochs: int, *, least: int = 0, others: Sequence[Group] = ()) -> None:
+        """Train the heads, and with them ``others`` that move the features: then on pictures, and slower."""
         config = self.config
+        size, rate = config.batch_size, config.learning_rate
+        if others:
+            size, rate = config.image_batch_size, rate * _HEAD_RATE
 
         def loss_of(batch: Batch) -> Tensor:
             text_CD = self.text_head(self.text_features[batch.caption_C])
             return self._contrast(batch, text_CD)
 
-        steps = steps_in(len(self.concepts.image_N), config.batch_size)
+        steps = steps_in(len(self.concepts.image_N), size)
         epochs = max(epochs, -(-(least or MIN_STEPS) // steps))
-        groups = [self._heads(config.learning_rate)]
+        groups = [*others, self._heads(rate)]
         if self.terms is not None:
             self.terms.begin(epochs * steps)
-            if others := self.terms.parameters():
-                groups.append(Group(parameters=others, learning_rate=config.learning_rate))
+            if parameters := self.terms.parameters():
+                groups.append(Group(parameters=parameters, learning_rate=rate))
         carried: list[Carried] = [] if self.terms is None else [self.terms]
         if self.multitask is not None:
-            groups.extend(self.multitask.groups(config.learning_rate))
+            groups.extend(self.multitask.groups(rate))
             carried.append(self.multitask)
             self.multitask.train(True)
         self.image_head.train()
         self.text_head.train()
         self.curves[phase] = fit(
             groups,
-            lambda epoch: self._batches(phase, epoch, config.batch_size),
+            lambda epoch: self._batches(phase, epoch, size),
             loss_of,
             epochs=epochs,
             steps_per_epoch=steps,
+            clip=_TUNING_CLIP if others else None,
             title=f"Teacher: {phase}",
             progress=self.progress,
             options=self._options(phase, carried),
@@ -245,14 +285,14 @@ class Alignment:
                         parameters=adapters,
                         learning_rate=config.tuned_rate if self._tunes_whole() else config.lora_learning_rate,
                     ),
-                    self._heads(config.learning_rate * _LORA_HEAD_RATE),
+                    self._heads(config.learning_rate * _HEAD_RATE),
                 ],
                 lambda epoch: self._batches("lora", epoch, config.lora_batch_size),
                 loss_of,
                 epochs=max(config.lora_epochs, -(-MIN_LORA_STEPS // steps)),
                 steps_per_epoch=steps,
                 warmup=10,
-                clip=_LORA_CLIP,
+                clip=_TUNING_CLIP,
                 title="Teacher: LoRA" if config.tuning == "lora" else f"Teacher: {config.tuning}",
                 progress=self.progress,
                 options=self._options("lora", [CarriedTensor(bank_KF)]),
@@ -263,16 +303,20 @@ class Alignment:
         """Let heads choose pairs of unlabelled images and concepts, and train on them too, in rounds."""
         original = self.concepts
         for round_ in range(self.config.domain.pseudo_label_rounds):
-            chosen_P, concept_P = self._matched(original, domains)
-            self.pseudo_labels.append(len(chosen_P))
-            self.concepts = replace(
-                original,
-                image_N=torch.cat([original.image_N, domains.unlabelled_M[chosen_P]]),
-                concept_N=torch.cat([original.concept_N, concept_P]),
-            )
+            self._take_matched(original, domains)
             epochs = self.config.domain.pseudo_label_epochs
             self._fit_heads(f"pseudo-labels {round_ + 1}", epochs, least=MIN_PSEUDO_STEPS)
         self.concepts = original
+
+    def _take_matched(self, original: Concepts, domains: Domains) -> None:
+        """Let images and concepts that choose each other train beside the labelled ones."""
+        chosen_P, concept_P = self._matched(original, domains)
+        self.pseudo_labels.append(len(chosen_P))
+        self.concepts = replace(
+            original,
+            image_N=torch.cat([original.image_N, domains.unlabelled_M[chosen_P]]),
+            concept_N=torch.cat([original.concept_N, concept_P]),
+        )
 
     def _matched(self, labelled: Concepts, domains: Domains) -> tuple[Tensor, Tensor]:
         self.image_head.eval()
@@ -285,7 +329,7 @@ class Alignment:
         return mutual_neighbours(image_ND[domains.unlabelled_M], text_KD, prototype_KD)
 
     def _contrast(self, batch: Batch, text_CD: Tensor) -> Tensor:
-        features_BF = self.features_VNF[batch.view_B, batch.image_B].float()
+        features_BF = self.read(batch.view_B, batch.image_B)
         if self.terms is not None:
             features_BF = self.terms.labelled(features_BF, batch.place_B)
         image_BD = self.image_head(features_BF)
@@ -301,7 +345,12 @@ class Alignment:
         if kept is not None:
             kept = replace(kept, carried=carried, before=self._ended)
             self._ended = kept.path
-        tuned = "teacher.tuned_rate" if self._tunes_whole() else "teacher.lora_learning_rate"
+        rate, lower = "teacher.learning_rate", _LOWER_HEADS
+        if phase == "lora":
+            rate = "teacher.tuned_rate" if self._tunes_whole() else "teacher.lora_learning_rate"
+            lower = _LOWER_TUNING
+        elif phase == "images":
+            rate, lower = "teacher.image_rate", _LOWER_IMAGES
         return FitOptions(
             schedule=wanted.schedule,
             adaptive_clip=wanted.adaptive_clip,
@@ -309,8 +358,8 @@ class Alignment:
             precision=wanted.precision,
             patience=wanted.patience,
             checkpoint=kept,
-            rate=tuned if phase == "lora" else "teacher.learning_rate",
-            lower=_LOWER_TUNING if phase == "lora" else _LOWER_HEADS,
+            rate=rate,
+            lower=lower,
         )
 
     def _tunes_whole(self) -> bool:

@@ -64,7 +64,7 @@ def backbone_onnx(name: str, source: Artifact, path: Path, *, resolution: int) -
         raise UserError(f"the asset {name!r} is no image teacher; choose one with the role image-teacher")
     module, side = image_module(name, source, resolution)
     title = _TITLES.get(name, name.removeprefix("hf:").rpartition("/")[2])
-    return _exported(module, path, name=name, title=title, resolution=side)
+    return backbone_from_module(module, path, name=name, title=title, resolution=side)
 
 
 def read_backbones(folder: Path) -> tuple[Backbone, ...]:
@@ -98,7 +98,10 @@ def image_module(name: str, source: Artifact, resolution: int) -> tuple[nn.Modul
     return tower, tower.resolution
 
 
-def _exported(module: nn.Module, path: Path, *, name: str, title: str, resolution: int) -> Backbone:
+def backbone_from_module(
+    module: nn.Module, path: Path, *, name: str, title: str, resolution: int
+) -> Backbone:
+    """Write a torch backbone as ONNX and describe it; parity is asserted."""
     import torch
 
     from edgeglm.export.parity import assert_parity

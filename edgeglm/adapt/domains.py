@@ -129,11 +129,20 @@ class DomainTerms:
     ) -> None:
         self.config = config
         self.features_VNF = features_VNF
+        self.read: Callable[[Tensor, Tensor], Tensor] = self._cached
+        self.shown = UNLABELLED_BATCH
         self.domains = domains
         self.statistics = Statistics(features_VNF, concepts, domains) if config.curriculum else None
         self.discriminator = DomainDiscriminator(embedding_dim) if config.dann_weight else None
         self.rng = np.random.default_rng((seed, 4242))
         self.step, self.total = 0, 1
+
+    def show(self, read: Callable[[Tensor, Tensor], Tensor], count: int) -> None:
+        """Read features anew from now on, of so many unlabelled images a step: those that are being tuned."""
+        self.read, self.shown = read, count
+
+    def _cached(self, view_B: Tensor, image_B: Tensor) -> Tensor:
+        return self.features_VNF[view_B, image_B].float()
 
     def begin(self, steps: int) -> None:
         """Start a phase of so many steps: the ramps start anew."""
@@ -170,10 +179,10 @@ class DomainTerms:
         total = source_BD.new_zeros(())
         if not (config.mmd_weight or config.coral_weight or config.dann_weight or config.consistency_weight):
             return total
-        size = min(UNLABELLED_BATCH, len(unlabelled_M))
+        size = min(self.shown, len(unlabelled_M))
         chosen_T = unlabelled_M[torch.from_numpy(self.rng.choice(len(unlabelled_M), size, replace=False))]
         view_T = torch.from_numpy(self.rng.integers(0, len(self.features_VNF), size))
-        target_TD = image_head(self.features_VNF[view_T, chosen_T].float())
+        target_TD = image_head(self.read(view_T, chosen_T))
         if config.mmd_weight:
             total = total + config.mmd_weight * kernel_mean_distance(source_BD, target_TD)
         if config.coral_weight:
@@ -185,7 +194,8 @@ class DomainTerms:
             total = total + config.dann_weight * against
         if config.consistency_weight:
             with torch.no_grad():
-                views = [image_head(view_NF[chosen_T].float()) for view_NF in self.features_VNF]
+                each = (torch.full_like(chosen_T, view) for view in range(len(self.features_VNF)))
+                views = [image_head(self.read(view_T, chosen_T)) for view_T in each]
                 wanted_TD = normalized(torch.stack(views).mean(0))
             total = total + config.consistency_weight * embedding_distance(target_TD, wanted_TD)
         return total

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgeglm.core.errors import UserError
 from edgeglm.core.teacher_config import MultitaskConfig
 from edgeglm.data.pairs import Pair, PairSet
+from edgeglm.evaluate.measures import accuracy, macro_f1
 from edgeglm.models.projection import ImageHead
 from edgeglm.train.balance import (
     Balance,
@@ -58,7 +59,8 @@ class Kinds:
         if len(classes) < 2:
             raise UserError(
                 f"the labelled images are of {len(classes)} {name}, so there is nothing to tell apart; "
-                f"set data.categories = true for icons, or give lines of your own the key {name}"
+                "set data.categories = true for icons, or give lines of your own two values of "
+                f"{name} at least"
             )
         place = {one: index for index, one in enumerate(classes)}
         return cls(
@@ -183,20 +185,10 @@ class Multitask:
             if known.any():
                 told[one.name] = {
                     "images": int(known.sum()),
-                    "accuracy": round(float((guess == true)[known].mean()), 4),
+                    "accuracy": round(accuracy(true[known], guess[known]), 4),
                     "macro_f1": round(macro_f1(true[known], guess[known]), 4),
                 }
         return told
-
-
-def macro_f1(true_N: np.ndarray[Any, Any], guess_N: np.ndarray[Any, Any]) -> float:
-    """Return the mean over the classes that occur in ``true_N`` of 2 TP / (2 TP + FP + FN)."""
-    found = []
-    for one in np.unique(true_N):
-        hit = int(((guess_N == one) & (true_N == one)).sum())
-        missed, wrong = int((true_N == one).sum()) - hit, int((guess_N == one).sum()) - hit
-        found.append(2 * hit / (2 * hit + missed + wrong))
-    return float(np.mean(found))
 
 
 def _said(name: str, row: Pair) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import TextPreprocessing
 from edgeglm.data.transforms import model_input_from_pixels
+
+if TYPE_CHECKING:
+    from edgeglm.train.checkpoint import Checkpoint
 
 _FEATURE_BATCH = 64
 
@@ -147,6 +150,10 @@ class FeaturesStage(Stage[FeaturesConfig]):
         return {"views": views, "images": count, "features": width, "widths": widths}
 
 
+#: Options that are of the image tuning alone.
+IMAGE_OPTIONS = ("image_blocks", "image_epochs", "image_rate", "image_batch_size")
+
+
 class TeacherStage(Stage[TeacherConfig]):
     """Aligned teacher.
 
@@ -167,32 +174,15 @@ class TeacherStage(Stage[TeacherConfig]):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "peft", "transformers", "onnxscript", "tokenizers")
 
     def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
-        # What was read comes as an input; where its files lie is no part of the teacher.
-        super().__init__(msgspec.structs.replace(config, pretraining=PretrainingConfig()))
+        # What was read, and what tuned the backbones, comes with the inputs.
+        elsewhere = {name: getattr(TeacherConfig(), name) for name in IMAGE_OPTIONS}
+        super().__init__(msgspec.structs.replace(config, pretraining=PretrainingConfig(), **elsewhere))
         self.seed = seed
         self.max_length = max_length
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what is no part of the teacher's own table."""
         return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
-
-    def _checkpoints(self, inputs: Inputs, context: Context, used: list[Path]) -> Any:
-        """Return what makes the checkpoint of a phase; the folders it names are added to ``used``.
-
-        A phase is known by what decides it alone: where a rate of the tuning is lowered, the warm-up before
-        it is not trained again.
-        """
-        from edgeglm.train.checkpoint import Checkpoint
-
-        parts, every = self.key_parts(inputs), self.config.optimisation.checkpoint_epochs
-
-        def of(phase: str) -> Checkpoint:
-            key = sha256_json({**parts, "config": decisive(self.config, phase), "phase": phase})
-            folder = context.store.checkpoints / key
-            used.append(folder)
-            return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
-
-        return of
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
@@ -233,7 +223,7 @@ class TeacherStage(Stage[TeacherConfig]):
                 domains=Domains.of(pairs, concepts) if unlabelled else None,
                 kinds=kinds_of(multitask, pairs, concepts),
                 meta_tasks=meta,
-                checkpoints=self._checkpoints(inputs, context, used),
+                checkpoints=phase_checkpoints(self.key_parts(inputs), self.config, context, used),
                 widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
             )
             with memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"):
@@ -264,6 +254,27 @@ class TeacherStage(Stage[TeacherConfig]):
         return {**record, "lora_merge_difference": alignment.merge_difference}
 
 
+def phase_checkpoints(
+    parts: Mapping[str, Any], config: TeacherConfig, context: Context, used: list[Path]
+) -> Callable[[str], Checkpoint]:
+    """Return what makes the checkpoint of a phase; the folders it names are added to ``used``.
+
+    A phase is known by what decides it alone: where a rate of the tuning is lowered, the warm-up before
+    it is not trained again.
+    """
+    from edgeglm.train.checkpoint import Checkpoint
+
+    every = config.optimisation.checkpoint_epochs
+
+    def of(phase: str) -> Checkpoint:
+        key = sha256_json({**parts, "config": decisive(config, phase), "phase": phase})
+        folder = context.store.checkpoints / key
+        used.append(folder)
+        return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
+
+    return of
+
+
 #: Options that decide nothing before a phase is over, by the phase.
 _AFTER_HEADS = {"domain.pseudo_label_rounds", "domain.pseudo_label_epochs"}
 _AFTER_TUNING = {*_AFTER_HEADS, "epochs"}
@@ -276,7 +287,9 @@ _LATER = {"warm-up": _AFTER_WARM_UP, "lora": _AFTER_TUNING, "heads": _AFTER_HEAD
 def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
     """Return the options that decide the state in which a phase ends, by dotted name."""
     later = _LATER.get(phase, set()) if config.lora_epochs or phase != "warm-up" else set()
-    left_out = {*later, "optimisation.checkpoint_epochs"}
+    left_out = {*later, "optimisation.checkpoint_epochs"} | (
+        set(IMAGE_OPTIONS) if phase != "images" else set()
+    )
     flat: dict[str, Any] = {}
     for name, value in msgspec.to_builtins(config).items():
         children = value.items() if isinstance(value, dict) else [("", value)]

@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
 from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_inputs
 from edgeglm.adapt.stages import (
     BackbonesConfig,
@@ -18,10 +20,11 @@ from edgeglm.adapt.stages import (
 )
 from edgeglm.adapt.targets import require_targets
 from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
+from edgeglm.build.stage_memory import run_stage
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
-from edgeglm.core.stage import Context, StageResult
+from edgeglm.core.stage import Context, Inputs, Stage, StageResult
 from edgeglm.data.sources import pairs_inputs, pairs_stage
 
 
@@ -58,36 +61,37 @@ def adapt_teacher(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is there already; choose another --output or move it away")
     store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
+    require_tunable(teacher)
     towers = teacher_inputs(teacher, store, progress)
     require_targets(teacher, towers["text"])
     corpus = pretraining_inputs(teacher, store, progress)
     results: list[StageResult] = []
 
-    def done(result: StageResult) -> Artifact:
-        results.append(result)
-        on_stage(result)
-        return result.artifact
+    def done(stage: Stage[Any], inputs: Inputs) -> Artifact:
+        results.append(run_stage(stage, inputs, context))
+        on_stage(results[-1])
+        return results[-1].artifact
 
-    pairs = done(pairs_stage(recipe.data, seed=seed)(pairs_inputs(recipe.data, store, progress), context))
+    pairs = done(pairs_stage(recipe.data, seed=seed), pairs_inputs(recipe.data, store, progress))
     images = {name: artifact for name, artifact in towers.items() if name != "text"}
+    views = FeaturesConfig(views=teacher.views, seed=seed)
     backbones = done(
-        BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution))(images, context)
+        BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution)), images
     )
-    features = done(
-        FeaturesStage(FeaturesConfig(views=teacher.views, seed=seed))(
-            {"pairs": pairs, "backbones": backbones}, context
-        )
-    )
+    features = done(FeaturesStage(views), {"pairs": pairs, "backbones": backbones})
     given = {"pairs": pairs, "features": features, "text": towers["text"]}
     length = recipe.student.max_length
     if teacher.pretraining.epochs:
         reading = PretrainingStage(teacher, seed=seed, max_length=length)
-        texts = {"pairs": pairs, "text": towers["text"], **corpus}
-        given["pretraining"] = done(reading(texts, context))
-    aligned = done(TeacherStage(teacher, seed=seed, max_length=length)(given, context))
-    evaluation = EvaluationConfig(seed=seed)
+        given["pretraining"] = done(reading, {"pairs": pairs, "text": towers["text"], **corpus})
+    if teacher.image_blocks:
+        tuning = ImageTuningStage(teacher, seed=seed, max_length=length)
+        backbones = done(tuning, {**given, **images, "backbones": backbones})
+        given["features"] = done(TunedFeaturesStage(views), {"pairs": pairs, "backbones": backbones})
+    aligned = done(TeacherStage(teacher, seed=seed, max_length=length), given)
     evaluated = done(
-        TeacherEvaluation(evaluation)({"pairs": pairs, "teacher": aligned, "backbones": backbones}, context)
+        TeacherEvaluation(EvaluationConfig(seed=seed)),
+        {"pairs": pairs, "teacher": aligned, "backbones": backbones},
     )
     _deliver(aligned, backbones, evaluated, destination)
     return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=aligned, results=tuple(results))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
 from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_assets, pretraining_files
 from edgeglm.adapt.stages import (
     BackbonesConfig,
@@ -178,6 +179,7 @@ def _upstream(
             f"{student.size} inherits the whole input table of the teacher; set teacher.vocabulary to 0, or "
             "choose another student.size"
         )
+    require_tunable(teacher)
     require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
@@ -196,13 +198,25 @@ def _upstream(
             stage=PretrainingStage(teacher, seed=seed, max_length=student.max_length),
             needs={"pairs": "pairs", "text": "teacher:text", **needs["reading"]},
         )
+    backbones, features = "backbones", "features"
+    if teacher.image_blocks:
+        tuned = {"pairs": "pairs", "backbones": backbones, "features": features, "text": "teacher:text"}
+        yield Node(
+            stage=ImageTuningStage(teacher, seed=seed, max_length=student.max_length),
+            needs={**tuned, **needs["teacher"], **read},
+        )
+        backbones, features = "image-tuning", "tuned-features"
+        yield Node(
+            stage=TunedFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
+            needs={"pairs": "pairs", "backbones": backbones},
+        )
     yield Node(
         stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
-        needs={"pairs": "pairs", "features": "features", "text": "teacher:text", **read},
+        needs={"pairs": "pairs", "features": features, "text": "teacher:text", **read},
     )
     yield Node(
         stage=TeacherEvaluation(EvaluationConfig(seed=seed)),
-        needs={"pairs": "pairs", "teacher": "teacher", "backbones": "backbones"},
+        needs={"pairs": "pairs", "teacher": "teacher", "backbones": backbones},
     )
     yield Node(
         stage=TargetsStage(TargetsConfig(corpus=student.corpus, seed=seed)),
@@ -255,7 +269,7 @@ def _upstream(
     models = {"quantize": "quantize", "export": "export"}
     yield Node(
         stage=LatencyStage(LatencyConfig()),
-        needs={**models, "teacher": "teacher", "backbones": "backbones"},
+        needs={**models, "teacher": "teacher", "backbones": backbones},
     )
     yield Node(
         stage=CompileStage(compile_config(target, max_length=student.max_length, engine=recipe.engine)),

@@ -20,6 +20,7 @@ from edgeglm.build.table import (
     quantize_report,
     stages_of,
     teacher_sizes,
+    teachers_backbones,
     torch_sizes,
     usable_metrics,
 )
@@ -101,9 +102,10 @@ def lane_rows(inputs: Inputs, recipe: Recipe, lanes: Mapping[str, LaneTrial]) ->
 
 def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tuple[Tower, ...]:
     """Return what the teacher's towers cost: backbones and heads together."""
-    folder, backbones = inputs["teacher"].path, read_backbones(inputs["backbones"].path)
+    folder, images = inputs["teacher"].path, teachers_backbones(inputs)
+    backbones = read_backbones(images.path)
     counts = json.loads((folder / "teacher.json").read_text())["parameters"]
-    sizes = teacher_sizes(inputs["backbones"], inputs["teacher"])
+    sizes = teacher_sizes(images, inputs["teacher"])
     titles = " + ".join(f"{b.title}, {b.resolution} px" for b in backbones)
     lora = f" + LoRA {recipe.teacher.lora_rank}" if recipe.teacher.lora_epochs else ""
     text_title = {"minilm-l6": "MiniLM-L6", "multilingual-e5-small": "multilingual E5-small"}.get(

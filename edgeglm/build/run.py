@@ -12,6 +12,7 @@ from edgeglm.build.history import remember
 from edgeglm.build.pack_stage import BUNDLE_FOLDER
 from edgeglm.build.pipeline import Node, Plan, candidate_precisions
 from edgeglm.build.pools import gate_pools, pooled_map10, pooled_ratio, required_pools
+from edgeglm.build.stage_memory import run_stage
 from edgeglm.build.student_fit import (
     StudentFitConfig,
     StudentFitStage,
@@ -79,7 +80,7 @@ def run_build(
     for node in plan.nodes:
         inputs = plan.inputs_of(node, made)
         assert inputs is not None, node.name
-        result = node.stage(inputs, context)
+        result = run_stage(node.stage, inputs, context)
         made[node.name], results[node.name] = result.artifact, result
         remember(context.store.root, plan, node, result.artifact)
         on_stage(result)

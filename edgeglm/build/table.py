@@ -21,12 +21,20 @@ from edgeglm.data.pairs import Track
 
 #: The stages of each step that ends in an evaluation of its own.
 STEPS: dict[str, tuple[str, ...]] = {
-    "teacher": ("backbones", "features", "pretraining", "teacher", "teacher-evaluation"),
+    "teacher": (
+        "backbones",
+        "features",
+        "pretraining",
+        "image-tuning",
+        "tuned-features",
+        "teacher",
+        "teacher-evaluation",
+    ),
     "distil": ("targets", "distil-text", "distil-image", "distil-evaluation"),
     "fp32": ("export", "export-evaluation"),
 }
 #: Stages that a recipe may do without.
-OPTIONAL = ("pretraining",)
+OPTIONAL = ("pretraining", "image-tuning", "tuned-features")
 TITLES = {
     "teacher": "Teacher",
     "distil": "Student in torch",
@@ -89,6 +97,11 @@ def usable_metrics(measured: Trial | Variant | None) -> dict[str, Any]:
     return {} if measured is None or "unusable" in measured.metrics else measured.metrics
 
 
+def teachers_backbones(made: Mapping[str, Artifact]) -> Artifact:
+    """Return the backbones that the teacher has: those that were tuned, where they were."""
+    return made.get("image-tuning", made["backbones"])
+
+
 def teacher_sizes(backbones: Artifact, teacher: Artifact) -> dict[str, int]:
     """Return the bytes of each side of the teacher: backbones with their head, and the text tower."""
     files = [backbones.path / backbone.file for backbone in read_backbones(backbones.path)]
@@ -109,7 +122,7 @@ def _evaluated_row(step: str, results: Mapping[str, StageResult]) -> Row:
     evaluated = parts[-1].artifact
     made = {name: result.artifact for name, result in results.items()}
     if step == "teacher":
-        sizes = sum(teacher_sizes(made["backbones"], made["teacher"]).values())
+        sizes = sum(teacher_sizes(teachers_backbones(made), made["teacher"]).values())
     elif step == "distil":
         sizes = sum(torch_sizes(made["distil-image"], made["distil-text"]).values())
     else:
@@ -217,7 +230,8 @@ def latency_rows(results: Mapping[str, StageResult], manifest: Manifest) -> list
     """Return the last table: milliseconds of each model, and what they are against the teacher."""
     latency = latencies_of(results["latency"].artifact)
     teacher = latency["teacher"]
-    counts = results["backbones"].artifact.provenance["measured"]["parameters"]
+    made = {name: result.artifact for name, result in results.items()}
+    counts = teachers_backbones(made).provenance["measured"]["parameters"]
     heads = results["teacher"].artifact.provenance["measured"]["parameters"]
     parameters = {"teacher": counts + heads["image_head"] + heads["text"]}
     student = sum(tower.parameters for tower in manifest.towers.values())

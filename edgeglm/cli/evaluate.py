@@ -1,8 +1,9 @@
-"""`edgeglm evaluate`: any metrics of a bundle on one's own pairs, with checks, times and memory."""
+"""`edgeglm evaluate`: any metrics of a bundle or a teacher on one's own pairs, with checks and times."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.bundle.opened import Bundle
-    from edgeglm.evaluate.evaluator import Figure
-    from edgeglm.runtime.evaluation import Checks, Item, Percentiles
+    from edgeglm.evaluate.evaluator import ClassificationTask, Figure
+    from edgeglm.evaluate.teacher_towers import TeacherTowers
+    from edgeglm.runtime.evaluation import Checks, Embedded, Embedder, Item, LengthChecks, Percentiles
+    from edgeglm.runtime.retrieval import Retriever
 
 
 @click.command(name="evaluate")
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--by", type=click.Choice(["category", "subcategory"]), help="Break every figure down by it.")
 @click.option(
-    "--classify", type=click.Choice(["prompt", "centroid"]), default="prompt", show_default=True,
-    help="How a category is told: by its text, or by the mean of its other images.",
+    "--classify", type=click.Choice(["prompt", "centroid", "heads"]), default="prompt", show_default=True,
+    help="How a category is told: by its text, by the mean of its other images, or by a teacher's head.",
 )  # fmt: skip
 @click.option(
     "--prompt", default="{}", show_default=True, help="What is asked of a category; {} is its name."
@@ -65,22 +68,15 @@ def command(
 ) -> int:
     """Judge BUNDLE on pairs, with the very files and preprocessing that a device uses.
 
-    Exits with 3 where a check fails: embeddings that are not of length one, or images of which training
-    and deployment make different things.
+    BUNDLE may also be the folder that `edgeglm adapt` wrote: then the teacher is judged, with --classify
+    heads by the classifiers that teacher.multitask gave it. Exits with 3 where a check fails: embeddings
+    that are not of length one, or images of which training and deployment make different things.
     """
-    from edgeglm.bundle.verify import open_bundle
+    import msgspec
+
     from edgeglm.evaluate.evaluator import evaluated
     from edgeglm.evaluate.measures import measures_of
-    from edgeglm.runtime.evaluation import (
-        checks_of,
-        classification_task,
-        embedded,
-        latencies,
-        peak_bytes,
-        retrieval_task,
-    )
-    from edgeglm.runtime.finalized import choice_here
-    from edgeglm.runtime.retrieval import Retriever
+    from edgeglm.runtime.evaluation import embedded, latencies, peak_bytes, retrieval_task
 
     wanted = measures_of(metrics)
     names = [source.resolve().name for source in sources]
@@ -89,17 +85,13 @@ def command(
     told = by or "category"
     read = {name: items_of(source, told, skip_bad) for name, source in zip(names, sources, strict=True)}
     with ExitStack() as stack:
-        opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
-        choice = choice_here(opened, variant)
-        retriever = stack.enter_context(
-            Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
-        )
+        judged = _opened(stack, app, bundle, variant, threads)
         with app.progress.task("Evaluate", total=len(read)) as task:
             found = []
             for name, items in read.items():
-                found.append(embedded(retriever, name, items))
+                found.append(embedded(judged.embedder, name, items))
                 task.advance()
-        classes = [classification_task(one, retriever, classify, prompt) for one in found]
+        classes = [judged.classified(one, classify, prompt, told) for one in found]
         figures = evaluated(
             [retrieval_task(one, direction) for one in found],
             [one for one in classes if one is not None],
@@ -107,21 +99,15 @@ def command(
             resamples=resamples,
             seed=seed,
         )
-        checks = checks_of(found, retriever, opened.preprocessing.image, side=training_side(opened))
-        times = latencies(found[0], retriever, calls)
-        variant_files = [opened.model(choice.variant, tower) for tower in ("image", "text")]
-        memory = {
-            "model_bytes": sum(path.stat().st_size for path in variant_files),
-            "peak_resident_bytes": peak_bytes(),
-        }
-    _print(app, figures, checks, times, memory, by, choice.words)
-    import msgspec
-
+        checks = judged.checks(found)
+        times = latencies(found[0], judged.embedder, calls)
+        memory = {"model_bytes": judged.model_bytes, "peak_resident_bytes": peak_bytes()}
+    _print(app, figures, checks, times, memory, by, judged.words)
     app.emit(
         {
             "bundle": bundle,
-            "variant": choice.variant,
-            "through": choice.words,
+            "variant": judged.variant,
+            "through": judged.words,
             "direction": direction,
             "classifier": classify,
             "tasks": {one.name: {"images": len(one.items), "texts": len(one.texts)} for one in found},
@@ -135,6 +121,69 @@ def command(
         }
     )
     return 0 if checks.passed else 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What is judged: a bundle with its retriever, or a teacher."""
+
+    embedder: Embedder
+    variant: str | None
+    words: str
+    model_bytes: int
+    bundle: tuple[Bundle, Retriever] | None = None
+    teacher: TeacherTowers | None = None
+
+    def classified(self, found: Embedded, classify: Any, prompt: str, task: str) -> ClassificationTask | None:
+        """Tell the categories in the way that is asked for. Raises UserError for heads of a bundle."""
+        from edgeglm.runtime.evaluation import classification_task, headed_task
+
+        if classify != "heads":
+            return classification_task(found, self.embedder, classify, prompt)
+        if self.teacher is None:
+            raise UserError(
+                "a bundle's student has no classifiers; give the folder that edgeglm adapt wrote, or "
+                "--classify prompt or centroid"
+            )
+        return headed_task(found, self.teacher, task)
+
+    def checks(self, found: list[Embedded]) -> Checks | LengthChecks:
+        """Compare training with deployment; a teacher is not deployed, so that only lengths are checked."""
+        from edgeglm.runtime.evaluation import LengthChecks, checks_of
+
+        if self.bundle is None:
+            return LengthChecks.of(found)
+        opened, retriever = self.bundle
+        return checks_of(found, retriever, opened.preprocessing.image, side=training_side(opened))
+
+
+def _opened(stack: ExitStack, app: App, bundle: Path, variant: str | None, threads: int) -> _Judged:
+    from edgeglm.bundle.verify import open_bundle
+    from edgeglm.evaluate.teacher_towers import TeacherTowers, is_teacher
+    from edgeglm.runtime.finalized import choice_here
+    from edgeglm.runtime.retrieval import Retriever
+
+    if is_teacher(bundle):
+        if variant is not None:
+            raise UserError(f"{bundle} is a teacher, which has no variants; leave --variant out")
+        teacher = stack.enter_context(TeacherTowers(bundle, threads=threads))
+        size = teacher.model_bytes()
+        return _Judged(
+            embedder=teacher, variant=None, words="ONNX Runtime", model_bytes=size, teacher=teacher
+        )
+    opened = stack.enter_context(open_bundle(bundle, trust=app.trust()))
+    choice = choice_here(opened, variant)
+    retriever = stack.enter_context(
+        Retriever(opened, variant=choice.variant, threads=threads, engine=choice.engine)
+    )
+    files = [opened.model(choice.variant, tower) for tower in ("image", "text")]
+    return _Judged(
+        embedder=retriever,
+        variant=choice.variant,
+        words=choice.words,
+        model_bytes=sum(path.stat().st_size for path in files),
+        bundle=(opened, retriever),
+    )
 
 
 _BY_CATEGORY = ("categories", "counts")
@@ -178,12 +227,14 @@ def training_side(bundle: Bundle) -> int:
 def _print(
     app: App,
     figures: tuple[Figure, ...],
-    checks: Checks,
+    checks: Checks | LengthChecks,
     times: dict[str, Percentiles],
     memory: dict[str, int],
     by: str | None,
     through: str,
 ) -> None:
+    from edgeglm.runtime.evaluation import LengthChecks
+
     def cell(interval: Any) -> str:
         return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
@@ -215,9 +266,14 @@ def _print(
         f"memory: models {human_bytes(memory['model_bytes'])}, this process at most "
         f"{human_bytes(memory['peak_resident_bytes'])}"
     )
+    outcome = f"checks {'passed' if checks.passed else 'FAILED'}: "
+    lengths = f"lengths differ from 1 by {checks.largest_deviation:.1e} at most"
+    if isinstance(checks, LengthChecks):
+        app.print(outcome + lengths)
+        return
     app.print(
-        f"checks {'passed' if checks.passed else 'FAILED'}: {checks.same_tensor} of {checks.images} images "
+        f"{outcome}{checks.same_tensor} of {checks.images} images "
         f"give training (kept at {checks.side} pixels) and deployment the same tensor, largest "
         f"difference {checks.largest_difference:.3f}, least cosine of the embeddings "
-        f"{checks.least_cosine:.4f}; lengths differ from 1 by {checks.largest_deviation:.1e} at most"
+        f"{checks.least_cosine:.4f}; {lengths}"
     )

@@ -54,7 +54,7 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     merged when it is done (RepVGG, Ding et al., 2021). ``vocabulary`` is how many entries the text tower's
     tokenizer keeps (0: all). ``losses`` trains both towers together by other terms.
     ``patience`` above 0 holds a twentieth of what a tower trains on back, stops it after so many epochs
-    without a lower loss there, and keeps its best state; towers that train together know none.
+    without a lower loss there, and keeps its best state; of towers that train together both stop at once.
     Every ``checkpoint_epochs`` epochs the state is kept in the store, so that a training that was killed
     goes on as it would have gone on (0: never); that is no part of what a student is.
     """

@@ -144,9 +144,12 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     ``tuned_rate``, all others at ``lora_learning_rate``. ``lora_targets`` names the linear layers that are
     adapted; where it names none they are the query and value layers, by the model's own names. With
     ``tuned_blocks`` above 0 only so many last blocks are tuned, by any way but prompts, and what the blocks
-    before them say is computed once and kept. ``vocabulary`` above 0 keeps so many entries of the
-    text tower's vocabulary, for models of a hundred languages: single characters, those of the captions, and
-    the most frequent others.
+    before them say is computed once and kept. With ``image_blocks`` above 0 so many last blocks of
+    ``efficientnet-lite0`` are tuned on pictures before all that, at ``image_rate``, for ``image_epochs``
+    passes in batches of ``image_batch_size``, by what ``domain`` and ``multitask`` ask of heads too; the
+    three phases then go on from the features that this gave. ``vocabulary`` above 0 keeps so many entries
+    of the text tower's vocabulary, for models of a hundred languages: single characters, those of the
+    captions, and the most frequent others.
     """
 
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)
@@ -176,6 +179,10 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     tuned_blocks: Count = 0
     tuned_rate: Rate = 1e-4
     virtual_tokens: Positive = 8
+    image_blocks: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    image_epochs: Positive = 4
+    image_rate: Rate = 2e-4
+    image_batch_size: Positive = 64
     domain: DomainConfig = DomainConfig()
     multitask: MultitaskConfig = MultitaskConfig()
     pretraining: PretrainingConfig = PretrainingConfig()

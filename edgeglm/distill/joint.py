@@ -26,10 +26,11 @@ from edgeglm.distill.image_student import TrainedPart
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train import kd_losses
-from edgeglm.train.checkpoint import CarriedBuffers
+from edgeglm.train.checkpoint import Carried, CarriedBuffers
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import FitOptions, Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit, steps_in
 from edgeglm.train.losses import similarity_divergence
+from edgeglm.train.validation import Validation, held_back
 
 if TYPE_CHECKING:
     from edgeglm.distill.student_stage import Keeper
@@ -109,6 +110,14 @@ class _Batch:
     concept_T: Tensor  # -1 for phrases
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """What batches are drawn from: positions of images, and of phrases among the texts, int64."""
+
+    image_P: Tensor
+    phrase_P: Tensor
+
+
 def fit_towers_together(
     image: ImageTower,
     text: StudentTextTower,
@@ -125,6 +134,9 @@ def fit_towers_together(
     keeper: Keeper | None = None,
 ) -> list[float]:
     """Train both towers in place and return the mean loss of each stretch of steps.
+
+    A stretch is a quarter of the steps, or, with ``config.patience``, as many as show each image once: after
+    each one the same terms are asked of images and phrases that were held back.
 
     Args:
         image: Its frozen blocks stay as they are.
@@ -145,18 +157,33 @@ def fit_towers_together(
     """
     ids = [tokenizer.encode([t], max_length=config.max_length)[0][0] for t in cached.texts]
     scale = nn.Parameter(torch.tensor(1.0 / config.temperature).log())
+    trained, apart = _pools(cached, config, seed)
 
     def batches(epoch: int) -> Iterator[_Batch]:
         rng = np.random.default_rng((seed, 5, epoch))
         for _ in range(per_epoch):
-            yield _drawn(cached, config.image_batch_size, captions, phrases, rng)
+            yield _drawn(cached, config.image_batch_size, captions, phrases, rng, trained)
 
     def loss_of(batch: _Batch) -> Tensor:
         pictures = part(cached.front_VU[batch.view_B, batch.image_B])
         words = text(*padded([ids[i] for i in batch.text_T.tolist()], tokenizer.pad_id))
         return _loss(pictures, words, batch, cached, terms, config, scale.exp())
 
+    def validated() -> float:
+        rng = np.random.default_rng((seed, 6))
+        losses = [
+            (float(loss_of(batch)), len(batch.image_B))
+            for batch in _all_of(apart, cached, config.image_batch_size, captions, phrases, rng)
+        ]
+        return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+
     per_epoch = max(1, steps // 4)
+    carried: list[Carried] = [CarriedBuffers(image), CarriedBuffers(text)]
+    watch: Validation | None = None
+    if config.patience:
+        per_epoch = min(steps, steps_in(len(trained.image_P), config.image_batch_size))
+        watch = Validation(nn.ModuleList([image, text]), validated, patience=config.patience)
+        carried.append(watch)
     text.train()
     with TrainedPart(image, config) as part:
         rates = (
@@ -173,13 +200,14 @@ def fit_towers_together(
             ],
             batches,
             loss_of,
-            epochs=max(1, steps // per_epoch),
+            epochs=max(1, steps // per_epoch if watch is None else -(-steps // per_epoch)),
             steps_per_epoch=per_epoch,
             warmup=50,
             title="Student: both towers",
             progress=progress,
             options=FitOptions(
-                checkpoint=None if keeper is None else keeper([CarriedBuffers(image), CarriedBuffers(text)]),
+                validation=watch,
+                checkpoint=None if keeper is None else keeper(carried),
                 lower="student.image_batch_size",
                 rate="student.image_learning_rate or student.text_learning_rate",
             ),
@@ -188,23 +216,58 @@ def fit_towers_together(
     return curve
 
 
-def _drawn(cached: Cached, images: int, captions: int, phrases: int, rng: np.random.Generator) -> _Batch:
+def _pools(cached: Cached, config: StudentConfig, seed: int) -> tuple[_Pool, _Pool]:
+    """Return what trains and what validates: all and nothing apart, unless the recipe has patience."""
+    image_P = torch.arange(len(cached.target_UD))
+    phrase_P = torch.arange(len(cached.concepts.texts), len(cached.texts))
+    whole = _Pool(image_P, phrase_P)
+    if not config.patience:
+        return whole, whole
+    images, phrases = held_back(len(image_P), seed=seed), held_back(len(phrase_P), seed=seed)
+    trained, apart = (_Pool(image_P[images[i]], phrase_P[phrases[i]]) for i in (0, 1))
+    return trained, apart
+
+
+def _all_of(
+    pool: _Pool, cached: Cached, images: int, captions: int, phrases: int, rng: np.random.Generator
+) -> Iterator[_Batch]:
+    """Yield batches that show the plain view of each image of a pool once."""
+    for start in range(0, len(pool.image_P), images):
+        image_B = pool.image_P[start : start + images]
+        yield _with_texts(torch.zeros_like(image_B), image_B, cached, captions, phrases, rng, pool)
+
+
+def _drawn(
+    cached: Cached, images: int, captions: int, phrases: int, rng: np.random.Generator, pool: _Pool
+) -> _Batch:
     """Draw images, a caption for each labelled one, other captions, and phrases."""
-    own = cached.concepts.captions
-    image_B = torch.from_numpy(rng.integers(0, len(cached.target_UD), images))
+    image_B = pool.image_P[torch.from_numpy(rng.integers(0, len(pool.image_P), images))]
     view_B = torch.from_numpy(rng.integers(0, len(cached.front_VU), images))
+    return _with_texts(view_B, image_B, cached, captions, phrases, rng, pool)
+
+
+def _with_texts(
+    view_B: Tensor,
+    image_B: Tensor,
+    cached: Cached,
+    captions: int,
+    phrases: int,
+    rng: np.random.Generator,
+    pool: _Pool,
+) -> _Batch:
+    own = cached.concepts.captions
     asked = dict.fromkeys(c for c in cached.concept_U[image_B].tolist() if c >= 0)
     for concept in rng.permutation(len(own)).tolist():
         if len(asked) >= captions:
             break
         asked.setdefault(concept)
     chosen = [own[c][int(rng.integers(len(own[c])))] for c in asked]
-    rest = len(cached.texts) - len(cached.concepts.texts)
-    drawn = len(cached.concepts.texts) + rng.integers(0, rest, phrases if rest else 0)
+    rest = len(pool.phrase_P)
+    drawn = pool.phrase_P[torch.from_numpy(rng.integers(0, rest, phrases if rest else 0))]
     return _Batch(
         view_B,
         image_B,
-        torch.cat([torch.tensor(chosen), torch.from_numpy(drawn)]),
+        torch.cat([torch.tensor(chosen), drawn]),
         torch.tensor([*asked, *[-1] * len(drawn)]),
     )
 

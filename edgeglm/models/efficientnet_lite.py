@@ -189,7 +189,3 @@ def lite0_trunk(state: Mapping[str, Tensor], *, blocks: int = 16, taps: Sequence
         raise ValueError(f"these weights are not of EfficientNet-Lite0: {missing[0]} is missing")
     trunk.load_state_dict(found)
     return trunk
-
-
-def _own_name(published: str) -> str:
-    return published.replace("_conv_stem", "stem._conv_stem").replace("_blocks.", "blocks.")

@@ -1,4 +1,4 @@
-"""What a bundle reaches and costs on someone's pairs: embeddings for the evaluator, checks, times, memory.
+"""What a model reaches and costs on someone's pairs: embeddings for the evaluator, checks, times, memory.
 
 Shapes: N items, T texts, D embedding dimensions, R resolution.
 """
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ from edgeglm.evaluate.evaluator import (
     told_by_centroid,
     told_by_prompt,
 )
+from edgeglm.evaluate.teacher_towers import TeacherTowers
 from edgeglm.runtime.retrieval import FloatRows, Retriever
 
 Direction = Literal["text-to-image", "image-to-text"]
@@ -39,6 +40,16 @@ MIN_COSINE = 0.98
 MAX_DIFFERENCE = 0.05
 _CHECKED = 64
 _WARM_UP = 5
+
+
+class Embedder(Protocol):
+    """What is judged: a bundle's towers, or a teacher's."""
+
+    def embed_images(self, images: Sequence[bytes | Path]) -> FloatRows:
+        """Return float32 [N, D]."""
+
+    def embed_text(self, texts: Sequence[str]) -> FloatRows:
+        """Return float32 [T, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +94,19 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     passed: bool
 
 
+class LengthChecks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of a model that is not deployed: ``largest_deviation`` of an embedding's length from 1."""
+
+    largest_deviation: float
+    passed: bool
+
+    @classmethod
+    def of(cls, found: Sequence[Embedded]) -> LengthChecks:
+        """Look at all lengths."""
+        deviation = deviation_of(found)
+        return cls(largest_deviation=deviation, passed=deviation <= MAX_DEVIATION)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
     """One source of pairs through a bundle's towers: float32 [N, D] and [T, D], texts each once."""
@@ -94,7 +118,7 @@ class Embedded:
     text_TD: FloatRows
 
 
-def embedded(retriever: Retriever, name: str, items: Sequence[Item]) -> Embedded:
+def embedded(retriever: Embedder, name: str, items: Sequence[Item]) -> Embedded:
     """Embed all images and all distinct texts. Raises UserError for what cannot be read, or for no pair."""
     texts = tuple(dict.fromkeys(text for item in items for text in item.texts))
     if not items or not texts:
@@ -137,7 +161,7 @@ def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:
 
 
 def classification_task(
-    found: Embedded, retriever: Retriever, classifier: Classifier, prompt: str
+    found: Embedded, retriever: Embedder, classifier: Classifier, prompt: str
 ) -> ClassificationTask | None:
     """Tell the category of every image that has one; None where fewer than two are told apart.
 
@@ -161,6 +185,30 @@ def classification_task(
     return ClassificationTask(name=found.name, true_N=true_N, told_N=told, classes=classes)
 
 
+def headed_task(found: Embedded, teacher: TeacherTowers, task: str) -> ClassificationTask | None:
+    """Tell the category of every image that has one by the teacher's own classifier; None where none has.
+
+    A category that it never learned is a class too, and is never told. Raises UserError without a classifier
+    of that task.
+    """
+    known = [place for place, item in enumerate(found.items) if item.category]
+    if not known:
+        return None
+    told = teacher.told_by_head(task, [found.items[place].image for place in known])
+    learned = teacher.classes[task]
+    said = [found.items[place].category for place in known]
+    classes = (*learned, *sorted(set(said) - set(learned)))
+    place_of = {one: place for place, one in enumerate(classes)}
+    true_N = np.array([place_of[one] for one in said], dtype=np.int64)
+    return ClassificationTask(name=found.name, true_N=true_N, told_N=told, classes=classes)
+
+
+def deviation_of(found: Sequence[Embedded]) -> float:
+    """Return how far the length of an embedding is from 1 at most."""
+    lengths = [np.linalg.norm(part, axis=1) for one in found for part in (one.image_ND, one.text_TD)]
+    return float(np.abs(np.concatenate(lengths) - 1.0).max())
+
+
 def checks_of(
     found: Sequence[Embedded], retriever: Retriever, preprocessing: ImagePreprocessing, *, side: int
 ) -> Checks:
@@ -179,10 +227,7 @@ def checks_of(
     trained = model_input_from_pixels(np.stack(kept), size)
     rows = [retriever.embed_model_input("image", {"pixels": pixels}) for pixels in (deployed, trained)]
     cosine = float((rows[0] * rows[1]).sum(axis=1).min())
-    lengths = np.concatenate(
-        [np.linalg.norm(part, axis=1) for one in found for part in (one.image_ND, one.text_TD)]
-    )
-    deviation = float(np.abs(lengths - 1.0).max())
+    deviation = deviation_of(found)
     apart = np.abs(deployed - trained)
     mean = float(apart.mean(axis=(1, 2, 3)).max())
     return Checks(
@@ -197,7 +242,7 @@ def checks_of(
     )
 
 
-def latencies(found: Embedded, retriever: Retriever, calls: int) -> dict[str, Percentiles]:
+def latencies(found: Embedded, retriever: Embedder, calls: int) -> dict[str, Percentiles]:
     """Time one text and one image a call, from the raw text and the file on, the two by turns."""
     asked: dict[str, Callable[[int], object]] = {
         "text": lambda turn: retriever.embed_text([found.texts[turn % len(found.texts)]]),

@@ -17,7 +17,7 @@ import msgspec  # noqa: E402
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.meta import reptile, tasks_of  # noqa: E402
-from edgeglm.adapt.multitask import kinds_of, macro_f1  # noqa: E402
+from edgeglm.adapt.multitask import kinds_of  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.teacher_config import DomainConfig, MultitaskConfig  # noqa: E402
@@ -249,8 +249,3 @@ def test_styles_and_categories_are_tasks_and_the_heads_start_from_them(tmp_path:
     assert len(made.curves["first state"]) == 6
     plain = aligned(pairs, features, MultitaskConfig())
     assert made.curves["warm-up"][0] < plain.curves["warm-up"][0]
-
-
-def test_macro_f1_weighs_classes_alike() -> None:
-    true, guess = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
-    assert macro_f1(true, guess) == pytest.approx(0.5 * (6 / 7))

@@ -21,6 +21,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import Recipe, recipe_from_file
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
+from edgeglm.data.pairs import PairSet
 from edgeglm.train import checkpoint, loop
 from tests.synthetic import COLOURS, drawn
 from tests.tiny_towers import write_clip, write_project
@@ -236,6 +237,69 @@ def test_a_teacher_of_several_tasks_is_written_with_its_classes(project: Path, t
     assert set(measured["classes"]["subcategory"]) <= set(COLOURS)
     assert measured["classification"]["category"]["images"] == 6
     assert len(measured["curves"]["first state"]) == 3
+
+
+@pytest.fixture(scope="module")
+def classifying(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A teacher with both classifiers, its record, and its held pictures as pairs of their own."""
+    root = tmp_path_factory.mktemp("classifying")
+    shutil.copytree(project / "data", root / "data")
+    listed = root / "data" / "pairs.jsonl"
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    told = [
+        {**line, "category": line["text"].split()[2], "subcategory": line["text"].split()[1]}
+        for line in lines
+    ]
+    listed.write_text("\n".join(map(json.dumps, told)))
+    options = [f'data.path="{root / "data"}"', "teacher.multitask.category_weight=1.0"]
+    options += ["teacher.multitask.subcategory_weight=1.0", "teacher.warmup_epochs=8"]
+    made = adapt_teacher(recipe(project, *options), root / "teacher", context(root / "store"))
+    (pairs,) = (result.artifact for result in made.results if result.stage == "pairs")
+    held = {row.id.removeprefix("own/") for row in PairSet.open(pairs).rows if row.role == "held"}
+    shutil.copytree(root / "data", root / "held")
+    rows = [row for row in told if row["image"] in held]
+    (root / "held" / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root, made.teacher.provenance["measured"]["classification"]
+
+
+@pytest.mark.parametrize("task", ["category", "subcategory"])
+def test_a_teachers_classifiers_are_judged_as_they_were_when_they_learned(
+    classifying: Any, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, recorded = classifying
+    arguments = ["evaluate", str(root / "teacher"), "--pairs", str(root / "held"), "--classify", "heads"]
+    arguments += ["--metrics", "map@10,accuracy,macro-f1", "--by", task, "--calls", "20", "--json"]
+    assert exit_code(arguments) == 0
+    said = json.loads(capsys.readouterr().out)
+    figures = {figure["metric"]: figure for figure in said["figures"]}
+    assert figures["accuracy"]["all"]["value"] == pytest.approx(recorded[task]["accuracy"], abs=1e-4)
+    assert figures["macro-f1"]["all"]["value"] == pytest.approx(recorded[task]["macro_f1"], abs=1e-4)
+    counts = figures["accuracy"]["counts"]
+    assert sum(counts.values()) == recorded[task]["images"]
+    shares = figures["accuracy"]["categories"]
+    right = sum(shares[one]["value"] * counts[one] for one in counts)
+    assert right / sum(counts.values()) == pytest.approx(recorded[task]["accuracy"], abs=1e-4)
+    kept = json.loads((root / "teacher" / "metrics.json").read_text())["held-out"]["map10"]["value"]
+    assert figures["map@10"]["all"]["value"] == pytest.approx(kept, abs=1e-6), "as its own stage judged it"
+    assert said["checks"] == {"largest_deviation": pytest.approx(0, abs=1e-3), "passed": True}
+
+
+@pytest.mark.parametrize(
+    ("more", "last"),
+    [
+        (["--variant", "fp32"], "leave --variant out"),
+        (["--metrics", "accuracy", "--classify", "heads"], "or classify by prompt or centroid"),
+    ],
+)
+def test_what_a_teacher_cannot_be_judged_by_says_what_to_do(
+    classifying: Any, more: list[str], last: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = classifying
+    shutil.copytree(root / "teacher", tmp_path / "plain")
+    (tmp_path / "plain" / "kinds.onnx").unlink()
+    (tmp_path / "plain" / "teacher.json").write_text("{}")
+    assert exit_code(["evaluate", str(tmp_path / "plain"), "--pairs", str(root / "held"), *more]) == 2
+    assert " ".join(capsys.readouterr().err.split()).endswith(last)
 
 
 def test_a_whole_teacher_is_made_in_mixed_precision(project: Path, tmp_path: Path) -> None:

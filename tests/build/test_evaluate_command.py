@@ -66,6 +66,32 @@ def test_any_metrics_come_by_task_and_by_category_with_times_memory_and_checks(
     assert said["checks"]["largest_deviation"] < 1e-3
 
 
+def test_the_figures_of_a_bundle_are_those_that_trec_eval_computes_from_its_embeddings(
+    project: Project, bundle: Path, pairs: list[Path]
+) -> None:
+    import ir_measures
+    from ir_measures import AP, RR, R, Success
+
+    said = evaluated(project, bundle, pairs[:1], "--metrics", "map@10,recall@5,hit@3,mrr@10")
+    rows = [json.loads(line) for line in (pairs[0] / "pairs.jsonl").read_text().splitlines()]
+    with open_bundle(bundle) as opened, Retriever(opened) as retriever:
+        names = list(dict.fromkeys(row["image"] for row in rows))
+        images = retriever.embed_images([pairs[0] / name for name in names])
+        texts = list(dict.fromkeys(row["text"] for row in rows))
+        scores = retriever.embed_text(texts) @ images.T
+    qrels = [ir_measures.Qrel(row["text"], row["image"], 1) for row in rows]
+    run = [  # ranks for scores, since equal pictures are equally near, and trec_eval orders those by name
+        ir_measures.ScoredDoc(text, names[place], float(-rank))
+        for text, order in zip(texts, np.argsort(-scores, axis=1, kind="stable"), strict=True)
+        for rank, place in enumerate(order.tolist())
+    ]
+    asked = [AP @ 10, R @ 5, Success @ 3, RR @ 10]
+    theirs = ir_measures.calc_aggregate(asked, qrels, run)
+    assert [figure["all"]["value"] for figure in said["figures"]] == pytest.approx(
+        [theirs[measure] for measure in asked], abs=1e-6
+    )
+
+
 def test_without_by_no_category_is_told_and_the_other_direction_asks_for_texts(
     project: Project, bundle: Path, pairs: list[Path]
 ) -> None:
@@ -96,6 +122,7 @@ def test_a_table_is_printed_for_people(project: Project, bundle: Path, pairs: li
     [
         (["--metrics", "map@"], "write map@10"),
         (["--metrics", "macro-f1", "--by", "subcategory"], "give the pairs the key category"),
+        (["--metrics", "accuracy", "--classify", "heads"], "or --classify prompt or centroid"),
     ],
 )
 def test_what_cannot_be_judged_exits_with_2(

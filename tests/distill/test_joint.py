@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
+import msgspec  # noqa: E402
 
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
@@ -130,12 +131,47 @@ def test_methods_that_are_compared_see_the_same_batches(
 def test_every_labelled_image_of_a_step_has_its_caption_there(cached: Cached) -> None:
     import numpy as np
 
-    batch = room._drawn(cached, 8, 6, 2, np.random.default_rng(0))
+    pool, _ = room._pools(cached, CONFIG, 0)
+    batch = room._drawn(cached, 8, 6, 2, np.random.default_rng(0), pool)
     asked = set(cached.concept_U[batch.image_B].tolist()) - {-1}
     assert asked <= set(batch.concept_T.tolist())
     captions = batch.text_T[batch.concept_T >= 0]
     assert torch.equal(captions, batch.concept_T[batch.concept_T >= 0])  # here caption i is of concept i
     assert bool((batch.text_T[batch.concept_T < 0] >= K).all())
+
+
+def test_with_patience_both_towers_stop_at_their_best_where_what_they_have_not_seen_gets_no_better(
+    tokenizer: Tokenizer, cached: Cached
+) -> None:
+    # A teacher of noise: nothing learnt of some images and phrases holds for others.
+    noise = torch.randn(U, D, generator=torch.Generator().manual_seed(3))
+    odd = dataclasses.replace(cached, target_UD=torch.nn.functional.normalize(noise, dim=1))
+    patient = msgspec.structs.replace(CONFIG, patience=2, image_learning_rate=2e-2, text_learning_rate=2e-2)
+    steps = 120
+    per_stretch = (U - 1) // CONFIG.image_batch_size  # one of twenty-four is held back
+    *_, curve = fitted(tokenizer, odd, RECIPE, steps=steps, config=patient)
+    assert 2 < len(curve) < steps // per_stretch
+
+
+def test_what_is_held_back_of_towers_that_train_together_is_never_trained_on(
+    tokenizer: Tokenizer, cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = msgspec.structs.replace(CONFIG, patience=99)
+    trained, apart = room._pools(cached, patient, 0)
+    assert set(trained.image_P.tolist()).isdisjoint(apart.image_P.tolist())
+    assert len(trained.image_P) + len(apart.image_P) == U
+    assert sorted([*trained.phrase_P.tolist(), *apart.phrase_P.tolist()]) == [6, 7]
+    seen: set[int] = set()
+    drawn = room._drawn
+
+    def recorded(*given):
+        batch = drawn(*given)
+        seen.update(batch.image_B.tolist())
+        return batch
+
+    monkeypatch.setattr(room, "_drawn", recorded)
+    fitted(tokenizer, cached, RECIPE, steps=12, config=patient)
+    assert seen <= set(trained.image_P.tolist())
 
 
 def test_terms_without_a_weight_are_refused() -> None:

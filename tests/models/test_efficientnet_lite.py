@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 from edgeglm.models.efficientnet_lite import LITE0_BLOCKS, LiteTrunk, SameConv2d, lite0_trunk  # noqa: E402
+from tests.tiny_lite0 import published  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def trunk() -> LiteTrunk:
     torch.manual_seed(0)
     return LiteTrunk(6, (2, 5)).eval()
-
-
-def published(trunk: LiteTrunk) -> dict[str, Any]:
-    """The trunk's weights under the names of the published file, transposed in memory as some there are."""
-    found = {}
-    for name, value in trunk.state_dict().items():
-        told = name.replace("stem._conv_stem", "_conv_stem").replace("stem._bn0", "_bn0")
-        told = told.replace("blocks.", "_blocks.", 1) if told.startswith("blocks.") else told
-        found[told] = value.transpose(0, 1).contiguous().transpose(0, 1) if value.ndim > 1 else value
-    return {**found, "_fc.weight": torch.zeros(1000, 1280)}
 
 
 @pytest.mark.parametrize("side", [7, 8, 15, 16])

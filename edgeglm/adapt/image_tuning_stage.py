@@ -1,0 +1,155 @@
+"""The stages between frozen backbones and a teacher whose image tower was tuned on pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from edgeglm.adapt.backbones import backbone_from_module, image_module, read_backbones
+from edgeglm.adapt.pretraining_stage import take_encoder
+from edgeglm.adapt.stages import FeaturesStage, TeacherStage, phase_checkpoints
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import TeacherConfig
+from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.data.pairs import PairSet
+
+TUNABLE = "efficientnet-lite0"
+
+
+def require_tunable(config: TeacherConfig) -> None:
+    """Raise UserError if the recipe tunes blocks of an image tower that has none that are known here."""
+    if config.image_blocks and TUNABLE not in config.image:
+        raise UserError(
+            f"teacher.image_blocks tunes the last blocks of {TUNABLE}, and teacher.image is "
+            f"{', '.join(config.image)}; set teacher.image_blocks to 0, or add {TUNABLE} to teacher.image"
+        )
+
+
+class ImageTuningStage(Stage[TeacherConfig]):
+    """Backbones as the backbones stage writes them, the last blocks of Lite0 tuned under heads.
+
+    The heads learn first on the frozen features, with the recipe's ``domain`` and ``multitask`` and the text
+    tower as it is; then they and the blocks learn on pictures. Only the blocks are kept.
+    """
+
+    name = "image-tuning"
+    code: ClassVar[tuple[str, ...]] = (*TeacherStage.code, "edgeglm.data.transforms")
+    libraries: ClassVar[tuple[str, ...]] = (*TeacherStage.libraries, "onnx", "onnxruntime-gpu")
+
+    def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
+        # The text tower is tuned by the teacher's own stage, from what comes out of this one.
+        defaults = TeacherConfig()
+        untuned = {
+            name: getattr(defaults, name)
+            for name in config.__struct_fields__
+            if name.startswith("lora_") or name in ("tuning", "tuned_blocks", "tuned_rate", "virtual_tokens")
+        }
+        untuned |= {"lora_epochs": 0, "pretraining": PretrainingConfig()}
+        super().__init__(msgspec.structs.replace(config, **untuned))
+        self.seed, self.max_length = seed, max_length
+
+    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
+        """Add what is no part of the teacher's own table."""
+        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+
+    def requires(self, inputs: Inputs) -> None:
+        """Check that there is a backbone that can be tuned."""
+        require_tunable(self.config)
+
+    def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
+        """Train, and export the tuned backbone beside the others."""
+        import torch
+
+        from edgeglm.adapt.alignment import Alignment
+        from edgeglm.adapt.domains import Domains, refuse_leakage
+        from edgeglm.adapt.image_tuning import TunedBlocks, front_maps
+        from edgeglm.adapt.multitask import kinds_of
+        from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
+        from edgeglm.models.efficientnet_lite import SpatialLite0
+        from edgeglm.train.concepts import Concepts
+        from edgeglm.train.loop import seeded
+        from edgeglm.train.memory import memory_advice
+
+        config, pairs = self.config, PairSet.open(inputs["pairs"])
+        backbones = read_backbones(inputs["backbones"].path)
+        place = [backbone.name for backbone in backbones].index(TUNABLE)
+        ours = backbones[place]
+        features = torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c"))
+        used: list[Path] = []
+        chosen = np.sort(pairs.by_role("labelled", "unlabelled")).tolist()
+        refuse_leakage(pairs, chosen)
+        concepts = Concepts.of(pairs)
+        with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
+            text = load_text_teacher(
+                config.text, inputs["text"], scratch / "text", max_length=self.max_length
+            )
+            if "pretraining" in inputs:
+                take_encoder(text.tower.encoder, inputs["pretraining"])
+            keep_entries(text, pairs.training_texts(), config.vocabulary, scratch / "kept")
+            alignment = Alignment(
+                features,
+                concepts,
+                text,
+                config,
+                seed=self.seed,
+                progress=context.progress,
+                domains=Domains.of(pairs, concepts) if config.domain.uses_unlabelled() else None,
+                kinds=kinds_of(config.multitask, pairs, concepts),
+                checkpoints=phase_checkpoints(self.key_parts(inputs), config, context, used),
+                widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
+            )
+            tower, _ = image_module(TUNABLE, inputs[f"image-{place}"], ours.resolution)
+            assert isinstance(tower, SpatialLite0)
+            with memory_advice("Teacher: pictures", "teacher.views, or teacher.image_blocks"):
+                maps = front_maps(
+                    tower,
+                    config.image_blocks,
+                    pairs,
+                    chosen,
+                    scratch,
+                    views=len(features),
+                    seed=self.seed,
+                    resolution=ours.resolution,
+                    threads=context.threads,
+                    progress=context.progress,
+                )
+                column = sum(backbone.features for backbone in backbones[:place])
+                blocks = TunedBlocks(tower, config.image_blocks, features, maps, chosen, column=column)
+                alignment.run()
+                alignment.tune_images(blocks)
+            trained = sum(parameter.numel() for parameter in blocks.parameters())
+            tower.requires_grad_(False)
+            tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            title = f"{ours.title}, {config.image_blocks} blocks tuned"
+            written = [
+                backbone_from_module(
+                    tower, out / one.file, name=one.name, title=title, resolution=one.resolution
+                )
+                if one is ours
+                else one
+                for one in backbones
+            ]
+        for one in backbones:
+            if one is not ours:
+                shutil.copyfile(inputs["backbones"].path / one.file, out / one.file)
+        (out / "backbones.json").write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=1))
+        for folder in used:
+            shutil.rmtree(folder, ignore_errors=True)
+        return {
+            "parameters": sum(one.parameters for one in written),
+            "tuned": trained,
+            "curves": alignment.curves,
+            "pseudo_labels": alignment.pseudo_labels,
+        }
+
+
+class TunedFeaturesStage(FeaturesStage):
+    """Features of every view of every image from the tuned backbones."""
+
+    name = "tuned-features"
