@@ -3,12 +3,8 @@
 They are made from the gated variants when the bundle is packed, a second a tower, and hold the same
 weights: nothing is trained or calibrated again. What they answer to the golden inputs is compared with what
 the gated variant answers, and kept for the board to compare with. What they keep of the task is measured on
-these very files; whether they share the embedding space is measured as for every variant.
-
-They are held to the same gate. Where activations lie between two steps, INT8 rounds otherwise beside FP32,
-in which lane A is computed here, than beside FP16, which a board may choose; that alone can miss a gate. So
-files that miss it by less than chance travel too, as "parity" and not as "passed": their golden outputs agree
-with those of a variant that passed, and their figures say what they keep. What misses it by more is left out.
+these very files and passes the same gate; whether they share the embedding space is measured as for every
+variant.
 """
 
 from __future__ import annotations
@@ -18,13 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.build.evaluations import Precisions
 from edgeglm.build.pack_sources import REFERENCE
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import OUTPUTS, golden_sources
@@ -35,7 +30,6 @@ from edgeglm.compile.lane_record import SUFFIX, LaneRecord, LaneTower, record_na
 from edgeglm.core.errors import UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.parity import cosine_rows
-from edgeglm.evaluate.retrieval import Interval
 from edgeglm.export.costs import costs_sources
 from edgeglm.export.lanes import checked_lane
 from edgeglm.export.lowering import lane_a_from_onnx
@@ -53,20 +47,13 @@ _LEAST_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
 class LaneTrial:
     """What the files of one variant keep of the task, their bytes by tower, and how long all of it took.
 
-    Attributes:
-        of: The variant of lane B that they were made from.
-        metrics: As in ``VariantRecord``; empty where the embeddings are of no use.
-        verdict: Of their worst pool of queries, whose interval is ``interval``.
-        gate: As in ``VariantRecord``; None for what is left out.
-        sizes: Bytes of each tower's file.
-        seconds: For writing, comparing and measuring them.
+    ``of`` is the variant of lane B that they were made from. ``metrics`` are as in ``VariantRecord``; empty
+    where the embeddings are of no use.
     """
 
     of: str
     metrics: dict[str, Any]
     verdict: Verdict
-    interval: Interval | None
-    gate: Literal["passed", "parity"] | None
     sizes: dict[str, int]
     seconds: float
 
@@ -85,7 +72,6 @@ def with_lane_a(
     scratch: Path,
     threads: int,
     scores: TowerScores,
-    baseline: Precisions,
     agreement: Callable[[Mapping[str, Path]], float],
 ) -> tuple[dict[str, Path | bytes], Manifest, dict[str, LaneTrial]]:
     """Return the sources and the manifest of a bundle with lane A beside lane B, and what was measured.
@@ -99,11 +85,10 @@ def with_lane_a(
         scratch: An empty folder.
         threads: Of ONNX Runtime.
         scores: Measures and judges the task; products between Q/DQ have to be computed as they are written.
-        baseline: AP@10 of FP32 for each query, by track.
         agreement: Measures how far files ``{tower: path}`` share the reference's embedding space.
 
-    A variant that cannot be written for lane A, or misses the gate by more than chance, is left out, with
-    the reason in the manifest.
+    A variant that cannot be written for lane A, or misses the gate, is left out, with the reason in the
+    manifest.
     """
     whole, variants, left_out = dict(sources), [], []
     agreements = dict(manifest.space.agreement)
@@ -122,22 +107,23 @@ def with_lane_a(
             continue
         files = {tower: f"models/{name}/{tower}.onnx" for tower in variant.files}
         towers = {tower: scratch / name / f"{tower}.onnx" for tower in files}
+        metrics = scores.metrics(towers)
+        verdict = scores.judged(metrics, tried.variants[REFERENCE].metrics)
         trial = trials[name] = LaneTrial(
             of=variant.name,
-            **_measured(towers, scores, tried.variants[REFERENCE].metrics, baseline),
+            metrics={} if "unusable" in metrics else metrics,
+            verdict=verdict,
             sizes={tower: len(made[file]) for tower, file in files.items()},
             seconds=time.perf_counter() - started,
         )
-        if trial.gate is None:
-            left_out.append(LeftOutRecord(name=name, reason=trial.verdict.reason, metrics=trial.metrics))
+        if not verdict.passed:
+            left_out.append(LeftOutRecord(name=name, reason=verdict.reason, metrics=trial.metrics))
             continue
         whole.update(made)
         outputs.update(answers)
         whole[f"gallery/embeddings-{name}.npy"] = sources[f"gallery/embeddings-{variant.name}.npy"]
         agreements[name] = agreement(towers)
-        variants.append(
-            VariantRecord(name=name, files=files, gate=trial.gate, metrics=trial.metrics, lane="A")
-        )
+        variants.append(VariantRecord(name=name, files=files, gate="passed", metrics=trial.metrics, lane="A"))
     whole[OUTPUTS] = _with_outputs(outputs)
     changed = msgspec.structs.replace(
         manifest,
@@ -146,25 +132,6 @@ def with_lane_a(
         space=msgspec.structs.replace(manifest.space, agreement=agreements),
     )
     return whole, changed, trials
-
-
-def _measured(
-    towers: Mapping[str, Path], scores: TowerScores, fp32: Mapping[str, Any], baseline: Precisions
-) -> dict[str, Any]:
-    """Return what a trial says of the task."""
-    precisions: Precisions = {}
-    metrics = scores.metrics(towers, precisions=precisions)
-    verdict = scores.judged(metrics, fp32)
-    if "unusable" in metrics:
-        return {"metrics": {}, "verdict": verdict, "interval": None, "gate": None}
-    ratios = scores.ratios(precisions, baseline)
-    chance = all(ratio.high >= scores.minimum for ratio in ratios.values())
-    return {
-        "metrics": metrics,
-        "verdict": verdict,
-        "interval": min(ratios.values(), key=lambda ratio: ratio.value, default=None),
-        "gate": "passed" if verdict.passed else "parity" if chance else None,
-    }
 
 
 def _made(

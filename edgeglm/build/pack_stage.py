@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from edgeglm.build.evaluations import precisions_of
 from edgeglm.build.lane_a import LaneTrial, takes_lane_a, with_lane_a
 from edgeglm.build.pack_manifest import licence_of, manifest_of, metrics_of_bundle, notice, portable_recipe
 from edgeglm.build.pack_sources import (
@@ -130,7 +129,6 @@ class PackStage(Stage[PackStageConfig]):
                         scratch=scratch,
                         threads=context.threads,
                         scores=scores,
-                        baseline=precisions_of(inputs["export-evaluation"]),
                         agreement=lambda towers: agreement_of_files(
                             pairs, inputs, towers, scores, reference=REFERENCE, threads=context.threads
                         ),

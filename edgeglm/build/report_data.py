@@ -27,7 +27,6 @@ from edgeglm.data.languages import LANGUAGES
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.examples import Retrieved, example_retrievals, hard_retrievals
-from edgeglm.evaluate.retrieval import Interval
 from edgeglm.evaluate.towers import TextSettings, text_embeddings
 from edgeglm.report import ReportData
 from edgeglm.report.data import (
@@ -168,33 +167,23 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
         )
     for name, trials in quantize_report(inputs["quantize"]).trials.items():
         best = max(trials, key=lambda trial: trial.verdict.score)
-        outcome = "packed" if best.verdict.passed else "left out"
-        rows.append(_candidate_gate(name, best.verdict, recipe, outcome))
+        rows.append(_candidate_gate(name, best.verdict, recipe))
     return tuple(rows)
 
 
 def lane_gates(recipe: Recipe, lanes: Mapping[str, LaneTrial]) -> tuple[GateRow, ...]:
     """Return the gate of each variant of lane A, on its own files."""
-    packed = {"passed": "packed", "parity": "packed as parity, as the interval reaches the gate"}
-    return tuple(
-        _candidate_gate(
-            name, trial.verdict, recipe, packed.get(trial.gate or "", "left out"), interval=trial.interval
-        )
-        for name, trial in lanes.items()
-    )
+    return tuple(_candidate_gate(name, trial.verdict, recipe) for name, trial in lanes.items())
 
 
-def _candidate_gate(
-    name: str, verdict: Verdict, recipe: Recipe, consequence: str, *, interval: Interval | None = None
-) -> GateRow:
+def _candidate_gate(name: str, verdict: Verdict, recipe: Recipe) -> GateRow:
     return GateRow(
         name=f"{name} / FP32, worst pool",
         value=verdict.score,
         threshold=recipe.gates.quantized_ratio,
         passed=verdict.passed,
         required=False,
-        consequence=consequence,
-        interval=interval,
+        consequence="packed" if verdict.passed else "left out",
     )
 
 

@@ -92,9 +92,9 @@ def lane_rows(inputs: Inputs, recipe: Recipe, lanes: Mapping[str, LaneTrial]) ->
             title=f"{trial.of.upper()}, lane A",
             seconds=trial.seconds,
             metrics=_typed(trial.metrics),
-            towers=_student_towers(inputs, recipe, None, trial.sizes) if trial.gate else (),
-            kept=trial.gate is not None,
-            note="for TensorRT 8.5" if trial.gate else trial.verdict.reason,
+            towers=_student_towers(inputs, recipe, None, trial.sizes) if trial.verdict.passed else (),
+            kept=trial.verdict.passed,
+            note="for TensorRT 8.5" if trial.verdict.passed else trial.verdict.reason,
         )
         for name, trial in lanes.items()
     )

@@ -11,18 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
-from edgeglm.build.pools import gate_pools, pool_gates, pooled_ratio
+from edgeglm.build.pools import gate_pools, pool_gates
 from edgeglm.calibration.quantize import Verdict
 from edgeglm.core.digest import sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.gates import Verdict as GateVerdict
-from edgeglm.evaluate.retrieval import (
-    Interval,
-    TrackMetrics,
-    UnusableEmbeddingsError,
-    evaluate_tracks,
-)
+from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError, evaluate_tracks
 from edgeglm.evaluate.towers import TextSettings, gallery_images, image_embeddings, text_embeddings
 
 T = TypeVar("T")
@@ -127,18 +122,6 @@ class TowerScores:
         verdict = GateVerdict(candidate="it", gates=gates)
         score = min(gate.value for gate in gates)
         return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
-
-    def ratios(
-        self,
-        precisions: Mapping[str, npt.NDArray[np.float64]],
-        baseline: Mapping[str, npt.NDArray[np.float64]],
-    ) -> dict[str, Interval]:
-        """Return what each pool keeps, with its paired 95 % interval.
-
-        Both map a track to AP@10 of each query, float64 [Q].
-        """
-        found = {pool: pooled_ratio(precisions, baseline, members) for pool, members in self.pools.items()}
-        return {pool: ratio for pool, ratio in found.items() if ratio is not None}
 
     def _embedded(self, path: Path, images: Sequence[int]) -> FloatRows:
         return image_embeddings(

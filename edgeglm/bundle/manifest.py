@@ -97,10 +97,8 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
     Attributes:
         name: "fp32", "fp16", "int8", ...
         files: ``{tower: path in the bundle}``.
-        gate: "reference" for the one the others are measured against, "passed" for those whose own figures
-            reached the gate. "parity", of lane A alone: its golden outputs agree with those of a variant that
-            passed, and its own figures miss the gate by less than chance. What misses it by more is not in
-            the bundle and is listed in ``Manifest.left_out``.
+        gate: "reference" for the one the others are measured against, "passed" for the rest; a
+            candidate below the gate is not in the bundle and is listed in ``Manifest.left_out``.
         metrics: ``{track: {"map10": {"value": ...}, ...}}``, measured on these very files.
         latency: milliseconds by name, such as ``{"image_b1_ms": 3.1}``.
         lane: Which TensorRT versions parse the files: "A" those before 10, "B" the others.
@@ -108,7 +106,7 @@ class VariantRecord(_Record, frozen=True, kw_only=True):
 
     name: str
     files: dict[str, str]
-    gate: Literal["reference", "passed", "parity"]
+    gate: Literal["reference", "passed"]
     metrics: Metrics = {}
     latency: dict[str, float] = {}
     lane: Literal["A", "B"] = "B"
