@@ -18,14 +18,26 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -
     return captured.out if code == 0 else captured.err
 
 
+@pytest.fixture
+def index(
+    bundle: Path,  # noqa: F811
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Path:
+    """An index of the three pictures."""
+    made = tmp_path / "shop.index"
+    assert "3 pictures; 3 added" in ran(capsys, "build", bundle, folder, "--output", made)
+    return made
+
+
 def test_a_day_with_an_index(
+    index: Path,
     bundle: Path,  # noqa: F811
     folder: Path,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    index = tmp_path / "shop.index"
-    assert "3 pictures; 3 added" in ran(capsys, "build", bundle, folder, "--output", index)
     found = json.loads(ran(capsys, "search", index, bundle, "--query", "green", "-k", 2, "--json"))
     assert found["hits"][0]["id"] == "shop/green/green.png"
     assert (found["rows"], found["precision"], found["variant"]) == (3, "int8", "fp32")
@@ -40,13 +52,9 @@ def test_a_day_with_an_index(
 
 
 def test_a_check_tells_the_files_that_are_not_as_they_were_written(
-    bundle: Path,  # noqa: F811
-    folder: Path,  # noqa: F811
-    tmp_path: Path,
+    index: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    index = tmp_path / "shop.index"
-    ran(capsys, "build", bundle, folder, "--output", index)
     assert "3 rows, as they were written" in ran(capsys, "check", index)
     assert json.loads(ran(capsys, "check", index, "--json"))["damaged"] == []
     (file,) = index.glob("gen-*/exact.npy")
@@ -57,17 +65,15 @@ def test_a_check_tells_the_files_that_are_not_as_they_were_written(
 
 
 def test_a_log_that_could_not_be_folded_is_told(
+    index: Path,
     bundle: Path,  # noqa: F811
     folder: Path,  # noqa: F811
-    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    index = tmp_path / "shop.index"
-    ran(capsys, "build", bundle, folder, "--output", index)
     monkeypatch.setattr("edgeglm.index.writer.write_generation", full)
     monkeypatch.setattr(IndexWriter.__init__, "__kwdefaults__", {"fold_bytes": 1, "wait": 1.0})
     for number in range(24):  # a log that is longer than half of what it would be folded into
@@ -80,13 +86,12 @@ def test_a_log_that_could_not_be_folded_is_told(
 
 
 def test_what_cannot_be_done_exits_with_2_and_a_remedy(
+    index: Path,
     bundle: Path,  # noqa: F811
     folder: Path,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    index = tmp_path / "shop.index"
-    ran(capsys, "build", bundle, folder, "--output", index)
     for arguments, why in (
         (("build", bundle, folder, "--output", index), "edgeglm index add"),
         (("search", index, bundle), "either --query TEXT or --image FILE"),

@@ -83,6 +83,14 @@ async def doubled(served: Runner, value: float, **options: Any) -> float:
     return float(answer["y"][0])
 
 
+async def held(doubler: Doubler, served: Runner, value: float) -> asyncio.Task[float]:
+    """Close the gate, and ask for one answer, whose call the engine is in when this returns."""
+    doubler.gate.clear()
+    asked = asyncio.create_task(doubled(served, value))
+    await until(doubler.entered.is_set)
+    return asked
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread does."""
     for _ in range(int(LIMIT / 0.002)):

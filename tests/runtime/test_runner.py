@@ -36,10 +36,10 @@ from tests.runtime.faults import (
     Doubler,
     doubled,
     ended,
+    held,
     run,
     runner,
     sample,
-    until,
 )
 
 
@@ -61,9 +61,7 @@ def test_requests_that_come_during_a_call_share_the_next():
 
     async def main() -> None:
         async with runner(doubler) as served:
-            doubler.gate.clear()
-            first = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            first = await held(doubler, served, 1)
             rest = [asyncio.create_task(doubled(served, value)) for value in range(2, 12)]
             await asyncio.sleep(0)
             doubler.gate.set()
@@ -94,9 +92,7 @@ def test_the_loop_is_woken_once_a_batch(monkeypatch):
 
     async def main() -> None:
         async with runner(doubler, hang_after=1000.0) as served:
-            doubler.gate.clear()
-            first = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            first = await held(doubler, served, 1)
             rest = [asyncio.create_task(doubled(served, value)) for value in range(32)]
             await asyncio.sleep(0)
             rings.clear()
@@ -196,9 +192,7 @@ def test_one_sample_with_nan_does_not_spoil_the_answers_of_its_batch():
 
     async def main() -> None:
         async with runner(doubler) as served:
-            doubler.gate.clear()
-            first = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            first = await held(doubler, served, 1)
             values = [2.0, float("nan"), 3.0, float("inf"), 4.0]
             tasks = [asyncio.create_task(doubled(served, value)) for value in values]
             await asyncio.sleep(0)

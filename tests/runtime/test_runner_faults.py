@@ -30,6 +30,7 @@ from tests.runtime.faults import (
     Doubler,
     doubled,
     ended,
+    held,
     run,
     runner,
     sample,
@@ -84,9 +85,7 @@ def test_callers_who_left_while_a_poisoned_batch_ran_are_not_run_again():
 
     async def main() -> None:
         async with runner(doubler) as served:
-            doubler.gate.clear()
-            blocker = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            blocker = await held(doubler, served, 1)
             tasks = [asyncio.create_task(doubled(served, v)) for v in (POISON, 2.0, 3.0, 4.0, 5.0, 6.0)]
             late = asyncio.create_task(doubled(served, 7.0, deadline=0.5))
             await asyncio.sleep(0)
@@ -113,9 +112,7 @@ def test_what_a_hung_worker_had_not_begun_is_answered_by_its_replacement():
 
     async def main() -> None:
         async with runner(doubler, hang_after=0.2) as served:
-            doubler.gate.clear()
-            blocker = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            blocker = await held(doubler, served, 1)
             # The poison splits this batch; its first half then hangs while the second has not begun.
             tasks = [asyncio.create_task(doubled(served, v)) for v in (HANG, HANG, POISON, 5.0)]
             await asyncio.sleep(0)

@@ -25,6 +25,7 @@ from tests.runtime.faults import (
     Doubler,
     doubled,
     ended,
+    held,
     run,
     runner,
     sample,
@@ -37,9 +38,7 @@ def test_a_deadline_ends_a_request_that_waits_and_the_engine_never_sees_it():
 
     async def main() -> None:
         async with runner(doubler) as served:
-            doubler.gate.clear()
-            first = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            first = await held(doubler, served, 1)
             started = time.monotonic()
             with pytest.raises(DeadlineExceededError, match=r"no answer within 0.05 s; allow more time"):
                 await doubled(served, 2, deadline=0.05)
@@ -72,9 +71,7 @@ def test_time_spent_waiting_for_a_place_counts_towards_the_deadline():
 
     async def main() -> None:
         async with runner(doubler, capacity=1) as served:
-            doubler.gate.clear()
-            first = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            first = await held(doubler, served, 1)
             started = time.monotonic()
             second = asyncio.create_task(doubled(served, 2, deadline=0.6))
             await asyncio.sleep(0.4)
@@ -105,9 +102,7 @@ def test_cancellation_frees_the_place_at_once():
 
     async def main() -> None:
         async with runner(doubler, capacity=2) as served:
-            doubler.gate.clear()
-            running = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            running = await held(doubler, served, 1)
             waiting = asyncio.create_task(doubled(served, 2))
             third = asyncio.create_task(doubled(served, 3))
             await asyncio.sleep(0)
@@ -147,9 +142,7 @@ def test_a_full_runner_makes_callers_wait_and_serves_the_urgent_first():
 
     async def main() -> None:
         async with runner(doubler, capacity=1) as served:
-            doubler.gate.clear()
-            tasks = [asyncio.create_task(doubled(served, 0))]
-            await until(doubler.entered.is_set)
+            tasks = [await held(doubler, served, 0)]
             tasks.append(asyncio.create_task(doubled(served, 1, priority=Priority.LOW)))
             tasks.append(asyncio.create_task(doubled(served, 2, priority=Priority.HIGH)))
             late = asyncio.create_task(doubled(served, 3, deadline=0.05))
@@ -167,9 +160,7 @@ def test_a_runner_that_sheds_refuses_the_newest_or_the_least_urgent():
 
     async def main() -> None:
         async with runner(doubler, capacity=2, when_full="shed") as served:
-            doubler.gate.clear()
-            running = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            running = await held(doubler, served, 1)
             low = asyncio.create_task(doubled(served, 2, priority=Priority.LOW))
             await asyncio.sleep(0)
             with pytest.raises(OverloadedError, match="holds 2 requests already; try later"):
@@ -222,9 +213,7 @@ def test_whoever_waits_for_a_place_leaves_the_line_at_the_deadline_though_others
 
     async def main() -> None:
         async with runner(doubler, capacity=1) as served:
-            doubler.gate.clear()
-            running = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            running = await held(doubler, served, 1)
             first = asyncio.create_task(doubled(served, 2))
             await asyncio.sleep(0)
             late = [asyncio.create_task(doubled(served, 3, deadline=0.01)) for _ in range(50)]

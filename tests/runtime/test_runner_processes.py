@@ -14,7 +14,7 @@ import pytest
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.sync import SyncRunner
-from tests.runtime.faults import HANG, Doubler, doubled, ended, run, runner, sample, towers, until
+from tests.runtime.faults import HANG, Doubler, doubled, ended, held, run, runner, sample, towers, until
 
 STEPS = range(14)
 
@@ -91,9 +91,7 @@ def test_close_may_be_cancelled_and_called_again(count):
 
     async def main() -> None:
         served = await runner(doubler).__aenter__()
-        doubler.gate.clear()
-        answer = asyncio.create_task(doubled(served, 2))
-        await until(doubler.entered.is_set)
+        answer = await held(doubler, served, 2)
         closing = asyncio.create_task(served.close())
         await steps(count)
         closing.cancel()

@@ -14,7 +14,7 @@ from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import EngineFailedError
 from edgeglm.runtime.runner import Runner
-from tests.runtime.faults import HANG, Doubler, doubled, ended, run, runner, sample, towers, until
+from tests.runtime.faults import HANG, Doubler, doubled, ended, held, run, runner, sample, towers, until
 
 NAN = float("nan")
 
@@ -130,9 +130,7 @@ def test_a_priority_or_deadline_that_is_no_number_harms_nobody_else(options: dic
 
     async def main() -> None:
         async with runner(doubler) as served:
-            doubler.gate.clear()
-            running = asyncio.create_task(doubled(served, 1))
-            await until(doubler.entered.is_set)
+            running = await held(doubler, served, 1)
             waiting = asyncio.create_task(doubled(served, 2))
             with pytest.raises(UserError, match="; give "):
                 await doubled(served, 3, **options)

@@ -20,8 +20,8 @@ from scripts.fixtures.colours import colour_bundle, colour_engine
 from tests.engines.test_board import write
 from tests.engines.test_nvml import BUS, library
 from tests.engines.test_tegrastats import stand_in
+from tests.serve.asking import asked
 from tests.serve.conftest import running, serve_command
-from tests.serve.test_http_face import asked
 
 __all__ = ["library"]  # a fixture
 

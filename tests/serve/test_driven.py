@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from edgeglm.serve.driven import Driven
+from tests.serve.asking import asked_json, infer_bytes
 from tests.serve.conftest import running
-from tests.serve.test_http_face import asked_json, infer_bytes
 
 Ends = list[tuple[Any, BaseException | None]]
 

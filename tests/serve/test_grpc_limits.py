@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 
 from edgeglm.serve.grpc_messages import message
+from tests.serve.asking import IDENTITY, asked, shed
 from tests.serve.conftest import Server, running
-from tests.serve.test_http_face import IDENTITY, asked, shed
 
 LONG, SHORT = "75", "1"  # seconds that a caller may be silent
 

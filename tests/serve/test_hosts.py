@@ -6,8 +6,8 @@ import pytest
 
 from edgeglm.serve.config import ServeConfig
 from edgeglm.serve.hosts import Hosts
+from tests.serve.asking import asked
 from tests.serve.conftest import TOKEN, running, serve_command
-from tests.serve.test_http_face import asked
 
 NAMES = ["localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000"]
 ADDRESSES = ["192.0.2.7:8000", "192.0.2.7", "[2001:db8::7]:8000"]

@@ -19,8 +19,8 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.writer import IndexWriter
 from scripts.fixtures.colours import COLOURS, picture
+from tests.serve.asking import asked, asked_json
 from tests.serve.conftest import Server, running, serve_command
-from tests.serve.test_http_face import asked, asked_json
 
 QUIET = QuietProgress()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from edgeglm.serve.library_logs import libraries_logged
 from edgeglm.serve.logs import Log
+from tests.serve.asking import raw
 from tests.serve.conftest import running
-from tests.serve.test_http_face import raw
 
 
 def test_a_route_that_fails_midway_and_a_warning_are_lines_of_json_too(bundles: Path, tmp_path: Path):

@@ -13,8 +13,8 @@ import pytest
 
 from edgeglm.core.errors import UserError
 from edgeglm.serve.open_files import SPARE, connections_allowed
+from tests.serve.asking import asked
 from tests.serve.conftest import Server, running, serve_command
-from tests.serve.test_http_face import asked
 
 
 def _connected(server: Server, stack: ExitStack, count: int) -> list[socket.socket]:

@@ -17,8 +17,8 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, built_index
 from edgeglm.serve import operator_routes
 from scripts.fixtures.colours import COLOURS, picture
+from tests.serve.asking import asked
 from tests.serve.conftest import Server, running, serve_command
-from tests.serve.test_http_face import asked
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

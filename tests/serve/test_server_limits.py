@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from edgeglm.cli import main as cli
+from tests.serve.asking import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused, shed
 from tests.serve.conftest import TOKEN, Server, running, serve_command
-from tests.serve.test_http_face import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused, shed
 
 
 def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.asking import TEXT, asked
 from tests.serve.conftest import running, serve_command
-from tests.serve.test_http_face import TEXT, asked
 
 
 @pytest.fixture

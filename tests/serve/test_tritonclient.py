@@ -16,8 +16,8 @@ import pytest
 
 from edgeglm import __version__
 from scripts.fixtures.colours import COLOURS, SIDE, picture
+from tests.serve.asking import IDENTITY, TEXT, asked_json, refused, shed
 from tests.serve.conftest import TOKEN, Server, running, serve_command
-from tests.serve.test_http_face import IDENTITY, TEXT, asked_json, refused, shed
 from tests.serve.test_server_limits import self_signed
 
 with warnings.catch_warnings():
