@@ -124,9 +124,9 @@ done: loading the new models beside the old ones, as a board that is out of memo
 cause. Shared cores differ from themselves by the hour: compare rows of one run.
 """
 _REDEPLOY = """\
-What a redeploy moves besides the tower is the device's side of edgeglm{size}, SSH's key exchange and packets,
-the changed lines of the manifest and the bill of materials, and the receipt, logs and progress on their way
-back.
+The device's side of edgeglm{size} moves with the first deploy and when it has changed: a device keeps it.
+What a redeploy moves besides the tower is SSH's key exchange and packets, the changed lines of the manifest,
+the bill of materials, and receipt, logs and progress on their way back, deflated.
 """
 
 

@@ -118,9 +118,6 @@ def stopped_server(bench: Bench) -> dict[str, Any]:
         "restarts_by_systemd": int(bench.show("NRestarts")) - restarts,
         "watchdog_seconds": bench.show("WatchdogUSec"),
         "watchdog_told": "atchdog timeout" in log,
-        "left_behind": bench.machine.run(
-            "sh", "-c", f"kill -0 {before} 2>/dev/null && echo yes", check=False
-        ),
     }
 
 

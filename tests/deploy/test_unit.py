@@ -229,7 +229,8 @@ def test_what_systemd_says_of_itself_does_not_hide_the_servers_last_words():
 
 
 def test_the_last_words_of_the_former_server_are_not_taken_for_the_new_ones():
-    lines = [f"{AT} python[12]: stopped", f"{AT} python[11]: error: of the former"]
+    older = f"{AT} python[7]: error: of the one before it"
+    lines = [older, f"{AT} python[12]: stopped", f"{AT} python[11]: error: of the former"]
     assert _words(Journal(*lines), [11, 12]) == []
     assert _words(Journal(*lines, f"{AT} python[13]: error: mine"), [11, 12]) == ["error: mine"]
 

@@ -170,15 +170,17 @@ def _in_words(error: BaseException) -> str:
 def _words(service: Service, others: Sequence[object] = ()) -> list[str]:
     """Return the last error that the program wrote, or its last lines.
 
-    Where a journal says who wrote a line, those of systemd and of ``others``, by process, are left out.
+    Where a journal says who wrote a line, those of systemd are left out, and all up to the last one of
+    ``others``, the processes that served before.
     """
     lines: list[str] = []
     with suppress(Exception):
         for line in service.log(40):
             found = _JOURNAL.match(line)
-            foreign = found and (found["name"] == "systemd" or int(found["process"]) in others)
             text = line[found.end() :] if found else line
-            if not foreign and text.strip() and not line.startswith("-- "):
+            if found and int(found["process"]) in others:
+                lines.clear()
+            elif text.strip() and not line.startswith("-- ") and not (found and found["name"] == "systemd"):
                 lines.append(text.strip())
     errors = [line for line in lines if line.startswith("error:")]
     return errors[-1:] or lines[-_LAST_WORDS:]
