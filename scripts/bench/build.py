@@ -292,8 +292,9 @@ def measured(given: argparse.Namespace, store: Path, work: Path) -> dict[str, An
     ran = [stage["stage"] for stage in other["stages"] if not stage["reused"]]
     metrics = bundle_metrics(work / "cold", warm)
     manifest = json.loads((work / "cold" / warm["bundle"] / "manifest.json").read_text())
+    aim = "600 s" if given.recipe == "default" else "-"
     rows = [
-        {"what": "cold build, jetson-agx", "measured": f"{cold.seconds:.0f} s", "aim": "600 s"},
+        {"what": "cold build, jetson-agx", "measured": f"{cold.seconds:.0f} s", "aim": aim},
         {"what": "nothing changed", "measured": f"{warm['wall_seconds']:.1f} s", "aim": "5 s"},
         {
             "what": f"another target, t4 (reran {', '.join(ran)})",
