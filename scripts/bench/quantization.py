@@ -110,18 +110,22 @@ def made_rows(subject: Subject, folder: Path, evaluations: int) -> list[dict[str
     rows = []
     ours, seconds = quantized(subject, folder, evaluations, (subject.beyond, subject.reach))
     if ours.passed:
-        rows.append({"what": OURS, "file": "ours/model.onnx", **seconds, **chosen(ours)})
+        row = {"what": OURS, "file": "ours/model.onnx", **seconds, **chosen(ours)}
+        rows.append({**row, **accuracy(subject, folder / row["file"], baseline)})
     else:
         rows.append({"what": OURS, "failed": ours.search.reason})
     for name, make in peer_files(subject, folder):
         clock = Clock()
+        made: Path | None = None
         try:
-            rows.append({"what": name, "file": make().name, **clock.seconds})
-        except Exception as error:  # a peer that cannot is a row too
-            rows.append({"what": name, "failed": f"{type(error).__name__}: {str(error)[:160]}"})
-    for row in rows:
-        if "file" in row:
-            row.update(accuracy(subject, folder / row["file"], baseline))
+            made = make()
+            row = {"what": name, "file": made.name, **clock.seconds}
+            rows.append({**row, **accuracy(subject, made, baseline)})
+        except Exception as error:  # a peer that cannot, or whose file cannot be computed, is a row too
+            words = " ".join(str(error).split()).replace("|", "/")
+            rows.append({"what": name, "failed": f"{type(error).__name__}: {words[:160]}"})
+            if made is not None:
+                made.unlink()
     if (folder / "modelopt-fp32.onnx").is_file():
         with as_written(subject):
             found = accuracy(subject, folder / "modelopt-fp32.onnx", baseline)
