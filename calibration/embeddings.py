@@ -71,7 +71,8 @@ def _to_int8(model: onnx.ModelProto, name: str) -> None:
             nodes.append(node)
             continue
         made, base = node.output[0], node.name or node.output[0]
-        rows, wide, scales = f"{made}_int8", f"{made}_wide", f"{made}_scale"
+        # Names of its own: what quantizes the product behind it names scales after the same output.
+        rows, wide, scales = f"{made}_row_int8", f"{made}_row_wide", f"{made}_row_scale"
         nodes += [
             helper.make_node("Gather", [f"{name}_int8", node.input[1]], [rows], f"{base}/Int8"),
             helper.make_node("Cast", [rows], [wide], f"{base}/Cast", to=kind),

@@ -256,6 +256,33 @@ def test_embedding_tables_shrink_and_keep_their_meaning(
     assert plan.embeddings == precision
 
 
+@pytest.mark.parametrize("scheme", ["dynamic", "u8s8", "s8s8"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_narrow_table_that_a_product_widens_is_quantized_beside_that_product(
+    tmp_path: Path, scheme: str, precision: Any
+) -> None:
+    random = np.random.default_rng(0)
+    weights = {"table": (300, 32), "wide.w": (32, 64)}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Gather", ["table", "ids"], ["embedding_0"], "table/Gather"),
+            onnx.helper.make_node("MatMul", ["embedding_0", "wide.w"], ["embedding"], "wide/MatMul"),
+        ],
+        "main",
+        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["batch"])],
+        [onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(random.normal(size=n).astype(np.float32), k) for k, n in weights.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    source = tmp_path / "text.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), source)
+    batches = Batches({"ids": random.integers(0, 300, 64)}, 8)
+    plan = _plan_of(source, scheme, embeddings=precision)
+    outcome = quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan)
+    assert outcome.size_bytes < source.stat().st_size / 2
+    assert fidelity(tmp_path / "out" / "model.onnx", source, batches).mean_cosine > 0.98
+
+
 def test_smoothing_changes_nothing_in_fp32_and_moves_outliers_into_weights(
     fp32_dir: Path, tmp_path: Path
 ) -> None:
