@@ -17,12 +17,11 @@ docs/bench/quantization.json and .md, or --output; every row carries the commit 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from quantization_memory import memory_rows
 from quantization_methods import both_rows, curve_rows, method_rows
-from quantization_models import Subject, peer_files, subjects
+from quantization_models import Subject, as_written, peer_files, subjects
 from quantization_page import stamped, written
 
 from edgeglm.calibration.any_model import quantize_onnx
@@ -131,23 +130,6 @@ def made_rows(subject: Subject, folder: Path, evaluations: int) -> list[dict[str
             found = accuracy(subject, folder / "modelopt-fp32.onnx", baseline)
         rows.append({"what": "ModelOpt, FP32 besides, as a GPU would add up", **found})
     return [stamped(row) for row in rows]
-
-
-@contextlib.contextmanager
-def as_written(subject: Subject) -> Iterator[None]:
-    """Compute Q/DQ as they are written, without ONNX Runtime's integer kernels."""
-    original = OnnxRuntimeEngine.__init__
-
-    def opened(self: OnnxRuntimeEngine, path: Path, **options: Any) -> None:
-        original(self, path, **{**options, "integers": False})
-
-    subject.forget()  # embeddings are remembered by file, whoever computed them
-    OnnxRuntimeEngine.__init__ = opened  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        OnnxRuntimeEngine.__init__ = original  # type: ignore[method-assign]
-        subject.forget()
 
 
 def quantized(

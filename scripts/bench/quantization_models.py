@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -35,6 +35,7 @@ from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
 
 BATCH = 8
@@ -237,3 +238,20 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def as_written(subject: Subject) -> Iterator[None]:
+    """Compute Q/DQ as they are written, without ONNX Runtime's integer kernels."""
+    original = OnnxRuntimeEngine.__init__
+
+    def opened(self: OnnxRuntimeEngine, path: Path, **options: Any) -> None:
+        original(self, path, **{**options, "integers": False})
+
+    subject.forget()  # embeddings are remembered by file, whoever computed them
+    OnnxRuntimeEngine.__init__ = opened  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OnnxRuntimeEngine.__init__ = original  # type: ignore[method-assign]
+        subject.forget()
