@@ -16,7 +16,7 @@ from edgeglm.build.lane_a import LaneTrial
 from edgeglm.build.pools import gate_pools, pool_gates, required_pools
 from edgeglm.build.report_rows import lane_rows, stage_rows
 from edgeglm.build.student_search import read_search
-from edgeglm.build.table import TITLES, quantize_report
+from edgeglm.build.table import TITLES, best_trial, quantize_report
 from edgeglm.bundle.manifest import Manifest
 from edgeglm.calibration.quantize import Verdict
 from edgeglm.calibration.sets import CalibrationRecord
@@ -165,9 +165,10 @@ def gate_rows(inputs: Inputs, pairs: PairSet, recipe: Recipe) -> tuple[GateRow, 
                 consequence="reported",
             )
         )
-    for name, trials in quantize_report(inputs["quantize"]).trials.items():
-        best = max(trials, key=lambda trial: trial.verdict.score)
-        rows.append(_candidate_gate(name, best.verdict, recipe))
+    tried = quantize_report(inputs["quantize"])
+    for name in tried.trials:
+        if (best := best_trial(tried, name)) is not None:
+            rows.append(_candidate_gate(name, best.verdict, recipe))
     return tuple(rows)
 
 

@@ -50,9 +50,8 @@ class TowerScores:
         preprocessing = read_preprocessing(exported)
         tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
         self.pools = gate_pools(pairs.tracks)
-        self._pairs, self._threads, self._seed = pairs, threads, seed
+        self._pairs, self._threads, self._seed, self._minimum = pairs, threads, seed, minimum
         self._integers = integers
-        self.minimum = minimum
         self._resolution = preprocessing.image.resolution
         self._text = TextSettings(tokenizer=tokenizer, max_length=preprocessing.text.max_length)
         self._images: dict[str, FloatRows] = {}
@@ -118,7 +117,7 @@ class TowerScores:
         if "unusable" in metrics:
             return Verdict(passed=False, score=0.0, reason=str(metrics["unusable"]))
         found, reference = _typed(metrics), _typed(baseline)
-        gates = pool_gates("mAP@10 / FP32", found, reference, self.pools, self.minimum)
+        gates = pool_gates("mAP@10 / FP32", found, reference, self.pools, self._minimum)
         verdict = GateVerdict(candidate="it", gates=gates)
         score = min(gate.value for gate in gates)
         return Verdict(passed=verdict.passed, score=score, reason=verdict.worst.sentence())
