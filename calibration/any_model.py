@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,8 +236,7 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
 def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path, out: Path) -> Outcome:
     """Write the first of the chosen plans whose very file passes, measured once more."""
     report, made = outcome.search, scratch / "model.onnx"
-    assert report.chosen is not None
-    for plan in (report.chosen, *report.others):
+    for plan in _with_residuals(report):
         said = msgspec.structs.replace(plan, calibration=outcome.calibration.sentence)
         file_by_plan(task.prepared, made, said, ranges, task.seen)
         legal_file(made, task.target)
@@ -248,6 +247,15 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
             _write(done, said, scratch, out)
             break
     return done
+
+
+def _with_residuals(report: SearchReport) -> Iterator[PrecisionPlan]:
+    """Yield the plans to write, each of a search for TensorRT with residual sums in INT8 first."""
+    assert report.chosen is not None
+    for plan in (report.chosen, *report.others):
+        if plan.scheme == "tensorrt" and report.evaluations:
+            yield msgspec.structs.replace(plan, residuals=True)
+        yield plan
 
 
 def _with_fp16(task: _Task, done: Outcome, scratch: Path) -> Outcome:

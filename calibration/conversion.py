@@ -30,6 +30,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
+from edgeglm.export.attention_scale import file_with_scales_before
 from edgeglm.export.graph import sorted_nodes
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def file_by_plan(
                 high_precision=plan.high_precision,
                 nodes=order,
                 ranges=_largest(prepared, methods, ranges),
+                residuals=plan.residuals,
             )
         return msgspec.structs.replace(
             made, policy=None, plan=plan, source_sha256=prepared.sha256, samples=batches_of(seen)
@@ -146,8 +148,9 @@ def _fp8_file(
         source_model = _without_shapes(prepared.model)
         quantize_tables(source_model, plan.embeddings)
         save_deterministic(source_model, source)
+        scaled = file_with_scales_before(source, Path(folder) / "scaled.onnx")
         try:
-            model, said = fp8_model(source, seen, nodes=order)
+            model, said = fp8_model(scaled, seen, nodes=order)
         except EdgeglmError:
             raise
         except Exception as error:  # ModelOpt raises whatever its parts raise

@@ -54,6 +54,8 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         high_precision: What everything else computes in.
         smooth: SmoothQuant's alpha, 0 for none: how far outliers move from activations into weights.
         embeddings: Weight-only precision of embedding tables; "int4" is ONNX Runtime's alone.
+        residuals: Whether residual sums read the Q/DQ pair that their other side has, so that TensorRT adds
+            in the kernels of INT8 products; for the scheme "tensorrt" alone.
         summary: What it reached when it was measured; free text.
         calibration: What its ranges were found on; free text, rewritten whenever the plan is applied.
         group: All groups; nodes in none stay in high precision.
@@ -65,6 +67,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     high_precision: Literal["fp32", "fp16"] = "fp32"
     smooth: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     embeddings: Embeddings = "high"
+    residuals: bool = False
     summary: str = ""
     calibration: str = ""
     group: tuple[PlanGroup, ...]
@@ -99,6 +102,11 @@ def plan_from_toml(text: str, *, origin: str) -> PrecisionPlan:
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UserError(f"{origin} is no precision plan: {error}; mend that line") from error
     scheme_named(plan.scheme)
+    if plan.residuals and plan.scheme != "tensorrt":
+        raise UserError(
+            f"{origin} quantizes residuals by {plan.scheme!r}, and only 'tensorrt' leaves that to the plan; "
+            "set residuals = false"
+        )
     return plan
 
 

@@ -22,6 +22,7 @@ from edgeglm.calibration.opsets import keep_used_opsets
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import Int8Policy, nodes_of_policy
 from edgeglm.calibration.qdq import set_activation_ranges, settle_quantizers
+from edgeglm.calibration.residual_quantizers import quantize_residuals
 from edgeglm.calibration.source import source_sha256
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
@@ -29,6 +30,7 @@ from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
+from edgeglm.export.attention_scale import file_with_scales_before
 from edgeglm.export.fp16_lint import Fp16Report, fp16_ready
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         high_precision: What the rest of an INT8 graph computes in.
         policy: The INT8 policy, None for FP16 and where a plan says which nodes.
         plan: The precision plan that made the file, if one did.
-        quantized_nodes: Names of the nodes that compute from INT8 inputs.
+        quantized_nodes: Names of the products that compute from INT8 inputs.
+        residuals: Names of the residual sums whose other side is quantized too.
         fp32_nodes: Conv, Gemm and MatMul nodes that stay in FP32 in an FP16 file.
         lint: What would have overflowed in FP16, and what was done about it.
         weights, activations: How many tensors are quantized.
@@ -66,6 +69,7 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     policy: Int8Policy | None = None
     plan: PrecisionPlan | None = None
     quantized_nodes: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
     fp32_nodes: tuple[str, ...] = ()
     lint: Fp16Report | None = None
     weights: int = 0
@@ -82,8 +86,9 @@ def fp16_from_fp32(
 ) -> ConversionReport:
     """Write the FP16 variant of ``onnx_in``; inputs and outputs keep their types.
 
-    First :mod:`edgeglm.export.fp16_lint` looks for what overflows: LayerNorms that are written out become
-    the operator, masks are clamped, and what must compute in FP32 is named to AutoCast, which runs the
+    Attention's scale goes before its first product, where TensorRT asks for it and which keeps that product
+    small. Then :mod:`edgeglm.export.fp16_lint` looks for what overflows: LayerNorms that are written out
+    become the operator, masks are clamped, and what must compute in FP32 is named to AutoCast, which runs the
     model on ``batches`` and keeps in FP32 each node whose values leave FP16's safe range besides. Memory
     grows with the batches (every tensor of every batch is held), so give it a few.
 
@@ -100,7 +105,8 @@ def fp16_from_fp32(
     started = time.perf_counter()
     samples = checked_feeds(onnx_in, batches)
     with tempfile.TemporaryDirectory(prefix="edgeglm-fp16-") as folder:
-        lint = fp16_ready(onnx_in, Path(folder) / "ready.onnx", batches)
+        scaled = file_with_scales_before(onnx_in, Path(folder) / "scaled.onnx")
+        lint = fp16_ready(scaled, Path(folder) / "ready.onnx", batches)
         keep = tuple(dict.fromkeys((*keep_fp32, *lint.keep_fp32)))
         try:
             model, said = fp16_model(Path(lint.path), batches, keep_fp32=keep)
@@ -132,12 +138,13 @@ def int8_from_fp32(
     high_precision: HighPrecision = "fp16",
     nodes: Sequence[str] | None = None,
     ranges: Mapping[str, float] | None = None,
+    residuals: bool = False,
 ) -> ConversionReport:
     """Write the INT8 Q/DQ variant of ``onnx_in``; inputs and outputs keep their types.
 
     Symmetric, per-tensor activations, per-channel weights. With ``high_precision="fp16"`` the file is
     legal for strongly typed TensorRT on every SM (SM 75 refuses FP32 GEMM); with "fp32" it is the one
-    that ONNX Runtime fuses into INT8 kernels on a CPU.
+    that ONNX Runtime fuses into INT8 kernels on a CPU. With FP16, attention's scale goes before its product.
 
     Args:
         onnx_in: FP32 model; not changed (ModelOpt gets a scratch copy).
@@ -147,6 +154,8 @@ def int8_from_fp32(
         high_precision: What everything else computes in.
         nodes: Exactly these nodes, instead of what the policy finds.
         ranges: Activation -> largest value, for those whose range was found elsewhere.
+        residuals: Whether residual sums read the Q/DQ pair that their other side has, so that TensorRT adds
+            in the kernels of INT8 products; see :mod:`.residual_quantizers`.
 
     Raises:
         UserError: The feeds do not fit, the model is quantized already or has nothing to quantize.
@@ -158,17 +167,21 @@ def int8_from_fp32(
     samples = checked_feeds(onnx_in, batches)
     wanted = list(nodes) if nodes is not None else nodes_of_policy(onnx.load(onnx_in), policy)
     by_modelopt = policy.placement == "modelopt"
-    try:
-        model, said = int8_model(
-            onnx_in,
-            batches,
-            nodes=None if by_modelopt else wanted,
-            method=policy.method,
-            high_precision=high_precision,
-            per_channel_matmul=policy.per_channel_matmul,
-        )
-    except Exception as error:  # ModelOpt raises whatever its parts raise
-        raise _failed(onnx_in, "INT8", error) from error
+    with tempfile.TemporaryDirectory(prefix="edgeglm-int8-") as folder:
+        source = onnx_in
+        if high_precision == "fp16":  # for TensorRT; a CPU's runtime looks for the scale where it was
+            source = file_with_scales_before(onnx_in, Path(folder) / "model.onnx")
+        try:
+            model, said = int8_model(
+                source,
+                batches,
+                nodes=None if by_modelopt else wanted,
+                method=policy.method,
+                high_precision=high_precision,
+                per_channel_matmul=policy.per_channel_matmul,
+            )
+        except Exception as error:  # ModelOpt raises whatever its parts raise
+            raise _failed(onnx_in, "INT8", error) from error
     if ranges:
         set_activation_ranges(model, ranges)
     weights, activations = settle_quantizers(model, None if by_modelopt else wanted)
@@ -177,6 +190,7 @@ def int8_from_fp32(
         raise EdgeglmError(f"ModelOpt quantized {sorted(set(quantized) - set(wanted))} too; exclude them")
     if not weights:
         raise EdgeglmError(f"ModelOpt quantized nothing in {onnx_in.name}; choose another policy")
+    sums = quantize_residuals(model) if residuals else []
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
         sha256=sha256_file(onnx_out),
@@ -185,6 +199,7 @@ def int8_from_fp32(
         high_precision=high_precision,
         policy=policy,
         quantized_nodes=tuple(quantized),
+        residuals=tuple(sums),
         weights=weights,
         activations=activations,
         samples=samples,

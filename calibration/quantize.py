@@ -5,120 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
-from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.policy import policy_named
-from edgeglm.calibration.precision import ConversionReport, HighPrecision
-from edgeglm.calibration.schemes import Method
-from edgeglm.calibration.search_report import SearchReport
 from edgeglm.calibration.sets import CalibrationSet
-from edgeglm.calibration.towers import TOWERS, Precision, TowerFile, TowerFiles
+from edgeglm.calibration.towers import TowerFile, TowerFiles
+from edgeglm.calibration.variants import (
+    REPORT_NAME,
+    TOWERS,
+    Evaluate,
+    Judge,
+    Metrics,
+    QuantizeConfig,
+    QuantizeReport,
+    Trial,
+    Tune,
+    Variant,
+    Verdict,
+)
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.progress import Progress, QuietProgress
-from edgeglm.evaluate.parity import Parity
-
-REPORT_NAME = "variants.json"
-
-Metrics = Mapping[str, Any]
-#: Given a variant's name and its files, return the metrics measured on these files.
-Evaluate = Callable[[str, Mapping[str, Path]], Metrics]
-
-
-class QuantizeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How candidates are made.
-
-    Attributes:
-        candidates: Variants besides FP32, in the order in which they are tried.
-        schemes: Tower -> names of INT8 schemes instead of its policy: on a CPU the ones of ONNX Runtime,
-            whose INT8 kernels a Q/DQ file of ModelOpt does not reach. Each is timed beside FP32, and the
-            fastest makes the file; a tower that none is faster for stays in high precision.
-        methods: How ranges are found under a scheme: tried in turn until the gate passes.
-        plans: Tower -> a plan that somebody wrote or a search found; taken as it is.
-        search_evaluations: The most files that the search for one tower's plan measures, where both
-            towers whole in INT8 fail; 0 for no search.
-        minimum_score: The score that both towers together must keep; the search asks each for half the loss.
-        policies: Tower -> name of its shipped INT8 policy, where there is no scheme.
-        high_precision: What INT8 graphs compute in elsewhere: "fp16" for TensorRT (on every SM),
-            "fp32" for ONNX Runtime on a CPU, where FP16 is slow.
-        fp16_samples: Samples that AutoCast looks at; it holds every tensor of all of them.
-        held_out: Calibration samples kept out of the ranges, for the cosine of each file.
-    """
-
-    candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
-    schemes: dict[str, tuple[str, ...]] = {}
-    methods: tuple[Method, ...] = ("max",)
-    plans: dict[str, PrecisionPlan] = {}
-    search_evaluations: int = 0
-    minimum_score: float = 0.99
-    policies: dict[str, str] = msgspec.field(
-        default_factory=lambda: {"image": "linear-and-conv", "text": "expanding"}
-    )
-    high_precision: HighPrecision = "fp16"
-    fp16_samples: int = 16
-    held_out: int = 16
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether a variant may be packed, its score (higher is better) and why."""
-
-    passed: bool
-    score: float
-    reason: str
-
-
-#: Given a folder and a tower's name, write that tower into it in FP32, trained to bear INT8.
-Tune = Callable[[Path, str], None]
-#: Given the metrics of a variant and of FP32, decide.
-Judge = Callable[[Metrics, Metrics], Verdict]
-
-
-class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One evaluation of a pair of files: per-tower precision, metrics of these files, the verdict.
-
-    ``tuned`` towers went on learning while they were rounded.
-    """
-
-    precisions: dict[str, Precision]
-    sha256: dict[str, str]
-    metrics: dict[str, Any]
-    verdict: Verdict
-    tuned: bool = False
-
-
-class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A variant that travels: ``models/<name>/<tower>.onnx``; ``tuned`` as in :class:`Trial`."""
-
-    name: str
-    precisions: dict[str, Precision]
-    sha256: dict[str, str]
-    size_bytes: dict[str, int]
-    metrics: dict[str, Any]
-    fidelity: dict[str, Parity]
-    conversions: dict[str, ConversionReport]
-    tuned: bool = False
-
-
-class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``variants.json``: what travels, what was left out and why, and every evaluation made.
-
-    ``speedups`` is tower -> scheme -> how many times faster than FP32 the whole tower was on this machine.
-    ``seconds`` is the wall time of each candidate: its conversions and evaluations, in the order tried.
-    ``searches`` is tower -> every file that the search for its plan measured, with the ranking of its groups.
-    """
-
-    variants: dict[str, Variant]
-    left_out: dict[str, str]
-    trials: dict[str, list[Trial]]
-    speedups: dict[str, dict[str, float]] = {}
-    seconds: dict[str, float] = {}
-    searches: dict[str, SearchReport] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +62,8 @@ def make_candidates(
 ) -> QuantizeReport:
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
-    When INT8 of both towers fails, each is tried in INT8 beside the other in high precision. The one that
+    For TensorRT, INT8 is tried with residual sums in INT8 too, then without. When INT8 of both towers fails,
+    each is tried in INT8 beside the other in high precision. The one that
     costs more is then tuned for it, and the other too where that does not suffice, held against the same FP32
     ones; then, if the configuration lets it search, the most harmful groups of each return to high precision.
     When that fails too, the better of the towers alone in INT8 becomes "int8", if it passes. The precision of
@@ -242,10 +154,8 @@ def _int8(work: _Work) -> _Found | None:
         _slower(work)
         return None
     high = {tower: files.high(tower) for tower in TOWERS}
-    methods = work.config.methods if any(files.is_open(tower) for tower in TOWERS) else ("max",)
     tried = []
-    for method in methods:
-        int8 = {**high, **{tower: files.int8(tower, method) for tower in paying}}
+    for int8 in _wholes(files, high, paying):
         trial = _try(work, "int8", int8)
         if trial.verdict.passed:
             return int8, trial
@@ -257,7 +167,7 @@ def _int8(work: _Work) -> _Found | None:
     if alone:
         scores = {tower: trial.verdict.score for tower, (_, trial) in zip(paying, alone, strict=True)}
         worst_first = sorted(paying, key=scores.__getitem__)
-    if (tuned := _tuned(work, worst_first, methods)) is not None:
+    if (tuned := _tuned(work, worst_first)) is not None:
         return tuned
     if work.config.search_evaluations:
         searched = _searched(work, paying)
@@ -271,7 +181,27 @@ def _int8(work: _Work) -> _Found | None:
     return max(passing, key=lambda found: found[1].verdict.score, default=None)
 
 
-def _tuned(work: _Work, paying: Sequence[str], methods: Sequence[Method]) -> _Found | None:
+def _wholes(
+    files: TowerFiles, high: Mapping[str, TowerFile], paying: Sequence[str]
+) -> Iterator[dict[str, TowerFile]]:
+    """Yield the towers that pay whole in INT8, by each method, or for TensorRT by where residuals are INT8.
+
+    A residual sum whose other side is quantized costs no kernel of its own there. The sums of both towers
+    come first, then those of the image tower alone, whose values have fewer outliers, then none.
+    """
+    methods = files.config.methods if any(files.is_open(tower) for tower in TOWERS) else ("max",)
+    choice = [tower for tower in paying if files.has_residual_choice(tower)]
+    seen: set[tuple[str, ...]] = set()
+    for residuals in dict.fromkeys((tuple(choice), tuple(t for t in choice if t == "image"), ())):
+        for method in methods:
+            made = {tower: files.int8(tower, method, residuals=tower in residuals) for tower in paying}
+            digests = tuple(sha256_file(file.path) for file in made.values())
+            if digests not in seen:
+                seen.add(digests)
+                yield {**high, **made}
+
+
+def _tuned(work: _Work, paying: Sequence[str]) -> _Found | None:
     """All that pay whole in INT8, one tower after another trained to bear it until the gate passes."""
     if work.tune is None or work.config.plans:
         return None
@@ -284,8 +214,7 @@ def _tuned(work: _Work, paying: Sequence[str], methods: Sequence[Method]) -> _Fo
         work.tune(folder, tower)
         weights, files = folder, work.files.of_weights(folder)
         rest = {tower: files.high(tower) for tower in TOWERS if tower not in paying}
-        for method in methods:
-            made = {**rest, **{tower: files.int8(tower, method) for tower in paying}}
+        for made in _wholes(files, rest, paying):
             trial = _try(work, "int8", made, tuned=True)
             if trial.verdict.passed:
                 return made, trial
@@ -320,8 +249,7 @@ def _searched(work: _Work, towers: Sequence[str]) -> dict[str, TowerFile]:
 
 def _reasons(trials: Sequence[Trial]) -> str:
     return "; ".join(
-        f"{_label(trial.precisions)}{' tuned' if trial.tuned else ''}: {trial.verdict.reason}"
-        for trial in trials
+        f"{_label(trial)}{' tuned' if trial.tuned else ''}: {trial.verdict.reason}" for trial in trials
     )
 
 
@@ -333,6 +261,9 @@ def _try(work: _Work, name: str, made: Mapping[str, TowerFile], *, tuned: bool =
         metrics=metrics,
         verdict=work.judge(metrics, work.baseline),
         tuned=tuned,
+        residuals=tuple(
+            tower for tower, file in made.items() if file.report is not None and file.report.residuals
+        ),
     )
     work.trials.setdefault(name, []).append(trial)
     return trial
@@ -354,8 +285,11 @@ def _keep(work: _Work, name: str, made: Mapping[str, TowerFile], metrics: Metric
     )
 
 
-def _label(precisions: Mapping[str, str]) -> str:
-    return " + ".join(f"{tower} {precision}" for tower, precision in sorted(precisions.items()))
+def _label(trial: Trial) -> str:
+    return " + ".join(
+        f"{tower} {precision}{' with residuals' if tower in trial.residuals else ''}"
+        for tower, precision in sorted(trial.precisions.items())
+    )
 
 
 def _write_report(path: Path, report: QuantizeReport) -> None:

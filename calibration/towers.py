@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -21,14 +21,10 @@ from edgeglm.calibration.search import search_plan
 from edgeglm.calibration.search_report import SearchReport, clearly_slower
 from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
+from edgeglm.calibration.variants import TOWERS, Precision, QuantizeConfig
 from edgeglm.core.progress import Progress
 from edgeglm.evaluate.parity import Parity
 
-if TYPE_CHECKING:
-    from edgeglm.calibration.quantize import QuantizeConfig
-
-Precision = Literal["fp32", "fp16", "int8"]
-TOWERS = ("image", "text")
 #: Given the files of both towers, the share of FP32's score that they keep.
 Score = Callable[[Mapping[str, Path]], float]
 
@@ -133,17 +129,26 @@ class TowerFiles:
             self._schemes[tower] = tuple(scheme_named(name) for name in paying)
         return self._schemes[tower]
 
+    def has_residual_choice(self, tower: str) -> bool:
+        """Whether residual sums may read INT8: where TensorRT computes, by a policy."""
+        config = self.config
+        by_policy = tower not in config.plans and tower not in config.schemes
+        return by_policy and config.high_precision == "fp16"
+
     def is_open(self, tower: str) -> bool:
         """Whether another method may give another file."""
         if tower in self.config.plans or tower not in self.config.schemes or not self.pays(tower):
             return False
         return self.schemes(tower)[0].activation != "dynamic"
 
-    def int8(self, tower: str, method: Method) -> TowerFile:
-        """Return a tower in INT8: by its plan, by its best scheme, else by its policy."""
+    def int8(self, tower: str, method: Method, *, residuals: bool = False) -> TowerFile:
+        """Return a tower in INT8: by its plan, by its best scheme, else by its policy.
+
+        With ``residuals``, residual sums of a policy's file read INT8 too.
+        """
         config = self.config
         if tower not in config.plans and tower not in config.schemes:
-            return self._by_policy(tower)
+            return self._by_policy(tower, residuals=residuals)
         if tower in config.plans:
             return self.by_plan(tower, config.plans[tower])
         timed = self.speedups.get(tower, {})
@@ -206,14 +211,15 @@ class TowerFiles:
         out = self.scratch / f"{tower}-{scheme}-{method}.onnx"
         return out, file_by_plan(prepared, out, plan, ranges, self._split(tower)[0])
 
-    def _by_policy(self, tower: str) -> TowerFile:
-        out = self.scratch / f"{tower}-int8.onnx"
+    def _by_policy(self, tower: str, *, residuals: bool) -> TowerFile:
+        out = self.scratch / f"{tower}-int8{'-residuals' if residuals else ''}.onnx"
         report = int8_from_fp32(
             self._source(tower),
             out,
             self._split(tower)[0],
             policy=policy_named(self.config.policies[tower]),
             high_precision=self.config.high_precision,
+            residuals=residuals,
         )
         return self._measured(tower, out, "int8", report)
 

@@ -28,7 +28,8 @@ from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
 from edgeglm.export.outputs import require_other_file
 from edgeglm.export.patterns import Match, added_norms, conv_batch_norms, norms
 from edgeglm.export.residuals import quantized_residuals, shared_projections
-from edgeglm.export.rewrites import Rewritten, rewrite
+from edgeglm.export.rewrites import rewrite
+from edgeglm.export.rewritten import Rewritten
 
 Runtime = Literal["onnxruntime", "tensorrt"]
 

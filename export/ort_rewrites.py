@@ -15,7 +15,8 @@ from edgeglm.export.attention import attentions
 from edgeglm.export.emit import inferred
 from edgeglm.export.graph import Graph, attribute_of, drop_unused, name_of, named, replace_nodes, sorted_nodes
 from edgeglm.export.patterns import Match, norms
-from edgeglm.export.rewrites import Rewritten, fold_batch_norms, fuse_gelus, fuse_layer_norms, rewrite
+from edgeglm.export.rewrites import fold_batch_norms, fuse_gelus, fuse_layer_norms, rewrite
+from edgeglm.export.rewritten import Rewritten
 
 _DOMAIN = "com.microsoft"
 _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]

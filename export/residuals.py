@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 
-from edgeglm.export.graph import QUANTIZERS, Graph, name_of
+from edgeglm.export.graph import Graph, name_of
 from edgeglm.export.patterns import Match
 
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
@@ -43,24 +43,44 @@ def quantized_residuals(graph: Graph) -> Iterator[Found]:
 
     TensorRT then adds in the product's own kernel (NVIDIA TensorRT documentation, "Q/DQ Placement").
     """
+    pairs = dequantized(graph)
+    for node, index in residual_adds(graph):
+        shortcut = node.input[index]
+        if any(graph.quantizers_before(name) for name in node.input):
+            yield name_of(node), "", ""
+            continue
+        maker = graph.maker(shortcut)
+        yield (
+            name_of(node),
+            name_of(maker) if maker is not None else shortcut,
+            "the other side of the residual is not quantized, so it is added in a kernel of its own; "
+            + (
+                "an INT8 product reads that side through a Q/DQ pair: let the sum read it too, where the "
+                "gate allows (residuals = true in a precision plan)"
+                if graph.source(shortcut) in pairs
+                else "no INT8 product reads that side, so that a Q/DQ pair of its own would be one kernel "
+                "more"
+            ),
+        )
+
+
+def dequantized(graph: Graph) -> dict[str, list[str]]:
+    """Return ``{activation: what its Q/DQ pairs make of it}``."""
+    found: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op_type == "DequantizeLinear" and not graph.is_constant(node.output[0]):
+            found.setdefault(graph.source(node.output[0]), []).append(node.output[0])
+    return found
+
+
+def residual_adds(graph: Graph) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Yield each Add of two computed tensors behind an INT8 product, and which input is its other side."""
     for node in graph.nodes:
         if node.op_type != "Add" or any(graph.is_constant(name) for name in node.input):
             continue
-        sides = [(name, _int8_product(graph, name)) for name in node.input]
-        fed = [name for name, product in sides if product is not None]
-        if not fed:
-            continue
-        shortcut = next((name for name, product in sides if product is None), node.input[0])
-        if any(graph.quantizers_before(name) for name in (shortcut, *node.input)):
-            yield name_of(node), "", ""
-        else:
-            maker = graph.maker(shortcut)
-            yield (
-                name_of(node),
-                name_of(maker) if maker is not None else shortcut,
-                "the other side of the residual is not quantized, so it is added in a kernel of its own; "
-                "quantize it where its outliers allow",
-            )
+        fed = [index for index, name in enumerate(node.input) if _comes_from_int8(graph, name)]
+        if fed:
+            yield node, 0 if fed == [1] or len(fed) == 2 else 1
 
 
 def _scale(graph: Graph, node: onnx.NodeProto) -> tuple[float, ...]:
@@ -69,18 +89,16 @@ def _scale(graph: Graph, node: onnx.NodeProto) -> tuple[float, ...]:
     return tuple(value for q in quantizers if (value := graph.scalar(q.input[1])) is not None)
 
 
-def _int8_product(graph: Graph, name: str) -> onnx.NodeProto | None:
-    """Return the product of dequantized values that a tensor comes from, through cheap steps."""
+def _comes_from_int8(graph: Graph, name: str) -> bool:
+    """Say whether a tensor comes, through cheap steps, from a product that computes in INT8."""
     for _ in range(5):
-        node = graph.made_by.get(name)
-        while node is not None and node.op_type in ("Cast", "Identity", *QUANTIZERS):
-            node = graph.made_by.get(node.input[0])
+        node = graph.maker(name)
         if node is None:
-            return None
+            return False
         if node.op_type in _PRODUCTS:
-            return node if graph.quantizers_before(node.input[0]) else None
+            return bool(graph.quantizers_before(node.input[0]))
         computed = [side for side in node.input if side and not graph.is_constant(side)]
         if node.op_type not in _KEEPS or len(computed) != 1:
-            return None
+            return False
         name = computed[0]
-    return None
+    return False

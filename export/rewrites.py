@@ -9,14 +9,13 @@ touches one with Q/DQ inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
 from edgeglm.export.attention import attentions
+from edgeglm.export.attention_scale import fold_scales
 from edgeglm.export.emit import shapes_of, types_of
 from edgeglm.export.gelus import gelus
 from edgeglm.export.graph import (
@@ -31,21 +30,9 @@ from edgeglm.export.graph import (
 )
 from edgeglm.export.merged import merged_projection
 from edgeglm.export.patterns import Match, conv_batch_norms, norms
+from edgeglm.export.rewritten import Rewritten
 
 _LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
-
-
-@dataclass(kw_only=True)
-class Rewritten:
-    """What the passes did: kind -> names of the nodes that a pattern became, and why others stayed."""
-
-    made: dict[str, list[str]] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-
-    def count(self, kind: str) -> int:
-        """How many patterns of a kind were rewritten."""
-        return len(self.made.get(kind, ()))
-
 
 Pass = Callable[[onnx.ModelProto, Rewritten], None]
 
@@ -168,96 +155,6 @@ def fold_batch_norms(model: onnx.ModelProto, done: Rewritten) -> None:
             node.input[:], node.output[:] = inputs, [match.output]
             _put(model, match, [node])
             done.made.setdefault("conv-batch-norm", []).append(node.name)
-
-
-def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
-    """Move attention's scale from behind the first product into the weights of the queries."""
-    names = [name_of(m.parts["scale"]) for m in attentions(Graph(model)) if "scale" in m.parts]
-    for name in names:
-        graph = Graph(model)  # made anew: the nodes are others after each change
-        match = next(m for m in attentions(graph) if name_of(m.parts.get("scale", m.nodes[0])) == name)
-        scale, query = match.parts["scale"], match.parts.get("query")
-        factor = _factor(graph, scale)
-        if factor is None:
-            done.kept[name] = "the scale is computed"
-            continue
-        weight = graph.initializers.get(query.input[1]) if query is not None else None
-        bias = None if query is None else _bias_behind(graph, query)
-        owned = query is not None and _alone(graph, match.tensors["query"], query)
-        if query is None or weight is None or bias is None or not owned:
-            _scale_before(model, match, factor, name)
-        else:
-            _scaled_constant(model, query, 1, factor)
-            _scaled_constant(model, bias[0], bias[1], factor)
-        kept = [node for node in model.graph.node if node.output[:1] != scale.output[:1]]
-        replace_nodes(model.graph, kept)
-        computed = next(side for side in scale.input if graph.scalar(side) is None)
-        for node in model.graph.node:
-            node.input[:] = [computed if side == scale.output[0] else side for side in node.input]
-        done.made.setdefault("attention-scale", []).append(name)
-
-
-def _alone(graph: Graph, name: str, projection: onnx.NodeProto) -> bool:
-    """Say whether a projection makes nothing but ``name``: one product may make queries, keys and values."""
-    for _ in range(12):
-        node = graph.made_by.get(name)
-        if node is None or len(graph.readers.get(name, ())) != 1 or name in graph.outputs:
-            return False
-        if node.op_type in ("Slice", "Split", "Gather"):
-            return False
-        if node.output[0] == projection.output[0]:
-            return True
-        name = next((side for side in node.input if not graph.is_constant(side)), "")
-    return False
-
-
-def _factor(graph: Graph, scale: onnx.NodeProto) -> float | None:
-    if scale.op_type == "Mul":
-        found = [value for side in scale.input if (value := graph.scalar(side)) is not None]
-        return found[0] if found else None
-    value = graph.scalar(scale.input[1])
-    return 1.0 / value if value else None
-
-
-def _bias_behind(graph: Graph, query: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
-    """Return the node and the index of its input that is the bias of a projection, if it has one."""
-    if query.op_type != "MatMul":
-        return None
-    readers = graph.true_readers(query.output[0])
-    if len(readers) == 1 and readers[0].op_type == "Add":
-        for index, side in enumerate(readers[0].input):
-            if side in graph.initializers:
-                return readers[0], index
-    return None
-
-
-def _scaled_constant(model: onnx.ModelProto, node: onnx.NodeProto, index: int, factor: float) -> None:
-    name = node.input[index]
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    value: npt.NDArray[np.float64] = numpy_helper.to_array(tensor).astype(np.float64) * factor
-    scaled = f"{name}_scaled_{name_of(node)}"
-    kind = numpy_helper.to_array(tensor).dtype
-    model.graph.initializer.append(numpy_helper.from_array(value.astype(kind), scaled))
-    node.input[index] = scaled
-
-
-def _scale_before(model: onnx.ModelProto, match: Match, factor: float, name: str) -> None:
-    """Multiply the queries themselves, where their weights cannot take the factor."""
-    bmm1 = match.parts["bmm1"]
-    constant, scaled = f"{name}/factor", f"{name}/scaled_query"
-    kind = np.float32
-    for tensor in model.graph.initializer:
-        if tensor.name in match.parts["scale"].input:
-            kind = numpy_helper.to_array(tensor).dtype.type
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, kind), constant))
-    node = helper.make_node("Mul", [bmm1.input[0], constant], [scaled], name=f"{name}/before")
-    nodes = []
-    for old in model.graph.node:
-        if old.output[:1] == bmm1.output[:1]:
-            nodes.append(node)
-            old.input[0] = scaled
-        nodes.append(old)
-    replace_nodes(model.graph, nodes)
 
 
 def _put(model: onnx.ModelProto, match: Match, nodes: list[onnx.NodeProto]) -> None:

@@ -24,8 +24,8 @@ from edgeglm.build.pack_sources import REFERENCE
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import OUTPUTS, golden_sources
 from edgeglm.bundle.manifest import LeftOutRecord, Manifest, VariantRecord
-from edgeglm.calibration.quantize import QuantizeReport, Verdict
-from edgeglm.calibration.quantize import Variant as Kept
+from edgeglm.calibration.variants import QuantizeReport, Verdict
+from edgeglm.calibration.variants import Variant as Kept
 from edgeglm.compile.lane_record import SUFFIX, LaneRecord, LaneTower, record_name
 from edgeglm.core.errors import UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine

@@ -15,10 +15,11 @@ from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.build.tuning import TuningConfig, tuner
 from edgeglm.calibration.plan import PrecisionPlan, plan_from_file
-from edgeglm.calibration.quantize import QuantizeConfig as CandidatesConfig
-from edgeglm.calibration.quantize import Tune, make_candidates
+from edgeglm.calibration.quantize import make_candidates
 from edgeglm.calibration.schemes import Method, cpu_schemes, scheme_named
 from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
+from edgeglm.calibration.variants import QuantizeConfig as CandidatesConfig
+from edgeglm.calibration.variants import Tune
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.recipe import QuantizeConfig, Recipe
 from edgeglm.core.stage import Context, Inputs, Stage

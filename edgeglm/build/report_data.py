@@ -18,8 +18,8 @@ from edgeglm.build.report_rows import lane_rows, stage_rows
 from edgeglm.build.student_search import read_search
 from edgeglm.build.table import TITLES, best_trial, quantize_report
 from edgeglm.bundle.manifest import Manifest
-from edgeglm.calibration.quantize import Verdict
 from edgeglm.calibration.sets import CalibrationRecord
+from edgeglm.calibration.variants import Verdict
 from edgeglm.compile.stage import compile_record_from_file
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs

@@ -25,7 +25,7 @@ from edgeglm.build.table import (
     usable_metrics,
 )
 from edgeglm.build.timed_towers import Milliseconds
-from edgeglm.calibration.quantize import QuantizeReport
+from edgeglm.calibration.variants import QuantizeReport
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Inputs
@@ -160,6 +160,8 @@ def _variant_row(
     notes = [TUNED] if tried.variants[name].tuned else []
     if len({precision for _, precision in precisions}) > 1:
         notes += [f"{tower} {precision}" for tower, precision in sorted(precisions)]
+    sums = sorted(tower for tower, made in tried.variants[name].conversions.items() if made.residuals)
+    notes += [f"residual sums of {' and '.join(sums)} read INT8"] if sums else []
     return StageRow(
         name=name,
         title=_VARIANT_TITLES[name],

@@ -14,7 +14,7 @@ from edgeglm.build.latency_stage import latencies_of
 from edgeglm.build.pools import gate_pools, pooled_map10
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.bundle.manifest import Manifest
-from edgeglm.calibration.quantize import QuantizeReport, Trial, Variant
+from edgeglm.calibration.variants import QuantizeReport, Trial, Variant
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import StageResult
 from edgeglm.data.pairs import Track

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.pools import gate_pools, pool_gates
-from edgeglm.calibration.quantize import Verdict
+from edgeglm.calibration.variants import Verdict
 from edgeglm.core.digest import sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer

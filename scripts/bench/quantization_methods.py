@@ -18,11 +18,12 @@ from edgeglm.calibration.curve import curve_of_sizes
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.preparation import Prepared, prepared_model
-from edgeglm.calibration.quantize import QuantizeConfig, make_candidates
+from edgeglm.calibration.quantize import make_candidates
 from edgeglm.calibration.schemes import METHODS as RANGES
 from edgeglm.calibration.schemes import cpu_schemes, x86_sums_16_bits
 from edgeglm.calibration.sets import calibration_set_from_arrays
 from edgeglm.calibration.smooth import smoothed
+from edgeglm.calibration.variants import QuantizeConfig
 from edgeglm.compile.contract import tower_profile
 from edgeglm.compile.worker import BuildRequest, engine_built_apart
 from edgeglm.core.errors import EdgeglmError

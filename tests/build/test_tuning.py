@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeglm.build import tower_scores
-from edgeglm.calibration.quantize import Verdict
+from edgeglm.calibration.variants import Verdict
 from tests.build.conftest import Project, Said
 
 

@@ -18,7 +18,7 @@ from edgeglm.bundle.fingerprint import fingerprint_of
 from edgeglm.bundle.goldens import golden_check
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
-from edgeglm.calibration.quantize import Verdict
+from edgeglm.calibration.variants import Verdict
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer

@@ -11,11 +11,14 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
+import onnx
+
 from edgeglm.calibration.conversion import whole_plan
 from edgeglm.calibration.preparation import prepared_model
-from edgeglm.calibration.quantize import Metrics, QuantizeConfig, Verdict, make_candidates
+from edgeglm.calibration.quantize import make_candidates
 from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
 from edgeglm.calibration.towers import TowerFiles
+from edgeglm.calibration.variants import Metrics, QuantizeConfig, Verdict
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
@@ -86,7 +89,8 @@ def test_a_tower_that_int8_breaks_stays_in_fp16_and_the_report_says_so(
     report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
     assert report.variants["int8"].precisions == {"image": "int8", "text": "fp16"}
     assert report.variants["int8"].metrics == {"map10": 0.995}
-    assert [trial.verdict.passed for trial in report.trials["int8"]] == [False, True, False]
+    # Both whole, with residual sums in INT8 and without; then each beside the other in FP16.
+    assert [trial.verdict.passed for trial in report.trials["int8"]] == [False, False, True, False]
 
 
 def test_an_int8_that_fails_in_every_form_is_left_out_with_the_reasons(
@@ -95,8 +99,28 @@ def test_an_int8_that_fails_in_every_form_is_left_out_with_the_reasons(
     measured = Measured({"int8,int8": 0.5, "-,int8": 0.6, "int8,-": 0.7})
     report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
     assert sorted(report.variants) == ["fp16", "fp32"]
-    assert "image int8 + text fp16: kept 0.70" in report.left_out["int8"]
+    assert "image int8 with residuals + text fp16: kept 0.70" in report.left_out["int8"]
     assert not (tmp_path / "int8").exists()
+
+
+@pytest.mark.parametrize("harmful", ["", "text", "image"])
+def test_residual_sums_are_int8_for_tensorrt_where_the_gate_allows(
+    fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet, harmful: str
+) -> None:
+    def evaluate(variant: str, files: Mapping[str, Path]) -> dict[str, Any]:
+        costs = variant == "int8" and harmful and _sums_int8(files[harmful])
+        return {"map10": 0.9 if costs else 1.0}
+
+    policies = {"image": "linear-and-conv", "text": "linear-only"}
+    config = QuantizeConfig(candidates=("int8",), policies=policies)
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=evaluate, judge=_judge, config=config)
+    kept = {"": ("image", "text"), "text": ("image",), "image": ()}
+    trials = report.trials["int8"]
+    assert [trial.residuals for trial in trials][-1] == kept[harmful]
+    assert [trial.verdict.passed for trial in trials] == [False] * (len(trials) - 1) + [True]
+    assert report.variants["int8"].precisions == {"image": "int8", "text": "int8"}
+    conversions = report.variants["int8"].conversions
+    assert {tower for tower, made in conversions.items() if made.residuals} == set(kept[harmful])
 
 
 @pytest.mark.parametrize("scheme", ["u8s8", ""])  # on a CPU, and by ModelOpt
@@ -177,10 +201,14 @@ def test_no_int8_travels_where_nothing_is_faster_and_the_times_say_so(
 
 
 def _reads_float(path: Path, layer: str) -> bool:
-    import onnx
-
     graph = onnx.load(path).graph
     return any(t.name == f"{layer}.w" and t.data_type != onnx.TensorProto.INT8 for t in graph.initializer)
+
+
+def _sums_int8(path: Path) -> bool:
+    graph = onnx.load(path).graph
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return any(node.op_type == "Add" and dequantized & set(node.input) for node in graph.node)
 
 
 def test_a_plan_that_somebody_wrote_is_applied_as_it_is(

@@ -15,8 +15,8 @@ import numpy as np  # noqa: E402
 from edgeglm.cli.main import exit_code  # noqa: E402
 from edgeglm.core.digest import sha256_file  # noqa: E402
 from edgeglm.export.calibration_cache import cache_from_file  # noqa: E402
+from scripts.fixtures.planted import WIDTH, planted  # noqa: E402
 from tests.calibration.towers import text_tower  # noqa: E402
-from tests.export.planted import WIDTH, planted  # noqa: E402
 from tests.export.test_lowering import quantized  # noqa: E402
 
 

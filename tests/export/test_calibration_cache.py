@@ -22,7 +22,7 @@ from edgeglm.export.calibration_cache import (
     implicit_from_qdq,
     write_cache,
 )
-from tests.export.graphs import answers, graph_model, normal
+from scripts.fixtures.graphs import answers, graph_model, normal
 
 N = helper.make_node
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=30)

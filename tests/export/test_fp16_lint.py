@@ -13,9 +13,9 @@ from edgeglm.core.errors import UserError
 from edgeglm.evaluate.parity import cosine_rows
 from edgeglm.export.fp16_lint import fp16_ready, lint_fp16
 from edgeglm.export.ranges import measured_ranges
+from scripts.fixtures.graphs import answers, graph_model, normal
+from scripts.fixtures.planted import WIDTH, cast_to_fp16, fp16_answers, planted
 from tests.calibration.towers import image_tower, text_tower, tower_tensors
-from tests.export.graphs import answers, graph_model, normal
-from tests.export.planted import WIDTH, cast_to_fp16, fp16_answers, planted
 
 PLANTED = planted()
 X = normal(3, 4, WIDTH, seed=7)

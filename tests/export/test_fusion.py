@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeglm.core.errors import UserError
+from edgeglm.export.attention_scale import fold_scales
 from edgeglm.export.engine_layers import EngineLayer, layers_from_file
 from edgeglm.export.fusion import FusionReport, Runtime, fusion_report, rewritten_file
 from edgeglm.export.gelus import gelus
@@ -19,8 +20,8 @@ from edgeglm.export.graph import Graph
 from edgeglm.export.lowering import lane_a, lane_b
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
 from edgeglm.export.patterns import norms
-from edgeglm.export.rewrites import fold_scales, merge_projections, rewrite
-from tests.export.graphs import answers, graph_model, normal
+from edgeglm.export.rewrites import merge_projections, rewrite
+from scripts.fixtures.graphs import answers, graph_model, normal
 
 N = helper.make_node
 WIDTH, HEADS = 16, 2

@@ -15,9 +15,9 @@ from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.export.lanes import checked_lane, lane_problems, parsed_operators
 from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b
 from edgeglm.targets.schema import load_target
+from scripts.fixtures.graphs import answers, graph_model, normal
+from scripts.fixtures.planted import fp16_answers
 from tests.calibration.towers import image_tower, text_tower, tower_tensors
-from tests.export.graphs import answers, graph_model, normal
-from tests.export.planted import fp16_answers
 
 N = helper.make_node
 VECTOR = {"s": normal(8, seed=1), "b": normal(8, seed=2)}

@@ -1,0 +1,81 @@
+"""What a file for TensorRT has besides Q/DQ: attention's scale where it is asked for, residuals in INT8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("modelopt")
+
+import onnx
+
+from edgeglm.calibration.policy import policy_named
+from edgeglm.calibration.precision import HighPrecision, fidelity, fp16_from_fp32, int8_from_fp32
+from edgeglm.export.fusion import fusions_of_file
+from tests.calibration.towers import Batches
+from tests.export.test_fusion import WIDTH, block
+
+POLICY = policy_named("linear-and-conv")
+
+
+def attention_block(folder: Path) -> tuple[Path, Batches]:
+    """A transformer block whose scale stands behind the first product, and four batches for it."""
+    path = folder / "block.onnx"
+    onnx.save(block(), path)
+    values = np.random.default_rng(0).normal(size=(4, 2, 6, WIDTH)).astype(np.float32)
+    return path, [{"x": batch} for batch in values]
+
+
+def scales(path: Path) -> list[str]:
+    rows = fusions_of_file(path).missed("tensorrt")
+    return [row.blocker for row in rows if "scale stands behind" in row.why]
+
+
+def test_the_scale_goes_before_the_product_in_fp16_and_int8_for_tensorrt(tmp_path: Path):
+    source, feeds = attention_block(tmp_path)
+    before = source.read_bytes()
+    assert scales(source)
+    fp16_from_fp32(source, tmp_path / "fp16.onnx", feeds)
+    int8_from_fp32(source, tmp_path / "int8.onnx", feeds, policy=POLICY)
+    for name, least in (("fp16", 0.99999), ("int8", 0.998)):
+        assert scales(tmp_path / f"{name}.onnx") == [], name
+        assert fidelity(tmp_path / f"{name}.onnx", source, feeds).min_cosine > least, name
+    assert source.read_bytes() == before
+
+
+def test_on_a_cpu_the_scale_stays_where_its_runtime_looks_for_it(tmp_path: Path):
+    source, feeds = attention_block(tmp_path)
+    int8_from_fp32(source, tmp_path / "int8.onnx", feeds, policy=POLICY, high_precision="fp32")
+    assert scales(tmp_path / "int8.onnx") == scales(source)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_residual_reads_the_pair_of_the_product_beside_it_and_answers_alike(
+    fp32_dir: Path, batches: dict[str, Batches], tower: str, precision: HighPrecision, tmp_path: Path
+):
+    source, feeds = fp32_dir / f"{tower}.onnx", batches[tower]
+    made = {}
+    for residuals in (False, True):
+        out = tmp_path / f"{residuals}.onnx"
+        report = int8_from_fp32(
+            source, out, feeds, policy=POLICY, high_precision=precision, residuals=residuals
+        )
+        assert report.residuals == (("residual/Add",) if residuals else ())
+        assert fusions_of_file(out).counts("tensorrt")["quantized-residual"] == (int(residuals), 1)
+        made[residuals] = sum(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
+    assert made[True] == made[False]
+    assert fidelity(tmp_path / "True.onnx", source, feeds).min_cosine > 0.995
+
+
+def test_a_residual_that_no_int8_product_reads_keeps_its_precision(tmp_path: Path):
+    """A transformer that normalizes first: the stream with the outliers is read by the norm alone."""
+    source, feeds = attention_block(tmp_path)
+    report = int8_from_fp32(source, tmp_path / "int8.onnx", feeds, policy=POLICY, residuals=True)
+    assert report.residuals == ()
+    (row,) = (r for r in fusions_of_file(tmp_path / "int8.onnx").missed("tensorrt"))
+    assert (row.at, row.pattern) == ("residual/Add", "quantized-residual")
+    assert row.why.endswith("a Q/DQ pair of its own would be one kernel more")
