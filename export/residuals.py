@@ -76,7 +76,7 @@ def dequantized(graph: Graph) -> dict[str, list[str]]:
 def residual_adds(graph: Graph) -> Iterator[tuple[onnx.NodeProto, int]]:
     """Yield each Add of two computed tensors behind an INT8 product, and which input is its other side."""
     for node in graph.nodes:
-        if node.op_type != "Add" or any(graph.is_constant(name) for name in node.input):
+        if node.op_type != "Add" or any(_is_learned(graph, name) for name in node.input):
             continue
         fed = [index for index, name in enumerate(node.input) if _comes_from_int8(graph, name)]
         if fed:
@@ -87,6 +87,13 @@ def _scale(graph: Graph, node: onnx.NodeProto) -> tuple[float, ...]:
     """Return the scales that a product's input was quantized with; none for a plain one."""
     quantizers = graph.quantizers_before(node.input[0])
     return tuple(value for q in quantizers if (value := graph.scalar(q.input[1])) is not None)
+
+
+def _is_learned(graph: Graph, name: str) -> bool:
+    """Say whether a tensor is a constant, or rows of one, such as embeddings of positions."""
+    node = graph.maker(name)
+    rows = node is not None and node.op_type in ("Slice", "Gather", "Expand")
+    return graph.is_constant(name) or (node is not None and rows and graph.is_constant(node.input[0]))
 
 
 def _comes_from_int8(graph: Graph, name: str) -> bool:

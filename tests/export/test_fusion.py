@@ -164,6 +164,22 @@ def test_a_residual_beside_an_int8_product_is_to_be_quantized_too():
     assert missed(fusion_report(graph_model(nodes, weights)), "tensorrt") == {}
 
 
+def test_embeddings_of_positions_behind_an_int8_product_are_no_residual():
+    nodes = [
+        N("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        N("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        N("MatMul", ["d", "w"], ["m"], name="product"),
+        N("Shape", ["x"], ["length"], name="length", start=1, end=2),
+        N("Slice", ["table", "zero", "length", "zero"], ["rows"], name="positions"),
+        N("Add", ["m", "rows"], ["y"], name="sum"),
+    ]
+    weights = {
+        "s": np.float32(0.1), "z": np.int8(0), "w": normal(8, 8), "table": normal(16, 8),
+        "zero": np.array([0], np.int64),
+    }  # fmt: skip
+    assert "quantized-residual" not in fusion_report(graph_model(nodes, weights)).counts("tensorrt")
+
+
 def test_projections_that_are_quantized_apart_cannot_be_one_product():
     model = block(int8=True)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.07, np.float32), "other"))
