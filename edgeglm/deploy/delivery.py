@@ -23,7 +23,7 @@ from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
 from edgeglm.deploy.report import Report
 from edgeglm.deploy.upload import send_files, send_text
-from edgeglm.deploy.verdict import finalized, judged, trust_flags
+from edgeglm.deploy.verdict import finalized, judged
 from edgeglm.deploy.wheels import Wheels
 from edgeglm.engines.board import Board
 
@@ -194,7 +194,10 @@ async def _assembled(
         names = {file: sha for file, (sha, _) in wheels.files.items()}
         await device.ask("environment", say=report.note, name=wheels.name, wheels=names)
     report.enter("assemble")
-    flags = [*options.serve_flags, *trust_flags(options)]
+    # What serves was let in by finalize. Its age is not asked again at each start: a device that has had a
+    # newer one would else not go back, nor start what it serves.
+    unsigned = ["--allow-unsigned"] if options.allow_unsigned else []
+    flags = [*options.serve_flags, *unsigned, "--allow-downgrade"]
     if not any(flag.partition("=")[0] in ("--grpc-port", "--no-grpc") for flag in flags):
         flags.append("--no-grpc")
     answer = await device.ask(

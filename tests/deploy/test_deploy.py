@@ -26,14 +26,14 @@ OVERHEAD = 6_000
 WHOLE_TALK = 18_000
 
 
-def real_bundle(folder: Path, *, scale: float = 1.0) -> Path:
+def real_bundle(folder: Path, *, scale: float = 1.0, created: str = "2026-11-23") -> Path:
     """Two towers that embed colours; with scale -1 the goldens are wrong there."""
     parts: dict[str, Path | bytes] = {
         f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale)
         for variant in ("fp32", "int8")
         for kind in ("image", "text")
     }
-    return colour_bundle(folder, **parts)
+    return colour_bundle(folder, created, **parts)
 
 
 def content(path) -> str:

@@ -253,6 +253,24 @@ def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, op
     assert one.outcome == "done", one.reason
 
 
+def test_a_device_that_trusts_a_key_goes_back_to_the_older_bundle(device, deploy, options, tmp_path, cli):
+    pytest.importorskip("cryptography")
+    pear = device("pear", PATH=os.environ["PATH"])
+    private, _ = make_key(tmp_path / "keys", "maker")
+    (pear.home / "trust").mkdir()
+    shutil.copy(private.with_suffix(".pub"), pear.home / "trust")
+    real = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
+    older, newer = (real_bundle(tmp_path / day, created=day) for day in ("2026-01-01", "2026-02-01"))
+    for path in (older, newer):
+        sign_bundle(path, [private])
+        (one,) = deploy(path, options=real).devices
+        assert one.outcome == "done", one.reason
+    cli("rollback", "pear")
+    assert pear.record()["content_digest"] == content(older)
+    cli("rollback", "pear")
+    assert "older" in reason(deploy(older, options=real)), "to deploy it anew needs the flag all the same"
+
+
 def test_a_python_without_edgeglm_or_none_at_all_is_told(device, bundle, deploy, options, tmp_path):
     pear = device("pear")
     good = bundle("good")
