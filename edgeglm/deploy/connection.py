@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.core.words import printable
 from edgeglm.deploy.agent_source import agent_command, agent_source
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.ssh import asyncssh_module
@@ -33,11 +34,6 @@ _PART_BYTES = 1 << 16
 """So much is inflated at a time, to a thousand times of it at most."""
 
 Say = Callable[[str], None]
-
-
-def printable(text: str) -> str:
-    """Return words of a device without what would steer the terminal that they are shown on."""
-    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)
 
 
 class ConnectionLostError(EdgeglmError):

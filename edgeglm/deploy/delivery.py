@@ -14,6 +14,7 @@ import msgspec
 
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
+from edgeglm.core.words import printable
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName, owner_here
@@ -169,7 +170,7 @@ async def _upload(
     answer = await device.ask("missing", **question)
     total = int(answer["needed_bytes"])
     installs = wheels is not None and not answer["environment_complete"]
-    check_space(total, int(facts["free_bytes"]), device.root, installs=installs)
+    check_space(total, int(facts["free_bytes"]), printable(device.root), installs=installs)
     gone = 0
 
     def moved(count: int) -> None:

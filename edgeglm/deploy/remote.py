@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError, fault_words
-from edgeglm.deploy.connection import Device, connected, printable
+from edgeglm.core.words import printable
+from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.hosts import HostName, bounded, owner_here
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeglm.core.errors import GateError, UserError
-from edgeglm.deploy.connection import Device, printable
+from edgeglm.core.words import printable
+from edgeglm.deploy.connection import Device
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.report import Report
@@ -34,6 +35,7 @@ async def finalized(device: Device, slot: str, options: DeployOptions, report: R
             "trtexec built the engines there and the server cannot run them, because its Python sees no "
             "TensorRT; install python3-libnvinfer on the device, or pass --engine onnxruntime"
         )
+    receipt = {part: printable(said) if isinstance(said, str) else said for part, said in receipt.items()}
     return _with(receipt, "finalize", _RECEIPT_PARTS)
 
 

@@ -341,9 +341,14 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     assert "--on USER@HOST" in cli("build", "--help")
 
 
-def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, cli):
-    pear = device("pear")
-    deploy(bundle())
+def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, options, cli, tmp_path):
+    tree = tmp_path / "board/proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "model").write_text("An Orin\x1b[2J\0")
+    pear = device("pear", EDGEGLM_DEVICE_FILES=str(tmp_path / "board"))
+    assert deploy(bundle(), options=msgspec.structs.replace(options, any_board=True)).exit_code == 0
+    (row,) = json.loads(cli("devices", "--json"))
+    assert row["board"].startswith("An Orin\ufffd[2J, ")
     with (pear.root / "run/service.log").open("a") as log:
         log.write("\x1b[2J\x1b]0;owned\x07a caf\u00e9\n")
     words = cli("logs", "pear")

@@ -23,7 +23,7 @@ from edgeglm.deploy.device.wire import Refused
 from edgeglm.deploy.evidence import evidence_from
 from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
 from edgeglm.deploy.options import DeployOptions
-from edgeglm.deploy.preflight import check_clock, check_space
+from edgeglm.deploy.preflight import board_from_facts, check_clock, check_space
 from edgeglm.deploy.report import Report
 from edgeglm.deploy.verdict import finalized
 from edgeglm.engines.board import Board
@@ -366,6 +366,12 @@ def test_a_device_cannot_name_a_file_of_the_senders(name, kind):
 
     with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
         asyncio.run(evidence_from(Taken(), "a", "pear", Board(model="m", machine="aarch64"), {}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/nowhere/x", "proc/device-tree/../../../x"])
+def test_a_device_cannot_write_a_file_of_the_senders(name):
+    with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
+        board_from_facts({"board_files": {name: "mine"}, "machine": "aarch64", "gpu": None})
 
 
 def test_engines_that_the_server_cannot_run_are_no_delivery():
