@@ -45,6 +45,20 @@ def test_the_bundle_before_the_former_one_goes_once_the_new_one_serves(device, b
         assert len(slots(pear)) <= 2
 
 
+def test_the_same_deploy_again_leaves_what_a_rollback_goes_back_to(device, bundle, deploy, cli, options):
+    pear = device("pear")
+    one, two = bundle("one"), bundle("two")
+    for path in (one, two, two):
+        assert deploy(path).exit_code == 0
+    cli("rollback", "pear")
+    assert pear.answers() == content(one)
+    cli("rollback", "pear")
+    assert pear.answers() == content(two)
+    assert deploy(two, options=msgspec.structs.replace(options, serve_flags=("--no-page",))).exit_code == 0
+    cli("rollback", "pear")
+    assert "--no-page" not in pear.record()["serve_flags"], "served otherwise it is another one"
+
+
 def test_a_staged_bundle_takes_no_place_of_the_former_one_and_outlives_a_rollback(
     device, bundle, deploy, options, cli
 ):

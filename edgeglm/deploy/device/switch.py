@@ -24,6 +24,7 @@ _LAST_WORDS = 4
 _JOURNAL = re.compile(r"\S+ \S+ (?P<name>[^\s\[]+)\[(?P<process>\d+)\]: ")
 """What journalctl sets before a line: when, where and who."""
 _BACK_SECONDS = 60.0
+_WHAT_SERVES = ("content_digest", "environment", "serve_flags")
 _FAULTS = (Refused, OSError, subprocess.SubprocessError)
 
 Settings = dict[str, Any]
@@ -120,9 +121,21 @@ def _judged(layout: Layout, journal: dict[str, Any]) -> None:
     former, slot, after = journal.get("from"), journal["to"], journal["after"]
     stands_by = bool(service_for(layout, after).state().get("stands_by"))
     layout.write_record(slot, state="ready", activated=time.time(), settings=after, stands_by=stands_by)
-    if former is not None and former != slot:
+    if former is not None and former != slot and not _is_repeated(layout, journal):
         layout.point("previous", former)
     (layout.root / "switching.json").unlink(missing_ok=True)
+
+
+def _is_repeated(layout: Layout, journal: dict[str, Any]) -> bool:
+    """Say whether the former slot served the very same: then the one before it stays what is gone back to.
+
+    So it is where a switch was done and its answer was lost, and the same command came again.
+    """
+    former, slot = journal["from"], journal["to"]
+    if layout.pointed("previous") == slot or journal["before"] != journal["after"]:
+        return False
+    one, other = layout.record(former), layout.record(slot)
+    return all(one.get(part) == other.get(part) for part in _WHAT_SERVES)
 
 
 def _go_back(layout: Layout, journal: dict[str, Any]) -> str:
