@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from edgeglm.deploy.device import environment as environments
 from edgeglm.deploy.device import objects
 from edgeglm.deploy.device.layout import MARKER, Layout
 from edgeglm.deploy.device.wire import Refused
@@ -123,6 +125,31 @@ def test_an_environment_that_no_slot_runs_in_goes(serving):
     assert objects.collect(serving)["removed"] == 2
     assert names(serving.environments) == ["mine"]
     assert names(serving.objects) == []
+
+
+def test_an_installation_that_a_power_cut_ended_goes(serving):
+    (serving.root / ".wheels-x1").mkdir()
+    (serving.root / ".wheels-x1/a.whl").touch()
+    objects.collect(serving)
+    assert not list(serving.root.glob(".wheels-*"))
+
+
+def test_an_environment_is_on_the_disk_before_it_is_said_to_be_complete(serving, monkeypatch):
+    synced = []
+
+    def look(folder: Path) -> None:
+        synced.append((folder / "installed").exists() and not (folder / "complete.json").exists())
+
+    def run(command: Sequence[str]) -> None:
+        folder = serving.environments / "new"
+        folder.mkdir(exist_ok=True)
+        (folder / "installed").touch()
+
+    monkeypatch.setattr(environments, "_run", run)
+    monkeypatch.setattr(environments, "sync_all", look)
+    environments.made(serving, "new", {"pip-1.whl": "0" * 64}, lambda _: None)
+    assert synced == [True]
+    assert environments.is_complete(serving, "new")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", '{"state": "ready"}'])

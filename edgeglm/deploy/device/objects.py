@@ -121,6 +121,8 @@ def collect(layout: Layout) -> dict[str, int]:
         if folder.name not in environments:
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
+    for place in layout.root.glob(".wheels-*"):  # an installation that a power cut ended
+        remove_tree(place)
     for part in layout.incoming.iterdir():
         if time.time() - part.stat().st_mtime > _FORGET_INCOMING_SECONDS:
             part.unlink()
