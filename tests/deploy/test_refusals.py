@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from edgeglm.deploy.report import Report
 from edgeglm.deploy.verdict import finalized
 from edgeglm.engines.board import Board
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
+from scripts.fixtures.loopback import stop
 from tests.deploy.test_deploy import content, real_bundle
 
 
@@ -224,6 +226,33 @@ def test_a_device_that_is_being_deployed_to_names_the_owner_and_the_age(device, 
     assert "being deployed to by anna@desk (process" in words
     assert "since 0:0" in words
     assert deploy(bundle("other")).exit_code == 0, "the lock went with its process"
+
+
+def test_who_waited_for_a_device_that_was_removed_meanwhile_begins_anew(device, bundle, deploy, options):
+    pear = device("pear")
+    deploy(bundle("good"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(pear.root)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+
+    def removed() -> None:
+        stop(pear)
+        shutil.rmtree(pear.root)
+        holder.communicate()
+
+    later = threading.Timer(1.0, removed)
+
+    def begin(name: str, state: str, note: str) -> None:
+        if state == "lock":
+            later.start()
+
+    other = bundle("other")
+    (one,) = deploy(other, on_change=begin).devices
+    later.join()
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(other)
 
 
 HOLD = """

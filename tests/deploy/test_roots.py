@@ -35,7 +35,7 @@ def test_a_home_that_is_named_as_the_root_is_neither_written_nor_removed(
 
 def test_asking_a_device_that_has_nothing_makes_nothing_there(device, cli):
     pear = device("pear")
-    for command in ("remove", "rollback"):
+    for command in ("remove", "rollback", "logs"):
         assert "there is no edgeglm in" in cli(command, "pear", code=2)
     assert not pear.home.joinpath(".local").exists()
 

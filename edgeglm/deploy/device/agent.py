@@ -53,7 +53,7 @@ class Agent:
             "activate": self.activate,
             "rollback": self.rollback,
             "collect": lambda _: objects.collect(self.layout),
-            "logs": lambda q: {"lines": self._service().log(int(q["lines"]))},
+            "logs": self.logs,
             "remove": self.remove,
         }
         if question["ask"] not in ("facts", "status", "lock", "logs") and self.lock is None:
@@ -81,16 +81,15 @@ class Agent:
         anything has come that would be served by them.
         """
         layout = self.layout
-        if question.get("create"):
-            layout.make()
-        elif not layout.is_ours():
-            raise Refused(
-                f"there is no edgeglm in {layout.root} on the device; "
-                "name with --root where it was deployed to"
-            )
-        lock = Lock(layout.root)
-        lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
-        self.lock = lock
+        while self.lock is None:
+            if question.get("create"):
+                layout.make()
+            else:
+                self._check_root()
+            lock = Lock(layout.root)
+            lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
+            if lock.is_there():  # else who had it has removed the root, and another may have made it anew
+                self.lock = lock
         if self.source is not None:
             keep_source(layout.root, self.source)
         recovered = switch.recover(layout)
@@ -226,6 +225,11 @@ class Agent:
         asking.join()
         return {**found, "facts": said, "status": self.status()}
 
+    def logs(self, question: Message) -> Message:
+        """Return the last lines that the server wrote."""
+        self._check_root()
+        return {"lines": self._service().log(int(question["lines"]))}
+
     def remove(self, question: Message) -> Message:
         """Remove everything that is edgeglm's, or with ``old`` only what does not serve."""
         layout = self.layout
@@ -244,6 +248,13 @@ class Agent:
         self._service().remove()
         size, left = layout.remove()
         return {"removed": 1, "bytes": size, "left": left}
+
+    def _check_root(self) -> None:
+        if not self.layout.is_ours():
+            raise Refused(
+                f"there is no edgeglm in {self.layout.root} on the device; "
+                "name with --root where it was deployed to"
+            )
 
     def _service(self) -> Service:
         return service_for(self.layout, switch.settings_in_force(self.layout))
