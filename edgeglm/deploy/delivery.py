@@ -154,9 +154,9 @@ async def _upload(
     report: Report,
 ) -> int:
     """Send the manifest, hear what is missing, and send that."""
-    known = {record.get("manifest_sha256") for record in status["slots"].values()}
+    known = status["manifests"]
     if parcel.manifest_sha256 not in known:
-        bases = filter(None, (tools.inventory.manifest(sha) for sha in known if sha))
+        bases = filter(None, map(tools.inventory.manifest, known))
         await send_text(device, parcel.manifest_bytes, base=next(bases, None))
     listed = {record.sha256 for record in parcel.manifest.files.values()}
     beside = [(sha, path.stat().st_size) for sha, path in parcel.objects.items() if sha not in listed]

@@ -84,6 +84,20 @@ def test_the_same_bundle_again_moves_no_file(server, device, bundle, deploy):
         assert way.carried - before < WHOLE_TALK
 
 
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_objects_that_are_damaged_or_gone_travel_again(name, device, bundle, deploy):
+    pear = device("pear")
+    deploy(bundle("one"))
+    for number, path in enumerate(sorted((pear.root / "objects").iterdir())):
+        path.unlink()
+        if number % 2:
+            path.write_bytes(b"damaged")
+    path = bundle(name)
+    (one,) = deploy(path).devices
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(path)
+
+
 def test_rollback_serves_the_former_bundle_and_another_one_comes_back(device, bundle, deploy, inventory, cli):
     pear = device("pear")
     one, two = bundle("one"), bundle("two")

@@ -95,7 +95,7 @@ class Agent:
         recovered = switch.recover(layout)
         if settings := question.get("settings"):
             switch.check_settings(layout, settings)
-        return {"recovered": recovered, **self.status()}
+        return {"recovered": recovered, "manifests": objects.manifests(layout), **self.status()}
 
     def missing(self, question: Message) -> Message:
         """Say which objects must still come: those of the manifest, and others that are named."""

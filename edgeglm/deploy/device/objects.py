@@ -50,6 +50,14 @@ def missing(layout: Layout, wanted: Iterable[tuple[str, int]]) -> list[dict[str,
     return lacking
 
 
+def manifests(layout: Layout) -> list[str]:
+    """Return the digests of the slots' manifests that lie here undamaged."""
+    named = {str(sha) for slot in SLOTS if (sha := layout.record(slot).get("manifest_sha256"))}
+    return sorted(
+        one for one in named if (path := object_path(layout, one)).exists() and _sha256(path) == one
+    )
+
+
 def receive(layout: Layout, wire: Wire) -> int:
     """Take files until the sender says that was all; return how many. Each is hashed before it counts.
 
