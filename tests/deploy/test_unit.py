@@ -173,6 +173,30 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
     ]
 
 
+def test_a_unit_that_serves_another_root_is_neither_taken_over_nor_removed(tmp_path, monkeypatch):
+    for program in ("systemctl", "loginctl"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    roots = [tmp_path / "50% of a disk", tmp_path / "another"]
+    for root in roots:
+        root.mkdir()
+    settings = {"service": "user", "host": "127.0.0.1", "port": 8000}
+    mine, other = (SystemdService(Layout(root), settings) for root in roots)
+    mine.prepare()
+    text = mine.unit.read_text()
+    with pytest.raises(Refused, match=f"serves what lies in {roots[0]}; pass --root"):
+        other.check()
+    other.remove()
+    assert other.unit.read_text() == text
+    mine.check()
+    roots[0].rmdir()
+    other.check()
+    other.remove()
+    assert not other.unit.exists(), "a root that is gone needs it no more"
+
+
 TOLD = "LoadState=loaded\nUnitFileState=enabled\nNeedDaemonReload=no"
 
 

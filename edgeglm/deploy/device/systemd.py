@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeglm.deploy.device.layout import Layout, read_json
 from edgeglm.deploy.device.supervise import alive
-from edgeglm.deploy.device.unit import UNIT_NAME, unit_text
+from edgeglm.deploy.device.unit import UNIT_NAME, root_of_unit, unit_text
 from edgeglm.deploy.device.wire import Refused
 
 _GPU_GROUPS = ("video", "render")
@@ -44,6 +44,11 @@ class SystemdService:
             raise Refused(
                 f"the root is {str(self._layout.root)!r}, and systemd runs no program with a quote or a "
                 "backslash in its path; pass another --root, or --service process"
+            )
+        if (other := self._other_root()) is not None:
+            raise Refused(
+                f"{self.unit} on the device serves what lies in {other}; pass --root {other}, "
+                f"or take that away first with 'edgeglm remove --root {other}'"
             )
         if self._system:
             self._check_places()
@@ -88,6 +93,8 @@ class SystemdService:
 
     def remove(self) -> None:
         """Stop the unit and remove its file. Raises Refused where it goes on running."""
+        if self._other_root() is not None:
+            return
         try:
             self._systemctl("disable", "--now", UNIT_NAME)
         except Refused:
@@ -113,6 +120,14 @@ class SystemdService:
         except (OSError, subprocess.SubprocessError) as error:
             raise Refused(f"journalctl on the device failed: {error}; mend it") from error
         return done.stdout.splitlines()
+
+    def _other_root(self) -> Path | None:
+        """Return the root that the unit serves where it is another one that is still there."""
+        try:
+            root = root_of_unit(self.unit.read_text())
+        except OSError:
+            return None
+        return root if root is not None and root.is_dir() and not root.samefile(self._layout.root) else None
 
     def _check_places(self) -> None:
         """Raise Refused for what the unit of the system could not see or be handed."""
