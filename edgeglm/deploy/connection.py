@@ -20,7 +20,7 @@ from edgeglm.core.words import printable
 from edgeglm.deploy.agent_source import agent_command, agent_source
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.ssh import asyncssh_module
-from edgeglm.deploy.ssh_options import host_key_error, ssh_options
+from edgeglm.deploy.ssh_options import ALIVE_COUNT, ALIVE_SECONDS, host_key_error, ssh_options
 
 if TYPE_CHECKING:
     import asyncssh
@@ -129,8 +129,17 @@ class Device:
         if hello[-1] != "kept":
             source = agent_source()
             await self.write(f"{len(source)}\n".encode() + source)
-        await self.write(json.dumps({"root": root}).encode() + b"\n")
+        silence = ALIVE_SECONDS * ALIVE_COUNT
+        await self.write(json.dumps({"root": root, "silence": silence}).encode() + b"\n")
         self.root = (await self._line())["root"]
+
+    async def stay_heard(self) -> None:
+        """Send an empty line now and then, but amid files: a device gives up who has fallen silent."""
+        with contextlib.suppress(ConnectionLostError):
+            while True:
+                await asyncio.sleep(ALIVE_SECONDS)
+                if self._early is None:
+                    await self.write(b"\n")
 
     def close(self) -> None:
         """Wait for no answer any more."""
@@ -220,7 +229,11 @@ async def connected(
         device = Device(process, host)
         try:
             await device.open(root)
-            yield device
+            heard = asyncio.ensure_future(device.stay_heard())
+            try:
+                yield device
+            finally:
+                heard.cancel()
         finally:
             device.close()
             process.close()

@@ -55,7 +55,7 @@ class Tools:
 
     Attributes:
         inventory: What is remembered of devices, and the manifests that they have.
-        wheels: Returns what an interpreter (version, machine, glibc) needs.
+        wheels: Returns what an interpreter (version, machine, glibc) needs; asked in threads.
         keep: Takes the evidence that a device sent home.
         caches: Returns the timing caches that other boards of a kind sent home, by name below engines/.
     """
@@ -103,7 +103,8 @@ async def deliver(
         if status["recovered"]:
             report.note(status["recovered"])
         _check_downgrade(status, parcel, options)
-        wheels = None if options.python else _wheels(tools, facts)
+        # Minutes, the first time: the connection is kept alive meanwhile.
+        wheels = None if options.python else await asyncio.to_thread(_wheels, tools, facts)
         report.enter("upload")
         # A device's own timing caches are nearer; where it has none, those of another board of its kind help.
         caches = {} if status["timing_caches"] or options.engine == "onnxruntime" else tools.caches(board)

@@ -15,7 +15,7 @@ from edgeglm.deploy.ssh import asyncssh_module
 if TYPE_CHECKING:
     import asyncssh
 
-_ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
+ALIVE_SECONDS, ALIVE_COUNT = 15, 4
 
 
 def ssh_options(host: HostName, seconds: float) -> asyncssh.SSHClientConnectionOptions:
@@ -30,8 +30,8 @@ def ssh_options(host: HostName, seconds: float) -> asyncssh.SSHClientConnectionO
         "preferred_auth": "publickey",
         "connect_timeout": seconds,
         "login_timeout": seconds,
-        "keepalive_interval": _ALIVE_SECONDS,
-        "keepalive_count_max": _ALIVE_COUNT,
+        "keepalive_interval": ALIVE_SECONDS,
+        "keepalive_count_max": ALIVE_COUNT,
     }
     try:
         read = ssh.SSHClientConnectionOptions(**given, client_keys=None)

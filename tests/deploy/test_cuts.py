@@ -83,6 +83,30 @@ def test_a_lost_connection_is_tried_again_by_itself(server, device, bundle, depl
         assert pear.answers() == content(fresh)
 
 
+@pytest.mark.parametrize("step", ["lock", "upload", "finalize", "switch"])
+def test_a_connection_that_falls_silent_keeps_no_device_locked(
+    step, server, device, bundle, deploy, monkeypatch
+):
+    for place in ("connection", "ssh_options"):
+        monkeypatch.setattr(f"edgeglm.deploy.{place}.ALIVE_SECONDS", 0.3, raising=False)
+    with cable(server.port) as way:
+        pear = device("pear", port=way.port)
+        good = bundle("good")
+        deploy(good)
+        fresh = bundle("fresh", payload=os.urandom(4_000_000), recipe="finalize takes 2.5 s")
+
+        def leave(name: str, state: str, note: str) -> None:
+            if state == step:
+                way.fall_silent()
+
+        (one,) = deploy(fresh, on_change=leave).devices
+        assert "run the same command again" in one.reason, one.reason
+        assert pear.answers() in (content(good), content(fresh))
+        (again,) = deploy(fresh).devices
+        assert again.outcome == "done", again.reason
+        assert pear.answers() == content(fresh)
+
+
 @pytest.mark.parametrize("step", ["finalize", "switch"])
 def test_a_cut_in_the_middle_of_a_step_is_mended_by_the_next_run(
     step, server, device, bundle, deploy, options

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -296,16 +297,22 @@ def main(source: bytes | None) -> None:
     first = wire.receive()
     if first is None:
         return
+    wire.give_up_after(float(first["silence"]))
+    with suppress(SenderGone):
+        _answer_all(wire, first, source)
+
+
+def _answer_all(wire: Wire, first: Message, source: bytes | None) -> None:
     root = Path(first["root"]).expanduser() if first.get("root") else default_root()
     agent = Agent(wire, root, source)
     wire.send({"root": str(root)})
     while (question := wire.receive()) is not None:
         try:
             wire.send({"answer": agent.answer(question)})
-        except SenderGone:
-            return
         except Refused as error:
             wire.send({"refused": str(error), "code": error.code})
+        except SenderGone:
+            raise
         except Exception as error:
             if not isinstance(error, OSError):  # what only we can get wrong; it must be heard all the same
                 wire.send({"broken": f"{type(error).__name__}: {error}"})
