@@ -355,6 +355,17 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     assert "--on USER@HOST" in cli("build", "--help")
 
 
+def test_a_build_that_a_device_refuses_says_how_to_go_on_without_building_again(device, bundle, capsys):
+    from edgeglm.cli.build import _hosts, _staged_on
+    from edgeglm.cli.console import App
+
+    device("pear")
+    path = bundle()
+    assert _staged_on(App(), path, _hosts(("pear",)), python="/nowhere/python").exit_code == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the options that are named: edgeglm deploy {path} pear --stage" in told
+
+
 def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, options, cli, tmp_path):
     tree = tmp_path / "board/proc/device-tree"
     tree.mkdir(parents=True)
