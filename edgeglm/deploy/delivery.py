@@ -122,6 +122,8 @@ async def deliver(
             seconds = max(options.ready_seconds, LEAST_READY_SECONDS)
             await device.ask("activate", slot=slot, seconds=seconds, settings=settings)
             url = url_of((await device.ask("status"))["service"]["state"])
+        else:
+            await device.ask("mark", slot=slot, fields={"state": "staged"})
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")
         status = await device.ask("status")

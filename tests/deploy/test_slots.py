@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
@@ -68,6 +70,11 @@ def test_a_staged_bundle_takes_no_place_of_the_former_one_and_outlives_a_rollbac
         deploy(path)
     staged = msgspec.structs.replace(options, activate=False)
     assert not reused(deploy(three, options=staged))
+    slots = json.loads(cli("devices", "--json"))[0]["slots"]
+    assert {slot: one["state"] for slot, one in slots.items()} == {"a": "ready", "b": "ready", "c": "staged"}
+    deploy(bundle("refused", recipe="wrong answers"), options=staged)
+    assert json.loads(cli("devices", "--refresh", "--json"))[0]["slots"]["c"]["state"] == "begun"
+    assert deploy(three, options=staged).exit_code == 0
     cli("rollback", "pear")
     assert pear.answers() == content(one)
     assert reused(deploy(three)), "its engines were finished when it was staged"

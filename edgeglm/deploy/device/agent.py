@@ -138,7 +138,7 @@ class Agent:
         else:
             (folder / "environment").symlink_to(Path("../../environments") / question["environment"])
         engines.brought(layout, folder, used, question.get("engines", {}))
-        record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
+        record = {"state": "begun", "objects": used, "manifest_sha256": manifest_sha, "begun": time.time()}
         sync_all(layout.root)
         layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
         return {"slot": slot}
