@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,7 +27,7 @@ from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
 from edgeglm.deploy.options import DeployOptions
 from edgeglm.deploy.preflight import board_from_facts, check_clock, check_space
 from edgeglm.deploy.report import Report
-from edgeglm.deploy.verdict import finalized
+from edgeglm.deploy.verdict import finalized, judged
 from edgeglm.engines.board import Board
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
 from scripts.fixtures.loopback import stop
@@ -411,6 +412,20 @@ def test_engines_that_the_server_cannot_run_are_no_delivery():
     work = finalized(Jetson(), "a", DeployOptions(), Report())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="install python3-libnvinfer on the device, or pass --engine"):
         asyncio.run(work)
+
+
+def test_a_signed_bundle_is_held_against_an_unsigned_one_that_runs():
+    asked: dict[str, list[str]] = {}
+
+    class Orin:
+        async def ask(self, *_: object, slot: str, arguments: list[str]) -> dict[str, object]:
+            asked[slot] = arguments
+            return {"code": 0, "words": [], "stdout": '{"map10": 0.5}'}
+
+    parcel: Any = SimpleNamespace(reference={"pairs.jsonl": "0" * 64})
+    work = judged(Orin(), "b", {"current": "a"}, parcel, DeployOptions(), Report())  # type: ignore[arg-type]
+    assert asyncio.run(work) == {"new": 0.5, "running": 0.5}
+    assert ("--allow-unsigned" in asked["a"], "--allow-unsigned" in asked["b"]) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a//b", "a/../../x", "a\0b"])
