@@ -110,7 +110,7 @@ class Device:
     async def open(self, root: str | None) -> None:
         """Send the device's side where it is not kept, and hear where its root is.
 
-        Raises UserError where there is no Python.
+        Raises UserError where there is no Python, or no such root.
         """
         too_old: list[str] = []
         hello = await self._hello()
@@ -131,7 +131,7 @@ class Device:
             await self.write(f"{len(source)}\n".encode() + source)
         silence = ALIVE_SECONDS * ALIVE_COUNT
         await self.write(json.dumps({"root": root, "silence": silence}).encode() + b"\n")
-        self.root = (await self._line())["root"]
+        self.root = str((await self.answered())["root"])
 
     async def stay_heard(self) -> None:
         """Send an empty line now and then, but amid files: a device gives up who has fallen silent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_asking_a_device_that_has_nothing_makes_nothing_there(device, cli):
     for command in ("remove", "rollback", "logs"):
         assert "there is no edgeglm in" in cli(command, "pear", code=2)
     assert not pear.home.joinpath(".local").exists()
+
+
+def test_a_root_is_told_from_the_users_home_on(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    nobodys = msgspec.structs.replace(options, root="~no-such-user/edgeglm")
+    assert "no user whose home ~no-such-user/edgeglm could be in; pass another" in reason(
+        deploy(bundle(), options=nobodys)
+    )
+    assert deploy(bundle(), options=msgspec.structs.replace(options, root="disk/edgeglm")).exit_code == 0
+    assert json.loads(cli("devices", "--json"))[0]["root"] == str(pear.home / "disk/edgeglm")
+    cli("remove", "pear")
+    assert not (pear.home / "disk/edgeglm").exists()
 
 
 def test_what_else_lies_in_a_root_outlives_its_removal(device, bundle, deploy, cli):
@@ -150,6 +163,17 @@ def test_an_environment_is_on_the_disk_before_it_is_said_to_be_complete(serving,
     environments.made(serving, "new", {"pip-1.whl": "0" * 64}, lambda _: None)
     assert synced == [True]
     assert environments.is_complete(serving, "new")
+
+
+@pytest.mark.parametrize("way", [objects.collect, Layout.remove])
+def test_a_part_of_an_environment_that_was_to_go_is_not_complete(way, serving, monkeypatch):
+    def cut(folder: Path, **_: object) -> None:
+        raise KeyboardInterrupt if folder.exists() else FileNotFoundError
+
+    monkeypatch.setattr("shutil.rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        way(serving)
+    assert not environments.is_complete(serving, "nobodys")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", '{"state": "ready"}'])

@@ -303,9 +303,14 @@ def main(source: bytes | None) -> None:
 
 
 def _answer_all(wire: Wire, first: Message, source: bytes | None) -> None:
-    root = Path(first["root"]).expanduser() if first.get("root") else default_root()
+    try:
+        root = Path.home() / Path(first["root"]).expanduser() if first.get("root") else default_root()
+    except RuntimeError:
+        words = f"the device has no user whose home {first['root']} could be in; pass another --root"
+        wire.send({"refused": words, "code": 2})
+        return
     agent = Agent(wire, root, source)
-    wire.send({"root": str(root)})
+    wire.send({"answer": {"root": str(root)}})
     while (question := wire.receive()) is not None:
         try:
             wire.send({"answer": agent.answer(question)})

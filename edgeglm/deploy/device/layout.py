@@ -77,6 +77,8 @@ class Layout:
         last = ("lock", MARKER)  # what keeps others out, and what says whose all this is
         mine = sorted(filter(_is_ours, self._names()), key=lambda name: (name in last, name == MARKER))
         size = bytes_in(self.root / name for name in mine)
+        for record in self.environments.glob("*/complete.json"):
+            record.unlink()
         for path in (self.root / name for name in mine):
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)

@@ -127,6 +127,7 @@ def collect(layout: Layout) -> dict[str, int]:
             removed += 1
     for folder in layout.environments.iterdir():
         if folder.name not in environments:
+            (folder / "complete.json").unlink(missing_ok=True)  # first: half of it is not complete
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     for place in layout.root.glob(".wheels-*"):  # an installation that a power cut ended
