@@ -53,6 +53,8 @@ class SystemdService:
         if self._system:
             self._check_places()
         self._systemctl("show-environment")
+        if not self._system:
+            self._check_lingering()
 
     def prepare(self) -> None:
         """Write the unit, let systemd read it, and have it started at boot.
@@ -77,9 +79,8 @@ class SystemdService:
         told = self._told()
         if not told:
             self._systemctl("daemon-reload")
-        if not self._system:  # else it ends when its user logs out
-            with suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(["loginctl", "enable-linger"], capture_output=True, timeout=20, check=False)
+        if not self._system:
+            _loginctl("enable-linger")
         if not told:
             self._systemctl("enable", UNIT_NAME)
 
@@ -146,6 +147,17 @@ class SystemdService:
                 f"{_CREDENTIALS_SINCE}); pass --service process, or leave --token-file out"
             )
 
+    def _check_lingering(self) -> None:
+        """Raise Refused where logind says that this user's units end when it logs out, and keeps it so."""
+        for _ in range(2):
+            if "Linger=no" not in _loginctl("show-user", str(os.getuid()), "--property=Linger"):
+                return
+            _loginctl("enable-linger")
+        raise Refused(
+            "units of this user end when it logs out, and it may not change that (loginctl enable-linger); "
+            "let root do it there, or pass --service process"
+        )
+
     def _version(self) -> int:
         """Return systemd's; 0 where it does not say."""
         found = re.match(r"systemd (\d+)", self._systemctl("--version"))
@@ -185,6 +197,14 @@ class SystemdService:
             words = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise Refused(f"systemctl {arguments[0]} failed: {words}; mend it, or pass --service process")
         return done.stdout
+
+
+def _loginctl(*arguments: str) -> str:
+    """Return what logind says; nothing where there is none."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["loginctl", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    return ""
 
 
 def _group_exists(name: str) -> bool:
