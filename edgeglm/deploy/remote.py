@@ -26,7 +26,12 @@ class RemoteAnswer:
 
 
 async def rolled_back(
-    host: HostName, inventory: Inventory, *, root: str | None, ready_seconds: float, lock_seconds: float
+    host: HostName,
+    inventory: Inventory,
+    *,
+    root: str | None,
+    ready_seconds: float | None,
+    lock_seconds: float,
 ) -> dict[str, Any]:
     """Serve what was served before, and return ``from``, ``to`` and the seconds that took there.
 

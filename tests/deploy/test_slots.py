@@ -7,8 +7,9 @@ import json
 import msgspec
 import pytest
 
-from edgeglm.deploy.device import engines
+from edgeglm.deploy.device import engines, switch
 from edgeglm.deploy.device.layout import Layout
+from edgeglm.deploy.device.wire import Refused
 from scripts.fixtures.proxy import cable
 from tests.deploy.test_deploy import content
 
@@ -38,6 +39,27 @@ def test_a_deploy_that_fails_leaves_what_a_rollback_goes_back_to(fault, device, 
     assert pear.answers() == content(better)
     cli("rollback", "pear")
     assert pear.answers() == content(one)
+
+
+def test_who_goes_back_waits_as_long_as_the_deploy_of_that_bundle_did(tmp_path, monkeypatch):
+    layout = Layout(tmp_path)
+    layout.make()
+    for slot, waited in (("a", 300.0), ("b", 2.0)):
+        (layout.slots / slot).mkdir()
+        layout.write_record(slot, ready_seconds=waited)
+    (layout.root / "device.json").write_text('{"service": "process", "host": "127.0.0.1", "port": 0}')
+    layout.point("current", "b")
+    asked = {}
+
+    def waited_for(service: object, slot: str, seconds: float) -> str | None:
+        asked[slot] = seconds
+        return "it fails" if slot == "a" else None
+
+    monkeypatch.setattr(switch, "wait_ready", waited_for)
+    monkeypatch.setattr("edgeglm.deploy.device.service.ProcessService.restart", lambda _: None)
+    with pytest.raises(Refused, match="the former one serves again"):
+        switch.activate(layout, "a", None)
+    assert asked == {"a": 300.0, "b": 60.0}
 
 
 def test_the_bundle_before_the_former_one_goes_once_the_new_one_serves(device, bundle, deploy):

@@ -222,7 +222,7 @@ class Agent:
         said: Message = {}
         asking = threading.Thread(target=lambda: said.update(facts(self.layout.root)), daemon=True)
         asking.start()
-        found = switch.activate(self.layout, slot, float(question["seconds"]))
+        found = switch.activate(self.layout, slot, question["seconds"])
         asking.join()
         return {**found, "facts": said, "status": self.status()}
 
