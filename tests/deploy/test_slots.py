@@ -126,11 +126,14 @@ def test_engines_of_the_former_bundle_are_found_when_it_is_deployed_again(device
     assert reused(deploy(one))
 
 
-def test_engines_of_bundles_that_fail_do_not_pile_up(device, bundle, deploy):
+def test_bundles_that_fail_do_not_pile_up(device, bundle, deploy):
     pear = device("pear")
     deploy(bundle("good"))
+    counts = set()
     for number in range(3):
         deploy(bundle(f"bad-{number}", recipe="wrong answers", tower=f"tower {number}".encode()))
+        counts.add(len(list((pear.root / "objects").iterdir())))
+    assert len(counts) == 1, "the objects of the one before are gone"
     assert len(list((pear.root / "slots/b" / engines.ENGINES).iterdir())) == 2, (
         "the running one's, and its own"
     )

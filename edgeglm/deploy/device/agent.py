@@ -141,6 +141,7 @@ class Agent:
         record = {"state": "begun", "objects": used, "manifest_sha256": manifest_sha, "begun": time.time()}
         sync_all(layout.root)
         layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
+        objects.collect(layout, coming=slot)  # bundles that fail, one after the other, would fill the disk
         return {"slot": slot}
 
     def run(self, question: Message) -> Message:

@@ -96,16 +96,17 @@ def linked(source: Path, place: Path) -> None:
         shutil.copyfile(source, place)
 
 
-def collect(layout: Layout) -> dict[str, int]:
+def collect(layout: Layout, *, coming: str | None = None) -> dict[str, int]:
     """Remove what nobody goes back to or waits for: the slot before the former one, and what no slot needs.
 
-    Objects, environments and old beginnings, that is. What serves and a staged bundle are never touched.
-    Where the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
+    Objects, environments and old beginnings, that is. What serves, a staged bundle and the slot ``coming``
+    are never touched. Where the record of a slot cannot be read, nobody knows what that slot needs, and
+    nothing is removed.
     """
     keep: set[str] = set()
     environments: set[str] = set()
     for slot in SLOTS:
-        used = slot in (layout.pointed("current"), layout.pointed("previous"))
+        used = slot in (layout.pointed("current"), layout.pointed("previous"), coming)
         if not used and layout.record(slot).get("state") != "staged":
             remove_tree(layout.slots / slot)
     if damaged_slots(layout):
