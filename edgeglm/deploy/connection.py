@@ -255,6 +255,10 @@ async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.
         ) from error
     except asyncssh.Error as error:
         raise ConnectionLostError(f"cannot talk to {host}: {error.reason}; try 'ssh {host}' first") from error
+    except ValueError as error:
+        raise UserError(
+            f"cannot read the known hosts or the SSH configuration for {host}: {error}; mend that line"
+        ) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise ConnectionLostError(f"{host} did not answer within {seconds:g} s; is it on?") from error
     except OSError as error:

@@ -85,6 +85,9 @@ def _without_absent_files(read: Any) -> Mapping[str, Any]:
         public = [f"{key}.pub" for key in keys if key not in there and _exists(f"{key}.pub")]
         changed["client_keys"] = [*there, *(public if read.config.get("IdentitiesOnly") else ())]
         changed["ignore_encrypted"] = True
+    certificates = read.config.get("CertificateFile", ())
+    if not all(map(_exists, certificates)):
+        changed["client_certs"] = [file for file in certificates if _exists(file)]
     known = read.known_hosts or ()
     there = [file for file in known if _exists(file)]
     if len(there) < len(known):

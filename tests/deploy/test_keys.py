@@ -98,7 +98,8 @@ def test_a_jump_host_whose_key_is_not_known_is_refused(sender, device, bundle, d
 def test_files_that_the_configuration_names_and_are_not_there_are_passed_over(sender, device, bundle, deploy):
     pear = device("pear")
     config, known = sender / ".ssh/config", sender / ".ssh/known_hosts"
-    named = f"  IdentityFile {sender}/.ssh/absent\n  UserKnownHostsFile {known} ~/.ssh/known_hosts2\n"
+    named = f"  IdentityFile {sender}/.ssh/absent\n  CertificateFile {sender}/.ssh/absent-cert.pub\n"
+    named += f"  UserKnownHostsFile {known} ~/.ssh/known_hosts2\n"
     config.write_text(config.read_text().replace("Host pear\n", f"Host pear\n{named}"))
     path = bundle()
     assert deploy(path).exit_code == 0

@@ -61,6 +61,14 @@ def test_a_changed_host_key_is_refused_and_told_from_an_unknown_one(sender, devi
     assert "the host key of pear has changed" in reason(deploy(bundle()))
 
 
+def test_known_hosts_that_cannot_be_read_are_told_as_such(sender, device, bundle, deploy):
+    device("pear")
+    with (sender / ".ssh/known_hosts").open("a") as file:
+        file.write("half-a-line\n")
+    words = reason(deploy(bundle()))
+    assert "cannot read the known hosts or the SSH configuration for pear: Invalid known hosts entry" in words
+
+
 def test_a_configuration_that_checks_no_host_key_is_refused(sender, device, bundle, deploy):
     device("pear")
     with (sender / ".ssh/config").open("a") as file:
