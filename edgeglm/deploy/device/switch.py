@@ -24,7 +24,7 @@ _LAST_WORDS = 4
 _JOURNAL = re.compile(r"\S+ \S+ (?P<name>[^\s\[]+)\[(?P<process>\d+)\]: ")
 """What journalctl sets before a line: when, where and who."""
 _BACK_SECONDS = 60.0
-_WHAT_SERVES = ("content_digest", "environment", "serve_flags")
+_WHAT_SERVES = ("manifest_sha256", "environment", "serve_flags")
 _FAULTS = (Refused, OSError, subprocess.SubprocessError)
 
 Settings = dict[str, Any]
