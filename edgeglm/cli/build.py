@@ -210,6 +210,9 @@ def _staged_on(app: App, bundle: Path, hosts: tuple[HostName, ...], **chosen: An
     with live_table(app) as on_change:
         summary = deployed(bundle, hosts, options, FleetPlan(canary=0), app.store(), on_change)
     print_rows(app, summary)
+    if left := [one.device for one in summary.devices if one.outcome != "done"]:
+        command = f"edgeglm deploy {bundle} {' '.join(left)} --stage"
+        app.note(f"the bundle is built; for what is left, with the options that are named: {command}")
     return summary
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeglm.cli.console import App, json_option
-from edgeglm.core.words import ago, human_bytes
+from edgeglm.core.words import ago, human_bytes, printable
 
 if TYPE_CHECKING:
     from edgeglm.core.store import Store
@@ -63,7 +63,7 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
                 device.board,
                 device.jetpack or "-",
                 device.tensorrt or "-",
-                f"{slot.get('bundle', '-')} {digest}" if slot else "nothing",
+                printable(f"{slot.get('bundle', '-')} {digest}") if slot else "nothing",
                 "ready" if device.ready else "not ready" if slot else "-",
                 device.receipt.get("chosen", "-"),
                 human_bytes(device.free_bytes),

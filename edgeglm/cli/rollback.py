@@ -10,13 +10,21 @@ from edgeglm.cli.deploy import root_option
 
 @click.command(name="rollback")
 @click.argument("devices", nargs=-1, required=True)
-@click.option("--ready-seconds", default=60.0, show_default=True, help="Until it must answer.")
+@click.option(
+    "--ready-seconds",
+    type=float,
+    help="Until it must answer. Default: as long as its deploy waited, 60 at least.",
+)
 @click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
 @root_option
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, devices: tuple[str, ...], ready_seconds: float, lock_seconds: float, root: str | None
+    ctx: click.Context,
+    devices: tuple[str, ...],
+    ready_seconds: float | None,
+    lock_seconds: float,
+    root: str | None,
 ) -> None:
     """Switch each of DEVICES back to the bundle that it served before."""
     import asyncio

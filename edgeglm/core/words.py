@@ -1,4 +1,4 @@
-"""Sizes and ages as people read them."""
+"""Sizes and ages as people read them, and words of others as a terminal may show them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def ago(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"
     return "just now"
+
+
+def printable(text: str) -> str:
+    """Return words of another machine without what would steer the terminal that they are shown on."""
+    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)

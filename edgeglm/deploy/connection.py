@@ -16,16 +16,17 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
+from edgeglm.core.words import printable
 from edgeglm.deploy.agent_source import agent_command, agent_source
 from edgeglm.deploy.hosts import HostName
 from edgeglm.deploy.ssh import asyncssh_module
+from edgeglm.deploy.ssh_options import ALIVE_COUNT, ALIVE_SECONDS, host_key_error, ssh_options
 
 if TYPE_CHECKING:
     import asyncssh
 
 OLDEST_PYTHON = (3, 10)
 _CONNECT_SECONDS = 20
-_ALIVE_SECONDS, _ALIVE_COUNT = 15, 4
 _LONGEST_ANSWER = 512 << 20
 """Bytes: far above the evidence of any bundle, so that a device cannot fill this machine's memory."""
 
@@ -33,11 +34,6 @@ _PART_BYTES = 1 << 16
 """So much is inflated at a time, to a thousand times of it at most."""
 
 Say = Callable[[str], None]
-
-
-def printable(text: str) -> str:
-    """Return words of a device without what would steer the terminal that they are shown on."""
-    return "".join(one if one.isprintable() or one == "\t" else "\ufffd" for one in text)
 
 
 class ConnectionLostError(EdgeglmError):
@@ -114,7 +110,7 @@ class Device:
     async def open(self, root: str | None) -> None:
         """Send the device's side where it is not kept, and hear where its root is.
 
-        Raises UserError where there is no Python.
+        Raises UserError where there is no Python, or no such root.
         """
         too_old: list[str] = []
         hello = await self._hello()
@@ -133,8 +129,17 @@ class Device:
         if hello[-1] != "kept":
             source = agent_source()
             await self.write(f"{len(source)}\n".encode() + source)
-        await self.write(json.dumps({"root": root}).encode() + b"\n")
-        self.root = (await self._line())["root"]
+        silence = ALIVE_SECONDS * ALIVE_COUNT
+        await self.write(json.dumps({"root": root, "silence": silence}).encode() + b"\n")
+        self.root = str((await self.answered())["root"])
+
+    async def stay_heard(self) -> None:
+        """Send an empty line now and then, but amid files: a device gives up who has fallen silent."""
+        with contextlib.suppress(ConnectionLostError):
+            while True:
+                await asyncio.sleep(ALIVE_SECONDS)
+                if self._early is None:
+                    await self.write(b"\n")
 
     def close(self) -> None:
         """Wait for no answer any more."""
@@ -224,7 +229,11 @@ async def connected(
         device = Device(process, host)
         try:
             await device.open(root)
-            yield device
+            heard = asyncio.ensure_future(device.stay_heard())
+            try:
+                yield device
+            finally:
+                heard.cancel()
         finally:
             device.close()
             process.close()
@@ -233,31 +242,12 @@ async def connected(
 @asynccontextmanager
 async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
     asyncssh = asyncssh_module()
-    try:
-        options = asyncssh.SSHClientConnectionOptions(
-            host=host.host,
-            username=host.user or (),
-            port=host.port or (),
-            config=(),
-            password=None,
-            preferred_auth="publickey",
-            connect_timeout=seconds,
-            login_timeout=seconds,
-            keepalive_interval=_ALIVE_SECONDS,
-            keepalive_count_max=_ALIVE_COUNT,
-        )
-    except (asyncssh.ConfigParseError, ValueError, OSError) as error:
-        raise UserError(f"cannot read the SSH configuration for {host}: {error}; mend it") from error
-    if options.known_hosts is None:
-        raise UserError(
-            f"the SSH configuration turns the check of {host}'s key off; "
-            "remove 'UserKnownHostsFile none' there and put its key into ~/.ssh/known_hosts"
-        )
+    options = ssh_options(host, seconds)
     address = options.host or host.host
     try:
         connection = await asyncio.wait_for(asyncssh.connect(address, options=options), seconds + 5)
     except asyncssh.HostKeyNotVerifiable as error:
-        raise _host_key_error(host, address, options, error) from error
+        raise host_key_error(host, options, error) from error
     except asyncssh.PermissionDenied as error:
         raise UserError(
             f"{host} refused user {options.username!r}: {error.reason or 'no key of yours is accepted'}; "
@@ -265,6 +255,10 @@ async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.
         ) from error
     except asyncssh.Error as error:
         raise ConnectionLostError(f"cannot talk to {host}: {error.reason}; try 'ssh {host}' first") from error
+    except ValueError as error:
+        raise UserError(
+            f"cannot read the known hosts or the SSH configuration for {host}: {error}; mend that line"
+        ) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise ConnectionLostError(f"{host} did not answer within {seconds:g} s; is it on?") from error
     except OSError as error:
@@ -282,28 +276,3 @@ def _reason(error: OSError) -> str:
     if error.errno is None or isinstance(error, socket.gaierror):
         return str(error.strerror or error)
     return os.strerror(error.errno)
-
-
-def _host_key_error(host: HostName, address: str, options: Any, error: Exception) -> UserError:
-    asyncssh = asyncssh_module()
-    known = options.known_hosts or str(_default_known_hosts())
-    port = options.port if options.port != 22 else None
-    trusted: Any = ()
-    with contextlib.suppress(OSError, ValueError):
-        trusted = asyncssh.match_known_hosts(known, address, "", port)[0]
-    name = f"[{address}]:{port}" if port else address
-    if trusted:
-        return UserError(
-            f"the host key of {host} has changed: it is another machine, was set up anew, or somebody "
-            f"listens; if you know why, run ssh-keygen -R '{name}' and connect once with ssh"
-        )
-    return UserError(
-        f"the host key of {host} is not known ({error}); "
-        f"compare its fingerprint and connect once with ssh, which adds {name} to known_hosts"
-    )
-
-
-def _default_known_hosts() -> Any:
-    from pathlib import Path
-
-    return Path("~", ".ssh", "known_hosts").expanduser()

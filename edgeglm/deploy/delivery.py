@@ -14,6 +14,7 @@ import msgspec
 
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
+from edgeglm.core.words import printable
 from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.evidence import Evidence, evidence_from
 from edgeglm.deploy.hosts import HostName, owner_here
@@ -23,7 +24,7 @@ from edgeglm.deploy.parcel import Parcel
 from edgeglm.deploy.preflight import board_from_facts, check_board, check_clock, check_space
 from edgeglm.deploy.report import Report
 from edgeglm.deploy.upload import send_files, send_text
-from edgeglm.deploy.verdict import finalized, judged, trust_flags
+from edgeglm.deploy.verdict import finalized, judged
 from edgeglm.deploy.wheels import Wheels
 from edgeglm.engines.board import Board
 
@@ -54,7 +55,7 @@ class Tools:
 
     Attributes:
         inventory: What is remembered of devices, and the manifests that they have.
-        wheels: Returns what an interpreter (version, machine, glibc) needs.
+        wheels: Returns what an interpreter (version, machine, glibc) needs; asked in threads.
         keep: Takes the evidence that a device sent home.
         caches: Returns the timing caches that other boards of a kind sent home, by name below engines/.
     """
@@ -102,7 +103,8 @@ async def deliver(
         if status["recovered"]:
             report.note(status["recovered"])
         _check_downgrade(status, parcel, options)
-        wheels = None if options.python else _wheels(tools, facts)
+        # Minutes, the first time: the connection is kept alive meanwhile.
+        wheels = None if options.python else await asyncio.to_thread(_wheels, tools, facts)
         report.enter("upload")
         # A device's own timing caches are nearer; where it has none, those of another board of its kind help.
         caches = {} if status["timing_caches"] or options.engine == "onnxruntime" else tools.caches(board)
@@ -120,6 +122,8 @@ async def deliver(
             seconds = max(options.ready_seconds, LEAST_READY_SECONDS)
             await device.ask("activate", slot=slot, seconds=seconds, settings=settings)
             url = url_of((await device.ask("status"))["service"]["state"])
+        else:
+            await device.ask("mark", slot=slot, fields={"state": "staged"})
         await device.ask("collect")
         report.enter("done", url or f"staged in slot {slot}")
         status = await device.ask("status")
@@ -153,9 +157,9 @@ async def _upload(
     report: Report,
 ) -> int:
     """Send the manifest, hear what is missing, and send that."""
-    known = {record.get("manifest_sha256") for record in status["slots"].values()}
+    known = status["manifests"]
     if parcel.manifest_sha256 not in known:
-        bases = filter(None, (tools.inventory.manifest(sha) for sha in known if sha))
+        bases = filter(None, map(tools.inventory.manifest, known))
         await send_text(device, parcel.manifest_bytes, base=next(bases, None))
     listed = {record.sha256 for record in parcel.manifest.files.values()}
     beside = [(sha, path.stat().st_size) for sha, path in parcel.objects.items() if sha not in listed]
@@ -169,7 +173,7 @@ async def _upload(
     answer = await device.ask("missing", **question)
     total = int(answer["needed_bytes"])
     installs = wheels is not None and not answer["environment_complete"]
-    check_space(total, int(facts["free_bytes"]), device.root, installs=installs)
+    check_space(total, int(facts["free_bytes"]), printable(device.root), installs=installs)
     gone = 0
 
     def moved(count: int) -> None:
@@ -194,7 +198,10 @@ async def _assembled(
         names = {file: sha for file, (sha, _) in wheels.files.items()}
         await device.ask("environment", say=report.note, name=wheels.name, wheels=names)
     report.enter("assemble")
-    flags = [*options.serve_flags, *trust_flags(options)]
+    # What serves was let in by finalize. Its age is not asked again at each start: a device that has had a
+    # newer one would else not go back, nor start what it serves.
+    unsigned = ["--allow-unsigned"] if options.allow_unsigned else []
+    flags = [*options.serve_flags, *unsigned, "--allow-downgrade"]
     if not any(flag.partition("=")[0] in ("--grpc-port", "--no-grpc") for flag in flags):
         flags.append("--no-grpc")
     answer = await device.ask(

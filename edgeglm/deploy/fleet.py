@@ -7,6 +7,8 @@ import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from edgeglm.core.errors import EdgeglmError, fault_words
 from edgeglm.deploy.connection import ConnectionLostError
 from edgeglm.deploy.delivery import Tools, deliver
@@ -20,6 +22,7 @@ OnChange = Callable[[str, str, str], None]
 """Is told (device, state, note) of every change."""
 
 _RETRY_SECONDS = (1.0, 4.0)
+_GOING_BACK_SECONDS = 60.0
 
 
 async def deploy_fleet(
@@ -113,6 +116,8 @@ async def _outcome(
             if attempt < plan.retries:
                 on_change(name, "waiting", "the connection was lost, trying again")
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+                longest = options.ready_seconds + _GOING_BACK_SECONDS  # a switch that goes on alone is locked
+                options = replace(options, lock_seconds=max(options.lock_seconds, longest))
         except EdgeglmError as error:
             reason, code = str(error), error.exit_code
             break

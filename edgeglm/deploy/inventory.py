@@ -13,6 +13,7 @@ import msgspec
 
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.words import printable
 
 if TYPE_CHECKING:
     from edgeglm.engines.board import Board
@@ -178,7 +179,7 @@ def url_of(state: Mapping[str, Any]) -> str | None:
     """Return where a server answers, by its supervisor's words; None where none runs."""
     if "port" not in state:
         return None
-    host = str(state["host"])
+    host = printable(str(state["host"]))
     return f"http://[{host}]:{state['port']}" if ":" in host else f"http://{host}:{state['port']}"
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgeglm.core.errors import UserError
+from edgeglm.core.words import printable
+from edgeglm.deploy.device.facts import BOARD_FILES, SHORTENED_FILES
 from edgeglm.engines.board import Board, board_from_files
 
 if TYPE_CHECKING:
@@ -24,9 +26,14 @@ _JETPACKS = {"35": "5", "36": "6", "38": "7", "39": "7"}
 
 
 def board_from_facts(facts: Mapping[str, Any]) -> Board:
-    """Return the board whose files a device has sent."""
+    """Return the board whose files a device has sent.
+
+    Raises UserError for a file that was not asked for: what a device says is never a path here.
+    """
     with TemporaryDirectory(prefix="edgeglm-board-") as folder:
         for name, text in facts["board_files"].items():
+            if name not in (*BOARD_FILES, *SHORTENED_FILES):
+                raise UserError(f"it sent a file {name!r} that nobody asked for; do not trust that device")
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
@@ -36,7 +43,8 @@ def board_from_facts(facts: Mapping[str, Any]) -> Board:
     if facts["gpu"] and board.sm is None:
         gpu = facts["gpu"]
         board = msgspec.structs.replace(board, sm=int(gpu["sm"]), gpu=gpu["name"])
-    return board
+    words = {name: said for name, said in msgspec.structs.asdict(board).items() if isinstance(said, str)}
+    return msgspec.structs.replace(board, **{name: printable(said) for name, said in words.items()})
 
 
 def jetpack_of(board: Board) -> str | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeglm.core.errors import EdgeglmError, fault_words
-from edgeglm.deploy.connection import Device, connected, printable
+from edgeglm.core.words import printable
+from edgeglm.deploy.connection import Device, connected
 from edgeglm.deploy.hosts import HostName, bounded, owner_here
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ class RemoteAnswer:
 
 
 async def rolled_back(
-    host: HostName, inventory: Inventory, *, root: str | None, ready_seconds: float, lock_seconds: float
+    host: HostName,
+    inventory: Inventory,
+    *,
+    root: str | None,
+    ready_seconds: float | None,
+    lock_seconds: float,
 ) -> dict[str, Any]:
     """Serve what was served before, and return ``from``, ``to`` and the seconds that took there.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,11 +52,13 @@ def deployed(
     """
     made: dict[tuple[tuple[int, int], str, str], Wheels] = {}
 
+    making = threading.Lock()
+
     def wheels(python: tuple[int, int], machine: str, glibc: str) -> Wheels:
-        # Once for each kind of device; the event loop waits, as all the others need the same.
         kind = (python, machine, glibc)
-        if kind not in made:
-            made[kind] = wheels_for(python, machine, glibc, store.root)
+        with making:  # once for each kind of device
+            if kind not in made:
+                made[kind] = wheels_for(python, machine, glibc, store.root)
         return made[kind]
 
     seen: dict[str, dict[str, Path]] = {}

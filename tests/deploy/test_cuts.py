@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 
 import msgspec
@@ -80,6 +81,48 @@ def test_a_lost_connection_is_tried_again_by_itself(server, device, bundle, depl
 
         summary = deploy(fresh, plan=FleetPlan(canary=0, retries=1), on_change=mended)
         assert summary.exit_code == 0, summary.devices
+        assert pear.answers() == content(fresh)
+
+
+def test_a_switch_that_goes_on_alone_is_waited_for_by_the_next_try(server, device, bundle, deploy, options):
+    with cable(server.port) as way:
+        pear = device("pear", port=way.port)
+        deploy(bundle("good"))
+        fresh = bundle("fresh", recipe="loads for 4 s")
+        cuts: list[threading.Timer] = []
+
+        def pull(name: str, state: str, note: str) -> None:
+            if state == "switch" and not cuts:
+                cuts.append(threading.Timer(0.5, way.cut))
+                cuts[0].start()
+
+        hasty = msgspec.structs.replace(options, lock_seconds=0.0)
+        (one,) = deploy(fresh, options=hasty, plan=FleetPlan(retries=1), on_change=pull).devices
+        assert one.outcome == "done", one.reason
+        assert pear.answers() == content(fresh)
+
+
+@pytest.mark.parametrize("step", ["lock", "upload", "finalize", "switch"])
+def test_a_connection_that_falls_silent_keeps_no_device_locked(
+    step, server, device, bundle, deploy, monkeypatch
+):
+    for place in ("connection", "ssh_options"):
+        monkeypatch.setattr(f"edgeglm.deploy.{place}.ALIVE_SECONDS", 0.3, raising=False)
+    with cable(server.port) as way:
+        pear = device("pear", port=way.port)
+        good = bundle("good")
+        deploy(good)
+        fresh = bundle("fresh", payload=os.urandom(4_000_000), recipe="finalize takes 2.5 s")
+
+        def leave(name: str, state: str, note: str) -> None:
+            if state == step:
+                way.fall_silent()
+
+        (one,) = deploy(fresh, on_change=leave).devices
+        assert "run the same command again" in one.reason, one.reason
+        assert pear.answers() in (content(good), content(fresh))
+        (again,) = deploy(fresh).devices
+        assert again.outcome == "done", again.reason
         assert pear.answers() == content(fresh)
 
 

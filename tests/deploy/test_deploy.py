@@ -26,14 +26,14 @@ OVERHEAD = 6_000
 WHOLE_TALK = 18_000
 
 
-def real_bundle(folder: Path, *, scale: float = 1.0) -> Path:
+def real_bundle(folder: Path, *, scale: float = 1.0, created: str = "2026-11-23") -> Path:
     """Two towers that embed colours; with scale -1 the goldens are wrong there."""
     parts: dict[str, Path | bytes] = {
         f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale)
         for variant in ("fp32", "int8")
         for kind in ("image", "text")
     }
-    return colour_bundle(folder, **parts)
+    return colour_bundle(folder, created, **parts)
 
 
 def content(path) -> str:
@@ -82,6 +82,20 @@ def test_the_same_bundle_again_moves_no_file(server, device, bundle, deploy):
         assert (one.outcome, one.delivered.files_sent) == ("done", 0)
         assert one.delivered.sent_bytes < OVERHEAD
         assert way.carried - before < WHOLE_TALK
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_objects_that_are_damaged_or_gone_travel_again(name, device, bundle, deploy):
+    pear = device("pear")
+    deploy(bundle("one"))
+    for number, path in enumerate(sorted((pear.root / "objects").iterdir())):
+        path.unlink()
+        if number % 2:
+            path.write_bytes(b"damaged")
+    path = bundle(name)
+    (one,) = deploy(path).devices
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(path)
 
 
 def test_rollback_serves_the_former_bundle_and_another_one_comes_back(device, bundle, deploy, inventory, cli):
@@ -341,9 +355,25 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     assert "--on USER@HOST" in cli("build", "--help")
 
 
-def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, cli):
-    pear = device("pear")
-    deploy(bundle())
+def test_a_build_that_a_device_refuses_says_how_to_go_on_without_building_again(device, bundle, capsys):
+    from edgeglm.cli.build import _hosts, _staged_on
+    from edgeglm.cli.console import App
+
+    device("pear")
+    path = bundle()
+    assert _staged_on(App(), path, _hosts(("pear",)), python="/nowhere/python").exit_code == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the options that are named: edgeglm deploy {path} pear --stage" in told
+
+
+def test_what_a_device_says_cannot_steer_the_terminal(device, bundle, deploy, options, cli, tmp_path):
+    tree = tmp_path / "board/proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "model").write_text("An Orin\x1b[2J\0")
+    pear = device("pear", EDGEGLM_DEVICE_FILES=str(tmp_path / "board"))
+    assert deploy(bundle(), options=msgspec.structs.replace(options, any_board=True)).exit_code == 0
+    (row,) = json.loads(cli("devices", "--json"))
+    assert row["board"].startswith("An Orin\ufffd[2J, ")
     with (pear.root / "run/service.log").open("a") as log:
         log.write("\x1b[2J\x1b]0;owned\x07a caf\u00e9\n")
     words = cli("logs", "pear")

@@ -90,10 +90,51 @@ def test_a_jump_host_whose_key_is_not_known_is_refused(sender, device, bundle, d
     config = sender / ".ssh/config"
     text = config.read_text().replace("Host pear\n", "Host pear\n  ProxyJump hop\n")
     config.write_text(f"{text}  UserKnownHostsFile {sender / 'nobody'}\n")
-    (one,) = deploy(bundle()).devices
-    assert one.outcome == "failed"
-    assert "ey" in one.reason, one.reason
+    words = reason(deploy(bundle()))
+    assert "the host key of pear, or of hop on the way there, is not known or has changed" in words
     assert not pear.root.exists()
+
+
+def test_files_that_the_configuration_names_and_are_not_there_are_passed_over(sender, device, bundle, deploy):
+    pear = device("pear")
+    config, known = sender / ".ssh/config", sender / ".ssh/known_hosts"
+    named = f"  IdentityFile {sender}/.ssh/absent\n  CertificateFile {sender}/.ssh/absent-cert.pub\n"
+    named += f"  UserKnownHostsFile {known} ~/.ssh/known_hosts2\n"
+    config.write_text(config.read_text().replace("Host pear\n", f"Host pear\n{named}"))
+    path = bundle()
+    assert deploy(path).exit_code == 0
+    assert pear.answers() == content(path)
+    known.rename(sender / ".ssh/elsewhere")
+    assert "the host key of pear is not known" in reason(deploy(path)), "no other file stands in for them"
+    (sender / ".ssh/elsewhere").rename(sender / ".ssh/known_hosts3")
+    (sender / ".ssh/known_hosts").write_text((sender / ".ssh/known_hosts3").read_text())
+    config.write_text(config.read_text().replace(f"{known} ~", f"{sender}/.ssh/absent ~"))
+    assert "the host key of pear is not known" in reason(deploy(path)), "not even the default one"
+
+
+def test_a_key_of_which_only_the_public_half_lies_there_is_the_agents(agent, sender, device, bundle, deploy):
+    device("pear")
+    device("other")
+    add(sender / ".ssh/other")
+    add(sender / ".ssh/pear")
+    (sender / ".ssh/pear").unlink()
+    assert "IdentitiesOnly yes" in (sender / ".ssh/config").read_text()
+    assert deploy(bundle()).exit_code == 0
+
+
+def test_a_device_that_is_known_by_another_name_is_called_so(server, sender, device, bundle, deploy):
+    device("pear")
+    known, config = sender / ".ssh/known_hosts", sender / ".ssh/config"
+    config.write_text(config.read_text().replace("Host pear\n", "Host pear\n  HostKeyAlias orchard\n"))
+    known.write_text("")
+    assert reason(deploy(bundle())).endswith("which adds orchard to known_hosts")
+    other = (sender / ".ssh/pear.pub").read_text().rpartition(" ")[0]
+    known.write_text(f"orchard {other}\n")
+    words = reason(deploy(bundle()))
+    assert "the host key of pear has changed" in words
+    assert "ssh-keygen -R 'orchard'" in words
+    known.write_text(f"orchard {server.host_key}\n")
+    assert deploy(bundle()).exit_code == 0
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,11 +25,12 @@ from edgeglm.deploy.device.wire import Refused
 from edgeglm.deploy.evidence import evidence_from
 from edgeglm.deploy.hosts import host_from_text, hosts_from_texts
 from edgeglm.deploy.options import DeployOptions
-from edgeglm.deploy.preflight import check_clock, check_space
+from edgeglm.deploy.preflight import board_from_facts, check_clock, check_space
 from edgeglm.deploy.report import Report
-from edgeglm.deploy.verdict import finalized
+from edgeglm.deploy.verdict import finalized, judged
 from edgeglm.engines.board import Board
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
+from scripts.fixtures.loopback import stop
 from tests.deploy.test_deploy import content, real_bundle
 
 
@@ -56,6 +59,14 @@ def test_a_changed_host_key_is_refused_and_told_from_an_unknown_one(sender, devi
     other = (sender / ".ssh/pear.pub").read_text().rpartition(" ")[0]
     known.write_text(f"{known.read_text().split()[0]} {other}\n")
     assert "the host key of pear has changed" in reason(deploy(bundle()))
+
+
+def test_known_hosts_that_cannot_be_read_are_told_as_such(sender, device, bundle, deploy):
+    device("pear")
+    with (sender / ".ssh/known_hosts").open("a") as file:
+        file.write("half-a-line\n")
+    words = reason(deploy(bundle()))
+    assert "cannot read the known hosts or the SSH configuration for pear: Invalid known hosts entry" in words
 
 
 def test_a_configuration_that_checks_no_host_key_is_refused(sender, device, bundle, deploy):
@@ -226,6 +237,33 @@ def test_a_device_that_is_being_deployed_to_names_the_owner_and_the_age(device, 
     assert deploy(bundle("other")).exit_code == 0, "the lock went with its process"
 
 
+def test_who_waited_for_a_device_that_was_removed_meanwhile_begins_anew(device, bundle, deploy, options):
+    pear = device("pear")
+    deploy(bundle("good"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(pear.root)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+
+    def removed() -> None:
+        stop(pear)
+        shutil.rmtree(pear.root)
+        holder.communicate()
+
+    later = threading.Timer(1.0, removed)
+
+    def begin(name: str, state: str, note: str) -> None:
+        if state == "lock":
+            later.start()
+
+    other = bundle("other")
+    (one,) = deploy(other, on_change=begin).devices
+    later.join()
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(other)
+
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -251,6 +289,24 @@ def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, op
     sign_bundle(path, [private])
     (one,) = deploy(path, options=real).devices
     assert one.outcome == "done", one.reason
+
+
+def test_a_device_that_trusts_a_key_goes_back_to_the_older_bundle(device, deploy, options, tmp_path, cli):
+    pytest.importorskip("cryptography")
+    pear = device("pear", PATH=os.environ["PATH"])
+    private, _ = make_key(tmp_path / "keys", "maker")
+    (pear.home / "trust").mkdir()
+    shutil.copy(private.with_suffix(".pub"), pear.home / "trust")
+    real = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
+    older, newer = (real_bundle(tmp_path / day, created=day) for day in ("2026-01-01", "2026-02-01"))
+    for path in (older, newer):
+        sign_bundle(path, [private])
+        (one,) = deploy(path, options=real).devices
+        assert one.outcome == "done", one.reason
+    cli("rollback", "pear")
+    assert pear.record()["content_digest"] == content(older)
+    cli("rollback", "pear")
+    assert "older" in reason(deploy(older, options=real)), "to deploy it anew needs the flag all the same"
 
 
 def test_a_python_without_edgeglm_or_none_at_all_is_told(device, bundle, deploy, options, tmp_path):
@@ -350,6 +406,12 @@ def test_a_device_cannot_name_a_file_of_the_senders(name, kind):
         asyncio.run(evidence_from(Taken(), "a", "pear", Board(model="m", machine="aarch64"), {}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["../../x", "/nowhere/x", "proc/device-tree/../../../x"])
+def test_a_device_cannot_write_a_file_of_the_senders(name):
+    with pytest.raises(UserError, match="nobody asked for; do not trust that device"):
+        board_from_facts({"board_files": {name: "mine"}, "machine": "aarch64", "gpu": None})
+
+
 def test_engines_that_the_server_cannot_run_are_no_delivery():
     class Jetson:
         async def ask(self, *_: object, **__: object) -> dict[str, object]:
@@ -358,6 +420,20 @@ def test_engines_that_the_server_cannot_run_are_no_delivery():
     work = finalized(Jetson(), "a", DeployOptions(), Report())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="install python3-libnvinfer on the device, or pass --engine"):
         asyncio.run(work)
+
+
+def test_a_signed_bundle_is_held_against_an_unsigned_one_that_runs():
+    asked: dict[str, list[str]] = {}
+
+    class Orin:
+        async def ask(self, *_: object, slot: str, arguments: list[str]) -> dict[str, object]:
+            asked[slot] = arguments
+            return {"code": 0, "words": [], "stdout": '{"map10": 0.5}'}
+
+    parcel: Any = SimpleNamespace(reference={"pairs.jsonl": "0" * 64})
+    work = judged(Orin(), "b", {"current": "a"}, parcel, DeployOptions(), Report())  # type: ignore[arg-type]
+    assert asyncio.run(work) == {"new": 0.5, "running": 0.5}
+    assert ("--allow-unsigned" in asked["a"], "--allow-unsigned" in asked["b"]) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a//b", "a/../../x", "a\0b"])

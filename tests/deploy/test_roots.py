@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from edgeglm.deploy.device import environment as environments
 from edgeglm.deploy.device import objects
 from edgeglm.deploy.device.layout import MARKER, Layout
 from edgeglm.deploy.device.wire import Refused
@@ -33,9 +36,21 @@ def test_a_home_that_is_named_as_the_root_is_neither_written_nor_removed(
 
 def test_asking_a_device_that_has_nothing_makes_nothing_there(device, cli):
     pear = device("pear")
-    for command in ("remove", "rollback"):
+    for command in ("remove", "rollback", "logs"):
         assert "there is no edgeglm in" in cli(command, "pear", code=2)
     assert not pear.home.joinpath(".local").exists()
+
+
+def test_a_root_is_told_from_the_users_home_on(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    nobodys = msgspec.structs.replace(options, root="~no-such-user/edgeglm")
+    assert "no user whose home ~no-such-user/edgeglm could be in; pass another" in reason(
+        deploy(bundle(), options=nobodys)
+    )
+    assert deploy(bundle(), options=msgspec.structs.replace(options, root="disk/edgeglm")).exit_code == 0
+    assert json.loads(cli("devices", "--json"))[0]["root"] == str(pear.home / "disk/edgeglm")
+    cli("remove", "pear")
+    assert not (pear.home / "disk/edgeglm").exists()
 
 
 def test_what_else_lies_in_a_root_outlives_its_removal(device, bundle, deploy, cli):
@@ -123,6 +138,42 @@ def test_an_environment_that_no_slot_runs_in_goes(serving):
     assert objects.collect(serving)["removed"] == 2
     assert names(serving.environments) == ["mine"]
     assert names(serving.objects) == []
+
+
+def test_an_installation_that_a_power_cut_ended_goes(serving):
+    (serving.root / ".wheels-x1").mkdir()
+    (serving.root / ".wheels-x1/a.whl").touch()
+    objects.collect(serving)
+    assert not list(serving.root.glob(".wheels-*"))
+
+
+def test_an_environment_is_on_the_disk_before_it_is_said_to_be_complete(serving, monkeypatch):
+    synced = []
+
+    def look(folder: Path) -> None:
+        synced.append((folder / "installed").exists() and not (folder / "complete.json").exists())
+
+    def run(command: Sequence[str]) -> None:
+        folder = serving.environments / "new"
+        folder.mkdir(exist_ok=True)
+        (folder / "installed").touch()
+
+    monkeypatch.setattr(environments, "_run", run)
+    monkeypatch.setattr(environments, "sync_all", look)
+    environments.made(serving, "new", {"pip-1.whl": "0" * 64}, lambda _: None)
+    assert synced == [True]
+    assert environments.is_complete(serving, "new")
+
+
+@pytest.mark.parametrize("way", [objects.collect, Layout.remove])
+def test_a_part_of_an_environment_that_was_to_go_is_not_complete(way, serving, monkeypatch):
+    def cut(folder: Path, **_: object) -> None:
+        raise KeyboardInterrupt if folder.exists() else FileNotFoundError
+
+    monkeypatch.setattr("shutil.rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        way(serving)
+    assert not environments.is_complete(serving, "nobodys")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", '{"state": "ready"}'])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
-from edgeglm.deploy.device import engines
+from edgeglm.deploy.device import engines, switch
 from edgeglm.deploy.device.layout import Layout
+from edgeglm.deploy.device.wire import Refused
 from scripts.fixtures.proxy import cable
 from tests.deploy.test_deploy import content
 
@@ -38,11 +41,46 @@ def test_a_deploy_that_fails_leaves_what_a_rollback_goes_back_to(fault, device, 
     assert pear.answers() == content(one)
 
 
+def test_who_goes_back_waits_as_long_as_the_deploy_of_that_bundle_did(tmp_path, monkeypatch):
+    layout = Layout(tmp_path)
+    layout.make()
+    for slot, waited in (("a", 300.0), ("b", 2.0)):
+        (layout.slots / slot).mkdir()
+        layout.write_record(slot, ready_seconds=waited)
+    (layout.root / "device.json").write_text('{"service": "process", "host": "127.0.0.1", "port": 0}')
+    layout.point("current", "b")
+    asked = {}
+
+    def waited_for(service: object, slot: str, seconds: float) -> str | None:
+        asked[slot] = seconds
+        return "it fails" if slot == "a" else None
+
+    monkeypatch.setattr(switch, "wait_ready", waited_for)
+    monkeypatch.setattr("edgeglm.deploy.device.service.ProcessService.restart", lambda _: None)
+    with pytest.raises(Refused, match="the former one serves again"):
+        switch.activate(layout, "a", None)
+    assert asked == {"a": 300.0, "b": 60.0}
+
+
 def test_the_bundle_before_the_former_one_goes_once_the_new_one_serves(device, bundle, deploy):
     pear = device("pear")
     for name in ("one", "two", "three", "four"):
         assert deploy(bundle(name)).exit_code == 0
         assert len(slots(pear)) <= 2
+
+
+def test_the_same_deploy_again_leaves_what_a_rollback_goes_back_to(device, bundle, deploy, cli, options):
+    pear = device("pear")
+    one, two = bundle("one"), bundle("two")
+    for path in (one, two, two):
+        assert deploy(path).exit_code == 0
+    cli("rollback", "pear")
+    assert pear.answers() == content(one)
+    cli("rollback", "pear")
+    assert pear.answers() == content(two)
+    assert deploy(two, options=msgspec.structs.replace(options, serve_flags=("--no-page",))).exit_code == 0
+    cli("rollback", "pear")
+    assert "--no-page" not in pear.record()["serve_flags"], "served otherwise it is another one"
 
 
 def test_a_staged_bundle_takes_no_place_of_the_former_one_and_outlives_a_rollback(
@@ -54,6 +92,11 @@ def test_a_staged_bundle_takes_no_place_of_the_former_one_and_outlives_a_rollbac
         deploy(path)
     staged = msgspec.structs.replace(options, activate=False)
     assert not reused(deploy(three, options=staged))
+    slots = json.loads(cli("devices", "--json"))[0]["slots"]
+    assert {slot: one["state"] for slot, one in slots.items()} == {"a": "ready", "b": "ready", "c": "staged"}
+    deploy(bundle("refused", recipe="wrong answers"), options=staged)
+    assert json.loads(cli("devices", "--refresh", "--json"))[0]["slots"]["c"]["state"] == "begun"
+    assert deploy(three, options=staged).exit_code == 0
     cli("rollback", "pear")
     assert pear.answers() == content(one)
     assert reused(deploy(three)), "its engines were finished when it was staged"
@@ -83,11 +126,14 @@ def test_engines_of_the_former_bundle_are_found_when_it_is_deployed_again(device
     assert reused(deploy(one))
 
 
-def test_engines_of_bundles_that_fail_do_not_pile_up(device, bundle, deploy):
+def test_bundles_that_fail_do_not_pile_up(device, bundle, deploy):
     pear = device("pear")
     deploy(bundle("good"))
+    counts = set()
     for number in range(3):
         deploy(bundle(f"bad-{number}", recipe="wrong answers", tower=f"tower {number}".encode()))
+        counts.add(len(list((pear.root / "objects").iterdir())))
+    assert len(counts) == 1, "the objects of the one before are gone"
     assert len(list((pear.root / "slots/b" / engines.ENGINES).iterdir())) == 2, (
         "the running one's, and its own"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -85,6 +86,28 @@ def test_systemds_watchdog_is_fed_while_a_program_starts_again(supervised, monke
         os.kill(first["child"], signal.SIGKILL)
         words(lambda said: said["ready"] and said["child"] != first["child"])
     assert "WATCHDOG=1" in told
+
+
+def test_a_server_is_started_again_once_there_is_memory_and_room_for_it(supervised, monkeypatch, tmp_path):
+    replace, start = Path.replace, subprocess.Popen
+    refused: list[str] = []
+
+    def full(self: Path, target: Path) -> Path:
+        if len(refused) < 2 and target.name == "state.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    def short(*words: Any, **more: Any) -> Any:
+        if len(refused) < 2:
+            refused.append("memory")
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return start(*words, **more)
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(subprocess, "Popen", short)
+    with supervised("") as words:
+        assert words(lambda said: said["ready"])["exit"] == errno.ENOMEM
+    assert len(refused) == 2
 
 
 def test_a_token_that_was_handed_over_goes_before_the_one_that_the_flags_name(tmp_path, monkeypatch):

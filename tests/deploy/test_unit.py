@@ -173,6 +173,49 @@ def test_a_user_unit_is_written_started_and_removed(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_user_whose_units_end_when_it_logs_out_is_told_so(allowed, tmp_path, monkeypatch):
+    (tmp_path / "systemctl").write_text("#!/bin/sh\n")
+    switched = f"touch {tmp_path}/on" if allowed else "exit 1"
+    (tmp_path / "loginctl").write_text(
+        f"#!/bin/sh\n[ $1 = enable-linger ] && {{ {switched}; exit; }}\n"
+        f"[ -e {tmp_path}/on ] && echo Linger=yes || echo Linger=no\n"
+    )
+    for program in ("systemctl", "loginctl"):
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    service = SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000})
+    if allowed:
+        service.check()
+    else:
+        with pytest.raises(Refused, match=r"end when it logs out.*; let root do it there, or pass"):
+            service.check()
+
+
+def test_a_unit_that_serves_another_root_is_neither_taken_over_nor_removed(tmp_path, monkeypatch):
+    for program in ("systemctl", "loginctl"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    roots = [tmp_path / "50% of a disk", tmp_path / "another"]
+    for root in roots:
+        root.mkdir()
+    settings = {"service": "user", "host": "127.0.0.1", "port": 8000}
+    mine, other = (SystemdService(Layout(root), settings) for root in roots)
+    mine.prepare()
+    text = mine.unit.read_text()
+    with pytest.raises(Refused, match=f"serves what lies in {roots[0]}; pass --root"):
+        other.check()
+    other.remove()
+    assert other.unit.read_text() == text
+    mine.check()
+    roots[0].rmdir()
+    other.check()
+    other.remove()
+    assert not other.unit.exists(), "a root that is gone needs it no more"
+
+
 TOLD = "LoadState=loaded\nUnitFileState=enabled\nNeedDaemonReload=no"
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Agent:
             "activate": self.activate,
             "rollback": self.rollback,
             "collect": lambda _: objects.collect(self.layout),
-            "logs": lambda q: {"lines": self._service().log(int(q["lines"]))},
+            "logs": self.logs,
             "remove": self.remove,
         }
         if question["ask"] not in ("facts", "status", "lock", "logs") and self.lock is None:
@@ -81,22 +82,21 @@ class Agent:
         anything has come that would be served by them.
         """
         layout = self.layout
-        if question.get("create"):
-            layout.make()
-        elif not layout.is_ours():
-            raise Refused(
-                f"there is no edgeglm in {layout.root} on the device; "
-                "name with --root where it was deployed to"
-            )
-        lock = Lock(layout.root)
-        lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
-        self.lock = lock
+        while self.lock is None:
+            if question.get("create"):
+                layout.make()
+            else:
+                self._check_root()
+            lock = Lock(layout.root)
+            lock.take(str(question["owner"]), float(question["seconds"]), self.wire.gone)
+            if lock.is_there():  # else who had it has removed the root, and another may have made it anew
+                self.lock = lock
         if self.source is not None:
             keep_source(layout.root, self.source)
         recovered = switch.recover(layout)
         if settings := question.get("settings"):
             switch.check_settings(layout, settings)
-        return {"recovered": recovered, **self.status()}
+        return {"recovered": recovered, "manifests": objects.manifests(layout), **self.status()}
 
     def missing(self, question: Message) -> Message:
         """Say which objects must still come: those of the manifest, and others that are named."""
@@ -138,9 +138,10 @@ class Agent:
         else:
             (folder / "environment").symlink_to(Path("../../environments") / question["environment"])
         engines.brought(layout, folder, used, question.get("engines", {}))
-        record = {"state": "staged", "objects": used, "manifest_sha256": manifest_sha, "staged": time.time()}
+        record = {"state": "begun", "objects": used, "manifest_sha256": manifest_sha, "begun": time.time()}
         sync_all(layout.root)
         layout.write_record(slot, **record, environment=question.get("environment"), **question["record"])
+        objects.collect(layout, coming=slot)  # bundles that fail, one after the other, would fill the disk
         return {"slot": slot}
 
     def run(self, question: Message) -> Message:
@@ -222,9 +223,14 @@ class Agent:
         said: Message = {}
         asking = threading.Thread(target=lambda: said.update(facts(self.layout.root)), daemon=True)
         asking.start()
-        found = switch.activate(self.layout, slot, float(question["seconds"]))
+        found = switch.activate(self.layout, slot, question["seconds"])
         asking.join()
         return {**found, "facts": said, "status": self.status()}
+
+    def logs(self, question: Message) -> Message:
+        """Return the last lines that the server wrote."""
+        self._check_root()
+        return {"lines": self._service().log(int(question["lines"]))}
 
     def remove(self, question: Message) -> Message:
         """Remove everything that is edgeglm's, or with ``old`` only what does not serve."""
@@ -244,6 +250,13 @@ class Agent:
         self._service().remove()
         size, left = layout.remove()
         return {"removed": 1, "bytes": size, "left": left}
+
+    def _check_root(self) -> None:
+        if not self.layout.is_ours():
+            raise Refused(
+                f"there is no edgeglm in {self.layout.root} on the device; "
+                "name with --root where it was deployed to"
+            )
 
     def _service(self) -> Service:
         return service_for(self.layout, switch.settings_in_force(self.layout))
@@ -285,16 +298,27 @@ def main(source: bytes | None) -> None:
     first = wire.receive()
     if first is None:
         return
-    root = Path(first["root"]).expanduser() if first.get("root") else default_root()
+    wire.give_up_after(float(first["silence"]))
+    with suppress(SenderGone):
+        _answer_all(wire, first, source)
+
+
+def _answer_all(wire: Wire, first: Message, source: bytes | None) -> None:
+    try:
+        root = Path.home() / Path(first["root"]).expanduser() if first.get("root") else default_root()
+    except RuntimeError:
+        words = f"the device has no user whose home {first['root']} could be in; pass another --root"
+        wire.send({"refused": words, "code": 2})
+        return
     agent = Agent(wire, root, source)
-    wire.send({"root": str(root)})
+    wire.send({"answer": {"root": str(root)}})
     while (question := wire.receive()) is not None:
         try:
             wire.send({"answer": agent.answer(question)})
-        except SenderGone:
-            return
         except Refused as error:
             wire.send({"refused": str(error), "code": error.code})
+        except SenderGone:
+            raise
         except Exception as error:
             if not isinstance(error, OSError):  # what only we can get wrong; it must be heard all the same
                 wire.send({"broken": f"{type(error).__name__}: {error}"})

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgeglm.deploy.device.layout import Layout, read_json, write_json
+from edgeglm.deploy.device.layout import Layout, read_json, sync_all, write_json
 from edgeglm.deploy.device.objects import linked, object_path, remove_tree
 from edgeglm.deploy.device.wire import Refused
 
@@ -47,6 +47,7 @@ def made(layout: Layout, name: str, wheels: Mapping[str, str], say: Say) -> str:
         # pip compiles what it installs: the server may write nothing there, and would compile at each start.
         options = ["--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
         _run([str(python), f"{pip}/pip", "install", *options, "--ignore-installed", *paths])
+    sync_all(folder)  # or a power cut leaves what is said to be complete, with empty files
     write_json(folder / "complete.json", {"objects": sorted(wheels.values()), "wheels": sorted(wheels)})
     return str(python)
 

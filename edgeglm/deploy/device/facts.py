@@ -22,6 +22,7 @@ BOARD_FILES = (
     "sys/fs/cgroup/memory.max",
     "sys/fs/cgroup/memory.current",
 )
+SHORTENED_FILES = ("var/lib/dpkg/status", "proc/cpuinfo")
 FILES_VARIABLE = "EDGEGLM_DEVICE_FILES"
 
 

@@ -74,8 +74,11 @@ class Layout:
 
     def remove(self) -> tuple[int, list[str]]:
         """Remove what edgeglm made; return the bytes freed, and the names of what else lies there."""
-        mine = sorted(filter(_is_ours, self._names()), key=lambda name: name == MARKER)  # that one last
+        last = ("lock", MARKER)  # what keeps others out, and what says whose all this is
+        mine = sorted(filter(_is_ours, self._names()), key=lambda name: (name in last, name == MARKER))
         size = bytes_in(self.root / name for name in mine)
+        for record in self.environments.glob("*/complete.json"):
+            record.unlink()
         for path in (self.root / name for name in mine):
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)
@@ -167,13 +170,21 @@ class Lock:
         words = {"owner": owner, "pid": os.getpid(), "since": time.time()}
         os.pwrite(self._handle, json.dumps(words).encode(), 0)
 
+    def is_there(self) -> bool:
+        """Say whether the file that was locked still lies in the root."""
+        assert self._handle is not None
+        try:
+            return os.path.samestat(os.fstat(self._handle), self._path.stat())
+        except FileNotFoundError:
+            return False
+
     def _held(self) -> str:
         assert self._handle is not None
         import datetime  # this and the like cost a small board time at every start
 
         try:
             found = json.loads(os.pread(self._handle, 4096, 0))
-            age = datetime.timedelta(seconds=int(time.time() - float(found["since"])))
+            age = datetime.timedelta(seconds=max(0, int(time.time() - float(found["since"]))))
             owner = f"{found['owner']} (process {int(found['pid'])} there), since {age} h"
         except (ValueError, KeyError, TypeError):
             owner = "somebody"

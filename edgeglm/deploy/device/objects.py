@@ -50,6 +50,14 @@ def missing(layout: Layout, wanted: Iterable[tuple[str, int]]) -> list[dict[str,
     return lacking
 
 
+def manifests(layout: Layout) -> list[str]:
+    """Return the digests of the slots' manifests that lie here undamaged."""
+    named = {str(sha) for slot in SLOTS if (sha := layout.record(slot).get("manifest_sha256"))}
+    return sorted(
+        one for one in named if (path := object_path(layout, one)).exists() and _sha256(path) == one
+    )
+
+
 def receive(layout: Layout, wire: Wire) -> int:
     """Take files until the sender says that was all; return how many. Each is hashed before it counts.
 
@@ -88,16 +96,17 @@ def linked(source: Path, place: Path) -> None:
         shutil.copyfile(source, place)
 
 
-def collect(layout: Layout) -> dict[str, int]:
+def collect(layout: Layout, *, coming: str | None = None) -> dict[str, int]:
     """Remove what nobody goes back to or waits for: the slot before the former one, and what no slot needs.
 
-    Objects, environments and old beginnings, that is. What serves and a staged bundle are never touched.
-    Where the record of a slot cannot be read, nobody knows what that slot needs, and nothing is removed.
+    Objects, environments and old beginnings, that is. What serves, a staged bundle and the slot ``coming``
+    are never touched. Where the record of a slot cannot be read, nobody knows what that slot needs, and
+    nothing is removed.
     """
     keep: set[str] = set()
     environments: set[str] = set()
     for slot in SLOTS:
-        used = slot in (layout.pointed("current"), layout.pointed("previous"))
+        used = slot in (layout.pointed("current"), layout.pointed("previous"), coming)
         if not used and layout.record(slot).get("state") != "staged":
             remove_tree(layout.slots / slot)
     if damaged_slots(layout):
@@ -119,8 +128,11 @@ def collect(layout: Layout) -> dict[str, int]:
             removed += 1
     for folder in layout.environments.iterdir():
         if folder.name not in environments:
+            (folder / "complete.json").unlink(missing_ok=True)  # first: half of it is not complete
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
+    for place in layout.root.glob(".wheels-*"):  # an installation that a power cut ended
+        remove_tree(place)
     for part in layout.incoming.iterdir():
         if time.time() - part.stat().st_mtime > _FORGET_INCOMING_SECONDS:
             part.unlink()

@@ -79,7 +79,12 @@ class Supervisor:
         pause = _FIRST_PAUSE
         while not self._stop.is_set():
             started = time.monotonic()
-            code = self._once()
+            try:
+                code = self._once()
+            except OSError as error:  # no memory for another process, say: who supervises must outlive it
+                code = error.errno or 1
+                with suppress(OSError):
+                    sys.stderr.write(f"error: the server was not started: {error}; it is tried again\n")
             if self._stop.is_set():
                 break
             pause = _FIRST_PAUSE if time.monotonic() - started > _CALM else min(2 * pause, _LONGEST_PAUSE)
@@ -130,9 +135,10 @@ class Supervisor:
     def _say(self, **changed: Any) -> None:
         self._words.update(changed)
         new = self._state.with_name(f".{self._state.name}.new")
-        new.write_text(json.dumps(self._words))
-        new.chmod(0o644)
-        new.replace(self._state)
+        with suppress(OSError):  # a disk that is full must not end what is supervised
+            new.write_text(json.dumps(self._words))
+            new.chmod(0o644)
+            new.replace(self._state)
 
 
 def shortened(log: Path | None) -> None:

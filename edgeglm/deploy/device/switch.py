@@ -24,6 +24,7 @@ _LAST_WORDS = 4
 _JOURNAL = re.compile(r"\S+ \S+ (?P<name>[^\s\[]+)\[(?P<process>\d+)\]: ")
 """What journalctl sets before a line: when, where and who."""
 _BACK_SECONDS = 60.0
+_WHAT_SERVES = ("manifest_sha256", "environment", "serve_flags")
 _FAULTS = (Refused, OSError, subprocess.SubprocessError)
 
 Settings = dict[str, Any]
@@ -60,8 +61,12 @@ def check_settings(layout: Layout, settings: Settings) -> None:
         ) from error
 
 
-def activate(layout: Layout, slot: str, seconds: float, settings: Settings | None = None) -> dict[str, Any]:
+def activate(
+    layout: Layout, slot: str, seconds: float | None, settings: Settings | None = None
+) -> dict[str, Any]:
     """Serve a slot, by default as it was served before; return from which it came and the seconds that took.
+
+    It is waited for ``seconds``; for None as long as its own deploy waited, and a minute at least.
 
     The journal comes first and says what was begun, so that whoever comes after a power cut can judge it; the
     link changes in one rename. Raises Refused when the slot did not get ready: the former one then serves
@@ -82,7 +87,7 @@ def activate(layout: Layout, slot: str, seconds: float, settings: Settings | Non
         if before and before.get("service") != after.get("service"):  # or two of them would want one port
             _quietly(service_for(layout, before).remove)
         service.restart()
-        reason = wait_ready(service, slot, seconds)
+        reason = wait_ready(service, slot, seconds or _start_seconds(layout, slot))
     except _FAULTS as error:
         reason = _in_words(error)
     if reason is not None:
@@ -120,9 +125,21 @@ def _judged(layout: Layout, journal: dict[str, Any]) -> None:
     former, slot, after = journal.get("from"), journal["to"], journal["after"]
     stands_by = bool(service_for(layout, after).state().get("stands_by"))
     layout.write_record(slot, state="ready", activated=time.time(), settings=after, stands_by=stands_by)
-    if former is not None and former != slot:
+    if former is not None and former != slot and not _is_repeated(layout, journal):
         layout.point("previous", former)
     (layout.root / "switching.json").unlink(missing_ok=True)
+
+
+def _is_repeated(layout: Layout, journal: dict[str, Any]) -> bool:
+    """Say whether the former slot served the very same: then the one before it stays what is gone back to.
+
+    So it is where a switch was done and its answer was lost, and the same command came again.
+    """
+    former, slot = journal["from"], journal["to"]
+    if layout.pointed("previous") == slot or journal["before"] != journal["after"]:
+        return False
+    one, other = layout.record(former), layout.record(slot)
+    return all(one.get(part) == other.get(part) for part in _WHAT_SERVES)
 
 
 def _go_back(layout: Layout, journal: dict[str, Any]) -> str:
@@ -147,12 +164,18 @@ def _go_back(layout: Layout, journal: dict[str, Any]) -> str:
             state = old.state()
             if state.get("slot") != former or not state.get("ready"):
                 old.restart()
-            reason = wait_ready(old, former, _BACK_SECONDS)
+            reason = wait_ready(old, former, _start_seconds(layout, former))
             words = "the former one serves again" if reason is None else f"the former one fails too: {reason}"
         (layout.root / "switching.json").unlink(missing_ok=True)
     except _FAULTS as error:
         return f"going back failed: {_in_words(error)}"
     return words
+
+
+def _start_seconds(layout: Layout, slot: str) -> float:
+    """Return how long a slot that served before may take until it answers."""
+    waited = layout.record(slot).get("ready_seconds")
+    return max(_BACK_SECONDS, waited) if isinstance(waited, (int, float)) else _BACK_SECONDS
 
 
 def _quietly(step: Any) -> None:

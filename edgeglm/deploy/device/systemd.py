@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeglm.deploy.device.layout import Layout, read_json
 from edgeglm.deploy.device.supervise import alive
-from edgeglm.deploy.device.unit import UNIT_NAME, unit_text
+from edgeglm.deploy.device.unit import UNIT_NAME, root_of_unit, unit_text
 from edgeglm.deploy.device.wire import Refused
 
 _GPU_GROUPS = ("video", "render")
@@ -45,9 +45,16 @@ class SystemdService:
                 f"the root is {str(self._layout.root)!r}, and systemd runs no program with a quote or a "
                 "backslash in its path; pass another --root, or --service process"
             )
+        if (other := self._other_root()) is not None:
+            raise Refused(
+                f"{self.unit} on the device serves what lies in {other}; pass --root {other}, "
+                f"or take that away first with 'edgeglm remove --root {other}'"
+            )
         if self._system:
             self._check_places()
         self._systemctl("show-environment")
+        if not self._system:
+            self._check_lingering()
 
     def prepare(self) -> None:
         """Write the unit, let systemd read it, and have it started at boot.
@@ -72,9 +79,8 @@ class SystemdService:
         told = self._told()
         if not told:
             self._systemctl("daemon-reload")
-        if not self._system:  # else it ends when its user logs out
-            with suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(["loginctl", "enable-linger"], capture_output=True, timeout=20, check=False)
+        if not self._system:
+            _loginctl("enable-linger")
         if not told:
             self._systemctl("enable", UNIT_NAME)
 
@@ -88,6 +94,8 @@ class SystemdService:
 
     def remove(self) -> None:
         """Stop the unit and remove its file. Raises Refused where it goes on running."""
+        if self._other_root() is not None:
+            return
         try:
             self._systemctl("disable", "--now", UNIT_NAME)
         except Refused:
@@ -114,6 +122,14 @@ class SystemdService:
             raise Refused(f"journalctl on the device failed: {error}; mend it") from error
         return done.stdout.splitlines()
 
+    def _other_root(self) -> Path | None:
+        """Return the root that the unit serves where it is another one that is still there."""
+        try:
+            root = root_of_unit(self.unit.read_text())
+        except OSError:
+            return None
+        return root if root is not None and root.is_dir() and not root.samefile(self._layout.root) else None
+
     def _check_places(self) -> None:
         """Raise Refused for what the unit of the system could not see or be handed."""
         named = {"the root": str(self._layout.root), "--python": self._settings.get("python")}
@@ -130,6 +146,17 @@ class SystemdService:
                 f"systemd {version} on the device hands no token over (LoadCredential is of "
                 f"{_CREDENTIALS_SINCE}); pass --service process, or leave --token-file out"
             )
+
+    def _check_lingering(self) -> None:
+        """Raise Refused where logind says that this user's units end when it logs out, and keeps it so."""
+        for _ in range(2):
+            if "Linger=no" not in _loginctl("show-user", str(os.getuid()), "--property=Linger"):
+                return
+            _loginctl("enable-linger")
+        raise Refused(
+            "units of this user end when it logs out, and it may not change that (loginctl enable-linger); "
+            "let root do it there, or pass --service process"
+        )
 
     def _version(self) -> int:
         """Return systemd's; 0 where it does not say."""
@@ -170,6 +197,14 @@ class SystemdService:
             words = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise Refused(f"systemctl {arguments[0]} failed: {words}; mend it, or pass --service process")
         return done.stdout
+
+
+def _loginctl(*arguments: str) -> str:
+    """Return what logind says; nothing where there is none."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["loginctl", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    return ""
 
 
 def _group_exists(name: str) -> bool:

@@ -142,6 +142,12 @@ def unit_text(
     return "\n".join([*lines, "", "[Install]", f"WantedBy={wanted}", ""])
 
 
+def root_of_unit(text: str) -> Path | None:
+    """Return the root that a unit of ``unit_text`` serves; None for any other."""
+    found = re.search(r"^WorkingDirectory=(.*)/current$", text, re.MULTILINE)
+    return None if found is None else Path(found[1].replace("%%", "%"))
+
+
 def quoted(word: str) -> str:
     """Return a word of a unit's line that systemd reads as it is, spaces and ``%`` included."""
     if _PLAIN.fullmatch(word):
