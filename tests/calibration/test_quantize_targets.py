@@ -150,10 +150,17 @@ def test_the_proof_against_evaluation_samples_travels_with_the_file(fp32_dir: Pa
     assert "none among 8" in plan_from_file(tmp_path / "out" / "plan.toml").calibration
 
 
-def _with_weights_beside(source: Path, folder: Path) -> Path:
+def _with_weights_beside(source: Path, folder: Path, *, constant: str = "") -> Path:
+    """Write a model with its weights in another file; ``constant`` names one that becomes a Constant node."""
     folder.mkdir()
+    model = onnx.load(source)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name == constant]:
+        node = onnx.helper.make_node("Constant", [], [constant], name=constant)
+        node.attribute.append(onnx.helper.make_attribute("value", tensor))
+        model.graph.node.insert(0, node)
+        model.graph.initializer.remove(tensor)
     onnx.save(
-        onnx.load(source),
+        model,
         folder / "model.onnx",
         save_as_external_data=True,
         location="weights.bin",
@@ -171,6 +178,12 @@ def test_a_model_with_its_weights_beside_it_becomes_fp16_and_int8(fp32_dir: Path
     assert outcome.passed
     assert source_sha256(path) == before
     assert outcome.source_bytes == source_bytes(path) > path.stat().st_size
+
+
+def test_a_model_with_constants_to_fold_finds_its_weights_beside_it(fp32_dir: Path, tmp_path: Path) -> None:
+    path = _with_weights_beside(fp32_dir / "image.onnx", tmp_path / "model", constant="six")
+    plain = prepared_model(fp32_dir / "image.onnx")
+    assert [group.nodes for group in prepared_model(path).groups] == [group.nodes for group in plain.groups]
 
 
 def test_a_plan_does_not_fit_the_same_graph_with_other_weights(fp32_dir: Path, tmp_path: Path) -> None:
