@@ -283,6 +283,27 @@ def test_a_narrow_table_that_a_product_widens_is_quantized_beside_that_product(
     assert fidelity(tmp_path / "out" / "model.onnx", source, batches).mean_cosine > 0.98
 
 
+@pytest.mark.parametrize("scheme", ["dynamic", "u8s8", "s8s8"])
+def test_a_weight_whose_shape_is_noted_twice_is_turned_all_the_same(tmp_path: Path, scheme: str) -> None:
+    """torch's exporter notes them among those of values, and quantizers turn the weights of a Gemm."""
+    random = np.random.default_rng(0)
+    float32, info = onnx.TensorProto.FLOAT, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w"], ["y"], "linear/Gemm", transB=1)],
+        "main",
+        [info("x", float32, ["batch", 64])],
+        [info("y", float32, ["batch", 32])],
+        [numpy_helper.from_array(random.normal(size=(32, 64)).astype(np.float32), "w")],
+        value_info=[info("w", float32, [32, 64])],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    source = tmp_path / "linear.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), source)
+    batches = Batches({"x": random.normal(size=(32, 64)).astype(np.float32)}, 8)
+    plan = _plan_of(source, scheme)
+    assert quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan).passed
+
+
 def test_smoothing_changes_nothing_in_fp32_and_moves_outliers_into_weights(
     fp32_dir: Path, tmp_path: Path
 ) -> None:
