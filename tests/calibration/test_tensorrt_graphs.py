@@ -12,9 +12,13 @@ pytest.importorskip("modelopt")
 
 import onnx
 
+from edgeglm.calibration import feeds as stored
+from edgeglm.calibration.any_model import quantize_onnx
+from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import HighPrecision, fidelity, fp16_from_fp32, int8_from_fp32
 from edgeglm.export.fusion import fusions_of_file
+from edgeglm.targets.schema import load_target
 from tests.calibration.towers import Batches
 from tests.export.test_fusion import WIDTH, block
 
@@ -79,3 +83,13 @@ def test_a_residual_that_no_int8_product_reads_keeps_its_precision(tmp_path: Pat
     (row,) = (r for r in fusions_of_file(tmp_path / "int8.onnx").missed("tensorrt"))
     assert (row.at, row.pattern) == ("residual/Add", "quantized-residual")
     assert row.why.endswith("a Q/DQ pair of its own would be one kernel more")
+
+
+def test_an_fp8_file_of_a_transformer_has_a_report(tmp_path: Path):
+    """ONNX Runtime's passes make a graph of it that it cannot load itself."""
+    source, feeds = attention_block(tmp_path)
+    samples = stored.Batches({"x": np.concatenate([batch["x"] for batch in feeds])}, 2)
+    l4, settings = load_target("l4"), Settings(scheme="fp8", evaluations=2, gate=0.9)
+    assert quantize_onnx(source, samples, tmp_path / "out", target=l4, settings=settings).passed
+    report = fusions_of_file(tmp_path / "out" / "model.onnx")
+    assert report.counts("tensorrt")["attention"] == (1, 1)
