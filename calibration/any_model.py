@@ -23,7 +23,7 @@ from edgeglm.calibration.origin import Origin
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.outcome import OP_TYPES, Fp16File, Outcome, Settings
 from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
-from edgeglm.calibration.precision import checked_feeds, fp16_from_fp32
+from edgeglm.calibration.precision import checked_feeds, fp16_from_fp32, nothing_quantized
 from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.schemes import (
@@ -238,9 +238,13 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
     report, made = outcome.search, scratch / "model.onnx"
     for plan in _with_residuals(report):
         said = msgspec.structs.replace(plan, calibration=outcome.calibration.sentence)
-        file_by_plan(task.prepared, made, said, ranges, task.seen)
+        computed = file_by_plan(task.prepared, made, said, ranges, task.seen).quantized_nodes
+        if not computed:
+            raise nothing_quantized(task.prepared.path.name)
         legal_file(made, task.target)
         done = _judged(task, outcome, said, made)
+        left = tuple(node for node in said.int8_nodes if node not in computed)
+        done = msgspec.structs.replace(done, left_high=left)
         if done.passed:
             if not task.on_cpu:
                 done = _with_fp16(task, done, scratch)

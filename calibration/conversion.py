@@ -31,7 +31,7 @@ from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.attention_scale import file_with_scales_before
-from edgeglm.export.graph import sorted_nodes
+from edgeglm.export.graph import Graph, sorted_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +104,7 @@ def file_by_plan(
         return _fp8_file(prepared, out, plan, order, seen)
     if scheme.maker == "modelopt":
         with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
-            source = Path(folder) / "fp32.onnx"  # with the names that the plan knows
+            source = Path(folder) / f"{prepared.path.stem}.onnx"  # with the names that the plan knows
             source_model = _without_shapes(prepared.model)
             quantize_tables(source_model, plan.embeddings)
             save_deterministic(source_model, source)
@@ -160,14 +160,16 @@ def _fp8_file(
     strip_traces(model)
     model.graph.ClearField("value_info")
     save_deterministic(model, out)
+    graph = Graph(model)
+    made = [n.name for n in graph.nodes if n.name in order and graph.quantizers_before(n.input[0])]
     return ConversionReport(
         sha256=sha256_file(out),
         source_sha256=prepared.sha256,
         precision="fp8",
         high_precision="fp16",
         plan=plan,
-        quantized_nodes=tuple(order),
-        weights=len(order),
+        quantized_nodes=tuple(made),
+        weights=len(made),
         samples=batches_of(seen),
         batches=len(seen),
         size_bytes=out.stat().st_size,

@@ -189,7 +189,7 @@ def int8_from_fp32(
     if not by_modelopt and not set(quantized) <= set(wanted):
         raise EdgeglmError(f"ModelOpt quantized {sorted(set(quantized) - set(wanted))} too; exclude them")
     if not weights:
-        raise EdgeglmError(f"ModelOpt quantized nothing in {onnx_in.name}; choose another policy")
+        raise nothing_quantized(onnx_in.name)
     sums = quantize_residuals(model) if residuals else []
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
@@ -207,6 +207,14 @@ def int8_from_fp32(
         size_bytes=onnx_out.stat().st_size,
         said=tuple(said),
         seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def nothing_quantized(name: str) -> UserError:
+    """Build the error for a model of which ModelOpt leaves every product as it was."""
+    return UserError(
+        f"ModelOpt leaves every product of {name} in high precision: so narrow ones, or of so few rows, "
+        "gain nothing on Tensor Cores; take FP16, or give larger batches"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
 from edgeglm.export.lanes import lane_problems
 from edgeglm.targets.schema import load_target
+from scripts.fixtures.graphs import normal
 from tests.calibration.towers import tower_tensors
 
 CPU, T4, XAVIER = load_target("cpu"), load_target("t4"), load_target("jetson-agx-xavier")
@@ -215,3 +217,42 @@ def test_a_fixed_batch_names_the_option_that_fits_it(
     assert exit_code([*drawn, "--output", str(tmp_path / "set")]) == 2
     assert "give --batch-size 1" in capsys.readouterr().err
     assert exit_code([*drawn, "--output", str(tmp_path / "set"), "--batch-size", "1"]) == 0
+
+
+def _linear(path: Path, *widths: int) -> Batches:
+    """Write a chain of linear layers and return samples for it."""
+    names, float32 = ["x", *(f"y{i}" for i in range(1, len(widths)))], onnx.TensorProto.FLOAT
+    weights = [normal(a, b, seed=a, scale=0.3) for a, b in pairwise(widths)]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], f"linear{i}")
+            for i in range(len(weights))
+        ],
+        "main",
+        [onnx.helper.make_tensor_value_info("x", float32, ["batch", widths[0]])],
+        [onnx.helper.make_tensor_value_info(names[-1], float32, ["batch", widths[-1]])],
+        [onnx.numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return Batches({"x": normal(32, widths[0])}, 8)
+
+
+def test_products_that_modelopt_leaves_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = _linear(tmp_path / "model.onnx", 32, 32, 8)
+    np.savez(tmp_path / "data.npz", x=batches.arrays["x"])
+    made = ["quantize", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"), "--target", "t4"]
+    assert exit_code([*made, "--method", "max", "--output", str(tmp_path / "out")]) == 0
+    assert "ModelOpt leaves linear1 in high precision" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["left_high"] == ["linear1"]
+
+
+@pytest.mark.parametrize("scheme", ["tensorrt", "fp8"])
+def test_a_file_with_nothing_quantized_is_not_written(tmp_path: Path, scheme: str) -> None:
+    batches = _linear(tmp_path / "model.onnx", 32, 8)
+    settings = Settings(scheme=scheme, methods=("max",), evaluations=2)
+    with pytest.raises(UserError, match=r"every product of model\.onnx in high precision"):
+        quantize_onnx(
+            tmp_path / "model.onnx", batches, tmp_path / "out", target=load_target("l4"), settings=settings
+        )
+    assert not (tmp_path / "out").exists()
