@@ -17,7 +17,7 @@ from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import HighPrecision, fidelity, fp16_from_fp32, int8_from_fp32
-from edgeglm.export.fusion import fusions_of_file
+from edgeglm.export.fusion import fusions_of_file, rewritten_file
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import Batches
 from tests.export.test_fusion import WIDTH, block
@@ -48,6 +48,14 @@ def test_the_scale_goes_before_the_product_in_fp16_and_int8_for_tensorrt(tmp_pat
         assert scales(tmp_path / f"{name}.onnx") == [], name
         assert fidelity(tmp_path / f"{name}.onnx", source, feeds).min_cosine > least, name
     assert source.read_bytes() == before
+
+
+def test_an_fp16_file_that_masks_in_fp32_is_rewritten_into_one_that_onnxruntime_loads(tmp_path: Path):
+    source, feeds = attention_block(tmp_path)
+    fp16_from_fp32(source, tmp_path / "fp16.onnx", feeds)
+    done = rewritten_file(tmp_path / "fp16.onnx", tmp_path / "fused.onnx", "onnxruntime")
+    assert "several precisions" in done.kept["attention/Softmax"]
+    assert fidelity(tmp_path / "fused.onnx", source, feeds).min_cosine > 0.9999
 
 
 def test_on_a_cpu_the_scale_stays_where_its_runtime_looks_for_it(tmp_path: Path):
