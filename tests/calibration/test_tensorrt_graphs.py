@@ -17,8 +17,10 @@ from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import HighPrecision, fidelity, fp16_from_fp32, int8_from_fp32
+from edgeglm.calibration.residual_quantizers import quantize_residuals
 from edgeglm.export.fusion import fusions_of_file, rewritten_file
 from edgeglm.targets.schema import load_target
+from scripts.fixtures.graphs import graph_model, normal
 from tests.calibration.towers import Batches
 from tests.export.test_fusion import WIDTH, block
 
@@ -101,3 +103,27 @@ def test_an_fp8_file_of_a_transformer_has_a_report(tmp_path: Path):
     assert quantize_onnx(source, samples, tmp_path / "out", target=l4, settings=settings).passed
     report = fusions_of_file(tmp_path / "out" / "model.onnx")
     assert report.counts("tensorrt")["attention"] == (1, 1)
+
+
+@pytest.mark.parametrize("shortcut", [0, 1])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_sum_of_two_products_reads_the_pair_that_one_has(shortcut: int, known: bool):
+    """Whichever side it is; behind an operator that shape inference does not know there is none to trust."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Relu" if known else "Strange", ["x"], ["t0"], domain="" if known else "strange"),
+        make("QuantizeLinear", ["t0", "s", "z"], ["q0"]),
+        make("DequantizeLinear", ["q0", "s", "z"], ["d0"]),
+        make("MatMul", ["d0", "w"], ["t1"], name="before"),
+        make("QuantizeLinear", ["t1", "s", "z"], ["q1"]),
+        make("DequantizeLinear", ["q1", "s", "z"], ["d1"]),
+        make("MatMul", ["d1", "w"], ["m"], name="product"),
+        make("Add", ["t1", "m"] if shortcut == 0 else ["m", "t1"], ["r"], name="residual"),
+        make("MatMul", ["d0", "w"], ["m2"], name="other"),
+        make("Add", ["m2", "t0"], ["b"], name="beside"),
+        make("Add", ["r", "b"], ["y"], name="sum"),
+    ]
+    model = graph_model(nodes, {"s": np.float32(0.1), "z": np.int8(0), "w": normal(8, 8)})
+    assert quantize_residuals(model) == (["residual", "beside"] if known else ["residual"])
+    (residual,) = (node for node in model.graph.node if node.name == "residual")
+    assert residual.input[shortcut] == "d1"
