@@ -22,7 +22,7 @@ from edgeglm.calibration.ort_calls import (
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
+from edgeglm.calibration.precision import ConversionReport, int8_from_fp32, ready_beside_quantizers
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
@@ -30,7 +30,6 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
-from edgeglm.export.attention_scale import file_with_scales_before
 from edgeglm.export.graph import Graph, sorted_nodes
 
 if TYPE_CHECKING:
@@ -148,9 +147,9 @@ def _fp8_file(
         source_model = _without_shapes(prepared.model)
         quantize_tables(source_model, plan.embeddings)
         save_deterministic(source_model, source)
-        scaled = file_with_scales_before(source, Path(folder) / "scaled.onnx")
+        ready, lint = ready_beside_quantizers(source, Path(folder), seen)
         try:
-            model, said = fp8_model(scaled, seen, nodes=order)
+            model, said = fp8_model(ready, seen, nodes=order, keep_fp32=lint.keep_fp32)
         except EdgeglmError:
             raise
         except Exception as error:  # ModelOpt raises whatever its parts raise
@@ -169,6 +168,7 @@ def _fp8_file(
         high_precision="fp16",
         plan=plan,
         quantized_nodes=tuple(made),
+        lint=lint,
         weights=len(made),
         samples=batches_of(seen),
         batches=len(seen),

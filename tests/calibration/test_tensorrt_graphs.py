@@ -18,9 +18,13 @@ from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.precision import HighPrecision, fidelity, fp16_from_fp32, int8_from_fp32
 from edgeglm.calibration.residual_quantizers import quantize_residuals
+from edgeglm.evaluate.parity import cosine_rows
+from edgeglm.export.emit import types_of
 from edgeglm.export.fusion import fusions_of_file, rewritten_file
 from edgeglm.targets.schema import load_target
-from scripts.fixtures.graphs import graph_model, normal
+from scripts.fixtures import planted as planting
+from scripts.fixtures.graphs import answers, graph_model, normal
+from scripts.fixtures.planted import fp16_answers, planted
 from tests.calibration.towers import Batches
 from tests.export.test_fusion import WIDTH, block
 
@@ -127,3 +131,38 @@ def test_the_sum_of_two_products_reads_the_pair_that_one_has(shortcut: int, know
     assert quantize_residuals(model) == (["residual", "beside"] if known else ["residual"])
     (residual,) = (node for node in model.graph.node if node.name == "residual")
     assert residual.input[shortcut] == "d1"
+
+
+def behind_a_product(name: str, folder: Path) -> tuple[Path, Batches]:
+    """A graph that a plain cast to FP16 breaks, behind a product that gives what it is given."""
+    model, _, _ = planted()[name]
+    inner = [node for node in model.graph.node if "x" in node.input]
+    for node in inner:
+        node.input[:] = ["given" if side == "x" else side for side in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("MatMul", ["x", "eye"], ["given"], "product"))
+    eye = np.eye(planting.WIDTH, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(eye, "eye"))
+    onnx.save(model, folder / "planted.onnx")
+    values = np.random.default_rng(0).normal(size=(4, 4, 4, planting.WIDTH)).astype(np.float32)
+    return folder / "planted.onnx", [{"x": batch} for batch in values]
+
+
+@pytest.mark.parametrize("name", sorted(planted()))
+def test_what_overflows_in_fp16_does_not_beside_int8_either(name: str, tmp_path: Path):
+    """On a CPU no gate sees it: FP16 is computed in FP32 there."""
+    source, feeds = behind_a_product(name, tmp_path)
+    report = int8_from_fp32(source, tmp_path / "int8.onnx", feeds, policy=policy_named("linear-only"))
+    assert report.lint is not None
+    assert report.lint.findings
+    made = fp16_answers(onnx.load(tmp_path / "int8.onnx"), feeds[0]["x"])
+    assert cosine_rows(made, answers(onnx.load(source), feeds[0])[0]).min() > 0.97
+
+
+def test_what_overflows_in_fp16_does_not_beside_fp8_either(tmp_path: Path):
+    source, feeds = behind_a_product("RMS norm, written out", tmp_path)
+    samples = stored.Batches({"x": np.concatenate([batch["x"] for batch in feeds])}, 4)
+    l4, settings = load_target("l4"), Settings(scheme="fp8", evaluations=2, gate=0.9)
+    assert quantize_onnx(source, samples, tmp_path / "out", target=l4, settings=settings).passed
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    types = types_of(made)
+    assert [types[n.input[0]] for n in made.graph.node if n.op_type == "Pow"] == [onnx.TensorProto.FLOAT]
