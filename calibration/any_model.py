@@ -216,7 +216,7 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
     gain = None if task.speedup is None else task.speedup(path)
     said = f"the plan keeps {kept:.4f} of FP32"
     passed = False
-    if kept < task.settings.gate:
+    if not kept >= task.settings.gate:  # NaN is below too
         said += f", below {task.settings.gate:g}"
     elif gain is not None and gain <= MIN_GAIN:
         said += f" at {gain:.2f} x its speed: it is not faster than FP32 on this machine"
@@ -289,7 +289,7 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
     kept = score / task.baseline
     speedup = None if task.speedup is None else round(task.speedup(made), 3)
     reason = ""
-    if kept < task.settings.gate:
+    if not kept >= task.settings.gate:
         reason = f"the final file keeps {kept:.4f} of FP32, below the gate"
     elif speedup is not None and speedup < MIN_GAIN:
         reason = f"the final file is {speedup:.2f} x as fast: not faster than FP32 on this machine"

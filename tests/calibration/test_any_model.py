@@ -150,6 +150,23 @@ def test_the_search_keeps_within_its_number_of_evaluations(fp32_dir: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_score_of_nan_passes_no_gate(fp32_dir: Path, tmp_path: Path, searched: bool) -> None:
+    """Rows of zeros have no cosine."""
+    model = onnx.load(fp32_dir / "text.onnx")
+    model.graph.node[-1].output[0] = "rows"
+    model.graph.node.append(onnx.helper.make_node("Clip", ["rows", "large"], ["embedding"], "clip"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "large"))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["embedding", "large"], ["zeros"], "sub"))
+    model.graph.output[0].name = "zeros"
+    source = tmp_path / "model.onnx"
+    onnx.save(model, source)
+    plan = None if searched else _plan_of(source, "u8s8")
+    outcome = quantize_onnx(source, _batches("text"), tmp_path / "out", target=CPU, plan=plan)
+    assert not outcome.passed
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_not_faster_than_fp32_is_not_written(
     fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
