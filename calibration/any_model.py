@@ -238,13 +238,14 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
     report, made = outcome.search, scratch / "model.onnx"
     for plan in _with_residuals(report):
         said = msgspec.structs.replace(plan, calibration=outcome.calibration.sentence)
-        computed = file_by_plan(task.prepared, made, said, ranges, task.seen).quantized_nodes
-        if not computed:
+        written = file_by_plan(task.prepared, made, said, ranges, task.seen)
+        if not written.quantized_nodes:
             raise nothing_quantized(task.prepared.path.name)
-        legal_file(made, task.target)
+        kept = () if written.lint is None else written.lint.keep_fp32
+        pinned = legal_file(made, task.target, keep_fp32=kept)
+        left = tuple(node for node in said.int8_nodes if node not in written.quantized_nodes)
         done = _judged(task, outcome, said, made)
-        left = tuple(node for node in said.int8_nodes if node not in computed)
-        done = msgspec.structs.replace(done, left_high=left)
+        done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)
         if done.passed:
             if not task.on_cpu:
                 done = _with_fp16(task, done, scratch)

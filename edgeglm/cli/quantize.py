@@ -175,6 +175,11 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
                 f"ModelOpt leaves {_listed(outcome.left_high)} in high precision, whatever the plan says: so "
                 "narrow a product, or of so few rows, gains nothing on Tensor Cores"
             )
+        if outcome.fp32_nodes:
+            app.note(
+                f"the builder must keep {len(outcome.fp32_nodes)} nodes in FP32 if it may choose FP16 "
+                "(fp32_nodes in report.json; trtexec --layerPrecisions)"
+            )
         if outcome.fp16 is not None:
             app.print(
                 f"{output / 'fp16.onnx'}: keeps {outcome.fp16.kept:.4f} of FP32, cosine "

@@ -104,7 +104,10 @@ def test_what_is_written_for_tensorrt_is_legal_on_the_targets_lane(
         fp32_dir / f"{tower}.onnx", _batches(tower), tmp_path / "out", target=target, settings=settings
     )
     assert outcome.passed
-    assert lane_problems(onnx.load(tmp_path / "out" / "model.onnx"), lane, target) == ()
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    assert lane_problems(made, lane, target) == ()
+    assert set(outcome.fp32_nodes) <= {node.name for node in made.graph.node}
+    assert bool(outcome.fp32_nodes) == (lane == "A" and tower == "text")  # its LayerNorm is written out
 
 
 def test_an_int8_file_for_tensorrt_is_scored_alike_on_cpus_that_saturate(
