@@ -184,6 +184,10 @@ def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.ClearField("value_info")
+    for value in copy.graph.input:  # ModelOpt compares dimensions, and a free one without a name is none
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{value.name}_{axis}"
     return copy
 
 

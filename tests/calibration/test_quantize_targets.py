@@ -259,3 +259,17 @@ def test_a_file_with_nothing_quantized_is_not_written(tmp_path: Path, scheme: st
             tmp_path / "model.onnx", batches, tmp_path / "out", target=load_target("l4"), settings=settings
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_free_dimensions_need_no_name(fp32_dir: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32_dir / "text.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    onnx.save(model, tmp_path / "model.onnx")
+    settings = Settings(methods=("max",), evaluations=2, gate=0.9)
+    outcome = quantize_onnx(
+        tmp_path / "model.onnx", _batches("text"), tmp_path / "out", target=T4, settings=settings
+    )
+    assert outcome.passed
+    assert outcome.fp16 is not None
