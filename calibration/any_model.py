@@ -23,7 +23,7 @@ from edgeglm.calibration.origin import Origin
 from edgeglm.calibration.ort_calls import Ranges
 from edgeglm.calibration.outcome import OP_TYPES, Fp16File, Outcome, Settings
 from edgeglm.calibration.plan import PrecisionPlan, plan_to_toml, require_fitting
-from edgeglm.calibration.precision import checked_feeds, fp16_from_fp32
+from edgeglm.calibration.precision import checked_feeds, fp16_from_fp32, nothing_quantized
 from edgeglm.calibration.preparation import Prepared, prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
 from edgeglm.calibration.schemes import (
@@ -216,7 +216,7 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
     gain = None if task.speedup is None else task.speedup(path)
     said = f"the plan keeps {kept:.4f} of FP32"
     passed = False
-    if kept < task.settings.gate:
+    if not kept >= task.settings.gate:  # NaN is below too
         said += f", below {task.settings.gate:g}"
     elif gain is not None and gain <= MIN_GAIN:
         said += f" at {gain:.2f} x its speed: it is not faster than FP32 on this machine"
@@ -238,9 +238,14 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
     report, made = outcome.search, scratch / "model.onnx"
     for plan in _with_residuals(report):
         said = msgspec.structs.replace(plan, calibration=outcome.calibration.sentence)
-        file_by_plan(task.prepared, made, said, ranges, task.seen)
-        legal_file(made, task.target)
+        written = file_by_plan(task.prepared, made, said, ranges, task.seen)
+        if not written.quantized_nodes:
+            raise nothing_quantized(task.prepared.path.name)
+        kept = () if written.lint is None else written.lint.keep_fp32
+        pinned = legal_file(made, task.target, keep_fp32=kept)
+        left = tuple(node for node in said.int8_nodes if node not in written.quantized_nodes)
         done = _judged(task, outcome, said, made)
+        done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)
         if done.passed:
             if not task.on_cpu:
                 done = _with_fp16(task, done, scratch)
@@ -285,7 +290,7 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
     kept = score / task.baseline
     speedup = None if task.speedup is None else round(task.speedup(made), 3)
     reason = ""
-    if kept < task.settings.gate:
+    if not kept >= task.settings.gate:
         reason = f"the final file keeps {kept:.4f} of FP32, below the gate"
     elif speedup is not None and speedup < MIN_GAIN:
         reason = f"the final file is {speedup:.2f} x as fast: not faster than FP32 on this machine"

@@ -22,7 +22,7 @@ from edgeglm.calibration.ort_calls import (
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import ConversionReport, int8_from_fp32
+from edgeglm.calibration.precision import ConversionReport, int8_from_fp32, ready_beside_quantizers
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
@@ -30,8 +30,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
-from edgeglm.export.attention_scale import file_with_scales_before
-from edgeglm.export.graph import sorted_nodes
+from edgeglm.export.graph import Graph, sorted_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +103,7 @@ def file_by_plan(
         return _fp8_file(prepared, out, plan, order, seen)
     if scheme.maker == "modelopt":
         with tempfile.TemporaryDirectory(prefix="edgeglm-source-") as folder:
-            source = Path(folder) / "fp32.onnx"  # with the names that the plan knows
+            source = Path(folder) / f"{prepared.path.stem}.onnx"  # with the names that the plan knows
             source_model = _without_shapes(prepared.model)
             quantize_tables(source_model, plan.embeddings)
             save_deterministic(source_model, source)
@@ -148,9 +147,9 @@ def _fp8_file(
         source_model = _without_shapes(prepared.model)
         quantize_tables(source_model, plan.embeddings)
         save_deterministic(source_model, source)
-        scaled = file_with_scales_before(source, Path(folder) / "scaled.onnx")
+        ready, lint = ready_beside_quantizers(source, Path(folder), seen)
         try:
-            model, said = fp8_model(scaled, seen, nodes=order)
+            model, said = fp8_model(ready, seen, nodes=order, keep_fp32=lint.keep_fp32)
         except EdgeglmError:
             raise
         except Exception as error:  # ModelOpt raises whatever its parts raise
@@ -160,14 +159,17 @@ def _fp8_file(
     strip_traces(model)
     model.graph.ClearField("value_info")
     save_deterministic(model, out)
+    graph = Graph(model)
+    made = [n.name for n in graph.nodes if n.name in order and graph.quantizers_before(n.input[0])]
     return ConversionReport(
         sha256=sha256_file(out),
         source_sha256=prepared.sha256,
         precision="fp8",
         high_precision="fp16",
         plan=plan,
-        quantized_nodes=tuple(order),
-        weights=len(order),
+        quantized_nodes=tuple(made),
+        lint=lint,
+        weights=len(made),
         samples=batches_of(seen),
         batches=len(seen),
         size_bytes=out.stat().st_size,
@@ -182,6 +184,10 @@ def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.ClearField("value_info")
+    for value in copy.graph.input:  # ModelOpt compares dimensions, and a free one without a name is none
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{value.name}_{axis}"
     return copy
 
 

@@ -21,7 +21,7 @@ from edgeglm.calibration.sets import (
     random_calibration_set,
 )
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.errors import UserError
+from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
 
@@ -101,10 +101,19 @@ def random_set_for_model(
 
     ``shapes`` are ``name:1x3x224x224`` for inputs whose dimensions the model leaves open; the first of
     each is replaced by the number of samples. ``out`` is as in :func:`calibration_set_for_model`.
+
+    Raises UserError for a shape that the model does not take, or of no input.
     """
     require_ours(out, RECORD_NAME, _WRITTEN, inputs=[onnx_path])
-    given = _parsed(shapes)
-    tensors = {spec.name: _noise(spec, given.get(spec.name), drawing) for spec in model_inputs(onnx_path)}
+    inputs, given = model_inputs(onnx_path), _parsed(shapes)
+    for name in given:
+        if name not in {spec.name for spec in inputs}:
+            raise unknown_name("input", name, [spec.name for spec in inputs])
+    tensors = {spec.name: _noise(spec, given.get(spec.name), drawing) for spec in inputs}
+    _require_batch(inputs, drawing.batch_size, drawing.samples)
+    check_feeds(
+        inputs, {name: noise[: drawing.batch_size] for name, noise in tensors.items()}, onnx_path.name
+    )
     with disk_errors(out), staging_folder(out) as staged:
         new = staged / "new"
         random_calibration_set(

@@ -141,14 +141,19 @@ def _from_arrays(
         arrays = mapped_npz(path)
         groups = arrays.pop("stratum", None)
         chosen = _matched(path, arrays, inputs)
+        rows = len(next(iter(chosen.values())))
+        if groups is not None and groups.shape != (rows,):
+            raise UserError(
+                f"{path}: stratum has the shape {list(groups.shape)}; name one of each of {rows} rows"
+            )
         opened.append(chosen)
         starts.append(len(ids))
         kept = max(1, _MAPPED_BYTES // sum(array[:1].nbytes for array in chosen.values()))
-        for row in range(len(next(iter(chosen.values())))):
+        for row in range(rows):
             if row % kept == 0:
                 forget_pages(chosen.values())
             ids.append(f"{path.relative_to(root).as_posix()}/{row}")
-            strata.append(str(groups[row]) if groups is not None and len(groups) > row else group)
+            strata.append(str(groups[row]) if groups is not None else group)
             parts = (np.ascontiguousarray(chosen[name][row]).tobytes() for name in sorted(chosen))
             digests.append(sha256_bytes(b"".join(parts)))
         forget_pages(chosen.values())

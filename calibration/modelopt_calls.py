@@ -88,10 +88,11 @@ def int8_model(
     high_precision: Literal["fp16", "fp32"],
     per_channel_matmul: bool,
     op_types: Sequence[str] | None = None,
+    keep_fp32: Sequence[str] = (),
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Insert Q/DQ by ModelOpt, at ``nodes``, or by its own rules among ``op_types``.
 
-    Returns it and the warnings.
+    With FP16 besides, ``keep_fp32`` stays in FP32. Returns it and the warnings.
     """
     import onnx
 
@@ -99,7 +100,7 @@ def int8_model(
         from modelopt.onnx.quantization import quantize
 
         out = copy.with_name("quantized.onnx")
-        with _matmul_scales(per_column=per_channel_matmul):
+        with _matmul_scales(per_column=per_channel_matmul), _left_in_fp32(keep_fp32):
             quantize(
                 str(copy),
                 quantize_mode="int8",
@@ -119,9 +120,11 @@ def int8_model(
 
 
 def fp8_model(
-    path: Path, batches: Sequence[Feeds], *, nodes: Sequence[str]
+    path: Path, batches: Sequence[Feeds], *, nodes: Sequence[str], keep_fp32: Sequence[str] = ()
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Insert FP8 (E4M3) Q/DQ by ModelOpt at ``nodes``; the rest is FP16. Returns it and the warnings.
+    """Insert FP8 (E4M3) Q/DQ by ModelOpt at ``nodes``; the rest is FP16, but for ``keep_fp32``.
+
+    Returns it and the warnings.
 
     FP32 besides is no choice here: ONNX Runtime 1.24 takes FP8 Q/DQ in FP32 graphs for INT8 ones and refuses.
     """
@@ -131,17 +134,18 @@ def fp8_model(
         from modelopt.onnx.quantization import quantize
 
         out = copy.with_name("quantized.onnx")
-        quantize(
-            str(copy),
-            quantize_mode="fp8",
-            calibration_method="max",
-            calibration_data_reader=FeedReader(batches),
-            calibration_eps=[_CPU],
-            nodes_to_quantize=[f"{re.escape(name)}$" for name in nodes],
-            high_precision_dtype="fp16",
-            output_path=str(out),
-            log_level="WARNING",
-        )
+        with _left_in_fp32(keep_fp32):
+            quantize(
+                str(copy),
+                quantize_mode="fp8",
+                calibration_method="max",
+                calibration_data_reader=FeedReader(batches),
+                calibration_eps=[_CPU],
+                nodes_to_quantize=[f"{re.escape(name)}$" for name in nodes],
+                high_precision_dtype="fp16",
+                output_path=str(out),
+                log_level="WARNING",
+            )
         if not out.is_file():
             raise EdgeglmError("ModelOpt wrote no model; read what it said: " + " | ".join(said[-5:]))
         model = onnx.load(str(out))
@@ -267,3 +271,22 @@ def _matmul_scales(*, per_column: bool) -> Iterator[None]:
         yield
     finally:
         int8.configure_ort = original
+
+
+@contextmanager
+def _left_in_fp32(names: Sequence[str]) -> Iterator[None]:
+    """Keep nodes in FP32 beside Q/DQ, for which ModelOpt 0.47 takes types of operators alone."""
+    from modelopt.onnx.autocast.precisionconverter import PrecisionConverter
+
+    original, kept = PrecisionConverter.convert, set(names)
+
+    def convert(self: Any, high: Sequence[str], low: Sequence[str]) -> Any:
+        left = [name for name in low if name in kept]
+        return original(self, [*high, *left], [name for name in low if name not in kept])
+
+    if kept:
+        PrecisionConverter.convert = convert
+    try:
+        yield
+    finally:
+        PrecisionConverter.convert = original

@@ -57,6 +57,7 @@ def inferred_model(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise UserError(f"{path} has no node; export it again")
     _one_opset_each(model)
+    _forget_shapes_of_weights(model)
     model = _inferred(_named(model), path)
     add_infer_metadata(model)
     return model
@@ -217,6 +218,14 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = f"{node.op_type}_{index}"
         taken.add(node.name)
     return model
+
+
+def _forget_shapes_of_weights(model: onnx.ModelProto) -> None:
+    """Let weights alone say their shapes: quantizers turn some, and what torch notes beside them stays."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def _one_opset_each(model: onnx.ModelProto) -> None:

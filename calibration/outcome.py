@@ -64,6 +64,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         sha256, size_bytes: Of ``model.onnx``; "" and 0 when nothing was written.
         score, kept, cosine: Of ``model.onnx`` itself, measured once more.
         speedup: Over FP32 here; None where the target is another machine.
+        left_high: Products that the plan has in INT8 and ModelOpt left in high precision: too narrow to pay.
+        fp32_nodes: Nodes that a builder which chooses FP16 itself (TensorRT 8.5) must keep in FP32.
         fp16: The other file that travels to a target which computes in FP16.
         fp16_left_out: Why it has none.
     """
@@ -82,6 +84,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kept: float | None = None
     cosine: float | None = None
     speedup: float | None = None
+    left_high: tuple[str, ...] = ()
+    fp32_nodes: tuple[str, ...] = ()
     fp16: Fp16File | None = None
     fp16_left_out: str = ""
 

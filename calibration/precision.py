@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 HighPrecision = Literal["fp16", "fp32"]
+_LINTED = 2  # batches: every tensor of them is looked at
 _FLOAT_OPS = ("Conv", "Gemm", "MatMul")
 
 
@@ -144,7 +145,8 @@ def int8_from_fp32(
 
     Symmetric, per-tensor activations, per-channel weights. With ``high_precision="fp16"`` the file is
     legal for strongly typed TensorRT on every SM (SM 75 refuses FP32 GEMM); with "fp32" it is the one
-    that ONNX Runtime fuses into INT8 kernels on a CPU. With FP16, attention's scale goes before its product.
+    that ONNX Runtime fuses into INT8 kernels on a CPU. With FP16, attention's scale goes before its product,
+    and what would overflow is fused, clamped or kept in FP32 as in :func:`fp16_from_fp32`.
 
     Args:
         onnx_in: FP32 model; not changed (ModelOpt gets a scratch copy).
@@ -168,9 +170,9 @@ def int8_from_fp32(
     wanted = list(nodes) if nodes is not None else nodes_of_policy(onnx.load(onnx_in), policy)
     by_modelopt = policy.placement == "modelopt"
     with tempfile.TemporaryDirectory(prefix="edgeglm-int8-") as folder:
-        source = onnx_in
+        source, lint = onnx_in, None
         if high_precision == "fp16":  # for TensorRT; a CPU's runtime looks for the scale where it was
-            source = file_with_scales_before(onnx_in, Path(folder) / "model.onnx")
+            source, lint = ready_beside_quantizers(onnx_in, Path(folder), batches)
         try:
             model, said = int8_model(
                 source,
@@ -179,6 +181,7 @@ def int8_from_fp32(
                 method=policy.method,
                 high_precision=high_precision,
                 per_channel_matmul=policy.per_channel_matmul,
+                keep_fp32=lint.keep_fp32 if lint is not None else (),
             )
         except Exception as error:  # ModelOpt raises whatever its parts raise
             raise _failed(onnx_in, "INT8", error) from error
@@ -189,7 +192,7 @@ def int8_from_fp32(
     if not by_modelopt and not set(quantized) <= set(wanted):
         raise EdgeglmError(f"ModelOpt quantized {sorted(set(quantized) - set(wanted))} too; exclude them")
     if not weights:
-        raise EdgeglmError(f"ModelOpt quantized nothing in {onnx_in.name}; choose another policy")
+        raise nothing_quantized(onnx_in.name)
     sums = quantize_residuals(model) if residuals else []
     _finish(model, onnx_in, onnx_out)
     return ConversionReport(
@@ -200,6 +203,7 @@ def int8_from_fp32(
         policy=policy,
         quantized_nodes=tuple(quantized),
         residuals=tuple(sums),
+        lint=lint,
         weights=weights,
         activations=activations,
         samples=samples,
@@ -207,6 +211,24 @@ def int8_from_fp32(
         size_bytes=onnx_out.stat().st_size,
         said=tuple(said),
         seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def ready_beside_quantizers(onnx_in: Path, folder: Path, batches: Sequence[Feeds]) -> tuple[Path, Fp16Report]:
+    """Return a file whose rest can be FP16, in ``folder`` where anything had to change, and what was found.
+
+    A CPU computes FP16 in FP32, so that no gate there would see what overflows. Few batches are run.
+    """
+    scaled = file_with_scales_before(onnx_in, folder / "scaled.onnx")
+    found = fp16_ready(scaled, folder / "ready.onnx", batches[:_LINTED])
+    return Path(found.path), msgspec.structs.replace(found, path="")
+
+
+def nothing_quantized(name: str) -> UserError:
+    """Build the error for a model of which ModelOpt leaves every product as it was."""
+    return UserError(
+        f"ModelOpt leaves every product of {name} in high precision: so narrow ones, or of so few rows, "
+        "gain nothing on Tensor Cores; take FP16, or give larger batches"
     )
 
 

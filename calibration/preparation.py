@@ -64,6 +64,9 @@ def prepared_model(path: Path, *, op_types: Collection[str] = tuple(WEIGHT_INPUT
             source = save_deterministic(raised(model, _LEAST_OPSET), Path(folder) / "raised.onnx")
             model = inferred_model(source)
         if _wants_folding(model):
+            if source == path and weight_files(path):  # the folded file would look for them beside itself
+                model.graph.ClearField("value_info")
+                source = save_deterministic(model, Path(folder) / "whole.onnx")
             folded_model(source, Path(folder) / "folded.onnx")
             model = inferred_model(Path(folder) / "folded.onnx")
     groups = tuple(quantizable_groups(model, op_types=op_types))

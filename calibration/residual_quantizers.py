@@ -30,11 +30,12 @@ def quantize_residuals(model: onnx.ModelProto) -> list[str]:
     graph, types = Graph(model), types_of(model)
     pairs = dequantized(graph)
     done = []
-    for node, index in residual_adds(graph):
+    for node, index in residual_adds(graph, pairs):
         name = node.input[index]
         if any(graph.quantizers_before(side) for side in node.input):
             continue
-        same = [pair for pair in pairs.get(graph.source(name), ()) if types[pair] == types[name]]
+        kind = types.get(name)  # unknown behind an operator of one runtime
+        same = [pair for pair in pairs.get(graph.source(name), ()) if kind and types.get(pair) == kind]
         if same:
             node.input[index] = same[0]
             done.append(node.name)

@@ -16,17 +16,21 @@ from onnx import helper, numpy_helper
 
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.attention import attentions
+from edgeglm.export.emit import types_of
 from edgeglm.export.graph import (
     Graph,
     drop_unused,
     model_from_file,
     name_of,
     named,
+    rename_readers,
     replace_nodes,
     sorted_nodes,
 )
 from edgeglm.export.patterns import Match
 from edgeglm.export.rewritten import Rewritten
+
+_ARRANGES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def file_with_scales_before(path: Path, out: Path) -> Path:
@@ -47,38 +51,73 @@ def file_with_scales_before(path: Path, out: Path) -> Path:
 
 def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
     """Move attention's scale from behind the first product into the weights of the queries."""
-    names = [name_of(m.parts["scale"]) for m in attentions(Graph(model)) if "scale" in m.parts]
-    for name in names:
+    found = [name_of(m.parts["scale"]) for m in attentions(Graph(model)) if "scale" in m.parts]
+    for name in dict.fromkeys(found):  # two softmaxes may share one
         graph = Graph(model)  # made anew: the nodes are others after each change
         match = next(m for m in attentions(graph) if name_of(m.parts.get("scale", m.nodes[0])) == name)
         scale, query = match.parts["scale"], match.parts.get("query")
         factor = _factor(graph, scale)
-        if factor is None:
-            done.kept[name] = "the scale is computed"
+        if (why := why_scale_stays(graph, match)) or factor is None:
+            done.kept[name] = why
             continue
         weight = graph.initializers.get(query.input[1]) if query is not None else None
         bias = None if query is None else _bias_behind(graph, query)
-        owned = query is not None and _alone(graph, match.tensors["query"], query)
-        if query is None or weight is None or bias is None or not owned:
+        if query is None or weight is None or bias is None or not _alone(graph, match, bias[0]):
             _scale_before(model, match, factor, name)
         else:
             _scaled_constant(model, query, 1, factor)
             _scaled_constant(model, bias[0], bias[1], factor)
         kept = [node for node in model.graph.node if node.output[:1] != scale.output[:1]]
         replace_nodes(model.graph, kept)
-        computed = next(side for side in scale.input if graph.scalar(side) is None)
-        for node in model.graph.node:
-            node.input[:] = [computed if side == scale.output[0] else side for side in node.input]
+        rename_readers(model.graph, {scale.output[0]: _computed(graph, scale)})
         done.made.setdefault("attention-scale", []).append(name)
 
 
-def _alone(graph: Graph, name: str, projection: onnx.NodeProto) -> bool:
-    """Say whether a projection makes nothing but ``name``: one product may make queries, keys and values."""
+def why_scale_stays(graph: Graph, match: Match) -> str:
+    """Say what would answer otherwise, or lose INT8, if the scale went before its product; "" for nothing."""
+    scale, bmm1 = match.parts["scale"], match.parts["bmm1"]
+    if _factor(graph, scale) is None:
+        return "its factor is computed, or divided by the product"
+    between, name = match.nodes[1], _computed(graph, scale)
+    if between.output[0] != scale.output[0]:
+        return f"it scales what {name_of(between)} makes of the product"
+    if graph.quantizers_before(name) or _dequantized(graph, bmm1.input[0]):
+        return "the product is quantized; move it before quantizing"
+    readers = graph.true_readers(bmm1.output[0])
+    if len(readers) > 1:
+        return f"{' and '.join(name_of(node) for node in readers)} read the product"
+    while name != bmm1.output[0] and name not in graph.outputs:
+        name = graph.made_by[name].input[0]  # a Cast
+    if name in graph.outputs or scale.output[0] in graph.outputs:
+        return "its product, or what it makes of it, is an output of the graph"
+    return ""
+
+
+def _computed(graph: Graph, scale: onnx.NodeProto) -> str:
+    computed: str = next(side for side in scale.input if graph.scalar(side) is None)
+    return computed
+
+
+def _dequantized(graph: Graph, name: str) -> bool:
+    """Say whether a tensor comes from Q/DQ, what only arranges it anew let through."""
+    while (node := graph.made_by.get(name)) is not None and node.op_type in _ARRANGES:
+        name = node.input[0]
+    return bool(graph.quantizers_before(name))
+
+
+def _alone(graph: Graph, match: Match, bias: onnx.NodeProto) -> bool:
+    """Say whether a projection and its bias make nothing but queries, and nothing is added besides.
+
+    One product may make queries, keys and values.
+    """
+    name, projection = match.tensors["query"], match.parts["query"]
     for _ in range(12):
         node = graph.made_by.get(name)
         if node is None or len(graph.readers.get(name, ())) != 1 or name in graph.outputs:
             return False
         if node.op_type in ("Slice", "Split", "Gather"):
+            return False
+        if node.op_type == "Add" and node.output[0] != bias.output[0]:
             return False
         if node.output[0] == projection.output[0]:
             return True
@@ -120,10 +159,7 @@ def _scale_before(model: onnx.ModelProto, match: Match, factor: float, name: str
     """Multiply the queries themselves, where their weights cannot take the factor."""
     bmm1 = match.parts["bmm1"]
     constant, scaled = f"{name}/factor", f"{name}/scaled_query"
-    kind = np.float32
-    for tensor in model.graph.initializer:
-        if tensor.name in match.parts["scale"].input:
-            kind = numpy_helper.to_array(tensor).dtype.type
+    kind = helper.tensor_dtype_to_np_dtype(types_of(model).get(bmm1.input[0], onnx.TensorProto.FLOAT))
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, kind), constant))
     node = helper.make_node("Mul", [bmm1.input[0], constant], [scaled], name=f"{name}/before")
     nodes = []

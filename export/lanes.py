@@ -138,7 +138,13 @@ def checked_lane(
 
 
 def lane_file(
-    path: Path, out: Path, lane: Lane, *, target: Target | None = None, cache: Path | None = None
+    path: Path,
+    out: Path,
+    lane: Lane,
+    *,
+    target: Target | None = None,
+    cache: Path | None = None,
+    keep_fp32: Sequence[str] = (),
 ) -> Lowered:
     """Write the file of a lane, checked; nothing is written when it breaks the lane's rules.
 
@@ -148,6 +154,7 @@ def lane_file(
         lane: "A" or "B".
         target: Who must take the lane.
         cache: Where a calibration cache goes; the file is then without Q/DQ.
+        keep_fp32: Nodes that lane A's builder must not compute in FP16 besides.
 
     Raises:
         UserError: A node has no equivalent, the target does not take the lane, or ``cache`` was asked of a
@@ -157,7 +164,7 @@ def lane_file(
     if cache is not None:
         require_other_file(cache, path, out)
     model = model_from_file(path)
-    lowered = lane_a(model) if lane == "A" else lane_b(model)
+    lowered = lane_a(model, keep_fp32=keep_fp32) if lane == "A" else lane_b(model)
     ranges = None
     if cache is not None:  # of the lowered graph: the cache names the tensors that the builder will see
         plain, ranges = implicit_from_qdq(lowered.model)

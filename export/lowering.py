@@ -32,11 +32,13 @@ from edgeglm.export.graph import (
     opset_of,
     replace_nodes,
 )
+from edgeglm.export.softmaxes import join_softmaxes
 from edgeglm.export.widen import float_weights, widen
 
 LANE_A_OPSET = 16
 LANE_B_OPSETS = (19, 20)
 _OLDEST_READABLE = 13
+_SOFTMAX_OF_ONE_AXIS = 13
 _IR_VERSION = {16: 8, 19: 9, 20: 9}
 _STANDARD = ("", "ai.onnx")
 _NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -146,13 +148,16 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return an older model for a newer operator set. Raises UserError where onnx has no converter."""
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        made = onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"onnx cannot raise the model from opset {opset_of(model)} to {opset}: {reason}; "
             "export it again with a newer opset"
         ) from error
+    if opset_of(model) < _SOFTMAX_OF_ONE_AXIS <= opset:
+        join_softmaxes(made)
+    return made
 
 
 def _lower(model: onnx.ModelProto, opset: int) -> tuple[dict[str, int], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 
+from edgeglm.export.attention_scale import why_scale_stays
 from edgeglm.export.emit import shapes_of
 from edgeglm.export.graph import Graph, attribute_of, name_of
 from edgeglm.export.patterns import Match
@@ -45,7 +46,7 @@ def _attention_obstacle(graph: Graph, match: Match) -> Obstacle | None:
         return (
             name_of(scale),
             "the scale stands behind the first product, and TensorRT asks for it before; "
-            "fold it: edgeglm fusions --write",
+            + (why_scale_stays(graph, match) or "fold it: edgeglm fusions --write"),
         )
     bmm1, bmm2 = match.parts["bmm1"], match.parts["bmm2"]
     sides = {

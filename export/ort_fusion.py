@@ -66,6 +66,8 @@ def fused_by_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        if _has_fp8(work):  # its passes move a Transpose between FP8 Q/DQ, where it has none
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         warnings.simplefilter("ignore")
         try:
             onnxruntime.InferenceSession(
@@ -81,6 +83,11 @@ def family_of(model: onnx.ModelProto) -> Family:
     """Return what kind of transformer the optimizer should look for: by tokens or by pixels."""
     ranks = [len(value.type.tensor_type.shape.dim) for value in Graph(model).inputs]
     return "vit" if 4 in ranks else "bert"
+
+
+def _has_fp8(model: onnx.ModelProto) -> bool:
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    return bool(kinds & {onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 
 
 @contextmanager

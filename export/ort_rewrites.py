@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeglm.export.attention import attentions
-from edgeglm.export.emit import inferred
+from edgeglm.export.emit import inferred, types_of
 from edgeglm.export.graph import Graph, attribute_of, drop_unused, name_of, named, replace_nodes, sorted_nodes
 from edgeglm.export.patterns import Match, norms
 from edgeglm.export.rewrites import fold_batch_norms, fuse_gelus, fuse_layer_norms, rewrite
@@ -81,12 +81,14 @@ def _attention_node(
     name = f"{name_of(match.parts['softmax'])}/MultiHeadAttention"
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
-    bias = ""
-    if mask is not None:
-        computed = [side for side in mask.input if graph.source(side) not in _steps_outputs(match)]
-        if len(computed) != 1:
-            return "its mask is made of the product itself"
-        bias = _whole_mask(name, computed[0], str(rows[0]), nodes, tensors)
+    steps_out = _steps_outputs(match)
+    added = [side for side in (mask.input if mask is not None else ()) if graph.source(side) not in steps_out]
+    if mask is not None and len(added) != 1:
+        return "its mask is made of the product itself"
+    types = types_of(graph.model)
+    if len({types.get(side) for side in (*map(str, rows), *added, out)}) > 1:
+        return "it computes in several precisions, and the operator in one"
+    bias = _whole_mask(name, added[0], str(rows[0]), nodes, tensors) if added else ""
     factor = 1.0 if scale is None else _factor(graph, scale)
     inputs = [*map(str, rows), "", "", *([bias] if bias else [])]
     nodes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -44,7 +44,7 @@ def quantized_residuals(graph: Graph) -> Iterator[Found]:
     TensorRT then adds in the product's own kernel (NVIDIA TensorRT documentation, "Q/DQ Placement").
     """
     pairs = dequantized(graph)
-    for node, index in residual_adds(graph):
+    for node, index in residual_adds(graph, pairs):
         shortcut = node.input[index]
         if any(graph.quantizers_before(name) for name in node.input):
             yield name_of(node), "", ""
@@ -73,14 +73,18 @@ def dequantized(graph: Graph) -> dict[str, list[str]]:
     return found
 
 
-def residual_adds(graph: Graph) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """Yield each Add of two computed tensors behind an INT8 product, and which input is its other side."""
+def residual_adds(graph: Graph, pairs: Mapping[str, Sequence[str]]) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Yield each Add of two computed tensors behind an INT8 product, and which input is its other side.
+
+    Where products make both, as in inverted bottlenecks, the other side is the one with a pair.
+    """
     for node in graph.nodes:
         if node.op_type != "Add" or any(_is_learned(graph, name) for name in node.input):
             continue
         fed = [index for index, name in enumerate(node.input) if _comes_from_int8(graph, name)]
-        if fed:
-            yield node, 0 if fed == [1] or len(fed) == 2 else 1
+        others = [index for index in (0, 1) if fed not in ([], [index])]
+        if others:
+            yield node, next((i for i in others if graph.source(node.input[i]) in pairs), others[0])
 
 
 def _scale(graph: Graph, node: onnx.NodeProto) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,6 +170,16 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
             f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}{speed}, "
             f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
         )
+        if outcome.left_high:
+            app.note(
+                f"ModelOpt leaves {_listed(outcome.left_high)} in high precision, whatever the plan says: so "
+                "narrow a product, or of so few rows, gains nothing on Tensor Cores"
+            )
+        if outcome.fp32_nodes:
+            app.note(
+                f"the builder must keep {len(outcome.fp32_nodes)} nodes in FP32 if it may choose FP16 "
+                "(fp32_nodes in report.json; trtexec --layerPrecisions)"
+            )
         if outcome.fp16 is not None:
             app.print(
                 f"{output / 'fp16.onnx'}: keeps {outcome.fp16.kept:.4f} of FP32, cosine "
@@ -177,6 +188,10 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
         elif outcome.fp16_left_out:
             app.note(f"no FP16 file: {outcome.fp16_left_out}")
         app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _timings(app: App, report: SearchReport) -> None:

@@ -150,6 +150,23 @@ def test_the_search_keeps_within_its_number_of_evaluations(fp32_dir: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_score_of_nan_passes_no_gate(fp32_dir: Path, tmp_path: Path, searched: bool) -> None:
+    """Rows of zeros have no cosine."""
+    model = onnx.load(fp32_dir / "text.onnx")
+    model.graph.node[-1].output[0] = "rows"
+    model.graph.node.append(onnx.helper.make_node("Clip", ["rows", "large"], ["embedding"], "clip"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e6, np.float32), "large"))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["embedding", "large"], ["zeros"], "sub"))
+    model.graph.output[0].name = "zeros"
+    source = tmp_path / "model.onnx"
+    onnx.save(model, source)
+    plan = None if searched else _plan_of(source, "u8s8")
+    outcome = quantize_onnx(source, _batches("text"), tmp_path / "out", target=CPU, plan=plan)
+    assert not outcome.passed
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_not_faster_than_fp32_is_not_written(
     fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +298,27 @@ def test_a_narrow_table_that_a_product_widens_is_quantized_beside_that_product(
     outcome = quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan)
     assert outcome.size_bytes < source.stat().st_size / 2
     assert fidelity(tmp_path / "out" / "model.onnx", source, batches).mean_cosine > 0.98
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "u8s8", "s8s8"])
+def test_a_weight_whose_shape_is_noted_twice_is_turned_all_the_same(tmp_path: Path, scheme: str) -> None:
+    """torch's exporter notes them among those of values, and quantizers turn the weights of a Gemm."""
+    random = np.random.default_rng(0)
+    float32, info = onnx.TensorProto.FLOAT, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w"], ["y"], "linear/Gemm", transB=1)],
+        "main",
+        [info("x", float32, ["batch", 64])],
+        [info("y", float32, ["batch", 32])],
+        [numpy_helper.from_array(random.normal(size=(32, 64)).astype(np.float32), "w")],
+        value_info=[info("w", float32, [32, 64])],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    source = tmp_path / "linear.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), source)
+    batches = Batches({"x": random.normal(size=(32, 64)).astype(np.float32)}, 8)
+    plan = _plan_of(source, scheme)
+    assert quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan).passed
 
 
 def test_smoothing_changes_nothing_in_fp32_and_moves_outliers_into_weights(

@@ -145,6 +145,32 @@ def test_no_data_never_means_random_data(
     assert open_calibration_set(tmp_path / "set").record.source == "random"
 
 
+@pytest.mark.parametrize(
+    ("tower", "options", "message"),
+    [
+        ("image", ("--shape", "pixel:1x3x16x16"), "did you mean 'pixels'"),
+        ("image", ("--shape", "pixels:1x3x8x8"), "expected pixels float32"),
+        ("text", ("--shape", "input_ids:1x6", "--shape", "attention_mask:1x4"), "make them equal"),
+    ],
+)
+def test_noise_that_the_model_cannot_take_is_refused(
+    fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tower: str, options: Any, message: str
+) -> None:
+    drawn = ["calibrate", "--model", str(fp32_dir / f"{tower}.onnx"), "--output", str(tmp_path / "set")]
+    assert exit_code([*drawn, "--allow-random-calibration", *options]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_stratum_is_named_for_every_row(fp32_dir: Path, tmp_path: Path) -> None:
+    data: dict[str, Any] = {**tower_tensors("image", 8), "stratum": np.array(["a", "b"])}
+    np.savez(tmp_path / "data.npz", **data)
+    with pytest.raises(UserError, match="one of each of 8 rows"):
+        calibration_set_for_model(
+            tmp_path / "data.npz", fp32_dir / "image.onnx", tmp_path / "set", drawing=Drawing()
+        )
+
+
 def test_a_set_and_its_curve_are_told_as_json(
     fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

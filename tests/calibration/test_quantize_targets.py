@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
 from edgeglm.export.lanes import lane_problems
 from edgeglm.targets.schema import load_target
+from scripts.fixtures.graphs import normal
 from tests.calibration.towers import tower_tensors
 
 CPU, T4, XAVIER = load_target("cpu"), load_target("t4"), load_target("jetson-agx-xavier")
@@ -102,7 +104,10 @@ def test_what_is_written_for_tensorrt_is_legal_on_the_targets_lane(
         fp32_dir / f"{tower}.onnx", _batches(tower), tmp_path / "out", target=target, settings=settings
     )
     assert outcome.passed
-    assert lane_problems(onnx.load(tmp_path / "out" / "model.onnx"), lane, target) == ()
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    assert lane_problems(made, lane, target) == ()
+    assert set(outcome.fp32_nodes) <= {node.name for node in made.graph.node}
+    assert bool(outcome.fp32_nodes) == (lane == "A" and tower == "text")  # its LayerNorm is written out
 
 
 def test_an_int8_file_for_tensorrt_is_scored_alike_on_cpus_that_saturate(
@@ -150,10 +155,17 @@ def test_the_proof_against_evaluation_samples_travels_with_the_file(fp32_dir: Pa
     assert "none among 8" in plan_from_file(tmp_path / "out" / "plan.toml").calibration
 
 
-def _with_weights_beside(source: Path, folder: Path) -> Path:
+def _with_weights_beside(source: Path, folder: Path, *, constant: str = "") -> Path:
+    """Write a model with its weights in another file; ``constant`` names one that becomes a Constant node."""
     folder.mkdir()
+    model = onnx.load(source)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name == constant]:
+        node = onnx.helper.make_node("Constant", [], [constant], name=constant)
+        node.attribute.append(onnx.helper.make_attribute("value", tensor))
+        model.graph.node.insert(0, node)
+        model.graph.initializer.remove(tensor)
     onnx.save(
-        onnx.load(source),
+        model,
         folder / "model.onnx",
         save_as_external_data=True,
         location="weights.bin",
@@ -171,6 +183,12 @@ def test_a_model_with_its_weights_beside_it_becomes_fp16_and_int8(fp32_dir: Path
     assert outcome.passed
     assert source_sha256(path) == before
     assert outcome.source_bytes == source_bytes(path) > path.stat().st_size
+
+
+def test_a_model_with_constants_to_fold_finds_its_weights_beside_it(fp32_dir: Path, tmp_path: Path) -> None:
+    path = _with_weights_beside(fp32_dir / "image.onnx", tmp_path / "model", constant="six")
+    plain = prepared_model(fp32_dir / "image.onnx")
+    assert [group.nodes for group in prepared_model(path).groups] == [group.nodes for group in plain.groups]
 
 
 def test_a_plan_does_not_fit_the_same_graph_with_other_weights(fp32_dir: Path, tmp_path: Path) -> None:
@@ -202,3 +220,56 @@ def test_a_fixed_batch_names_the_option_that_fits_it(
     assert exit_code([*drawn, "--output", str(tmp_path / "set")]) == 2
     assert "give --batch-size 1" in capsys.readouterr().err
     assert exit_code([*drawn, "--output", str(tmp_path / "set"), "--batch-size", "1"]) == 0
+
+
+def _linear(path: Path, *widths: int) -> Batches:
+    """Write a chain of linear layers and return samples for it."""
+    names, float32 = ["x", *(f"y{i}" for i in range(1, len(widths)))], onnx.TensorProto.FLOAT
+    weights = [normal(a, b, seed=a, scale=0.3) for a, b in pairwise(widths)]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], f"linear{i}")
+            for i in range(len(weights))
+        ],
+        "main",
+        [onnx.helper.make_tensor_value_info("x", float32, ["batch", widths[0]])],
+        [onnx.helper.make_tensor_value_info(names[-1], float32, ["batch", widths[-1]])],
+        [onnx.numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return Batches({"x": normal(32, widths[0])}, 8)
+
+
+def test_products_that_modelopt_leaves_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = _linear(tmp_path / "model.onnx", 32, 32, 8)
+    np.savez(tmp_path / "data.npz", x=batches.arrays["x"])
+    made = ["quantize", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"), "--target", "t4"]
+    assert exit_code([*made, "--method", "max", "--output", str(tmp_path / "out")]) == 0
+    assert "ModelOpt leaves linear1 in high precision" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["left_high"] == ["linear1"]
+
+
+@pytest.mark.parametrize("scheme", ["tensorrt", "fp8"])
+def test_a_file_with_nothing_quantized_is_not_written(tmp_path: Path, scheme: str) -> None:
+    batches = _linear(tmp_path / "model.onnx", 32, 8)
+    settings = Settings(scheme=scheme, methods=("max",), evaluations=2)
+    with pytest.raises(UserError, match=r"every product of model\.onnx in high precision"):
+        quantize_onnx(
+            tmp_path / "model.onnx", batches, tmp_path / "out", target=load_target("l4"), settings=settings
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_free_dimensions_need_no_name(fp32_dir: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32_dir / "text.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    onnx.save(model, tmp_path / "model.onnx")
+    settings = Settings(methods=("max",), evaluations=2, gate=0.9)
+    outcome = quantize_onnx(
+        tmp_path / "model.onnx", _batches("text"), tmp_path / "out", target=T4, settings=settings
+    )
+    assert outcome.passed
+    assert outcome.fp16 is not None

@@ -164,6 +164,24 @@ def test_a_residual_beside_an_int8_product_is_to_be_quantized_too():
     assert missed(fusion_report(graph_model(nodes, weights)), "tensorrt") == {}
 
 
+@pytest.mark.parametrize("shortcut", [0, 1])
+def test_a_residual_between_two_products_is_the_side_that_a_third_reads(shortcut: int):
+    """Inverted bottlenecks: no activation stands between a product and the sum, on either side."""
+    nodes = [
+        N("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        N("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        N("MatMul", ["d", "w"], ["t"], name="before"),
+        N("QuantizeLinear", ["t", "s", "z"], ["q2"], name="q2"),
+        N("DequantizeLinear", ["q2", "s", "z"], ["d2"], name="dq2"),
+        N("MatMul", ["d2", "w"], ["m"], name="product"),
+        N("Add", ["t", "m"] if shortcut == 0 else ["m", "t"], ["y"], name="residual"),
+    ]
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": normal(8, 8)}
+    blocker, why = missed(fusion_report(graph_model(nodes, weights)), "tensorrt")["quantized-residual"]
+    assert blocker == "before"
+    assert "let the sum read it too" in why
+
+
 def test_embeddings_of_positions_behind_an_int8_product_are_no_residual():
     nodes = [
         N("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),

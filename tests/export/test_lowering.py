@@ -12,8 +12,10 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.export.attention import attentions
+from edgeglm.export.graph import Graph
 from edgeglm.export.lanes import checked_lane, lane_problems, parsed_operators
-from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b
+from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b, raised
 from edgeglm.targets.schema import load_target
 from scripts.fixtures.graphs import answers, graph_model, normal
 from scripts.fixtures.planted import fp16_answers
@@ -278,3 +280,36 @@ def test_a_lane_is_refused_with_every_reason(tmp_path: Path):
 
 def test_the_operator_tables_say_what_tensorrt_8_lacks():
     assert {"LayerNormalization", "Gelu", "CastLike", "Mish"} <= parsed_operators("B") - parsed_operators("A")
+
+
+def _masked_attention(axis: int, *, given: bool = False) -> onnx.ModelProto:
+    """Attention of opset 11, whose number of dimensions only the shape that splits the heads tells."""
+    nodes = [
+        N("Shape", ["x"], ["length"], name="length"),
+        N("Gather", ["length", "first"], ["rows"], name="rows"),
+        N("Concat", ["rows", "rest"], ["split"], name="split", axis=0),
+        N("Reshape", ["x", "split"], ["r"], name="reshape"),
+        N("Transpose", ["r"], ["q"], name="queries", perm=[0, 2, 1, 3]),
+        N("Transpose", ["r"], ["k"], name="keys", perm=[0, 2, 3, 1]),
+        N("MatMul", ["q", "k"], ["l"], name="bmm1"),
+        N("Div", ["l", "root"], ["s"], name="scale"),
+        N("Softmax", ["s"], ["y" if given else "p"], name="softmax", axis=axis),
+        *([] if given else [N("MatMul", ["p", "q"], ["y"], name="bmm2")]),
+    ]
+    weights = {
+        "first": np.array([0], np.int64), "rest": np.array([4, 2, 4], np.int64), "root": np.float32(2),
+    }  # fmt: skip
+    return graph_model(nodes, weights, opset=11)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("axis", [-1, 3, 2])
+def test_a_softmax_of_before_opset_13_is_one_operator_again_where_it_goes_over_one_axis(
+    axis: int, given: bool
+):
+    model = _masked_attention(axis, given=given)
+    made = raised(model, 19)
+    assert ("Flatten" in {node.op_type for node in made.graph.node}) == (axis == 2)
+    assert len(list(attentions(Graph(made)))) == (axis != 2 and not given)
+    x = normal(2, 4, 8)
+    np.testing.assert_allclose(answers(made, {"x": x})[0], answers(model, {"x": x})[0], atol=1e-6)
