@@ -41,6 +41,7 @@ from edgeglm.calibration.search_report import (
     worth_mending,
 )
 from edgeglm.calibration.speed import MIN_GAIN, Speedup
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress, Task
 
 _SPARES = 3
@@ -64,6 +65,7 @@ class _Search:
     groups: tuple[Group, ...]
     gains: Mapping[str, float]
     timings: list[SchemeTime] = field(default_factory=list)
+    unmade: dict[str, str] = field(default_factory=dict)
     done: list[Evaluated] = field(default_factory=list)
     plans: list[PrecisionPlan] = field(default_factory=list)
     known: dict[tuple[str, str, tuple[str, ...]], Evaluated] = field(default_factory=dict)
@@ -225,16 +227,27 @@ def search_plan(
 def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
     """Return the schemes that are faster than FP32 with everything in INT8; all, where nothing is timed.
 
-    They keep their order, but for those that another is clearly faster than: they come last.
+    They keep their order, but for those that another is clearly faster than: they come last. A scheme whose
+    quantizer fails is left out; where all fail, the first error is raised.
     """
     if search.speedup is None:
         return list(schemes)
+    errors = []
     for scheme in schemes:
         search.task.note(f"timing {scheme.name}")
-        path = search.file(search.plan(scheme.name, "max", ()))
+        try:
+            path = search.file(search.plan(scheme.name, "max", ()))
+        except UserError:
+            raise
+        except EdgeglmError as error:
+            errors.append(error)
+            search.unmade[scheme.name] = str(error)
+            continue
         search.timings.append(SchemeTime(scheme=scheme.name, speedup=round(search.speedup(path), 3)))
+    if errors and not search.timings:
+        raise errors[0]
     gains = {timed.scheme: timed.speedup for timed in search.timings}
-    paying = [scheme for scheme in schemes if gains[scheme.name] > MIN_GAIN]
+    paying = [scheme for scheme in schemes if gains.get(scheme.name, 0.0) > MIN_GAIN]
     return sorted(paying, key=lambda scheme: clearly_slower(gains[scheme.name], gains.values()))
 
 
@@ -336,5 +349,6 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         reason=reason,
         others=others,
         timings=tuple(search.timings),
+        unmade=search.unmade,
         order="timed" if timed else "roofline",
     )

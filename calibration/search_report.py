@@ -78,6 +78,7 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             TensorRT target that one computes in FP16 besides, and what was measured in FP32.
         reason: Why that, or why nothing.
         timings: Of the schemes, where this machine is the target.
+        unmade: Scheme -> why its quantizer failed on this model; the others were searched.
         order: What said which of two plans is faster: files timed here, or the target's roofline. That
             one picks the INT8 plan that travels, and the device times its file beside FP16.
     """
@@ -91,6 +92,7 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reason: str
     others: tuple[PrecisionPlan, ...] = ()
     timings: tuple[SchemeTime, ...] = ()
+    unmade: dict[str, str] = {}
     order: Literal["timed", "roofline"] = "timed"
 
 

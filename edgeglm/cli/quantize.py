@@ -196,6 +196,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _timings(app: App, report: SearchReport) -> None:
     """Show what every scheme gains, which is all there is to see where none does."""
+    for scheme, why in report.unmade.items():
+        app.note(f"{scheme} was left out: {why}")
     if report.timings:
         rows = [(timed.scheme, f"{timed.speedup:.2f}") for timed in report.timings]
         app.table(["the whole model by scheme", ">x FP32 here"], rows)

@@ -13,13 +13,17 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
+from edgeglm.calibration import search
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.feeds import Batches
-from edgeglm.calibration.outcome import Settings
+from edgeglm.calibration.outcome import Outcome, Settings
+from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.roofline_gains import roofline_gains
+from edgeglm.calibration.schemes import SCHEMES
 from edgeglm.calibration.search_report import Evaluated, swiftest_first
 from edgeglm.cli.main import exit_code
+from edgeglm.core.errors import EdgeglmError
 from edgeglm.targets.schema import load_target
 from tests.calibration.towers import tower_tensors
 
@@ -47,6 +51,38 @@ def test_a_search_for_another_machine_says_that_the_roofline_ordered_it(
     assert outcome.search.timings == ()
     assert outcome.search.evaluations[0].saved == 1.0
     assert outcome.speedup is None
+
+
+def test_a_scheme_whose_quantizer_fails_is_left_out_and_named(
+    fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = search.int8_by_plan
+
+    def failing(prepared: Any, out: Path, plan: PrecisionPlan, ranges: Any) -> None:
+        if plan.scheme in broken:
+            raise EdgeglmError(f"cannot quantize by {plan.scheme}")
+        made(prepared, out, plan, ranges)
+
+    monkeypatch.setattr(search, "int8_by_plan", failing)
+    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+
+    def found(folder: str) -> Outcome:
+        return quantize_onnx(
+            fp32_dir / "text.onnx",
+            Batches(tower_tensors("text", 16), 4),
+            tmp_path / folder,
+            target=load_target("cpu"),
+            settings=Settings(methods=("max",), evaluations=4),
+        )
+
+    broken = {"dynamic", "dynamic-reduced"}
+    outcome = found("one")
+    assert outcome.passed
+    assert set(outcome.search.unmade) < broken
+    assert "cannot quantize by dynamic" in next(iter(outcome.search.unmade.values()))
+    broken = set(SCHEMES)
+    with pytest.raises(EdgeglmError, match="cannot quantize by dynamic"):
+        found("none")
 
 
 def test_where_nothing_is_faster_the_time_of_every_scheme_is_printed(
