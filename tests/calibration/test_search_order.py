@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("modelopt")
 
-from edgeglm.calibration import search
 from edgeglm.calibration.any_model import quantize_onnx
+from edgeglm.calibration.conversion import int8_by_plan
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Outcome, Settings
 from edgeglm.calibration.plan import PrecisionPlan
@@ -56,14 +56,14 @@ def test_a_search_for_another_machine_says_that_the_roofline_ordered_it(
 def test_a_scheme_whose_quantizer_fails_is_left_out_and_named(
     fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = search.int8_by_plan
+    made = int8_by_plan
 
     def failing(prepared: Any, out: Path, plan: PrecisionPlan, ranges: Any) -> None:
         if plan.scheme in broken:
             raise EdgeglmError(f"cannot quantize by {plan.scheme}")
         made(prepared, out, plan, ranges)
 
-    monkeypatch.setattr(search, "int8_by_plan", failing)
+    monkeypatch.setattr("edgeglm.calibration.search.int8_by_plan", failing)
     monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
 
     def found(folder: str) -> Outcome:
