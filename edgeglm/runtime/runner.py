@@ -177,6 +177,8 @@ class Runner:
             finally:
                 for wait in waits:
                     wait.cancel()
+        for generation in self._generations:
+            generation.clear()
         for request in requests_of(self._generations):
             self._ends.fail(
                 request, RunnerClosedError("the runner was closed before an answer; open another one")
