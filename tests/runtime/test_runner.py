@@ -262,6 +262,7 @@ def test_an_answer_is_the_callers_own(shape: tuple[int, ...], outputs: int):
         ("double", {"x": np.zeros(3, np.float32)}, "make axis 1 2 long"),
         ("double", {"x": np.zeros((1, WIDTH), np.float32)}, "give it 2 dimensions"),
         ("double", {"x": np.zeros(WIDTH)}, "x is float64"),
+        ("double", {"x": np.zeros(WIDTH, ">f4")}, "float32 of another machine's byte order"),
         ("double", {"x": [0.0, 1.0]}, "feed a numpy array"),
         ("double", sample(float("nan")), "NaN or infinity; feed finite numbers"),
         ("double", sample(float("inf")), "NaN or infinity; feed finite numbers"),
