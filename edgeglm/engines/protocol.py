@@ -124,7 +124,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
     expected = {spec.name for spec in specs}
     if missing := sorted(expected - set(feeds)):
         raise UserError(f"{engine}: no feed for {', '.join(missing)}; it takes {_listed(specs)}")
-    if extra := sorted(set(feeds) - expected):
+    if extra := sorted(map(str, set(feeds) - expected)):
         raise UserError(f"{engine}: no input is named {', '.join(extra)}; it takes {_listed(specs)}")
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:

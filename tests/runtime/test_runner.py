@@ -259,6 +259,7 @@ def test_an_answer_is_the_callers_own(shape: tuple[int, ...], outputs: int):
         ("duoble", sample(1), "unknown tower 'duoble'; known: double; did you mean 'double'"),
         ("double", {}, "no feed for x"),
         ("double", {"x": np.zeros(WIDTH, np.float32), "z": np.zeros(1)}, "no input is named z"),
+        ("double", {"x": np.zeros(WIDTH, np.float32), 3: np.zeros(1)}, "no input is named 3"),
         ("double", {"x": np.zeros(3, np.float32)}, "make axis 1 2 long"),
         ("double", {"x": np.zeros((1, WIDTH), np.float32)}, "give it 2 dimensions"),
         ("double", {"x": np.zeros(WIDTH)}, "x is float64"),
