@@ -40,8 +40,9 @@ class Load:
         scenario: In which manner.
         seconds: For how long at the least.
         inputs: How many different samples there are: ``ask`` gets a number below it.
-        rate: Queries a second in the server scenario; for offline the expected samples a second, from
-            which LoadGen decides how many to send.
+        rate: Queries a second in the server scenario; for the others the samples a second that are to be
+            expected at the most, from which LoadGen decides how many to make ready. It stops when they
+            are used up, and calls a run not valid that was shorter than asked.
         bound_ms: The p99 that the server scenario must keep to be valid.
         seed: Of the order and the arrival times.
     """
@@ -213,6 +214,9 @@ def _settings(lib: Any, load: Load) -> Any:
         settings.server_target_qps = load.rate
     elif load.scenario == "offline":
         settings.offline_expected_qps = load.rate
+    elif load.rate:
+        settings.single_stream_expected_latency_ns = 1e9 / load.rate
+        settings.multi_stream_expected_latency_ns = SAMPLES_A_QUERY * 1e9 / load.rate
     settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = load.seed
     return settings
 

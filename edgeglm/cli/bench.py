@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from edgeglm.bench.measurement import Change, Difference, Measurement
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+_INTERRUPTED = 130
 
 
 @click.command(name="bench")
@@ -96,7 +100,11 @@ def command(
     else:
         assert bundle is not None
         with open_bundle(bundle) as opened:
-            found = asyncio.run(bundle_measurement(opened, config))
+            try:
+                found = asyncio.run(bundle_measurement(opened, config))
+            except KeyboardInterrupt:
+                atexit.register(_leave)
+                raise
     if output is not None:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     if plot is not None:
@@ -107,6 +115,12 @@ def command(
     if earlier is not None:
         _print_compared(app, compared, differ)
     app.emit({"measurement": found, "changes": compared, "differences": differ})
+
+
+def _leave() -> None:
+    """End the process now: LoadGen's threads cannot be stopped, and crash an interpreter that ends first."""
+    sys.stdout.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _print(app: App, found: Measurement) -> None:

@@ -124,7 +124,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
     expected = {spec.name for spec in specs}
     if missing := sorted(expected - set(feeds)):
         raise UserError(f"{engine}: no feed for {', '.join(missing)}; it takes {_listed(specs)}")
-    if extra := sorted(set(feeds) - expected):
+    if extra := sorted(map(str, set(feeds) - expected)):
         raise UserError(f"{engine}: no input is named {', '.join(extra)}; it takes {_listed(specs)}")
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
@@ -133,7 +133,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
             raise UserError(f"{engine}: {spec.name} is a {type(array).__name__}; feed a numpy array")
         if not _is_named(array.dtype, spec.dtype):
             raise UserError(
-                f"{engine}: {spec.name} is {array.dtype.name}, expected {spec}; "
+                f"{engine}: {spec.name} is {_words(array.dtype)}, expected {spec}; "
                 f"convert it with .astype('{spec.dtype}')"
             )
         if len(array.shape) != len(spec.shape):
@@ -146,8 +146,15 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
 
 @cache
 def _is_named(dtype: np.dtype[Any], name: str) -> bool:
-    """Compare a dtype by name, once for each pair: numpy makes up the name anew each time, in Python."""
-    return bool(dtype.name == name)
+    """Compare a dtype by name, once for each pair: numpy makes up the name anew each time, in Python.
+
+    One of the other byte order has the same name, and an engine would take its bytes for other numbers.
+    """
+    return bool(dtype.name == name and dtype.isnative)
+
+
+def _words(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} of another machine's byte order"
 
 
 def _check_dimensions(

@@ -72,7 +72,7 @@ class BatchPolicy:
 
 
 class _Bucket:
-    """Requests that may share a batch: one first-in-first-out line a priority."""
+    """Requests that may share a batch: one first-in-first-out line a priority, none of them empty."""
 
     __slots__ = ("count", "lines")
 
@@ -82,12 +82,12 @@ class _Bucket:
 
     def oldest(self) -> Request:
         """Return the request that has waited longest, of any priority."""
-        heads = [next(iter(line.values())) for line in self.lines.values() if line]
+        heads = [next(iter(line.values())) for line in self.lines.values()]
         return heads[0] if len(heads) == 1 else min(heads, key=lambda head: head.started)
 
     def first(self) -> Request:
         """Return the request that would go first."""
-        return next(iter(self.lines[min(p for p, line in self.lines.items() if line)].values()))
+        return next(iter(self.lines[min(self.lines)].values()))
 
     def cut(self, size: int) -> list[Request]:
         taken: list[Request] = []
@@ -95,12 +95,13 @@ class _Bucket:
             line = self.lines[priority]
             if len(line) <= size - len(taken):
                 taken += line.values()
-                line.clear()
+                del self.lines[priority]
             else:
                 first = list(islice(line.values(), size - len(taken)))
                 for request in first:
                     del line[request.number]
                 taken += first
+                break
         self.count -= len(taken)
         return taken
 
@@ -150,6 +151,8 @@ class BatchQueue:
         line = bucket.lines.get(request.priority) if bucket is not None else None
         if bucket is None or line is None or line.pop(request.number, None) is None:
             return False
+        if not line:
+            del bucket.lines[request.priority]
         bucket.count -= 1
         self._count -= 1
         self._forget_empty(request)
@@ -200,7 +203,6 @@ class BatchQueue:
             next(reversed(line.values()))
             for bucket in self._buckets.values()
             for line in bucket.lines.values()
-            if line
         ]
         return max(newest, key=lambda request: (request.priority, request.number), default=None)
 

@@ -166,6 +166,11 @@ class Generation:
                 return victim
         return None
 
+    def clear(self) -> None:
+        """Take out all that wait: what is to fail shall cost no engine's time."""
+        for crew in self.crews:
+            crew.clear()
+
     def look_for_hung(self, limit: float) -> int:
         """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""
         self._mail.ring()  # whatever may have kept a worker from it
@@ -215,8 +220,7 @@ class Generation:
 
     def _break(self, error: EdgeglmError) -> None:
         self.broken = error
-        for crew in self.crews:
-            crew.clear()
+        self.clear()
         for request in tuple(self.held):
             self._fail(request, EngineFailedError(str(error)))
 

@@ -146,15 +146,12 @@ class Runner:
         """
         self._usable()
         fresh = await self._opened(source)
-        if self._state != "open":
-            self._generations.remove(fresh)
-            await fresh.shut()
-            raise RunnerClosedError("the runner was closed during the swap; open another one")
         former, self._current = self._current, fresh
         assert former is not None
+        retiring = self._spawn(self._retire(former))
         if switched is not None:
             switched()
-        await asyncio.shield(self._spawn(self._retire(former)))
+        await asyncio.shield(retiring)
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, and give everything back.
@@ -177,6 +174,8 @@ class Runner:
             finally:
                 for wait in waits:
                     wait.cancel()
+        for generation in self._generations:
+            generation.clear()
         for request in requests_of(self._generations):
             self._ends.fail(
                 request, RunnerClosedError("the runner was closed before an answer; open another one")
@@ -316,7 +315,8 @@ class Runner:
         )
 
     async def _opened(self, source: Source) -> Generation:
-        """Open a source and its engines, or leave nothing behind."""
+        """Open a source and its engines, or leave nothing behind: also where it is closed meanwhile."""
+        state = self._state
         opened = await opened_source(source, self.config)
         try:
             self.config.check_towers(opened.towers)
@@ -325,6 +325,9 @@ class Runner:
             raise
         generation = Generation(opened, self.config, deliver=self._ends.deliver, fail=self._ends.fail)
         await generation.open()
+        if self._state != state:
+            await generation.shut()
+            raise RunnerClosedError("the runner was closed while it loaded; open another one")
         self._generations.append(generation)
         return generation
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeglm.bench.loadgen import Load, _short, _Tally, verdict_from_summary
+from edgeglm.bench.loadgen import Load, _short, _Tally, drive, verdict_from_summary
 from edgeglm.bench.measurement import (
     Measurement,
+    Scenario,
     changes,
     differences,
     latency_summary,
@@ -125,3 +127,15 @@ def test_a_run_under_the_minimum_of_loadgen_is_called_short(scenario, queries, s
     load = Load(scenario=scenario, seconds=seconds, inputs=1)
     found = _short(lib, load, _Tally(scenario, queries=queries, samples=samples))
     assert found.startswith(words) if words else found == ""
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream"])
+def test_a_stream_of_quick_answers_lasts_as_long_as_was_asked(scenario: Scenario):
+    pytest.importorskip("mlperf_loadgen")
+
+    async def ask(_: int) -> None:
+        """Answer at once."""
+
+    report = asyncio.run(drive(ask, Load(scenario=scenario, seconds=0.5, inputs=4, rate=50_000.0)))
+    assert report.seconds > 0.4
+    assert "Min duration" not in report.verdict

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,3 +126,36 @@ def test_without_loadgen_the_user_is_told_what_to_install(bundle, capsys, monkey
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     assert cli.exit_code(["bench", str(bundle), *QUICK]) == 2
     assert "pip install mlcommons-loadgen" in capsys.readouterr().err
+
+
+_INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from edgeglm.bench import bundle_bench
+from edgeglm.cli import main as cli
+
+drive, told = bundle_bench.drive, []
+
+def driven(ask, load):
+    async def first(index):
+        if not told:
+            told.append(print("asked", flush=True))
+        return await ask(index)
+    return drive(first, load)
+
+bundle_bench.drive = driven
+cli.main(["bench", sys.argv[1], "--scenario", sys.argv[2], "--seconds", "60", "--threads", "1"])
+"""
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream"])
+def test_ctrl_c_in_a_run_exits_with_130_though_loadgen_goes_on(scenario, bundle):
+    pytest.importorskip("mlperf_loadgen")
+    command = [sys.executable, "-c", _INTERRUPTED, str(bundle), scenario]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert text == "\ninterrupted; run the same command again to resume\n"

@@ -95,6 +95,57 @@ def test_other_modes_become_rgb() -> None:
         assert decoded_image(encoded(Image.new(mode, (3, 3)), form)).mode == "RGB"
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *((mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "I", "F")),
+        *((mode, {"transparency": 7}) for mode in ("L", "P")),
+        ("RGB", {"transparency": (0, 0, 0)}),
+    ],
+)
+def test_a_large_image_is_converted_in_bands_and_looks_the_same(
+    monkeypatch: pytest.MonkeyPatch, mode: str, options: dict[str, object]
+) -> None:
+    grey = Image.fromarray(noise(9, 5))
+    image = Image.fromarray(noise(9, 5, 4)).convert("RGB") if mode in ("CMYK", "YCbCr") else grey
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(noise(9, 5).astype(np.uint16) * 200)
+    data = encoded(image.convert(mode), "TIFF" if mode in ("CMYK", "YCbCr", "I", "F") else "PNG", **options)
+    whole = np.asarray(decoded_image(data, background=(1, 2, 3)))
+    monkeypatch.setattr("edgeglm.data.transforms._BAND", 11)
+    banded = decoded_image(data, background=(1, 2, 3))
+    assert banded.mode == "RGB"
+    assert (np.asarray(banded) == whole).all()
+    assert len(np.unique(whole)) > 1
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from edgeglm.data.transforms import decoded_image
+decoded_image(sys.stdin.buffer.read())
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+def test_a_small_file_of_many_pixels_takes_no_multiple_of_them_on_the_way(mode: str) -> None:
+    data = encoded(Image.new(mode, (4096, 4096)))
+    assert len(data) < 100_000
+    run = subprocess.run([sys.executable, "-c", _PEAK], input=data, capture_output=True, check=True)
+    assert int(run.stdout) < 350_000  # kB: the pixels twice, and what a band takes
+
+
+def test_what_a_decoder_raises_of_a_damaged_file_is_the_files_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("Failed to decode image: Missing or empty image item")  # as of an AVIF
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", refused)
+    with pytest.raises(UserError, match="is damaged: Failed to decode image"):
+        decoded_image(encoded(Image.new("L", (2, 2))))
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -129,6 +129,18 @@ def test_buckets_of_odd_shapes_leave_nothing_behind():
     assert not line._buckets
 
 
+def test_a_priority_that_never_comes_again_leaves_nothing_behind_in_a_queue_that_is_never_empty():
+    line = queue(max_batch_size=1)
+    line.put(waiting(priority=1000))
+    for priority in range(100):
+        taken, removed = waiting(priority=2 * priority), waiting(priority=2 * priority + 1)
+        line.put(taken)
+        line.put(removed)
+        assert line.remove(removed)
+        assert line.take(0.0) == [taken]
+    assert [list(bucket.lines) for bucket in line._buckets.values()] == [[1000]]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -95,6 +95,22 @@ def test_a_swap_to_something_broken_leaves_the_old_towers_in_service():
     run(main)
 
 
+def test_a_swap_whose_caller_falls_over_the_news_keeps_no_engine_of_the_former_towers():
+    old, new = Doubler(), Doubler(factor=3.0)
+
+    def falls() -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        async with runner(old) as served:
+            with pytest.raises(ZeroDivisionError):
+                await served.swap(towers(new), switched=falls)
+            await until(lambda: not old.made[0].loaded)
+            assert await doubled(served, 1) == 3.0
+
+    run(main)
+
+
 def test_an_engine_that_cannot_load_says_why_when_the_runner_opens():
     doubler = Doubler()
     doubler.load_error = OSError("no space left")

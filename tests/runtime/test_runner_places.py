@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
@@ -260,5 +261,25 @@ def test_close_gives_up_on_requests_that_never_end():
         with pytest.raises(RunnerClosedError):
             await stuck
         doubler.released.set()
+
+    run(main)
+
+
+def test_no_engine_works_on_for_callers_that_a_close_gave_up():
+    doubler = Doubler()
+
+    async def main() -> None:
+        one_by_one = BatchPolicy(max_batch_size=1)
+        async with runner(doubler, drain_timeout=0.05, batching=one_by_one) as served:
+            stuck = await held(doubler, served, 1)
+            waiting = [asyncio.create_task(doubled(served, value)) for value in range(20)]
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(served.close())
+            for answer in await ended(stuck, *waiting):
+                assert isinstance(answer, RunnerClosedError)
+            doubler.gate.set()
+            await closing
+        assert doubler.batches == [[1.0]]
+        assert not doubler.made[0].loaded
 
     run(main)

@@ -12,9 +12,25 @@ from pathlib import Path
 import pytest
 
 from edgeglm.core.errors import UserError
+from edgeglm.engines.fake import FakeEngine
 from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.requests import RunnerClosedError
+from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.sync import SyncRunner
-from tests.runtime.faults import HANG, Doubler, doubled, ended, held, run, runner, sample, towers, until
+from tests.runtime.faults import (
+    HANG,
+    LIMIT,
+    Doubler,
+    doubled,
+    ended,
+    held,
+    run,
+    runner,
+    sample,
+    towers,
+    until,
+)
 
 STEPS = range(14)
 
@@ -113,6 +129,28 @@ def test_close_during_a_swap_leaves_no_engine_open():
             await asyncio.sleep(0)
         await ended(swapping)
         assert not any(engine.loaded for engine in (*old.made, *new.made))
+
+    run(main)
+
+
+def test_a_runner_that_is_closed_while_it_opens_does_not_open():
+    doubler, loading, go = Doubler(), threading.Event(), threading.Event()
+
+    def slow() -> FakeEngine:
+        loading.set()
+        assert go.wait(LIMIT)
+        return doubler()
+
+    async def main() -> None:
+        served = Runner({"double": TowerSource(engine=slow)}, RunnerConfig(warm_up=False))
+        opening = asyncio.create_task(served.__aenter__())
+        await until(loading.is_set)
+        await served.close()
+        go.set()
+        with pytest.raises(RunnerClosedError, match="closed while it loaded; open another one"):
+            await opening
+        assert served.closing
+        assert not doubler.made[0].loaded
 
     run(main)
 
