@@ -129,6 +129,30 @@ def test_a_corpus_of_nothing_says_to_name_larger_files(teacher: TextTeacher) -> 
         pretrained(teacher, [("a red circle",)], GLOSSARY, CONFIG, seed=0, progress=QuietProgress())
 
 
+@pytest.mark.parametrize(
+    ("options", "documents"),
+    [
+        ({}, [("red",), ("blue",), ("a river",)]),
+        ({"mlm_weight": 0.0, "order_weight": 1.0}, [("red",), ("blue",), ("a river", "stone")]),
+        ({"mlm_weight": 0.0, "term_weight": 1.0}, [("red",), ("blue",), ("a circle",)]),
+    ],
+)
+def test_a_batch_without_a_case_of_what_is_asked_is_read_all_the_same(
+    teacher: TextTeacher, options: dict[str, Any], documents: list[tuple[str, ...]]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, batch_size=1, epochs=4, **options)
+    with seeded(0, threads=1):
+        told = pretrained(teacher, documents, GLOSSARY, config, seed=0, progress=QuietProgress())
+    assert np.isfinite(told["curve"]).all()
+
+
+@pytest.mark.parametrize("weight", ["order_weight", "term_weight"])
+def test_a_corpus_without_a_case_of_what_is_asked_says_what_to_set(teacher: TextTeacher, weight: str) -> None:
+    config = msgspec.structs.replace(CONFIG, **{"mlm_weight": 0.0, weight: 1.0})
+    with pytest.raises(UserError, match=r"; set teacher\.pretraining\.mlm_weight above 0$"):
+        pretrained(teacher, [("red",), ("blue",)], GLOSSARY, config, seed=0, progress=QuietProgress())
+
+
 def test_documents_are_read_from_files_and_from_cldr(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One. Two!\nthree\n\n第一句。第二句！\n", "utf-8")  # noqa: RUF001
     assert [list(one) for one in documents_from_file(tmp_path / "a.txt")] == [
