@@ -25,11 +25,12 @@ from edgeglm.adapt.corpora import (  # noqa: E402
     without_unseen,
 )
 from edgeglm.adapt.pretraining import Reader, pretrained  # noqa: E402
+from edgeglm.adapt.pretraining_stage import PretrainingStage  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.teacher_config import PretrainingConfig  # noqa: E402
+from edgeglm.core.teacher_config import PretrainingConfig, TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import COLOURS, SHAPES, write_synthetic_pairs  # noqa: E402
@@ -151,6 +152,12 @@ def test_a_corpus_without_a_case_of_what_is_asked_says_what_to_set(teacher: Text
     config = msgspec.structs.replace(CONFIG, **{"mlm_weight": 0.0, weight: 1.0})
     with pytest.raises(UserError, match=r"; set teacher\.pretraining\.mlm_weight above 0$"):
         pretrained(teacher, [("red",), ("blue",)], GLOSSARY, config, seed=0, progress=QuietProgress())
+
+
+def test_a_reading_at_another_length_is_another_reading() -> None:
+    wanted = TeacherConfig(pretraining=msgspec.structs.replace(CONFIG, corpus=("cldr",), anchor_weight=1.0))
+    short, long = (PretrainingStage(wanted, seed=0, max_length=length) for length in (4, 32))
+    assert short.key({}) != long.key({}), "what an anchor keeps is what the tower says at that length"
 
 
 def test_documents_are_read_from_files_and_from_cldr(tmp_path: Path) -> None:
