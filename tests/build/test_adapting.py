@@ -158,9 +158,9 @@ def test_rounds_of_pseudo_labels_asked_for_after_a_teacher_was_cut_off_do_not_tr
     project: Path, tmp_path: Path
 ) -> None:
     data = f'data.path="{with_unlabelled(project, tmp_path / "data")}"'
+    broken = recipe(project, data, "teacher.tuning=full", "teacher.tuned_rate=1e30")
     with pytest.raises(UserError, match=r"kept in .*warm-up\.pt"):
-        broken = ("teacher.tuning=full", "teacher.tuned_rate=1e30")
-        adapt_teacher(recipe(project, data, *broken), tmp_path / "never", context(tmp_path / "one"))
+        adapt_teacher(broken, tmp_path / "never", context(tmp_path / "one"))
     wanted = recipe(project, data, "teacher.tuning=full", "teacher.domain.pseudo_label_rounds=1")
     made = adapt_teacher(wanted, tmp_path / "made", context(tmp_path / "one"))
     fresh = adapt_teacher(wanted, tmp_path / "fresh", context(tmp_path / "two"))

@@ -162,7 +162,9 @@ def test_a_diverged_training_leaves_a_good_state_though_none_was_to_be_kept(tmp_
 def test_a_last_step_that_leaves_no_numbers_behind_is_no_training_that_ended(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     path = tmp_path / "a.pt"
-    message = r"what is trained is no number after batch 1, step 3 of epoch 1; .* kept in .*a\.pt; lower x\.rate"
+    message = (
+        r"what is trained is no number after batch 1, step 3 of epoch 1; .* kept in .*a\.pt; lower x\.rate"
+    )
     with pytest.raises(DivergedError, match=message):
         fit(
             [Group(parameters=[weight], learning_rate=1e-3)],
@@ -331,7 +333,9 @@ def test_the_adaptive_rate_rises_falls_and_is_halved_where_nothing_improves() ->
 
 
 @pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("exponential", 0.01)])
-def test_a_loop_that_runs_past_its_total_steps_stays_at_the_end_of_the_fall(schedule: Any, end: float) -> None:
+def test_a_loop_that_runs_past_its_total_steps_stays_at_the_end_of_the_fall(
+    schedule: Any, end: float
+) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     adaptive = AdaptiveLR(optimizer, warmup_steps=2, total_steps=6, schedule=schedule)
     rates = []
