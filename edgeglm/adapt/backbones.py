@@ -101,16 +101,28 @@ def image_module(name: str, source: Artifact, resolution: int) -> tuple[nn.Modul
 def backbone_from_module(
     module: nn.Module, path: Path, *, name: str, title: str, resolution: int
 ) -> Backbone:
-    """Write a torch backbone as ONNX and describe it; parity is asserted."""
+    """Write a torch backbone as ONNX and describe it; parity is asserted.
+
+    Raises UserError where it takes no images of that side.
+    """
     import torch
 
     from edgeglm.export.parity import assert_parity
     from edgeglm.export.torch_to_onnx import onnx_from_module
+    from edgeglm.train.memory import is_out_of_memory
 
     example = torch.rand(2, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     module.eval()
-    with torch.no_grad():
-        features = int(module(example).shape[1])
+    try:
+        with torch.no_grad():
+            features = int(module(example).shape[1])
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name} takes no images of {resolution} by {resolution} pixels: {error}; "
+            "set teacher.resolution to 0"
+        ) from error
     inputs = {"pixels": example}
     onnx_from_module(module, inputs, path, output_names=("features",), dynamic_axes={"pixels": {0: "batch"}})
     assert_parity(module, path, [inputs, {"pixels": example[:1]}], atol=1e-3)

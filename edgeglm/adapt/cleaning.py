@@ -22,6 +22,7 @@ _SURNAMES = (
     "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢"
     "姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
+_DOUBLE_SURNAMES = "欧阳|上官|端木|司马|东方|南宫|夏侯|诸葛|尉迟|皇甫|公孙|慕容|令狐|长孙|宇文|司徒|司空"
 _TITLES = "先生|女士|小姐|老师|医生|经理|主任|教授|同学|师傅"
 _LABELS = "姓名|联系人|收件人|申请人|患者|客户|户主"
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
@@ -54,20 +55,25 @@ def is_card(text: str) -> bool:
     return 13 <= len(digits) <= 19 and sum(doubled) % 10 == 0
 
 
+_SURNAME = rf"(?:{_DOUBLE_SURNAMES}|[{_SURNAMES}])"
+#: Before a number that stands alone: no part of another, though a hyphen may lead from a word to it.
+_APART = r"(?<![\d.])(?<!\d-)"
+_AREA = r"(?:\(0\d{2,3}\)[ -]?|0\d{2,3}[ -])"
+_LINE = r"(?:\d{7,8}|\d{3,4}[ -]\d{4})"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 #: In the order in which they are looked for: what is longer and surer first.
 _SOURCES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("EMAIL", r"([A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)", lambda _: True),
+    ("EMAIL", r"(?<![A-Za-z0-9._%+-])([A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)", lambda _: True),
     ("ID", r"(?<![0-9A-Za-z])([1-9]\d{16}[0-9Xx])(?![0-9A-Za-z])", is_chinese_id),
     ("CARD", r"(?<![\d+-])(\d(?:[ -]?\d){12,18})(?![\d-])", is_card),
-    ("PHONE", r"(?<![\d.-])((?:(?:\+|00)86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4})(?!\d)", lambda _: True),
-    ("PHONE", r"(?<![\d.-])(\(?0\d{2,3}\)?[ -]\d{7,8}(?:-\d{1,6})?)(?!\d)", lambda _: True),
+    ("PHONE", rf"{_APART}((?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{{4}}[ -]?\d{{4}})(?!\d)", lambda _: True),
+    ("PHONE", rf"{_APART}({_AREA}{_LINE}(?:-\d{{1,6}})?)(?!\d)", lambda _: True),
     ("PHONE", r"(?<![\w.])(\+[1-9]\d{0,2}(?:[ .-]?\(?\d{2,4}\)?){2,4})(?!\d)", lambda _: True),
     ("PHONE", r"(?<![\d.-])(\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4})(?!\d)", lambda _: True),
     ("ADDRESS", rf"(?<![\d.])((?:{_BYTE}\.){{3}}{_BYTE})(?![\d.])", lambda _: True),
     ("PASSPORT", r"(?<![0-9A-Za-z])([EGDSPH]\d{8})(?![0-9A-Za-z])", lambda _: True),
-    ("NAME", rf"([{_SURNAMES}][\u4e00-\u9fff]{{0,2}}?)(?=(?:{_TITLES}))", lambda _: True),
-    ("NAME", rf"(?:{_LABELS})[:\s]\s*([{_SURNAMES}][\u4e00-\u9fff]{{1,2}})", lambda _: True),
+    ("NAME", rf"({_SURNAME}[\u4e00-\u9fff]{{0,2}}?)(?=(?:{_TITLES}))", lambda _: True),
+    ("NAME", rf"(?:{_LABELS})[:\s]\s*({_SURNAME}[\u4e00-\u9fff]{{1,2}})", lambda _: True),
 )
 PATTERNS = tuple(
     Pattern(name=name, expression=re.compile(source), proves=proves) for name, source, proves in _SOURCES

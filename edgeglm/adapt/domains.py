@@ -108,7 +108,8 @@ class Statistics:
 
 def _moments(x_NF: Tensor) -> tuple[Tensor, Tensor]:
     x_NF = x_NF.float()
-    return x_NF.mean(0), x_NF.std(0) + _STD_FLOOR
+    std_F = x_NF.std(0) if len(x_NF) > 1 else torch.zeros(x_NF.shape[1])
+    return x_NF.mean(0), std_F + _STD_FLOOR
 
 
 class DomainTerms:

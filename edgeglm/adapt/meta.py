@@ -65,6 +65,9 @@ def reptile(
         learning_rate: Of the steps on a task, by Adam without momentum as its authors take it.
         seed: Of the order and the batches.
         progress: Shows one step a round.
+
+    Raises:
+        DivergedError: A loss is not finite; it names batch and round.
     """
     rng = np.random.default_rng((seed, 777))
     order = [i for _ in range(-(-rounds // len(tasks))) for i in rng.permutation(len(tasks)).tolist()][
@@ -81,8 +84,8 @@ def reptile(
                 losses.append(float(loss.detach()))
                 if not np.isfinite(losses[-1]):
                     raise DivergedError(
-                        f"Teacher: first state: the loss is {losses[-1]} in round {place}; "
-                        "lower teacher.learning_rate"
+                        f"Teacher: first state: the loss of batch {len(losses) - 1} is {losses[-1]} "
+                        f"in round {place}; lower teacher.learning_rate"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)

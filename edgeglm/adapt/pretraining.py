@@ -121,6 +121,16 @@ class Reader:
             found.append((token, mark))
         return found
 
+    def has_cases(self) -> bool:
+        """Return whether some row that is read has a case of an objective with a weight."""
+        config = self.config
+        return any(
+            config.mlm_weight
+            or (config.order_weight and len(row) == 2)
+            or (config.term_weight and any(mark >= 0 for text in row for _, mark in self.read[text]))
+            for row in self.rows
+        )
+
     def batches(self, epoch: int) -> Iterator[Reading]:
         """Yield the batches of an epoch, drawn by seed and epoch."""
         rng = np.random.default_rng((self.seed, 909, epoch))
@@ -205,10 +215,10 @@ class Reader:
         return found
 
     def loss(self, batch: Reading) -> Tensor:
-        """Return the weighted sum of the objectives."""
+        """Return the weighted sum of the objectives; nothing for a batch without a case of any."""
         config = self.config
         weights = {"mlm": config.mlm_weight, "order": config.order_weight, "term": config.term_weight}
-        total = self.heads.bias_W.new_zeros(())
+        total = self.heads.bias_W.sum() * 0.0
         for name, (logits, right) in self.told(batch).items():
             if weights[name]:
                 total = total + weights[name] * F.cross_entropy(logits, right)
@@ -257,13 +267,19 @@ def pretrained(
     """Let the tower read in place; return the curve, the counts and how well it tells what it did not read.
 
     Raises:
-        UserError: The tower cannot be asked for masked words, or the corpus holds fewer than two rows.
+        UserError: The tower cannot be asked for masked words, or the corpus holds fewer than two rows, or
+            no case of what is asked for.
     """
     reader = Reader(teacher, documents, glossary, config, seed=seed)
     if len(reader.rows) < 2:
         raise UserError(
             f"the corpus holds {len(reader.rows)} usable sentences; name larger files in "
             "teacher.pretraining.corpus"
+        )
+    if not reader.has_cases():
+        raise UserError(
+            "no two sentences of the corpus follow one another and none names a term, as far as "
+            "teacher.pretraining asks for them; set teacher.pretraining.mlm_weight above 0"
         )
     first = reader.judged()
     tower = teacher.tower

@@ -95,7 +95,7 @@ class PretrainingStage(Stage[PretrainingConfig]):
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what is no part of the table."""
-        return {**super().key_parts(inputs), "seed": self.seed}
+        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Clean the corpus, read it, and write the encoder."""

@@ -294,6 +294,7 @@ def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
     for name, value in msgspec.to_builtins(config).items():
         children = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"{name}.{child}".rstrip("."): found for child, found in children}
+    flat["unlabelled"] = config.domain.uses_unlabelled()  # then every phase keeps how they are drawn
     return {name: value for name, value in flat.items() if name not in left_out}
 
 

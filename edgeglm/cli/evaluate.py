@@ -79,6 +79,8 @@ def command(
     from edgeglm.runtime.evaluation import embedded, latencies, peak_bytes, retrieval_task
 
     wanted = measures_of(metrics)
+    if classify == "prompt" and "{}" not in prompt:
+        raise UserError(f"the prompt {prompt!r} names no category; write {{}} where its name is to stand")
     names = [source.resolve().name for source in sources]
     if len(set(names)) < len(names):
         raise UserError("two of the pairs are called the same; rename one")

@@ -11,7 +11,7 @@ import msgspec
 
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.reranker_config import RerankerConfig
-from edgeglm.core.section import Count, Fraction, Positive, Rate, Section
+from edgeglm.core.section import Count, Fraction, Positive, Rate, Section, Seed
 from edgeglm.core.student_config import LossesConfig, StudentConfig
 from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, TeacherConfig
 
@@ -132,7 +132,7 @@ class Recipe(Section, frozen=True, kw_only=True):
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     description: str = ""
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()

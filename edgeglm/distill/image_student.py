@@ -100,6 +100,21 @@ class TrainedPart:
         return self._tower.head(self._tower.trunk.rest(x, self.frozen)[0])
 
 
+def require_several(tower: ImageTower, images: int) -> None:
+    """Check that batch norms have more than one value a channel in a batch of so many images.
+
+    Raises:
+        UserError: A single image leaves one value, whose deviation is nothing.
+    """
+    if images > 1 or not isinstance(tower, StudentImageTower):
+        return
+    if tower.project.in_features == tower.squeeze.out_channels:
+        raise UserError(
+            "the student's last map is one pixel wide, and nothing is learned from one pixel of one image; "
+            "raise student.image_batch_size or student.resolution"
+        )
+
+
 def image_targets(teacher_VND: Tensor, config: StudentConfig) -> Tensor:
     """Return what the student is asked for in each of its views: float32 [W, N, D], W of the recipe.
 
@@ -157,7 +172,7 @@ def fit_image_student(
         images: int64, ascending: these alone, all of which must be labelled or unlabelled.
 
     Raises:
-        UserError: Memory does not suffice; it says what to lower.
+        UserError: Memory does not suffice, or a batch; it says what to lower or to raise.
     """
     used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled"))) if images is None else images
     frozen = frozen_blocks(tower, config)
@@ -196,6 +211,7 @@ def fit_image_student(
         losses = [distance_of(part(front_VU[0, one]), target_VUD[0, one]) for one in parts]
         return sum(float(loss) * len(one) for loss, one in zip(losses, parts, strict=True)) / count
 
+    require_several(tower, min(len(trained_T), config.image_batch_size))
     per_epoch = steps_in(len(trained_T), config.image_batch_size)
     epochs = max(config.image_epochs, -(-MIN_STEPS // per_epoch)) if steps is None else -(-steps // per_epoch)
     with TrainedPart(tower, config) as part:

@@ -22,7 +22,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.distill.image_student import TrainedPart
+from edgeglm.distill.image_student import TrainedPart, require_several
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train import kd_losses
@@ -153,8 +153,9 @@ def fit_towers_together(
         keeper: Makes the checkpoint.
 
     Raises:
-        UserError: Memory does not suffice; it says what to lower.
+        UserError: Memory does not suffice, or a batch; it says what to lower or to raise.
     """
+    require_several(image, config.image_batch_size)
     ids = [tokenizer.encode([t], max_length=config.max_length)[0][0] for t in cached.texts]
     scale = nn.Parameter(torch.tensor(1.0 / config.temperature).log())
     trained, apart = _pools(cached, config, seed)

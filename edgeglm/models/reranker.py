@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeglm.models.projection import normalized
 from edgeglm.models.students import MASKED, ImageTower, StudentImageTower, TextLayer
 
-_HEAD = 32  # width of an attention head
+_HEAD = 32  # width of an attention head, or more where a width is no multiple of it
 
 
 class FusedReranker(nn.Module):
@@ -45,7 +45,8 @@ class FusedReranker(nn.Module):
         for table in (self.first, self.places, self.patch_places):
             nn.init.trunc_normal_(table, std=0.02)
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(TextLayer(width, max(1, width // _HEAD)) for _ in range(depth))
+        heads = next(count for count in range(max(1, width // _HEAD), 0, -1) if width % count == 0)
+        self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(depth))
         self.last_norm = nn.LayerNorm(width)
         self.judge = nn.Linear(2 * width, 1)
         nn.init.zeros_(self.judge.weight)

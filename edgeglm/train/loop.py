@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -94,7 +94,8 @@ def fit(
         options: Schedule, accumulation, early stop, checkpoint.
 
     Raises:
-        DivergedError: A loss is not finite; it names batch, step and epoch, and the last good checkpoint.
+        DivergedError: A loss, or what an epoch leaves behind, is not finite; it names batch, step and epoch,
+            and the last good checkpoint.
         UserError: The checkpoint is of another model or recipe, or memory does not suffice; it says what
             to lower.
     """
@@ -130,10 +131,8 @@ def fit(
                     loss = loss_of(batch)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    if keeper is not None:
-                        keeper.write(unwritten)
                     where = f"the loss of batch {place} is {value} at step {step} of epoch {epoch}"
-                    raise DivergedError(f"{title}: {where}{_kept(keeper)}; lower {options.rate}")
+                    raise _diverged(f"{title}: {where}", options, unwritten)
                 if waiting == 0:
                     optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss if options.accumulate == 1 else loss / options.accumulate)
@@ -145,7 +144,11 @@ def fit(
                 step += 1
                 task.advance()
             if waiting:
+                _rescale(trained, options.accumulate / waiting)
                 _stepped(optimizer, trained, clip, options)
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
+                where = f"after batch {len(losses) - 1}, step {step - 1} of epoch {epoch}"
+                raise _diverged(f"{title}: what is trained is no number {where}", options, unwritten)
             curve.append(sum(losses) / max(1, len(losses)))
             task.note(f"loss {curve[-1]:.3f}")
             stops = options.validation is not None and options.validation.stops()
@@ -174,6 +177,21 @@ def _stepped(
     if clip is not None:
         nn.utils.clip_grad_norm_(trained, clip)
     optimizer.step()
+
+
+@torch.no_grad()
+def _rescale(trained: Sequence[nn.Parameter], factor: float) -> None:
+    """Make gradients the mean of fewer batches than were to be accumulated."""
+    for parameter in trained:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+def _diverged(what: str, options: FitOptions, unwritten: Mapping[str, Any] | None) -> DivergedError:
+    """Keep the last good state and return what to raise."""
+    if options.checkpoint is not None:
+        options.checkpoint.write(unwritten)
+    return DivergedError(f"{what}{_kept(options.checkpoint)}; lower {options.rate}")
 
 
 def _stands_still(curve: Sequence[float], patience: int) -> bool:

@@ -64,9 +64,9 @@ class AdaptiveLR(torch.optim.lr_scheduler.LambdaLR):
     """A rate that rises over ``warmup_steps``, falls after them, and is halved where the loss stands still.
 
     Call :meth:`step` after each ``optimizer.step()``. With ``total_steps`` the fall is half a cosine (or
-    ``schedule``); without, the inverse square root of the step (Vaswani et al., 2017), which needs no end.
-    Told of losses through :meth:`watch`, it halves the rate after ``patience`` of them without a better
-    one, as ReduceLROnPlateau does.
+    ``schedule``), at whose end it stays; without, the inverse square root of the step (Vaswani et al., 2017),
+    which needs no end. Told of losses through :meth:`watch`, it halves the rate after ``patience`` of them
+    without a better one, as ReduceLROnPlateau does.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -111,6 +111,7 @@ class AdaptiveLR(torch.optim.lr_scheduler.LambdaLR):
     def _factor(self, step: int) -> float:
         halved = float(0.5**self.halvings)
         if self.total_steps is not None:
+            step = min(step, self.total_steps)  # a cosine would rise again
             return halved * SCHEDULES[self.schedule](step, total=self.total_steps, warmup=self.warmup_steps)
         if step < self.warmup_steps:
             return halved * (step + 1) / self.warmup_steps

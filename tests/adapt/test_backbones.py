@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the host half is not installed")
 from edgeglm.adapt.backbones import backbone_onnx  # noqa: E402
 from edgeglm.adapt.stages import source_spec  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
+from edgeglm.core.errors import UserError  # noqa: E402
 from tests.tiny_towers import write_vit  # noqa: E402
 
 
@@ -30,6 +31,15 @@ def test_a_folder_becomes_one_file_that_gives_the_models_own_features(tmp_path: 
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
     parameters = sum(parameter.numel() for parameter in load_image_tower(folder).parameters())
     assert backbone.parameters == parameters
+
+
+def test_a_side_that_the_model_cannot_take_says_what_to_set(tmp_path: Path) -> None:
+    folder = write_vit(tmp_path / "vit")
+    source = Artifact(kind="asset", path=folder, files={"config.json": "", "model.safetensors": ""})
+    with pytest.raises(
+        UserError, match=r"takes no images of 4 by 4 pixels: .*; set teacher\.resolution to 0"
+    ):
+        backbone_onnx(str(folder), source, tmp_path / "image-0.onnx", resolution=4)
 
 
 @pytest.mark.parametrize(

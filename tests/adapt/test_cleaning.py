@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections import Counter
 
 import pytest
@@ -20,11 +21,15 @@ from edgeglm.core.errors import UserError
         ("身份证110105194912310021无效", "身份证110105194912310021无效"),
         ("座机 010-12345678 转 5", "座机 <PHONE> 转 5"),
         ("+86 138 1234 5678, (415) 555-2671, +44 20 7946 0958", "<PHONE>, <PHONE>, <PHONE>"),
+        ("总机(010)12345678, (0755) 8888 9999, 0532-888 8888", "总机<PHONE>, <PHONE>, <PHONE>"),
+        ("手机-138 1234 5678, 86-13912345678", "手机-<PHONE>, <PHONE>"),
+        ("欧阳锋先生, 收件人:诸葛亮", "<NAME>先生, 收件人:<NAME>"),
         ("卡号 4111 1111 1111 1111", "卡号 <CARD>"),
         ("order 1234 5678 9012 3456", "order 1234 5678 9012 3456"),
         ("write to zhang.wei+x@mail.example.com now", "write to <EMAIL> now"),
         ("at 192.168.1.20 runs 1.2.3.4.5", "at <ADDRESS> runs 1.2.3.4.5"),
         ("护照 E12345678", "护照 <PASSPORT>"),
+        ("part 7-13812345678 of 3.13812345678, (0) 1234567, 010-1234-567", None),
         ("on 2024-01-02 at 10:30, 1920x1080 for 13800 of 3.14159265", None),
         ("a red apple, 王 means king, 白色 is white", None),
     ],
@@ -41,6 +46,12 @@ def test_numbers_are_told_from_numbers_by_their_checks() -> None:
     assert not is_chinese_id("110105194913310021")
     assert is_card("4111-1111-1111-1111")
     assert not is_card("4111-1111-1111-1112")
+
+
+def test_a_long_line_of_one_word_is_read_at_once() -> None:
+    started = time.perf_counter()
+    assert by_patterns("a" * 300_000, Counter()) == "a" * 300_000
+    assert time.perf_counter() - started < 30.0, "it took minutes when every letter began a search"
 
 
 def test_markup_links_and_noise_go() -> None:

@@ -204,6 +204,17 @@ def test_prototypes_are_means_of_length_one() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))
 
 
+def test_a_style_of_a_single_picture_has_statistics_too(tmp_path: Path) -> None:
+    pairs, features = styled(tmp_path)
+    concepts = Concepts.of(pairs)
+    domains = Domains.of(pairs, concepts)
+    alone = dataclasses.replace(domains, domain_L=torch.tensor([0, *[1] * (len(domains.domain_L) - 1)]))
+    statistics = Statistics(features, concepts, alone)
+    first = features[0][concepts.image_N[:1]].float()
+    moved = statistics.moved(first, alone.domain_L[:1], torch.ones(1))
+    torch.testing.assert_close(moved[0], statistics.target_mean_F, atol=1e-2, rtol=0)
+
+
 def test_the_curriculum_moves_a_style_to_the_statistics_of_the_target(tmp_path: Path) -> None:
     pairs, features = styled(tmp_path)
     concepts = Concepts.of(pairs)

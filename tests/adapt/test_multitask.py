@@ -28,7 +28,7 @@ from edgeglm.train.balance import (  # noqa: E402
     UncertaintyBalance,
 )
 from edgeglm.train.concepts import Concepts  # noqa: E402
-from edgeglm.train.loop import seeded  # noqa: E402
+from edgeglm.train.loop import DivergedError, seeded  # noqa: E402
 from tests.adapt.test_domains import CONCEPTS, CONFIG, Words, found_names, styled  # noqa: E402
 
 BALANCES = ("fixed", "uncertainty", "gradnorm", "pcgrad")
@@ -236,6 +236,15 @@ def test_a_first_state_of_reptile_is_learned_from_in_fewer_steps() -> None:
     found = [parameter.detach().clone() for parameter in model.parameters()]
     assert len(curve) == 240
     assert after_a_few_steps(found) < 0.8 * after_a_few_steps(start)
+
+
+def test_a_first_state_that_diverges_names_its_batch_and_round() -> None:
+    weight, losses = torch.nn.Parameter(torch.ones(1)), iter([1.0, 1.0, 1.0, float("nan")])
+    with pytest.raises(DivergedError, match=r"batch 1 is nan in round 1; lower teacher\.learning_rate"):
+        reptile(
+            [weight], [torch.zeros(1)] * 2, lambda *_: range(2), lambda _: weight.sum() * next(losses),
+            rounds=2, reach=0.5, learning_rate=0.1, seed=0, progress=QuietProgress(),
+        )  # fmt: skip
 
 
 def test_styles_and_categories_are_tasks_and_the_heads_start_from_them(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from edgeglm.adapt.corpora import (  # noqa: E402
     without_unseen,
 )
 from edgeglm.adapt.pretraining import Reader, pretrained  # noqa: E402
+from edgeglm.adapt.pretraining_stage import PretrainingStage  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.teacher_config import PretrainingConfig  # noqa: E402
+from edgeglm.core.teacher_config import PretrainingConfig, TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import COLOURS, SHAPES, write_synthetic_pairs  # noqa: E402
@@ -127,6 +128,36 @@ def test_a_tower_that_cannot_be_masked_says_so(tmp_path: Path) -> None:
 def test_a_corpus_of_nothing_says_to_name_larger_files(teacher: TextTeacher) -> None:
     with pytest.raises(UserError, match=r"holds 1 usable sentences; name larger files"):
         pretrained(teacher, [("a red circle",)], GLOSSARY, CONFIG, seed=0, progress=QuietProgress())
+
+
+@pytest.mark.parametrize(
+    ("options", "documents"),
+    [
+        ({}, [("red",), ("blue",), ("a river",)]),
+        ({"mlm_weight": 0.0, "order_weight": 1.0}, [("red",), ("blue",), ("a river", "stone")]),
+        ({"mlm_weight": 0.0, "term_weight": 1.0}, [("red",), ("blue",), ("a circle",)]),
+    ],
+)
+def test_a_batch_without_a_case_of_what_is_asked_is_read_all_the_same(
+    teacher: TextTeacher, options: dict[str, Any], documents: list[tuple[str, ...]]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, batch_size=1, epochs=4, **options)
+    with seeded(0, threads=1):
+        told = pretrained(teacher, documents, GLOSSARY, config, seed=0, progress=QuietProgress())
+    assert np.isfinite(told["curve"]).all()
+
+
+@pytest.mark.parametrize("weight", ["order_weight", "term_weight"])
+def test_a_corpus_without_a_case_of_what_is_asked_says_what_to_set(teacher: TextTeacher, weight: str) -> None:
+    config = msgspec.structs.replace(CONFIG, **{"mlm_weight": 0.0, weight: 1.0})
+    with pytest.raises(UserError, match=r"; set teacher\.pretraining\.mlm_weight above 0$"):
+        pretrained(teacher, [("red",), ("blue",)], GLOSSARY, config, seed=0, progress=QuietProgress())
+
+
+def test_a_reading_at_another_length_is_another_reading() -> None:
+    wanted = TeacherConfig(pretraining=msgspec.structs.replace(CONFIG, corpus=("cldr",), anchor_weight=1.0))
+    short, long = (PretrainingStage(wanted, seed=0, max_length=length) for length in (4, 32))
+    assert short.key({}) != long.key({}), "what an anchor keeps is what the tower says at that length"
 
 
 def test_documents_are_read_from_files_and_from_cldr(tmp_path: Path) -> None:

@@ -136,17 +136,35 @@ def test_a_layer_that_is_not_there_is_told_before_anything_is_computed(project: 
     assert done == []
 
 
-def test_unlabelled_pictures_of_ones_own_folder_take_part(project: Path, tmp_path: Path) -> None:
-    shutil.copytree(project / "data", tmp_path / "data")
-    (tmp_path / "data" / "unlabelled").mkdir()
+def with_unlabelled(project: Path, data: Path) -> Path:
+    """Copy the project's data, with sixteen pictures of another style beside it; return ``data``."""
+    shutil.copytree(project / "data", data)
+    (data / "unlabelled").mkdir()
     for i, colour in enumerate(COLOURS):
         for shape in ("circle", "ring"):
             picture = Image.fromarray(drawn(shape, colour, 32, target=True))
-            picture.save(tmp_path / "data" / "unlabelled" / f"{shape}-{i}.png")
+            picture.save(data / "unlabelled" / f"{shape}-{i}.png")
+    return data
+
+
+def test_unlabelled_pictures_of_ones_own_folder_take_part(project: Path, tmp_path: Path) -> None:
     options = ("teacher.domain.mmd_weight=1.0", "teacher.domain.pseudo_label_rounds=1")
-    wanted = recipe(project, f'data.path="{tmp_path / "data"}"', *options)
+    wanted = recipe(project, f'data.path="{with_unlabelled(project, tmp_path / "data")}"', *options)
     made = adapt_teacher(wanted, tmp_path / "out", context(tmp_path / "store"))
     assert made.teacher.provenance["measured"]["pseudo_labels"][0] > 0
+
+
+def test_rounds_of_pseudo_labels_asked_for_after_a_teacher_was_cut_off_do_not_trip_over_what_it_kept(
+    project: Path, tmp_path: Path
+) -> None:
+    data = f'data.path="{with_unlabelled(project, tmp_path / "data")}"'
+    broken = recipe(project, data, "teacher.tuning=full", "teacher.tuned_rate=1e30")
+    with pytest.raises(UserError, match=r"kept in .*warm-up\.pt"):
+        adapt_teacher(broken, tmp_path / "never", context(tmp_path / "one"))
+    wanted = recipe(project, data, "teacher.tuning=full", "teacher.domain.pseudo_label_rounds=1")
+    made = adapt_teacher(wanted, tmp_path / "made", context(tmp_path / "one"))
+    fresh = adapt_teacher(wanted, tmp_path / "fresh", context(tmp_path / "two"))
+    assert made.teacher.digest == fresh.teacher.digest
 
 
 def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(

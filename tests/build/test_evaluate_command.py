@@ -123,6 +123,7 @@ def test_a_table_is_printed_for_people(project: Project, bundle: Path, pairs: li
         (["--metrics", "map@"], "write map@10"),
         (["--metrics", "macro-f1", "--by", "subcategory"], "give the pairs the key category"),
         (["--metrics", "accuracy", "--classify", "heads"], "or --classify prompt or centroid"),
+        (["--metrics", "accuracy", "--prompt", "a picture"], "write {} where its name is to stand"),
     ],
 )
 def test_what_cannot_be_judged_exits_with_2(

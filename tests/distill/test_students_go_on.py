@@ -114,6 +114,14 @@ def test_a_student_killed_at_once_goes_on_with_the_same_losses_to_the_same_bytes
     assert not list(store.glob("checkpoints/*")), "what was kept goes when the student is stored"
 
 
+def test_one_pixel_of_one_image_is_no_batch_and_says_what_to_raise(folder: Path, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, image_epochs=1, image_batch_size=1, resolution=8)
+    with pytest.raises(UserError, match=r"; raise student\.image_batch_size or student\.resolution$"):
+        trained(folder, tmp_path / "store", "image", config)
+    two = msgspec.structs.replace(config, image_batch_size=2)
+    assert trained(folder, tmp_path / "store", "image", two).files
+
+
 def test_how_often_the_state_is_kept_is_no_part_of_a_student(folder: Path) -> None:
     inputs, keys = read_inputs(folder), set()
     for every in (0, 1, 7):

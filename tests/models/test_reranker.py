@@ -36,6 +36,15 @@ def test_padding_changes_no_score(model: FusedReranker) -> None:
     torch.testing.assert_close(model(patches, longer, seen, cosine), model(patches, ids, mask, cosine))
 
 
+@pytest.mark.parametrize("width", [1, 31, 96, 97, 100])
+def test_any_width_is_shared_out_among_heads(width: int) -> None:
+    model = FusedReranker(
+        table_VE=torch.randn(11, 6), patches=4, channels=5, max_length=7, width=width, depth=1
+    )
+    assert model(*pair(2, 3)).shape == (2, 1)
+    assert model.layers[0].heads == {96: 3, 100: 2}.get(width, 1)
+
+
 def test_words_and_patches_both_decide(model: FusedReranker) -> None:
     torch.nn.init.normal_(model.judge.weight)
     patches, ids, mask, cosine = pair(2, 3)

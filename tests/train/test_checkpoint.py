@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
+from edgeglm.train import loop  # noqa: E402
 from edgeglm.train.checkpoint import CarriedTensor, Checkpoint  # noqa: E402
 from edgeglm.train.loop import DivergedError, FitOptions, Group, fit, seeded, shuffled  # noqa: E402
 from edgeglm.train.schedules import AdaptiveLR, clip_adaptively, warmup_exponential  # noqa: E402
@@ -158,6 +159,28 @@ def test_a_diverged_training_leaves_a_good_state_though_none_was_to_be_kept(tmp_
     assert not path.exists()
 
 
+def test_a_last_step_that_leaves_no_numbers_behind_is_no_training_that_ended(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    path = tmp_path / "a.pt"
+    message = (
+        r"what is trained is no number after batch 1, step 3 of epoch 1; .* kept in .*a\.pt; lower x\.rate"
+    )
+    with pytest.raises(DivergedError, match=message):
+        fit(
+            [Group(parameters=[weight], learning_rate=1e-3)],
+            lambda epoch: [0.0, 0.0] if epoch == 0 else [0.0, 1.0],
+            lambda last: (weight - (weight.detach() if last else 0.0)).sqrt().sum(),  # steep without end at 0
+            epochs=2,
+            steps_per_epoch=2,
+            title="Trial",
+            progress=QuietProgress(),
+            options=FitOptions(checkpoint=Checkpoint(path=path, identity="x", every=0), rate="x.rate"),
+        )
+    kept = torch.load(path, weights_only=True)
+    assert kept["epoch"] == 0
+    assert torch.isfinite(kept["parameters"][0]).all()
+
+
 @pytest.mark.parametrize(
     "allocate",
     [
@@ -250,6 +273,28 @@ def test_a_rest_of_accumulated_batches_is_not_lost() -> None:
     assert float(weight) != 1.0
 
 
+def test_a_rest_of_accumulated_batches_counts_as_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, seen = torch.nn.Parameter(torch.ones(1)), list[float]()
+    plain = loop._stepped
+
+    def stepped(*arguments: Any) -> None:
+        seen.append(float(weight.grad))
+        plain(*arguments)
+
+    monkeypatch.setattr(loop, "_stepped", stepped)
+    fit(
+        [Group(parameters=[weight], learning_rate=1e-3)],
+        lambda _: [1.0, 3.0, 5.0, 7.0, 9.0],
+        lambda slope: slope * weight.sum(),
+        epochs=1,
+        steps_per_epoch=5,
+        title="Trial",
+        progress=QuietProgress(),
+        options=FitOptions(accumulate=3),
+    )
+    assert seen == pytest.approx([3.0, 8.0])
+
+
 def test_gradients_are_kept_in_proportion_unit_by_unit() -> None:
     layer = torch.nn.Linear(3, 2)
     with torch.no_grad():
@@ -285,3 +330,17 @@ def test_the_adaptive_rate_rises_falls_and_is_halved_where_nothing_improves() ->
     assert rates[-1] < rates[5] < 1.0
     with pytest.raises(ValueError, match="give at least 1"):
         AdaptiveLR(optimizer, warmup_steps=0)
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("exponential", 0.01)])
+def test_a_loop_that_runs_past_its_total_steps_stays_at_the_end_of_the_fall(
+    schedule: Any, end: float
+) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    adaptive = AdaptiveLR(optimizer, warmup_steps=2, total_steps=6, schedule=schedule)
+    rates = []
+    for _ in range(14):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        adaptive.step()
+    assert rates[6:] == pytest.approx([end] * 8)
