@@ -81,6 +81,12 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     said: tuple[str, ...] = ()
     seconds: float
 
+    @property
+    def left_in_fp32(self) -> tuple[str, ...]:
+        """Nodes that a builder which may choose FP16 itself must not: what AutoCast and the lint kept."""
+        linted = () if self.lint is None else self.lint.keep_fp32
+        return tuple(dict.fromkeys((*self.fp32_nodes, *linted)))
+
 
 def fp16_from_fp32(
     onnx_in: Path, onnx_out: Path, batches: Sequence[Feeds], *, keep_fp32: Sequence[str] = ()

@@ -95,9 +95,9 @@ def lane_a(model: onnx.ModelProto, *, keep_fp32: Sequence[str] = ()) -> Lowered:
     quantized = float_weights(work)
     rewritten, sensitive = _lower(work, LANE_A_OPSET)
     fused_norms = [node.name for node in work.graph.node if node.op_type in _SQUARES]
-    known = {node.name for node in work.graph.node}
-    pinned = dict.fromkeys([*sensitive, *fused_norms, *(name for name in keep_fp32 if name in known)])
-    order = [node.name for node in work.graph.node if node.name in pinned]
+    pinned = {*sensitive, *fused_norms, *keep_fp32}
+    parts = tuple(f"{name}/" for name in keep_fp32)  # what such a node was written with
+    order = [n.name for n in work.graph.node if n.name in pinned or n.name.startswith(parts)]
     return Lowered(
         model=_finished(work),
         opset=opset_of(work),

@@ -152,7 +152,7 @@ def _made(
         conversion = kept.conversions.get(tower)
         path = paths[tower] = scratch / name / f"{tower}.onnx"
         source = _as_file(sources[origin], scratch / "of" / origin)
-        lowered = lane_a_from_onnx(source, path, keep_fp32=conversion.fp32_nodes if conversion else ())
+        lowered = lane_a_from_onnx(source, path, keep_fp32=conversion.left_in_fp32 if conversion else ())
         checked_lane(path, "A")
         # As it is written, which is what TensorRT computes: ONNX Runtime's integer kernels may saturate.
         with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=False) as engine:

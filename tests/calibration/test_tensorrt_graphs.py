@@ -21,6 +21,7 @@ from edgeglm.calibration.residual_quantizers import quantize_residuals
 from edgeglm.evaluate.parity import cosine_rows
 from edgeglm.export.emit import types_of
 from edgeglm.export.fusion import fusions_of_file, rewritten_file
+from edgeglm.export.lowering import lane_a_from_onnx
 from edgeglm.targets.schema import load_target
 from scripts.fixtures import planted as planting
 from scripts.fixtures.graphs import answers, graph_model, normal
@@ -166,3 +167,13 @@ def test_what_overflows_in_fp16_does_not_beside_fp8_either(tmp_path: Path):
     made = onnx.load(tmp_path / "out" / "model.onnx")
     types = types_of(made)
     assert [types[n.input[0]] for n in made.graph.node if n.op_type == "Pow"] == [onnx.TensorProto.FLOAT]
+
+
+def test_a_builder_that_chooses_fp16_itself_hears_what_the_lint_kept(tmp_path: Path):
+    source, feeds = behind_a_product("RMS norm, written out", tmp_path)
+    report = int8_from_fp32(source, tmp_path / "int8.onnx", feeds, policy=policy_named("linear-only"))
+    assert report.lint is not None
+    lowered = lane_a_from_onnx(tmp_path / "int8.onnx", tmp_path / "a.onnx", keep_fp32=report.left_in_fp32)
+    assert "mean" in report.lint.keep_fp32
+    assert "mean/ReduceMean" in lowered.fp32_nodes, "it was written for an older operator set"
+    assert set(report.lint.keep_fp32) - {"mean"} <= set(lowered.fp32_nodes)
