@@ -58,11 +58,13 @@ def test_a_changed_target_reaches_compile_and_pack_alone(project: Project, cold:
         "pack",
     }
     if found["quantize"] == "runs":
-        high, *schemes = reasons(said)["quantize"]
-        assert high == "config.high_precision: fp32 -> fp16"
-        # Students that must learn to be rounded learn it to the bits of the machine's own schemes.
-        known = ("config.schemes.", "config.tuning.weight_bits: ")
-        assert all(reason.startswith(known) for reason in schemes)
+        changed = reasons(said)["quantize"]
+        assert "config.high_precision: fp32 -> fp16" in changed
+        # Students that must learn to be rounded learn it to the bits of the machine's own schemes. What is
+        # compared with may be the build of another test, with as many samples as that one asked for.
+        known = ("config.high_precision: ", "config.schemes.", "config.tuning.weight_bits: ",
+                 "config.quantize.calibration_samples: ")  # fmt: skip
+        assert all(reason.startswith(known) for reason in changed)
     else:
         assert reasons(said)["compile"] == ["never made with this recipe"]
 
