@@ -187,7 +187,7 @@ def page(found: dict[str, Any]) -> str:
             f"## {setting} -> twemoji",
             "",
             "| way | source | image tower | seeds | transductive | inductive | unseen "
-            "| transductive, mean view | keywords (trans. / ind. / unseen) | s |",
+            "| transductive, mean view | keywords (trans. / ind. / unseen) | CPU s |",
             "| --- | --- | --- | ---: | --- | --- | --- | --- | --- | ---: |",
         ]
         for name, (_, source) in FINALISTS.items():
@@ -202,7 +202,7 @@ def page(found: dict[str, Any]) -> str:
                     f"{statistics.mean(plain for plain, _ in scores[f'{track}-keywords']):.3f}"
                     for track in adapt.TRACKS
                 )
-                seconds = statistics.mean(run["seconds"]["all"] for run in runs)
+                seconds = statistics.mean(run["cpu_s"] for run in runs)
                 lines.append(
                     f"| {name} | {source} | {title} | {len(runs)} | {' | '.join(cells)} | {words} "
                     f"| {seconds:.0f} |"
