@@ -22,7 +22,7 @@ from edgeglm.calibration.ort_calls import (
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import ConversionReport, int8_from_fp32, ready_beside_quantizers
+from edgeglm.calibration.precision import LINTED, ConversionReport, int8_from_fp32, ready_for_fp16
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
@@ -147,7 +147,7 @@ def _fp8_file(
         source_model = _without_shapes(prepared.model)
         quantize_tables(source_model, plan.embeddings)
         save_deterministic(source_model, source)
-        ready, lint = ready_beside_quantizers(source, Path(folder), seen)
+        ready, lint = ready_for_fp16(source, Path(folder), seen[:LINTED])
         try:
             model, said = fp8_model(ready, seen, nodes=order, keep_fp32=lint.keep_fp32)
         except EdgeglmError:

@@ -30,15 +30,15 @@ from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
-from edgeglm.export.attention_scale import file_with_scales_before
 from edgeglm.export.fp16_lint import Fp16Report, fp16_ready
+from edgeglm.export.rewrites import file_with_scales_before
 
 if TYPE_CHECKING:
     import onnx
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 HighPrecision = Literal["fp16", "fp32"]
-_LINTED = 2  # batches: every tensor of them is looked at
+LINTED = 2  # batches, beside quantizers: every tensor of them is looked at
 _FLOAT_OPS = ("Conv", "Gemm", "MatMul")
 
 
@@ -112,11 +112,10 @@ def fp16_from_fp32(
     started = time.perf_counter()
     samples = checked_feeds(onnx_in, batches)
     with tempfile.TemporaryDirectory(prefix="edgeglm-fp16-") as folder:
-        scaled = file_with_scales_before(onnx_in, Path(folder) / "scaled.onnx")
-        lint = fp16_ready(scaled, Path(folder) / "ready.onnx", batches)
+        ready, lint = ready_for_fp16(onnx_in, Path(folder), batches)
         keep = tuple(dict.fromkeys((*keep_fp32, *lint.keep_fp32)))
         try:
-            model, said = fp16_model(Path(lint.path), batches, keep_fp32=keep)
+            model, said = fp16_model(ready, batches, keep_fp32=keep)
         except Exception as error:  # AutoCast raises whatever its parts raise
             raise _failed(onnx_in, "FP16", error) from error
     fp32_nodes = _computing_in_fp32(model)
@@ -127,7 +126,7 @@ def fp16_from_fp32(
         precision="fp16",
         high_precision="fp16",
         fp32_nodes=tuple(fp32_nodes),
-        lint=msgspec.structs.replace(lint, path=""),
+        lint=lint,
         samples=samples,
         batches=len(batches),
         size_bytes=onnx_out.stat().st_size,
@@ -178,7 +177,7 @@ def int8_from_fp32(
     with tempfile.TemporaryDirectory(prefix="edgeglm-int8-") as folder:
         source, lint = onnx_in, None
         if high_precision == "fp16":  # for TensorRT; a CPU's runtime looks for the scale where it was
-            source, lint = ready_beside_quantizers(onnx_in, Path(folder), batches)
+            source, lint = ready_for_fp16(onnx_in, Path(folder), batches[:LINTED])
         try:
             model, said = int8_model(
                 source,
@@ -220,13 +219,13 @@ def int8_from_fp32(
     )
 
 
-def ready_beside_quantizers(onnx_in: Path, folder: Path, batches: Sequence[Feeds]) -> tuple[Path, Fp16Report]:
-    """Return a file whose rest can be FP16, in ``folder`` where anything had to change, and what was found.
+def ready_for_fp16(onnx_in: Path, folder: Path, batches: Sequence[Feeds]) -> tuple[Path, Fp16Report]:
+    """Return a file that can compute in FP16, in ``folder`` where anything had to change, and what was found.
 
-    A CPU computes FP16 in FP32, so that no gate there would see what overflows. Few batches are run.
+    A CPU computes FP16 in FP32, so that no gate there would see what overflows.
     """
     scaled = file_with_scales_before(onnx_in, folder / "scaled.onnx")
-    found = fp16_ready(scaled, folder / "ready.onnx", batches[:_LINTED])
+    found = fp16_ready(scaled, folder / "ready.onnx", batches)
     return Path(found.path), msgspec.structs.replace(found, path="")
 
 

@@ -7,46 +7,16 @@ documentation, "Fused Attention").
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.attention import attentions
 from edgeglm.export.emit import types_of
-from edgeglm.export.graph import (
-    Graph,
-    drop_unused,
-    model_from_file,
-    name_of,
-    named,
-    rename_readers,
-    replace_nodes,
-    sorted_nodes,
-)
+from edgeglm.export.graph import Graph, name_of, rename_readers, replace_nodes
 from edgeglm.export.patterns import Match
 from edgeglm.export.rewritten import Rewritten
-
-_ARRANGES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
-
-
-def file_with_scales_before(path: Path, out: Path) -> Path:
-    """Write ``out`` with every scale before its product and return it; ``path`` where none has to move.
-
-    Names of nodes and of what products read stay. Raises UserError when the file cannot be read.
-    """
-    model, done = model_from_file(path), Rewritten()
-    named(model)
-    fold_scales(model, done)
-    if not done.made:
-        return path
-    drop_unused(model.graph)
-    sorted_nodes(model.graph)
-    model.graph.ClearField("value_info")
-    return save_deterministic(model, out)
 
 
 def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
@@ -56,7 +26,7 @@ def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
         graph = Graph(model)  # made anew: the nodes are others after each change
         match = next(m for m in attentions(graph) if name_of(m.parts.get("scale", m.nodes[0])) == name)
         scale, query = match.parts["scale"], match.parts.get("query")
-        factor = _factor(graph, scale)
+        factor = factor_of(graph, scale)
         if (why := why_scale_stays(graph, match)) or factor is None:
             done.kept[name] = why
             continue
@@ -76,12 +46,12 @@ def fold_scales(model: onnx.ModelProto, done: Rewritten) -> None:
 def why_scale_stays(graph: Graph, match: Match) -> str:
     """Say what would answer otherwise, or lose INT8, if the scale went before its product; "" for nothing."""
     scale, bmm1 = match.parts["scale"], match.parts["bmm1"]
-    if _factor(graph, scale) is None:
+    if factor_of(graph, scale) is None:
         return "its factor is computed, or divided by the product"
     between, name = match.nodes[1], _computed(graph, scale)
     if between.output[0] != scale.output[0]:
         return f"it scales what {name_of(between)} makes of the product"
-    if graph.quantizers_before(name) or _dequantized(graph, bmm1.input[0]):
+    if graph.quantizers_before(name) or graph.is_quantized(bmm1.input[0]):
         return "the product is quantized; move it before quantizing"
     readers = graph.true_readers(bmm1.output[0])
     if len(readers) > 1:
@@ -96,13 +66,6 @@ def why_scale_stays(graph: Graph, match: Match) -> str:
 def _computed(graph: Graph, scale: onnx.NodeProto) -> str:
     computed: str = next(side for side in scale.input if graph.scalar(side) is None)
     return computed
-
-
-def _dequantized(graph: Graph, name: str) -> bool:
-    """Say whether a tensor comes from Q/DQ, what only arranges it anew let through."""
-    while (node := graph.made_by.get(name)) is not None and node.op_type in _ARRANGES:
-        name = node.input[0]
-    return bool(graph.quantizers_before(name))
 
 
 def _alone(graph: Graph, match: Match, bias: onnx.NodeProto) -> bool:
@@ -125,7 +88,8 @@ def _alone(graph: Graph, match: Match, bias: onnx.NodeProto) -> bool:
     return False
 
 
-def _factor(graph: Graph, scale: onnx.NodeProto) -> float | None:
+def factor_of(graph: Graph, scale: onnx.NodeProto) -> float | None:
+    """Return what a Mul or Div multiplies the product by; None where that is computed, or divided by it."""
     if scale.op_type == "Mul":
         found = [value for side in scale.input if (value := graph.scalar(side)) is not None]
         return found[0] if found else None

@@ -180,6 +180,17 @@ class Graph:
             name = node.input[0]
         return found
 
+    def is_quantized(self, name: str) -> bool:
+        """Say whether a tensor comes from Q/DQ; what only arranges it anew is let through."""
+        for _ in range(4):
+            if self.quantizers_before(name):
+                return True
+            node = self.maker(name)
+            if node is None or node.op_type not in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+                return False
+            name = node.input[0]
+        return False
+
     def true_readers(self, name: str) -> list[onnx.NodeProto]:
         """Return who computes with a tensor, stepping on over Q/DQ, Cast and Identity."""
         found = []

@@ -53,7 +53,7 @@ def _attention_obstacle(graph: Graph, match: Match) -> Obstacle | None:
         "queries": (bmm1.input[0], bmm1), "keys": (bmm1.input[1], bmm1),
         "probabilities": (bmm2.input[0], bmm2), "values": (bmm2.input[1], bmm2),
     }  # fmt: skip
-    plain = [(what, node) for what, (name, node) in sides.items() if not _quantized(graph, name)]
+    plain = [(what, node) for what, (name, node) in sides.items() if not graph.is_quantized(name)]
     if 0 < len(plain) < len(sides):
         what, node = plain[0]
         return name_of(
@@ -181,15 +181,3 @@ def _finishes(graph: Graph, node: onnx.NodeProto) -> bool:
     """Say whether a node is what a product's kernel does last: a bias, a norm, an activation."""
     op, inputs = node.op_type, node.input
     return op in _AFTER_PRODUCT and (op != "Add" or any(graph.is_constant(name) for name in inputs))
-
-
-def _quantized(graph: Graph, name: str) -> bool:
-    """Say whether Q/DQ stand before a tensor, layout operators between them let through."""
-    for _ in range(4):
-        if graph.quantizers_before(name):
-            return True
-        node = graph.maker(name)
-        if node is None or node.op_type not in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
-            return False
-        name = node.input[0]
-    return False

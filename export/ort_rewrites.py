@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeglm.export.attention import attentions
+from edgeglm.export.attention_scale import factor_of
 from edgeglm.export.emit import inferred, types_of
 from edgeglm.export.graph import Graph, attribute_of, drop_unused, name_of, named, replace_nodes, sorted_nodes
 from edgeglm.export.patterns import Match, norms
@@ -89,7 +90,9 @@ def _attention_node(
     if len({types.get(side) for side in (*map(str, rows), *added, out)}) > 1:
         return "it computes in several precisions, and the operator in one"
     bias = _whole_mask(name, added[0], str(rows[0]), nodes, tensors) if added else ""
-    factor = 1.0 if scale is None else _factor(graph, scale)
+    factor = 1.0 if scale is None else factor_of(graph, scale)
+    if factor is None:
+        return "its scale is computed, or divided by the product"
     inputs = [*map(str, rows), "", "", *([bias] if bias else [])]
     nodes.append(
         helper.make_node(
@@ -208,8 +211,3 @@ def _alike(one: list[int | str], other: list[int | str]) -> bool:
 
 def _steps_outputs(match: Match) -> set[str]:
     return {node.output[0] for node in match.nodes}
-
-
-def _factor(graph: Graph, scale: onnx.NodeProto) -> float:
-    value = next(v for side in scale.input if (v := graph.scalar(side)) is not None)
-    return 1.0 / value if scale.op_type == "Div" else value

@@ -96,8 +96,9 @@ def _scale(graph: Graph, node: onnx.NodeProto) -> tuple[float, ...]:
 def _is_learned(graph: Graph, name: str) -> bool:
     """Say whether a tensor is a constant, or rows of one, such as embeddings of positions."""
     node = graph.maker(name)
-    rows = node is not None and node.op_type in ("Slice", "Gather", "Expand")
-    return graph.is_constant(name) or (node is not None and rows and graph.is_constant(node.input[0]))
+    if node is not None and node.op_type in ("Slice", "Gather", "Expand"):
+        name = node.input[0]
+    return graph.is_constant(name)
 
 
 def _comes_from_int8(graph: Graph, name: str) -> bool:

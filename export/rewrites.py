@@ -9,11 +9,13 @@ touches one with Q/DQ inside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.attention import attentions
 from edgeglm.export.attention_scale import fold_scales
 from edgeglm.export.emit import shapes_of, types_of
@@ -22,6 +24,7 @@ from edgeglm.export.graph import (
     Graph,
     attribute_of,
     drop_unused,
+    model_from_file,
     name_of,
     named,
     opset_of,
@@ -47,6 +50,15 @@ def rewrite(model: onnx.ModelProto, passes: tuple[Pass, ...] | None = None) -> R
         sorted_nodes(model.graph)
     model.graph.ClearField("value_info")
     return done
+
+
+def file_with_scales_before(path: Path, out: Path) -> Path:
+    """Write ``out`` with every scale before its product and return it; ``path`` where none has to move.
+
+    Names of nodes and of what products read stay. Raises UserError when the file cannot be read.
+    """
+    model = model_from_file(path)
+    return save_deterministic(model, out) if rewrite(model, (fold_scales,)).made else path
 
 
 def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:

@@ -139,6 +139,15 @@ def test_a_scale_is_not_folded_into_a_product_that_makes_keys_and_values_too():
     assert report.counts("tensorrt")["qkv-projections"] == (1, 1)
 
 
+def test_a_constant_that_is_divided_by_the_product_is_no_scale_for_onnxruntime_either():
+    model = block()
+    scale = next(node for node in model.graph.node if node.name == "attention/Scale")
+    scale.op_type, scale.input[:] = "Div", ["factor", "l"]
+    expected = answers(model, {"x": X})[0]
+    assert "divided by the product" in rewrite_for_onnxruntime(model).kept["attention/Softmax"]
+    np.testing.assert_array_equal(answers(model, {"x": X})[0], expected)
+
+
 def test_half_quantized_attention_names_the_side_that_is_not():
     model = block(int8=True, bmm_int8=("query", "key"))
     next(node for node in model.graph.node if node.name == "attention/Mask").input[0] = "l"
