@@ -241,8 +241,8 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
         written = file_by_plan(task.prepared, made, said, ranges, task.seen)
         if not written.quantized_nodes:
             raise nothing_quantized(task.prepared.path.name)
-        kept = () if written.lint is None else written.lint.keep_fp32
-        pinned = legal_file(made, task.target, keep_fp32=kept)
+        said = msgspec.structs.replace(said, residuals=bool(written.residuals))
+        pinned = legal_file(made, task.target, keep_fp32=written.left_in_fp32)
         left = tuple(node for node in said.int8_nodes if node not in written.quantized_nodes)
         done = _judged(task, outcome, said, made)
         done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)

@@ -63,11 +63,11 @@ def make_candidates(
     """Write ``out_dir/<variant>/<tower>.onnx`` for FP32 and each candidate that passes, and the report.
 
     For TensorRT, INT8 is tried with residual sums in INT8 too, then without. When INT8 of both towers fails,
-    each is tried in INT8 beside the other in high precision. The one that
-    costs more is then tuned for it, and the other too where that does not suffice, held against the same FP32
-    ones; then, if the configuration lets it search, the most harmful groups of each return to high precision.
-    When that fails too, the better of the towers alone in INT8 becomes "int8", if it passes. The precision of
-    each tower is stated. What passes in no form is left out, and the report says why.
+    each is tried in INT8 beside the other in high precision. The one that costs more is then tuned for it,
+    and the other too where that does not suffice, held against the same FP32 ones; then, if the configuration
+    lets it search, the most harmful groups of each return to high precision. When that fails too, the better
+    of the towers alone in INT8 becomes "int8", if it passes. The precision of each tower is stated. What
+    passes in no form is left out, and the report says why.
 
     Args:
         fp32_dir: Holds ``image.onnx`` and ``text.onnx``; not changed.

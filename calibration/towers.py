@@ -62,6 +62,7 @@ class TowerFiles:
     searches: dict[str, SearchReport] = field(default_factory=dict)
     _ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
     _schemes: dict[str, tuple[Scheme, ...]] = field(default_factory=dict)
+    _by_policies: dict[Path, TowerFile] = field(default_factory=dict)
 
     def of_weights(self, folder: Path) -> TowerFiles:
         """Return what makes the files of other weights of the same graphs, in ``folder``.
@@ -213,15 +214,17 @@ class TowerFiles:
 
     def _by_policy(self, tower: str, *, residuals: bool) -> TowerFile:
         out = self.scratch / f"{tower}-int8{'-residuals' if residuals else ''}.onnx"
-        report = int8_from_fp32(
-            self._source(tower),
-            out,
-            self._split(tower)[0],
-            policy=policy_named(self.config.policies[tower]),
-            high_precision=self.config.high_precision,
-            residuals=residuals,
-        )
-        return self._measured(tower, out, "int8", report)
+        if out not in self._by_policies:
+            report = int8_from_fp32(
+                self._source(tower),
+                out,
+                self._split(tower)[0],
+                policy=policy_named(self.config.policies[tower]),
+                high_precision=self.config.high_precision,
+                residuals=residuals,
+            )
+            self._by_policies[out] = self._measured(tower, out, "int8", report)
+        return self._by_policies[out]
 
     def _split(self, tower: str) -> tuple[Batches, Batches]:
         """Return the batches that ranges are found on, and those that the cosine is measured on.
