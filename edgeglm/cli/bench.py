@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeglm.cli.console import App, json_option
-from edgeglm.core.errors import UserError
+from edgeglm.core.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from edgeglm.bench.measurement import Change, Difference, Measurement
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
-_INTERRUPTED = 130
 
 
 @click.command(name="bench")
@@ -120,7 +119,7 @@ def command(
 def _leave() -> None:
     """End the process now: LoadGen's threads cannot be stopped, and crash an interpreter that ends first."""
     sys.stdout.flush()
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def _print(app: App, found: Measurement) -> None:

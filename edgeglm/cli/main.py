@@ -16,7 +16,7 @@ import click
 
 from edgeglm import __version__
 from edgeglm.cli.console import App
-from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
+from edgeglm.core.errors import INTERRUPTED, EdgeglmError, UserError, unknown_name
 
 # name: what the listing says. Kept here so that `edgeglm --help` imports no command. The code of
 # `edgeglm NAME` is the click command called `command` in edgeglm/cli/NAME.py, with `_` for `-`.
@@ -112,7 +112,7 @@ def exit_code(arguments: Sequence[str]) -> int:
     try:
         result = group.main(list(arguments), prog_name="edgeglm", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted; run the same command again to resume", 130, label=False)
+        return _say("interrupted; run the same command again to resume", INTERRUPTED, label=False)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "edgeglm"
         return _say(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: The exit code of a command that was interrupted.
+INTERRUPTED = 130
+
 
 class EdgeglmError(Exception):
     """Base of all errors that the command line reports without a traceback."""

@@ -223,7 +223,7 @@ def page(folder: Path) -> str:
         "",
         "Made by `scripts/bench/transfer_aims.py` out of the figures of the pages that are named; each "
         "of them has its command, commit and machine. mAP@10 of the plain view; with one relevant image a "
-        "query, it equals MRR@10. A row that is missed says on its page what was tried.",
+        "query, it equals MRR@10. Where something was tried for a row that is missed, its page says so.",
         "",
         "| what | measured | reach | beyond | | page |",
         "| --- | ---: | ---: | ---: | --- | --- |",

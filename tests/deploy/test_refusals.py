@@ -30,7 +30,7 @@ from edgeglm.deploy.report import Report
 from edgeglm.deploy.verdict import finalized, judged
 from edgeglm.engines.board import Board
 from edgeglm.targets.schema import load_target, resolve_target, toml_from_resolved
-from scripts.fixtures.loopback import stop
+from scripts.fixtures.loopback import Device, stop
 from tests.deploy.test_deploy import content, real_bundle
 
 
@@ -275,12 +275,18 @@ sys.stdin.read()
 """
 
 
-def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, options, tmp_path):
+def trusting(device, tmp_path) -> tuple[Device, Path]:
+    """A device that trusts one maker, and the key that the maker signs with."""
     pytest.importorskip("cryptography")
     pear = device("pear", PATH=os.environ["PATH"])
     private, _ = make_key(tmp_path / "keys", "maker")
     (pear.home / "trust").mkdir()
     shutil.copy(private.with_suffix(".pub"), pear.home / "trust")
+    return pear, private
+
+
+def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, options, tmp_path):
+    pear, private = trusting(device, tmp_path)
     real = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
     path = real_bundle(tmp_path / "real")
     words = reason(deploy(path, options=real))
@@ -292,11 +298,7 @@ def test_a_device_that_trusts_a_key_takes_only_what_it_signed(device, deploy, op
 
 
 def test_a_device_that_trusts_a_key_goes_back_to_the_older_bundle(device, deploy, options, tmp_path, cli):
-    pytest.importorskip("cryptography")
-    pear = device("pear", PATH=os.environ["PATH"])
-    private, _ = make_key(tmp_path / "keys", "maker")
-    (pear.home / "trust").mkdir()
-    shutil.copy(private.with_suffix(".pub"), pear.home / "trust")
+    pear, private = trusting(device, tmp_path)
     real = msgspec.structs.replace(options, python=sys.executable, ready_seconds=60.0, rounds=7)
     older, newer = (real_bundle(tmp_path / day, created=day) for day in ("2026-01-01", "2026-02-01"))
     for path in (older, newer):
