@@ -37,9 +37,9 @@ from edgeglm.calibration.search import search_plan
 from edgeglm.calibration.search_report import SearchReport
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.calibration.source import source_bytes
-from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
+from edgeglm.calibration.speed import MIN_GAIN, Clock, Speedup, speedup_over, timed_feeds
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.errors import EdgeglmError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.legality import check_lane
@@ -59,6 +59,7 @@ class _Task:
     settings: Settings
     measure: Measure
     baseline: float
+    speedup: Speedup | None
     progress: Progress
 
     @property
@@ -66,11 +67,8 @@ class _Task:
         return self.target.kind == "cpu"
 
     @property
-    def speedup(self) -> Speedup | None:
-        """What times a file here; None where the target is another machine."""
-        if not self.on_cpu:
-            return None
-        return speedup_over(self.prepared.path, self.held_out, threads=self.settings.threads)
+    def least_gain(self) -> float:
+        return MIN_GAIN if self.on_cpu else 0.0
 
 
 def quantize_onnx(
@@ -84,6 +82,7 @@ def quantize_onnx(
     metric_name: str = "cosine",
     plan: PrecisionPlan | None = None,
     origin: Origin | None = None,
+    clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Search or apply a precision plan and write ``model.onnx``, ``plan.toml`` and ``report.json``.
@@ -102,6 +101,8 @@ def quantize_onnx(
         metric_name: What reports call it.
         plan: A plan to apply instead of searching.
         origin: Where the samples came from, for the plan and the report.
+        clock: Times files on the GPU of this machine, where that is the target's; see
+            ``edgeglm.compile.clock``. The roofline orders the plans without; on "cpu" ONNX Runtime is timed.
         progress: Told of each evaluation.
 
     Raises:
@@ -135,6 +136,7 @@ def quantize_onnx(
             settings=settings,
             measure=measure,
             baseline=baseline,
+            speedup=_speedup(prepared, seen, held_out, target, settings, clock, Path(folder)),
             progress=progress,
         )
         ranges, report = _planned(task, plan, Path(folder))
@@ -163,6 +165,28 @@ def schemes_for(target: Target, prepared: Prepared, name: str = "") -> tuple[Sch
     if target.kind != "cpu":
         return (SCHEMES["tensorrt"],)
     return cpu_schemes(cpu_flags(), convolutions=prepared.has_convolutions)
+
+
+def _speedup(
+    prepared: Prepared,
+    seen: Sequence[Feeds],
+    held_out: Sequence[Feeds],
+    target: Target,
+    settings: Settings,
+    clock: Clock | None,
+    scratch: Path,
+) -> Speedup | None:
+    """Return what times a file here; None where the target is another machine, or has no FP16 beside it."""
+    if target.kind == "cpu":
+        return speedup_over(prepared.path, held_out, threads=settings.threads)
+    if clock is None:
+        return None
+    beside = scratch / "beside.onnx"
+    try:
+        _write_fp16(prepared, beside, seen, target)
+    except EdgeglmError:  # whoever asks for the FP16 file is told
+        return None
+    return clock(beside, timed_feeds(prepared.path, held_out, threads=settings.threads))
 
 
 def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ranges, SearchReport]:
@@ -196,6 +220,8 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         smooth=settings.smooth,
         embeddings=settings.embeddings,
         make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
+        least_gain=task.least_gain,
+        shipped=None if task.on_cpu else _shipped_maker(task, ranges),
         gains=None if task.on_cpu else roofline_gains(task.prepared, target),
         rank=settings.rank,
         progress=task.progress,
@@ -207,10 +233,20 @@ def _fp8_maker(task: _Task, ranges: Ranges) -> Callable[[Path, PrecisionPlan], o
     return lambda path, plan: file_by_plan(task.prepared, path, plan, ranges, task.seen)
 
 
+def _shipped_maker(task: _Task, ranges: Ranges) -> Callable[[Path, PrecisionPlan], object]:
+    """Return what writes the file that travels to a TensorRT target: FP16 besides INT8, in its lane."""
+
+    def make(path: Path, plan: PrecisionPlan) -> None:
+        written = file_by_plan(task.prepared, path, plan, ranges, task.seen)
+        legal_file(path, task.target, keep_fp32=written.left_in_fp32)
+
+    return make
+
+
 def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) -> SearchReport:
     """Measure a user's plan as it is; the gate holds for it too, and on a CPU it must be faster than FP32."""
     path = scratch / "candidate.onnx"
-    file_by_plan(task.prepared, path, plan, ranges, task.seen)
+    _shipped_maker(task, ranges)(path, plan)
     score, _ = task.measure(path)
     kept = score / task.baseline
     gain = None if task.speedup is None else task.speedup(path)
@@ -218,7 +254,7 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
     passed = False
     if not kept >= task.settings.gate:  # NaN is below too
         said += f", below {task.settings.gate:g}"
-    elif gain is not None and gain <= MIN_GAIN:
+    elif gain is not None and gain <= task.least_gain:
         said += f" at {gain:.2f} x its speed: it is not faster than FP32 on this machine"
     else:
         passed = True
@@ -230,6 +266,7 @@ def _of_a_plan(task: _Task, plan: PrecisionPlan, ranges: Ranges, scratch: Path) 
         frontier=(),
         chosen=plan if passed else None,
         reason=said,
+        beside="fp32" if task.on_cpu else "fp16",
     )
 
 
@@ -270,8 +307,7 @@ def _with_fp16(task: _Task, done: Outcome, scratch: Path) -> Outcome:
         return msgspec.structs.replace(done, fp16_left_out=reason)
     made = scratch / "fp16.onnx"
     try:
-        fp16_from_fp32(task.prepared.path, made, task.seen[:_FEW])
-        legal_file(made, task.target)
+        _write_fp16(task.prepared, made, task.seen, task.target)
         score, found = task.measure(made)
     except EdgeglmError as error:
         made.unlink(missing_ok=True)
@@ -285,14 +321,18 @@ def _with_fp16(task: _Task, done: Outcome, scratch: Path) -> Outcome:
     return msgspec.structs.replace(done, fp16=file)
 
 
+def _write_fp16(prepared: Prepared, out: Path, seen: Sequence[Feeds], target: Target) -> None:
+    fp16_from_fp32(prepared.path, out, seen[:_FEW])
+    legal_file(out, target)
+
+
 def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> Outcome:
     score, found = task.measure(made)
     kept = score / task.baseline
-    speedup = None if task.speedup is None else round(task.speedup(made), 3)
-    reason = ""
+    speedup, reason = _timed(task, made)
     if not kept >= task.settings.gate:
         reason = f"the final file keeps {kept:.4f} of FP32, below the gate"
-    elif speedup is not None and speedup < MIN_GAIN:
+    elif speedup is not None and speedup < task.least_gain:
         reason = f"the final file is {speedup:.2f} x as fast: not faster than FP32 on this machine"
     if reason:
         report = msgspec.structs.replace(outcome.search, chosen=None, reason=reason)
@@ -307,6 +347,16 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
         cosine=found.mean_cosine,
         speedup=speedup,
     )
+
+
+def _timed(task: _Task, made: Path) -> tuple[float | None, str]:
+    """Return how much faster a file is here, None where nothing times it, and why its builder refuses it."""
+    try:
+        return None if task.speedup is None else round(task.speedup(made), 3), ""
+    except UserError:
+        raise
+    except EdgeglmError as error:
+        return None, str(error)
 
 
 def _write(done: Outcome, plan: PrecisionPlan, scratch: Path, out: Path) -> None:

@@ -63,7 +63,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         search: All evaluations, the ranking and the plan. With a user's plan there is only that one.
         sha256, size_bytes: Of ``model.onnx``; "" and 0 when nothing was written.
         score, kept, cosine: Of ``model.onnx`` itself, measured once more.
-        speedup: Over FP32 here; None where the target is another machine.
+        speedup: Over what ``search.beside`` says, here; None where the target is another machine.
         left_high: Products that the plan has in INT8 and ModelOpt left in high precision: too narrow to pay.
         fp32_nodes: Nodes that a builder which chooses FP16 itself (TensorRT 8.5) must keep in FP32.
         fp16: The other file that travels to a target which computes in FP16.

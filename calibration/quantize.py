@@ -13,6 +13,7 @@ import msgspec
 
 from edgeglm.calibration.policy import policy_named
 from edgeglm.calibration.sets import CalibrationSet
+from edgeglm.calibration.speed import Clock
 from edgeglm.calibration.towers import TowerFile, TowerFiles
 from edgeglm.calibration.variants import (
     REPORT_NAME,
@@ -57,6 +58,7 @@ def make_candidates(
     evaluate: Evaluate,
     judge: Judge,
     config: QuantizeConfig | None = None,
+    clock: Clock | None = None,
     progress: Progress | None = None,
     tune: Tune | None = None,
 ) -> QuantizeReport:
@@ -76,6 +78,7 @@ def make_candidates(
         evaluate: Measures the task on two files.
         judge: Compares with FP32; see ``edgeglm.evaluate.gates``.
         config: How candidates are made.
+        clock: Times the plans of a search for TensorRT, where this machine has the target's GPU.
         progress: Told of each conversion and evaluation.
         tune: Makes the tuned towers, where that can be done; not asked where a plan is given.
 
@@ -98,7 +101,12 @@ def make_candidates(
         with progress.task("Quantizing", total=None) as task:
             task.note("evaluating fp32")
             files = TowerFiles(
-                fp32_dir=fp32_dir, scratch=scratch, calibration=calibration, config=config, progress=progress
+                fp32_dir=fp32_dir,
+                scratch=scratch,
+                calibration=calibration,
+                config=config,
+                progress=progress,
+                clock=clock,
             )
             fp32 = {tower: files.fp32(tower) for tower in TOWERS}
             baseline = evaluate("fp32", {tower: made.path for tower, made in fp32.items()})

@@ -1,14 +1,15 @@
 """The fastest precision plan above a gate, found within a number of evaluations.
 
-1. Schemes: the whole model in INT8 by each scheme that the machine may like. On a CPU each is timed beside
-   FP32 first, and one that is not faster is not evaluated.
+1. Schemes: the whole model in INT8 by each scheme that the machine may like. Where this machine is the
+   target each is timed first: beside FP16 on a GPU, beside FP32 on a CPU, where one that is not faster is
+   not evaluated.
 2. Ranking: each group alone in INT8, measured on the metric and by cosine.
 3. Greedy: the least number of groups, worst first, that must return to high precision. What the metric
    says of a prefix of the ranking is found by halving.
 4. Pareto: the rest of the evaluations goes to taking groups back, the largest first, while the gate holds.
 
-Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target), the target's
-roofline stands in for it and picks the one INT8 plan; the device times its file beside FP16.
+Every evaluation is of a real file. Where latency cannot be measured here (a TensorRT target without its GPU),
+the target's roofline stands in for it and picks the one INT8 plan; the device times its file beside FP16.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class _Search:
     ranges: Ranges
     measure: Measure
     speedup: Speedup | None
+    least_gain: float
     gate: float
     baseline: float
     budget: int
@@ -62,6 +64,7 @@ class _Search:
     smooth: float
     embeddings: Embeddings
     make: Callable[[Path, PrecisionPlan], object] | None
+    shipped: Callable[[Path, PrecisionPlan], object] | None
     groups: tuple[Group, ...]
     gains: Mapping[str, float]
     timings: list[SchemeTime] = field(default_factory=list)
@@ -69,6 +72,7 @@ class _Search:
     done: list[Evaluated] = field(default_factory=list)
     plans: list[PrecisionPlan] = field(default_factory=list)
     known: dict[tuple[str, str, tuple[str, ...]], Evaluated] = field(default_factory=dict)
+    gains_here: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -106,6 +110,29 @@ class _Search:
             int8_by_plan(self.prepared, path, plan, self.ranges)
         return path
 
+    def timed(self, path: Path, plan: PrecisionPlan) -> float | None:
+        """Return how much faster than its reference the file of a plan is; None where nothing times it."""
+        if self.speedup is None:
+            return None
+        if self.shipped is None:
+            return round(self.speedup(path), 3)
+        kind = (plan.scheme, tuple(plan.int8_nodes))
+        if kind not in self.gains_here:  # ranges do not change what is computed, and an engine takes long
+            travels = self.scratch / "shipped.onnx"
+            self.shipped(travels, plan)
+            self.gains_here[kind] = round(self.speedup(travels), 3)
+        return self.gains_here[kind]
+
+    def timed_or_refused(self, path: Path, plan: PrecisionPlan) -> float | None:
+        """Do so, and take a file that the builder refuses for one without speed: it cannot be chosen."""
+        try:
+            return self.timed(path, plan)
+        except UserError:
+            raise
+        except EdgeglmError as error:
+            self.task.note(str(error))
+            return 0.0
+
     def evaluated(self, step: Step, scheme: str, method: Method, high: Sequence[str]) -> Evaluated:
         """Make, measure and remember one file; one that is known costs nothing."""
         key = (scheme, method, tuple(sorted(high)))
@@ -118,7 +145,7 @@ class _Search:
         total = sum(group.weights for group in self.groups)
         whole = sum(self.gain(group) for group in self.groups)
         # Alone, a group shows what it costs; nobody would ship it, so its time is not taken.
-        speedup = self.speedup(path) if self.speedup and step != "alone" else None
+        speedup = None if step == "alone" else self.timed_or_refused(path, plan)
         found = Evaluated(
             step=step,
             scheme=scheme,
@@ -129,7 +156,7 @@ class _Search:
             score=score,
             kept=kept,
             cosine=parity.mean_cosine,
-            speedup=None if speedup is None else round(speedup, 3),
+            speedup=speedup,
             passed=kept >= self.gate,
         )
         self.known[key] = found
@@ -145,7 +172,8 @@ class _Search:
         if known.step != "alone" or step == "alone":
             return known
         place = self.done.index(known)
-        speedup = round(self.speedup(self.file(self.plans[place])), 3) if self.speedup else None
+        plan = self.plans[place]
+        speedup = self.timed_or_refused(self.file(plan), plan) if self.speedup else None
         found = msgspec.structs.replace(known, step=step, speedup=speedup)
         self.known[key] = self.done[place] = found
         return found
@@ -167,6 +195,8 @@ def search_plan(
     smooth: float = 0.0,
     embeddings: Embeddings = "high",
     make: Callable[[Path, PrecisionPlan], object] | None = None,
+    shipped: Callable[[Path, PrecisionPlan], object] | None = None,
+    least_gain: float = MIN_GAIN,
     gains: Mapping[str, float] | None = None,
     rank: bool = False,
     progress: Progress | None = None,
@@ -181,13 +211,15 @@ def search_plan(
         baseline: FP32's score.
         gate: The least share of it.
         scratch: An existing folder.
-        speedup: Times a file beside FP32; None where this machine is not the target.
+        speedup: Times a file beside FP32, or FP16 on a GPU; None where this machine is not the target.
         methods: How ranges may be found.
         evaluations: The most files to measure on the metric; timing one is none.
         high_precision: What plans say about the rest of the graph.
         smooth: SmoothQuant's alpha, with which ``prepared`` was made.
         embeddings: What plans say about embedding tables.
         make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
+        shipped: Writes the file that travels, where that is not the one that is measured. It is timed.
+        least_gain: What a timed file must be faster than; 0 where FP16 travels besides.
         gains: Node -> seconds that INT8 saves by the roofline, to order what is tried.
         rank: Measure each group alone even where the whole model passes.
         progress: Told of each evaluation.
@@ -199,6 +231,7 @@ def search_plan(
             ranges=ranges,
             measure=measure,
             speedup=speedup,
+            least_gain=least_gain,
             gate=gate,
             baseline=baseline,
             budget=max(1, evaluations),
@@ -208,6 +241,7 @@ def search_plan(
             smooth=smooth,
             embeddings=embeddings,
             make=make,
+            shipped=shipped,
             groups=tuple(groups),
             gains=gains or {},
         )
@@ -225,7 +259,7 @@ def search_plan(
 
 
 def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
-    """Return the schemes that are faster than FP32 with everything in INT8; all, where nothing is timed.
+    """Return the schemes that pay with everything in INT8; all, where nothing is timed.
 
     They keep their order, but for those that another is clearly faster than: they come last. A scheme whose
     quantizer fails is left out; where all fail, the first error is raised.
@@ -236,18 +270,20 @@ def _paying(search: _Search, schemes: Sequence[Scheme]) -> list[Scheme]:
     for scheme in schemes:
         search.task.note(f"timing {scheme.name}")
         try:
-            path = search.file(search.plan(scheme.name, "max", ()))
+            plan = search.plan(scheme.name, "max", ())
+            gain = search.timed(search.file(plan), plan)
         except UserError:
             raise
         except EdgeglmError as error:
             errors.append(error)
             search.unmade[scheme.name] = str(error)
             continue
-        search.timings.append(SchemeTime(scheme=scheme.name, speedup=round(search.speedup(path), 3)))
+        assert gain is not None, "something times files here"
+        search.timings.append(SchemeTime(scheme=scheme.name, speedup=gain))
     if errors and not search.timings:
         raise errors[0]
     gains = {timed.scheme: timed.speedup for timed in search.timings}
-    paying = [scheme for scheme in schemes if gains.get(scheme.name, 0.0) > MIN_GAIN]
+    paying = [scheme for scheme in schemes if gains.get(scheme.name, 0.0) > search.least_gain]
     return sorted(paying, key=lambda scheme: clearly_slower(gains[scheme.name], gains.values()))
 
 
@@ -321,8 +357,9 @@ def _greedy(search: _Search, start: Evaluated, ranking: Sequence[Ranked]) -> Non
 
 def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> SearchReport:
     timed = search.speedup is not None
+    beside: Literal["fp32", "fp16"] = "fp32" if search.shipped is None else "fp16"
     passed = [found for found in search.done if found.step != "alone" and found.passed]
-    paid = [found for found in passed if not timed or pace(found) > MIN_GAIN]
+    paid = [found for found in passed if not timed or pace(found) > search.least_gain]
     plans = {id(found): plan for found, plan in zip(search.done, search.plans, strict=True)}
     candidates = [(found, plans[id(found)]) for found in swiftest_first(paid, by_score=True)]
     chosen: PrecisionPlan | None = None
@@ -335,7 +372,7 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         reason = "what passes the gate is not faster than FP32 on this machine"
     else:
         best, plan = candidates[0]
-        speed = f", {best.speedup:.2f} x FP32's speed" if best.speedup is not None else ""
+        speed = f", {best.speedup:.2f} x {beside.upper()}'s speed" if best.speedup is not None else ""
         reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
         chosen = explained(plan, best, ranking, reason)
         others = tuple(explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
@@ -351,4 +388,5 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         timings=tuple(search.timings),
         unmade=search.unmade,
         order="timed" if timed else "roofline",
+        beside=beside,
     )

@@ -26,7 +26,7 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         score: The metric's value; cosine without a metric.
         kept: Score over FP32's.
         cosine: Mean cosine to FP32 on samples that no range was found on.
-        speedup: Over FP32 on this machine; None where it was not measured.
+        speedup: Over what the report stands ``beside`` on this machine; None where it was not measured.
         passed: Whether it is above the gate.
     """
 
@@ -58,7 +58,7 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SchemeTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many times faster than FP32 the whole model is by a scheme, on this machine."""
+    """How many times faster than what it stands beside the whole model is by a scheme, on this machine."""
 
     scheme: str
     speedup: float
@@ -79,8 +79,9 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         reason: Why that, or why nothing.
         timings: Of the schemes, where this machine is the target.
         unmade: Scheme -> why its quantizer failed on this model; the others were searched.
-        order: What said which of two plans is faster: files timed here, or the target's roofline. That
-            one picks the INT8 plan that travels, and the device times its file beside FP16.
+        order: What said which of two plans is faster: files timed here, or the target's roofline. It picks
+            the INT8 plan that travels; a device times that plan's file beside FP16.
+        beside: What speeds are relative to: FP32 on a CPU, FP16 on a GPU.
     """
 
     gate: float
@@ -94,6 +95,7 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     timings: tuple[SchemeTime, ...] = ()
     unmade: dict[str, str] = {}
     order: Literal["timed", "roofline"] = "timed"
+    beside: Literal["fp32", "fp16"] = "fp32"
 
 
 def pace(found: Evaluated) -> float:

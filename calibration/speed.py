@@ -1,4 +1,4 @@
-"""How many times faster than FP32 a file is, on the CPU of this machine."""
+"""How many times faster than what it stands beside a file is, on the machine that it is for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from edgeglm.calibration.feeds import Feeds
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.timing import compare_latency
 
-#: Given a file, how many times faster than FP32 it is.
+#: Given a file, how many times faster than its reference it is: FP32 on a CPU, FP16 on a GPU.
 Speedup = Callable[[Path], float]
-#: A file that is not faster than this does not pay.
+#: Given the FP16 file and the feeds to time, what times others beside it: see ``edgeglm.compile.clock``.
+Clock = Callable[[Path, Sequence[Feeds]], Speedup]
+#: A file that is not faster than this does not pay on a CPU. On a GPU the FP16 file travels besides.
 MIN_GAIN = 1.0
 _ROUNDS = 9
 
 
-def speedup_over(source: Path, batches: Sequence[Feeds], *, threads: int, rounds: int = _ROUNDS) -> Speedup:
-    """Return a function that times a file beside FP32, interleaved: the lesser of batch 1 and a whole one."""
+def timed_feeds(source: Path, batches: Sequence[Feeds], *, threads: int = 1) -> tuple[Feeds, ...]:
+    """Return what files are timed on: a whole batch, and before it one of a single sample where that goes."""
     whole = dict(batches[0])
-    feeds = [whole]
     with OnnxRuntimeEngine(source, threads=threads, spinning=False) as engine:
-        if all(not isinstance(spec.shape[0], int) for spec in engine.inputs if spec.shape):
-            feeds.insert(0, {name: array[:1] for name, array in whole.items()})
+        if any(isinstance(spec.shape[0], int) for spec in engine.inputs if spec.shape):
+            return (whole,)
+    return ({name: array[:1] for name, array in whole.items()}, whole)
+
+
+def speedup_over(source: Path, batches: Sequence[Feeds], *, threads: int, rounds: int = _ROUNDS) -> Speedup:
+    """Return a function that times a file beside FP32 on this CPU, interleaved; the least of its gains."""
+    feeds = timed_feeds(source, batches, threads=threads)
 
     def measured(path: Path) -> float:
         ratios = []

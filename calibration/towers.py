@@ -20,7 +20,7 @@ from edgeglm.calibration.schemes import Method, Scheme, scheme_named
 from edgeglm.calibration.search import search_plan
 from edgeglm.calibration.search_report import SearchReport, clearly_slower
 from edgeglm.calibration.sets import CalibrationSet
-from edgeglm.calibration.speed import MIN_GAIN, Speedup, speedup_over
+from edgeglm.calibration.speed import MIN_GAIN, Clock, Speedup, speedup_over, timed_feeds
 from edgeglm.calibration.variants import TOWERS, Precision, QuantizeConfig
 from edgeglm.core.progress import Progress
 from edgeglm.evaluate.parity import Parity
@@ -49,6 +49,7 @@ class TowerFiles:
         calibration: Drawn from training samples.
         config: How files are made.
         progress: Told of each conversion and evaluation.
+        clock: Times plans on the GPU of this machine, where a search for TensorRT may use it.
         speedups: Tower -> scheme -> how many times faster than FP32 the whole tower was here.
         searches: Tower -> all of the search for its plan, where there was one.
     """
@@ -58,6 +59,7 @@ class TowerFiles:
     calibration: CalibrationSet
     config: QuantizeConfig
     progress: Progress
+    clock: Clock | None = None
     speedups: dict[str, dict[str, float]] = field(default_factory=dict)
     searches: dict[str, SearchReport] = field(default_factory=dict)
     _ready: dict[str, tuple[Prepared, Ranges]] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class TowerFiles:
             calibration=self.calibration,
             config=self.config,
             progress=self.progress,
+            clock=self.clock,
             speedups=self.speedups,
             _schemes=dict(self._schemes),
         )
@@ -182,7 +185,9 @@ class TowerFiles:
             baseline=1.0,
             gate=gate,
             scratch=self.scratch,
-            speedup=self._speedup(tower) if on_cpu else None,
+            speedup=self._speedup(tower) if on_cpu else self._on_gpu(tower),
+            shipped=None if on_cpu else self._writes(tower),
+            least_gain=MIN_GAIN if on_cpu else 0.0,
             methods=self.config.methods,
             evaluations=self.config.search_evaluations,
             high_precision=self.config.high_precision,
@@ -195,6 +200,15 @@ class TowerFiles:
 
     def _speedup(self, tower: str) -> Speedup:
         return speedup_over(self._source(tower), self._split(tower)[1], threads=1)
+
+    def _on_gpu(self, tower: str) -> Speedup | None:
+        if self.clock is None:
+            return None
+        return self.clock(self.fp16(tower).path, timed_feeds(self._source(tower), self._split(tower)[1]))
+
+    def _writes(self, tower: str) -> Callable[[Path, PrecisionPlan], object]:
+        prepared, ranges = self._ranged(tower)
+        return lambda path, plan: file_by_plan(prepared, path, plan, ranges, self._split(tower)[0])
 
     def _ranged(self, tower: str) -> tuple[Prepared, Ranges]:
         if tower not in self._ready:

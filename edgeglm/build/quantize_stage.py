@@ -20,6 +20,7 @@ from edgeglm.calibration.schemes import Method, cpu_schemes, scheme_named
 from edgeglm.calibration.sets import Candidates, calibration_set_from_arrays
 from edgeglm.calibration.variants import QuantizeConfig as CandidatesConfig
 from edgeglm.calibration.variants import Tune
+from edgeglm.compile.clock import gpu_clock
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.recipe import QuantizeConfig, Recipe
 from edgeglm.core.stage import Context, Inputs, Stage
@@ -39,7 +40,9 @@ class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """The recipe's table, the gate, what INT8 graphs compute in besides, and what makes them.
 
     ``schemes`` are what the instructions of the machine that builds for a CPU may like, so they are in the
-    key; which of them makes the files is timed. ``tuning`` is None where nothing is trained for INT8.
+    key; which of them makes the files is timed. ``timed_on`` is the device that GPU 0 of this machine is, if
+    it is the target's and a search may time plans on it; else all TensorRT targets share the key.
+    ``tuning`` is None where nothing is trained for INT8.
     """
 
     quantize: QuantizeConfig
@@ -49,6 +52,7 @@ class QuantizeStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     seed: int
     schemes: dict[str, tuple[str, ...]] = {}
     plans: dict[str, PrecisionPlan] = {}
+    timed_on: Target | None = None
     tuning: TuningConfig | None = None
 
 
@@ -117,6 +121,7 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                     search_evaluations=self.config.quantize.search_evaluations,
                     minimum_score=self.config.minimum_ratio,
                 ),
+                clock=None if self.config.timed_on is None else gpu_clock(self.config.timed_on),
                 progress=context.progress,
                 tune=self._tuner(inputs, context),
             )
@@ -152,6 +157,7 @@ def quantize_config(
         for tower in ("image", "text")
     }
     reduced = on_cpu and any(scheme_named(name).reduced for names in schemes.values() for name in names)
+    clock = None if on_cpu or not recipe.quantize.search_evaluations else gpu_clock(target)
     paths = {"image": recipe.quantize.image_plan, "text": recipe.quantize.text_plan}
     return QuantizeStageConfig(
         quantize=recipe.quantize,
@@ -161,6 +167,7 @@ def quantize_config(
         seed=recipe.seed,
         schemes=schemes if on_cpu else {},
         plans={tower: plan_from_file(Path(path)) for tower, path in paths.items() if path},
+        timed_on=None if clock is None else clock.member,
         tuning=TuningConfig(
             student=recipe.student,
             export=recipe.export,

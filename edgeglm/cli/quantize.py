@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeglm.calibration.outcome import Outcome
     from edgeglm.calibration.plan import PrecisionPlan
     from edgeglm.calibration.search_report import Ranked, SearchReport
+    from edgeglm.compile.clock import GpuClock
 
 _OPS = ("Conv", "Gemm", "MatMul")
 _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
@@ -72,7 +73,8 @@ def command(
 ) -> None:
     """Quantize MODEL for a target and write model.onnx, plan.toml and report.json into a folder.
 
-    For a TensorRT target fp16.onnx comes with them, for the device to time both.
+    For a TensorRT target fp16.onnx comes with them, for the device to time both. Where GPU 0 of this machine
+    is that target, plans are timed here, as they are on the CPU; elsewhere its roofline orders them.
 
     DATA is a set that edgeglm calibrate wrote, or samples as it takes them. Without --metric the gate
     is on the mean cosine to FP32. Exits with 3, and writes nothing, when no plan passes the gate or
@@ -85,6 +87,7 @@ def command(
     from edgeglm.calibration.outcome import Settings
     from edgeglm.calibration.plan import plan_from_file
     from edgeglm.calibration.scoring import metric_from_name
+    from edgeglm.compile.clock import gpu_clock
     from edgeglm.targets.schema import load_target
 
     if precision_plan is not None:
@@ -129,6 +132,7 @@ def command(
             metric_name=metric or "cosine",
             plan=plan,
             origin=origin,
+            clock=_said(app, gpu_clock(target, progress=app.progress)),
             progress=app.progress,
         )
     _show(app, outcome, output)
@@ -136,6 +140,12 @@ def command(
         _reasons(app, plan)
     app.emit(msgspec.to_builtins(outcome))
     _require_passed(outcome, target.kind == "cpu", searched=plan is None)
+
+
+def _said(app: App, clock: GpuClock | None) -> GpuClock | None:
+    if clock is not None:
+        app.note(f"plans are timed by {clock.words}")
+    return clock
 
 
 def _batches(
@@ -165,10 +175,10 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
     _ranking(app, report)
     _evaluations(app, report)
     if outcome.passed:
-        speed = "" if outcome.speedup is None else f", {outcome.speedup:.2f} x FP32's speed here"
         app.print(
-            f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}{speed}, "
-            f"{human_bytes(outcome.source_bytes)} -> {human_bytes(outcome.size_bytes)}"
+            f"{output / 'model.onnx'}: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.5f}"
+            f"{_speed(outcome)}, {human_bytes(outcome.source_bytes)} -> "
+            f"{human_bytes(outcome.size_bytes)}"
         )
         if outcome.left_high:
             app.note(
@@ -183,11 +193,23 @@ def _show(app: App, outcome: Outcome, output: Path) -> None:
         if outcome.fp16 is not None:
             app.print(
                 f"{output / 'fp16.onnx'}: keeps {outcome.fp16.kept:.4f} of FP32, cosine "
-                f"{outcome.fp16.cosine:.5f}, {human_bytes(outcome.fp16.size_bytes)}; the device times both"
+                f"{outcome.fp16.cosine:.5f}, {human_bytes(outcome.fp16.size_bytes)}; {_both(outcome)}"
             )
         elif outcome.fp16_left_out:
             app.note(f"no FP16 file: {outcome.fp16_left_out}")
         app.print(f"{output / 'plan.toml'}: edit it and give it back with --precision-plan")
+
+
+def _speed(outcome: Outcome) -> str:
+    if outcome.speedup is None:
+        return ""
+    return f", {outcome.speedup:.2f} x {outcome.search.beside.upper()}'s speed here"
+
+
+def _both(outcome: Outcome) -> str:
+    if outcome.speedup is not None and outcome.speedup <= 1.0:
+        return "it is the faster of the two here"
+    return "the device times both"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -200,7 +222,7 @@ def _timings(app: App, report: SearchReport) -> None:
         app.note(f"{scheme} was left out: {why}")
     if report.timings:
         rows = [(timed.scheme, f"{timed.speedup:.2f}") for timed in report.timings]
-        app.table(["the whole model by scheme", ">x FP32 here"], rows)
+        app.table(["the whole model by scheme", f">x {report.beside.upper()} here"], rows)
     elif report.order == "roofline" and report.evaluations:
         app.note(
             "speed is not measured here: the roofline picks the INT8 plan, and the device times its file"
@@ -251,7 +273,7 @@ def _evaluations(app: App, report: SearchReport) -> None:
             ">INT8",
             ">kept",
             ">cosine",
-            ">x FP32",
+            f">x {report.beside.upper()}",
             f"gate {report.gate:g}",
         ]
         app.table(headings, rows)
