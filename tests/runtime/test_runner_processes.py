@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -289,6 +290,27 @@ def test_a_closed_runner_puts_the_former_handler_of_a_signal_back():
         run(main)
         assert signal.getsignal(signal.SIGUSR1) is mine
         assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_runners_that_share_a_loop_all_close_at_one_signal_and_none_takes_it_from_the_others():
+    async def main() -> None:
+        first, second, third = (runner(Doubler()) for _ in range(3))
+        async with first, second, third:
+            for served in (first, second, third):
+                served.close_on(signal.SIGUSR1)
+            await first.close()  # whose former handler is not the signal's: others still hear it
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(lambda: second.closing and third.closing)
+
+    def mine(*_: object) -> None:
+        """Do nothing."""
+
+    before = signal.signal(signal.SIGUSR1, mine)
+    try:
+        run(main)
+        assert signal.getsignal(signal.SIGUSR1) is mine
     finally:
         signal.signal(signal.SIGUSR1, before)
 
