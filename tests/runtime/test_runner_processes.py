@@ -172,6 +172,15 @@ def test_a_second_event_loop_is_told_to_open_its_own_runner():
     run(main)
 
 
+def test_a_thread_without_a_loop_is_told_to_ask_in_the_runners_own():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match="no event loop runs in this thread"):
+                await asyncio.to_thread(lambda: served.contracts)
+
+    run(main)
+
+
 def test_threads_share_batches_through_the_blocking_runner():
     doubler = Doubler()
     answers: dict[int, float] = {}
