@@ -90,6 +90,11 @@ def latency_summary(latencies_ms: Sequence[float]) -> tuple[dict[str, float], tu
     )
 
 
+def figure_words(value: float, digits: int = 3) -> str:
+    """Format a figure with the digits that matter, thousands without an exponent: ``1647.2``: ``1,647``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
+
+
 def measurement_from_file(path: Path) -> Measurement:
     """Read what ``edgeglm bench --output`` wrote. Raises UserError when it is something else."""
     try:

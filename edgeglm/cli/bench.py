@@ -150,8 +150,9 @@ def _tell(app: App, found: Measurement, earlier: Measurement | None) -> None:
 
 
 def _print(app: App, found: Measurement) -> None:
-    from edgeglm.bench.measurement import CLOCK, SHORT
+    from edgeglm.bench.measurement import CLOCK, SHORT, figure_words
 
+    latency = ", ".join(f"{name} {figure_words(value)} ms" for name, value in found.latency_ms.items())
     verdict = found.verdict if found.verdict.startswith(SHORT) else f"not valid: {found.verdict}"
     app.pairs(
         [
@@ -159,7 +160,7 @@ def _print(app: App, found: Measurement) -> None:
             ("machine", found.machine),
             ("load", f"{found.scenario}, {found.queries} queries, {found.samples} samples"),
             ("throughput", f"{found.throughput:,.1f} samples/s"),
-            ("latency", ", ".join(f"{name} {value:.3g} ms" for name, value in found.latency_ms.items())),
+            ("latency", latency),
             ("batches", ", ".join(f"{calls} of {size}" for size, calls in sorted(found.batches.items()))),
             ("clock", CLOCK),
             ("LoadGen", "valid" if found.valid else verdict),
@@ -168,9 +169,11 @@ def _print(app: App, found: Measurement) -> None:
 
 
 def _print_compared(app: App, compared: list[Change], differ: list[Difference]) -> None:
+    from edgeglm.bench.measurement import figure_words
+
     app.table(
         ["figure", ">before", ">after", ">ratio"],
-        [(c.name, f"{c.before:.4g}", f"{c.after:.4g}", f"{c.ratio:.3f}") for c in compared],
+        [(c.name, figure_words(c.before, 4), figure_words(c.after, 4), f"{c.ratio:.3f}") for c in compared],
     )
     if differ:
         app.table(["differs", "before", "after"], [(d.name, str(d.before), str(d.after)) for d in differ])

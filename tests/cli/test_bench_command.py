@@ -72,6 +72,15 @@ def test_a_run_is_written_drawn_and_compared_with_an_earlier_one(bundle, capsys,
     assert "LoadGen's call of Python" in text
 
 
+def test_long_latencies_and_high_rates_are_told_without_an_exponent(capsys, tmp_path):
+    slow, plot = tmp_path / "slow.json", tmp_path / "slow.svg"
+    slow.write_bytes(msgspec.json.encode(measurement([1647.2, 2510.0], throughput=17212.8)))
+    text = ran(capsys, "bench", "--compare", slow, "--with", slow, "--plot", plot)
+    assert "max 2,510 ms" in text
+    assert text.count("17,213") == 2  # before and after
+    assert "e+0" not in text + plot.read_text()
+
+
 def test_two_written_runs_are_compared_without_another(capsys, tmp_path):
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     short = measurement(
