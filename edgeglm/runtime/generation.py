@@ -263,7 +263,7 @@ def _hung(request: Request, limit: float, *, prepared: bool) -> EngineFailedErro
     what = "call" if prepared else "preparation"
     look = "" if prepared else "look at the input, or "
     return EngineFailedError(
-        f"the {what} for tower {request.tower!r} did not return within {limit:g} s and was given up; "
+        f"the {what} for tower {request.tower!r} did not return within {limit:.3g} s and was given up; "
         f"{look}raise hang_after if such {what}s are honest work"
     )
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,28 @@ async def main():
 asyncio.run(main())
 """
 
+_PAUSED = """
+import asyncio, time
+from tests.runtime.faults import Doubler, doubled, run, runner, until
+
+class Busy(Doubler):
+    def function(self, feeds, engine):
+        self.entered.set()
+        while time.thread_time() < 0.3:
+            pass
+        return super().function(feeds, engine)
+
+async def main():
+    doubler = Busy()
+    async with runner(doubler, hang_after=1.5) as served:
+        asked = asyncio.create_task(doubled(served, 1))
+        await until(doubler.entered.is_set)
+        print("called", flush=True)
+        print(await asked, served.stats().replaced, flush=True)
+
+run(main)
+"""
+
 _FORK = """
 import asyncio, os
 from tests.runtime.faults import Doubler, doubled, runner, sample, towers
@@ -281,6 +304,19 @@ def test_sigterm_in_the_middle_of_a_batch_still_answers_what_was_accepted(reposi
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "True\n"
+        assert process.wait(20) == 0
+
+
+def test_a_call_during_which_the_process_was_paused_is_not_taken_for_a_hung_one(repository: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", _PAUSED], cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "called\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "2.0 0\n"
         assert process.wait(20) == 0
 
 
