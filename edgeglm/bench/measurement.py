@@ -90,6 +90,11 @@ def latency_summary(latencies_ms: Sequence[float]) -> tuple[dict[str, float], tu
     )
 
 
+def figure_words(value: float, digits: int = 3) -> str:
+    """Format a figure with the digits that matter, thousands without an exponent: ``1647.2``: ``1,647``."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
+
+
 def measurement_from_file(path: Path) -> Measurement:
     """Read what ``edgeglm bench --output`` wrote. Raises UserError when it is something else."""
     try:
@@ -102,12 +107,16 @@ def measurement_from_file(path: Path) -> Measurement:
         ) from error
 
 
-def changes(before: Measurement, after: Measurement) -> list[Change]:
-    """Compare two runs of one scenario and tower. Raises UserError for runs that have nothing in common."""
-    for name in ("scenario", "tower"):
-        one, other = getattr(before, name), getattr(after, name)
+def check_alike(before: Measurement, *, scenario: str, tower: str) -> None:
+    """Raise UserError for a run that has nothing in common with another scenario or tower."""
+    for name, one, other in (("scenario", before.scenario, scenario), ("tower", before.tower, tower)):
         if one != other:
             raise UserError(f"the {name} was {one} and is {other}; compare runs of the same")
+
+
+def changes(before: Measurement, after: Measurement) -> list[Change]:
+    """Compare two runs of one scenario and tower. Raises UserError for runs that have nothing in common."""
+    check_alike(before, scenario=after.scenario, tower=after.tower)
     pairs = [("throughput", before.throughput, after.throughput)]
     pairs += [(name, value, after.latency_ms[name]) for name, value in before.latency_ms.items()]
     return [

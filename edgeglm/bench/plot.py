@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from edgeglm.bench.measurement import Measurement
+from edgeglm.bench.measurement import Measurement, figure_words
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_W, _PLOT_H = 960, 340, 64, 48, 400, 230
 _RIGHT_PLOT = 530
@@ -16,7 +16,7 @@ def svg_from_measurement(found: Measurement) -> str:
     """Draw latency over share of queries, on a logarithmic scale, beside calls by batch size."""
     title = (
         f"{found.bundle} {found.variant} {found.tower}, {found.scenario}: {found.throughput:,.1f} samples/s, "
-        f"p50 {found.latency_ms['p50']:.3g} ms, p99 {found.latency_ms['p99']:.3g} ms"
+        f"p50 {figure_words(found.latency_ms['p50'])} ms, p99 {figure_words(found.latency_ms['p99'])} ms"
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.console import App, json_option
+from edgeglm.cli.console import App, json_option, trust_options
+from edgeglm.cli.unused_options import refuse_options
 from edgeglm.core.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from edgeglm.bench.measurement import Change, Difference, Measurement
 
+_OF_A_RUN = (
+    *("scenario", "tower", "seconds", "rate", "bound_ms", "variant"),
+    *("instances", "threads", "max_batch", "delay_us"),
+)
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 
 
@@ -37,6 +42,7 @@ _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 @click.option(
     "--with", "other", type=click.Path(path_type=Path), help="Compare this --output, in place of a new run."
 )
+@trust_options
 @json_option
 @click.pass_obj
 def command(
@@ -67,7 +73,7 @@ def command(
     import msgspec
 
     from edgeglm.bench.bundle_bench import BenchConfig, Tower, bundle_measurement
-    from edgeglm.bench.measurement import Scenario, changes, differences, measurement_from_file
+    from edgeglm.bench.measurement import Scenario, check_alike, measurement_from_file
     from edgeglm.bench.plot import svg_from_measurement
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.runtime.batch_queue import BatchPolicy
@@ -76,11 +82,19 @@ def command(
     for path in (output, plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"there is no folder for {path}; choose a folder that is there")
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file in it")
     if other is not None and (compare is None or bundle is not None):
         raise UserError("--with takes the place of a run; give --compare too, and no bundle")
     if other is None and bundle is None:
         raise UserError("nothing is to be measured; give a bundle, or --compare and --with")
+    if other is not None:
+        refuse_options(_OF_A_RUN, "--with compares what was measured before; leave it out")
+    if scenario != "server":
+        refuse_options(("bound_ms",), "it is of the server scenario; leave it out, or give --scenario server")
     earlier = measurement_from_file(compare) if compare is not None else None
+    if earlier is not None and other is None:
+        check_alike(earlier, scenario=scenario, tower=tower)  # before a run that nothing comes of
     config = BenchConfig(
         scenario=cast("Scenario", scenario),
         tower=cast("Tower", tower),
@@ -98,22 +112,17 @@ def command(
         found = measurement_from_file(other)
     else:
         assert bundle is not None
-        with open_bundle(bundle) as opened:
+        with open_bundle(bundle, trust=app.trust()) as opened:
             try:
                 found = asyncio.run(bundle_measurement(opened, config))
             except KeyboardInterrupt:
                 atexit.register(_leave)
                 raise
+    _tell(app, found, earlier)  # before a disk that is full can keep it from whoever waited for it
     if output is not None:
-        output.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        _write(output, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     if plot is not None:
-        plot.write_text(svg_from_measurement(found))
-    compared = changes(earlier, found) if earlier is not None else []
-    differ = differences(earlier, found) if earlier is not None else []
-    _print(app, found)
-    if earlier is not None:
-        _print_compared(app, compared, differ)
-    app.emit({"measurement": found, "changes": compared, "differences": differ})
+        _write(plot, svg_from_measurement(found).encode())
 
 
 def _leave() -> None:
@@ -122,9 +131,28 @@ def _leave() -> None:
     os._exit(INTERRUPTED)
 
 
-def _print(app: App, found: Measurement) -> None:
-    from edgeglm.bench.measurement import CLOCK, SHORT
+def _write(path: Path, content: bytes) -> None:
+    from edgeglm.bundle.atomic import disk_errors
 
+    with disk_errors(path):
+        path.write_bytes(content)
+
+
+def _tell(app: App, found: Measurement, earlier: Measurement | None) -> None:
+    from edgeglm.bench.measurement import changes, differences
+
+    compared = changes(earlier, found) if earlier is not None else []
+    differ = differences(earlier, found) if earlier is not None else []
+    _print(app, found)
+    if earlier is not None:
+        _print_compared(app, compared, differ)
+    app.emit({"measurement": found, "changes": compared, "differences": differ})
+
+
+def _print(app: App, found: Measurement) -> None:
+    from edgeglm.bench.measurement import CLOCK, SHORT, figure_words
+
+    latency = ", ".join(f"{name} {figure_words(value)} ms" for name, value in found.latency_ms.items())
     verdict = found.verdict if found.verdict.startswith(SHORT) else f"not valid: {found.verdict}"
     app.pairs(
         [
@@ -132,7 +160,7 @@ def _print(app: App, found: Measurement) -> None:
             ("machine", found.machine),
             ("load", f"{found.scenario}, {found.queries} queries, {found.samples} samples"),
             ("throughput", f"{found.throughput:,.1f} samples/s"),
-            ("latency", ", ".join(f"{name} {value:.3g} ms" for name, value in found.latency_ms.items())),
+            ("latency", latency),
             ("batches", ", ".join(f"{calls} of {size}" for size, calls in sorted(found.batches.items()))),
             ("clock", CLOCK),
             ("LoadGen", "valid" if found.valid else verdict),
@@ -141,9 +169,11 @@ def _print(app: App, found: Measurement) -> None:
 
 
 def _print_compared(app: App, compared: list[Change], differ: list[Difference]) -> None:
+    from edgeglm.bench.measurement import figure_words
+
     app.table(
         ["figure", ">before", ">after", ">ratio"],
-        [(c.name, f"{c.before:.4g}", f"{c.after:.4g}", f"{c.ratio:.3f}") for c in compared],
+        [(c.name, figure_words(c.before, 4), figure_words(c.after, 4), f"{c.ratio:.3f}") for c in compared],
     )
     if differ:
         app.table(["differs", "before", "after"], [(d.name, str(d.before), str(d.after)) for d in differ])

@@ -55,11 +55,11 @@ def decoded_image(
         UserError: Missing, empty, cut off, not an image, or too large; the message names the path.
     """
     from PIL import Image as Images
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     where = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes"
+    data = _bytes_of(source) if isinstance(source, Path) else source
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged below; odd metadata does no harm
             with Images.open(io.BytesIO(data)) as image:
@@ -70,17 +70,42 @@ def decoded_image(
                     )
                 image.seek(0)
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)
+                _turn_upright(image)
                 return _flat(image, background)
-    except FileNotFoundError:
-        raise UserError(f"no image at {where}; give the path of an image file") from None
+    except UserError:
+        raise
     except Images.DecompressionBombError:
         raise UserError(f"{where} has more than {max_pixels} pixels; give a smaller one") from None
     except UnidentifiedImageError:
         raise UserError(f"{where} is not an image that can be read; give a PNG, JPEG or WebP") from None
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, RuntimeError) as error:
-        # Pillow's decoders raise all of these on damaged files.
+    except Exception as error:  # what Pillow's decoders raise on damaged files has no base: struct.error, ...
         raise UserError(f"{where} is damaged: {error}; give a whole image file") from error
+
+
+def _turn_upright(image: Image) -> None:
+    """Apply the EXIF orientation, as far as it can be read: the pixels are good beside metadata that is not.
+
+    Pillow writes the metadata again, and falls over odd entries that it has read: none are left to write.
+    """
+    from PIL import ImageOps
+
+    try:
+        image.getexif()
+    except Exception:  # anything, of a few odd bytes; viewers show such pictures as they lie
+        return
+    for key in ("exif", "Raw profile type exif"):
+        image.info.pop(key, None)
+    ImageOps.exif_transpose(image, in_place=True)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no image at {path}; give the path of an image file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}; give the path of an image file") from error
 
 
 def pixels_from_image(

@@ -82,7 +82,10 @@ class Engine(ABC):
 
     @abstractmethod
     def _run(self, feeds: Feeds) -> list[Array]:
-        """Return the outputs, in order, for feeds that keep the declaration."""
+        """Return the outputs, in order, for feeds that keep the declaration.
+
+        In arrays that no later call changes: a runner cuts them apart while the next call runs.
+        """
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Return ``{output name: array}`` for one batch.

@@ -15,6 +15,8 @@ from itertools import islice
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.requests import Request
 
+_LONGEST_DELAY = 3_600_000_000  # microseconds; a lock takes no time-out that is beyond all clocks
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
@@ -38,6 +40,10 @@ class BatchPolicy:
             raise UserError(f"max_batch_size is {most!r}; give a whole number of at least 1")
         if not isinstance(delay, int) or delay < 0:
             raise UserError(f"max_queue_delay_microseconds is {delay!r}; give a whole number, 0 or more")
+        if delay > _LONGEST_DELAY:
+            raise UserError(
+                f"max_queue_delay_microseconds is more than an hour; give at most {_LONGEST_DELAY}"
+            )
         sizes: object = self.preferred_batch_sizes
         if not isinstance(sizes, (tuple, list)):
             raise UserError(

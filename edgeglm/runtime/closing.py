@@ -1,4 +1,8 @@
-"""Signals that close a runner: set in its event loop, and the former handlers put back at the end."""
+"""Signals that close a runner: set in its event loop, and the former handlers put back at the end.
+
+A loop has one handler a signal, and may have several runners: all that asked are told, and the last puts the
+former handler back.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,62 @@ import asyncio
 import signal
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from edgeglm.core.errors import UserError
 
+_everyone: WeakSet[Signals] = WeakSet()
+
 
 class Signals:
-    """The signals of one loop that have a handler of ours, and the handlers that they had."""
+    """What one runner does at signals, in one loop."""
 
     def __init__(self) -> None:
-        self._former: dict[signal.Signals, Any] = {}
+        self._former: dict[signal.Signals, Any] = {}  # kept by one of those who share a signal
+        self._does: dict[signal.Signals, Callable[[], object]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def on(self, loop: asyncio.AbstractEventLoop, number: signal.Signals, do: Callable[[], object]) -> None:
         """Let a signal do something in the loop. Raises UserError where a loop cannot watch for signals."""
         former = signal.getsignal(number)
         try:
-            loop.add_signal_handler(number, do)
+            loop.add_signal_handler(number, _arrived, loop, number)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"this event loop cannot watch for signals ({str(error) or type(error).__name__}); "
                 "run it in the main thread of a Unix process, or call close yourself"
             ) from error
-        self._former.setdefault(number, former)
+        if not _who(loop, number):
+            self._former[number] = former
+        self._loop, self._does[number] = loop, do
+        _everyone.add(self)
 
     def off(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take our handlers away, and put back those that were no event loop's."""
-        for number, former in self._former.items():
+        """Do nothing any more. The last one of a loop puts back the handlers that were no event loop's."""
+        numbers, self._does = list(self._does), {}
+        for number in numbers:
+            former = self._former.pop(number, None)
+            if others := _who(loop, number):
+                others[0]._former.setdefault(number, former)
+                continue
             loop.remove_signal_handler(number)
             room = str(getattr(former, "__module__", ""))
             if former is not None and not room.startswith(("asyncio.", "uvloop")):
                 signal.signal(number, former)
-        self._former.clear()
+
+    def told(self, number: signal.Signals) -> None:
+        """Do what was asked for."""
+        self._does[number]()
+
+    def hears(self, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> bool:
+        """Say whether something was asked for in that loop."""
+        return self._loop is loop and number in self._does
+
+
+def _who(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> list[Signals]:
+    return [one for one in _everyone if one.hears(loop, number)]
+
+
+def _arrived(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+    for one in _who(loop, number):
+        one.told(number)

@@ -182,7 +182,7 @@ class TowerContract:
 
         Raises EngineFailedError for a wrong number of rows.
         """
-        size = 0
+        size, kept = 0, {}
         for name, array in outputs.items():
             if not array.ndim or len(array) != len(requests):
                 raise EngineFailedError(
@@ -190,6 +190,10 @@ class TowerContract:
                     "samples; export the model again"
                 )
             size += array.nbytes
+            if isinstance(array.base, np.ndarray):  # part of a buffer that the next call may fill
+                kept[name] = array.copy()
+        if kept:
+            outputs = {**outputs, **kept}
         outside = None
         if requests[0].raw is None or any(request.raw is None for request in requests):
             outside = feeds

@@ -47,6 +47,7 @@ class Generation:
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
         self._replaced: Counter[str] = Counter()
+        self._next_try = 0.0
         self._emptied: asyncio.Future[None] | None = None
         self._opening: asyncio.Future[None] = self._loop.create_future()
         self._to_open = config.instances
@@ -104,6 +105,11 @@ class Generation:
             raise
         if any(source.prepare for source in self.source.towers.values()):
             self.preparation.start()
+
+    @property
+    def instances(self) -> int:
+        """How many engine workers serve, or are being opened."""
+        return self.inference.alive
 
     @property
     def replaced(self) -> int:
@@ -183,6 +189,9 @@ class Generation:
             if calls:
                 self._replace(crew, len(calls))
             found += len(calls)
+        if self.broken is None and now >= self._next_try:
+            self._next_try = now + limit
+            self.inference.start()  # whose replacement found no memory, say, beside the engine that hung
         return found
 
     async def emptied(self) -> None:
@@ -254,7 +263,7 @@ def _hung(request: Request, limit: float, *, prepared: bool) -> EngineFailedErro
     what = "call" if prepared else "preparation"
     look = "" if prepared else "look at the input, or "
     return EngineFailedError(
-        f"the {what} for tower {request.tower!r} did not return within {limit:g} s and was given up; "
+        f"the {what} for tower {request.tower!r} did not return within {limit:.3g} s and was given up; "
         f"{look}raise hang_after if such {what}s are honest work"
     )
 

@@ -43,6 +43,8 @@ class RunnerStats:
         held: Waiting or running now.
         waiting: Waiting for an engine or for preparation now.
         replaced: Workers that hung and were replaced.
+        instances: Engine instances that serve or are being opened, a former bundle's included until it has
+            gone. Fewer than asked for where a replacement could not be opened, which is tried again.
         batches: ``{tower: {batch size: calls}}``; the second tries of halved batches count too.
         latency_ms: ``{"p50": ..., "p90": ..., "p99": ..., "p99.9": ...}`` of the latest answers, from the
             call to the result; empty before the first.
@@ -58,6 +60,7 @@ class RunnerStats:
     held: int
     waiting: int
     replaced: int
+    instances: int
     batches: dict[str, dict[int, int]]
     latency_ms: dict[str, float]
 
@@ -115,6 +118,7 @@ class Ledger:
             held=held,
             waiting=sum(len(crew) for generation in generations for crew in generation.crews),
             replaced=self._past_replaced + sum(generation.replaced for generation in generations),
+            instances=sum(generation.instances for generation in generations),
             batches=by_tower,
             latency_ms=latency,
         )

@@ -42,5 +42,9 @@ class Residence:
             return
         if self.forked:
             raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
-        if asyncio.get_running_loop() is not self.loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UserError("no event loop runs in this thread; ask the runner in its own") from None
+        if here is not self.loop:
             raise UserError(f"the runner belongs to another event loop; {remedy}")

@@ -65,6 +65,7 @@ class Runner:
         self._ledger = Ledger()
         self._ends = Ends(self._admission, self._ledger)
         self._watchdog: asyncio.TimerHandle | None = None
+        self._look_at = self._stood_still = self._heeded_until = 0.0  # of the watchdog
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = Signals()
         self._home: Residence | None = None
@@ -262,7 +263,7 @@ class Runner:
             left = request.deadline - time.monotonic()  # it may have waited for its place
             request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
         if self._watchdog is None:
-            self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
+            self._watch(loop)
         try:
             outputs: dict[str, Array] = await future
             return outputs
@@ -305,14 +306,22 @@ class Runner:
         home.check()
         return generation, home.loop
 
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._look_at = time.monotonic() + self.config.hang_after / 4
+        self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
+
     def _look_for_hung(self) -> None:
         assert self._home is not None
+        limit, now = self.config.hang_after, time.monotonic()
+        if now - self._look_at > limit / 4:  # a paused container, SIGSTOP: calls most likely stood still, too
+            self._stood_still, self._heeded_until = now - self._look_at, now + limit
+        if now < self._heeded_until:
+            limit += self._stood_still
         for generation in self._generations:
-            generation.look_for_hung(self.config.hang_after)
-        again = any(generation.held for generation in self._generations)
-        self._watchdog = (
-            self._home.loop.call_later(self.config.hang_after / 4, self._look_for_hung) if again else None
-        )
+            generation.look_for_hung(limit)
+        self._watchdog = None
+        if any(generation.held for generation in self._generations):
+            self._watch(self._home.loop)
 
     async def _opened(self, source: Source) -> Generation:
         """Open a source and its engines, or leave nothing behind: also where it is closed meanwhile."""

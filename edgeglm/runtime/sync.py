@@ -59,7 +59,11 @@ class SyncRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what was accepted, then close."""
+        """Answer what was accepted, then close. Does nothing a second time, and in a forked child."""
+        if self._open and os.getpid() != self._pid:
+            self._open = False  # its threads are the parent's
+        if not self._open:
+            return
         try:
             self._result(self._runner.close())
         finally:
@@ -76,7 +80,7 @@ class SyncRunner:
 
         At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
         """
-        return self._result(self._stacked("text", self._runner.embed_text, list(texts)))
+        return self._result(self._stacked("text", self._runner.embed_text, _listed(texts, "text")))
 
     def embed_image(
         self, image: bytes | Path, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -89,7 +93,7 @@ class SyncRunner:
 
         At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
         """
-        return self._result(self._stacked("image", self._runner.embed_image, list(images)))
+        return self._result(self._stacked("image", self._runner.embed_image, _listed(images, "image")))
 
     def infer(
         self, tower: str, sample: Sample, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -163,6 +167,13 @@ class SyncRunner:
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+
+
+def _listed(inputs: Sequence[Raw], what: str) -> list[Raw]:
+    """Return inputs as a list. Raises UserError for a single one: the letters of a text are texts, too."""
+    if isinstance(inputs, (str, bytes, bytearray, memoryview, Path)):
+        raise UserError(f"embed_{what}s got a single {what}; put it in a list, or use embed_{what}")
+    return list(inputs)
 
 
 def _live(loop: asyncio.AbstractEventLoop) -> None:

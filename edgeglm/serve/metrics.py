@@ -190,6 +190,7 @@ def _runner(stats: RunnerStats) -> Iterator[Any]:
         yield counter
     for name, value, text in (
         ("held", stats.held, "Rows waiting or running now."),
+        ("engine_instances", stats.instances, "Engine instances that serve or are being opened."),
         ("queue_depth", stats.waiting, "Rows waiting for preparation or an engine now."),
     ):
         gauge = GaugeMetricFamily(f"edgeglm_{name}", text)

@@ -15,6 +15,7 @@ from edgeglm.cli import main as cli
 from scripts.fixtures.colours import colour_bundle, colour_tower
 from tests.bench.test_measurement import measurement
 
+SERVER = ("--scenario", "server", "--rate", "5")
 QUICK = ("--seconds", "0.2", "--threads", "1")
 
 
@@ -71,6 +72,15 @@ def test_a_run_is_written_drawn_and_compared_with_an_earlier_one(bundle, capsys,
     assert "LoadGen's call of Python" in text
 
 
+def test_long_latencies_and_high_rates_are_told_without_an_exponent(capsys, tmp_path):
+    slow, plot = tmp_path / "slow.json", tmp_path / "slow.svg"
+    slow.write_bytes(msgspec.json.encode(measurement([1647.2, 2510.0], throughput=17212.8)))
+    text = ran(capsys, "bench", "--compare", slow, "--with", slow, "--plot", plot)
+    assert "max 2,510 ms" in text
+    assert text.count("17,213") == 2  # before and after
+    assert "e+0" not in text + plot.read_text()
+
+
 def test_two_written_runs_are_compared_without_another(capsys, tmp_path):
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     short = measurement(
@@ -86,6 +96,42 @@ def test_two_written_runs_are_compared_without_another(capsys, tmp_path):
     found = json.loads(ran(capsys, "bench", "--compare", one, "--with", other, "--json"))
     assert {"name": "p50", "before": 3.0, "after": 1.5, "ratio": 0.5} in found["changes"]
     assert [one["name"] for one in found["differences"]] == ["machine", "valid", "rate"]
+
+
+def test_a_run_that_cannot_be_compared_is_not_begun(bundle, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeglm.bench.bundle_bench.bundle_measurement", None)
+    earlier = tmp_path / "earlier.json"
+    earlier.write_bytes(msgspec.json.encode(measurement([2.0, 4.0])))
+    again = ("bench", bundle, "--compare", earlier, "--scenario", "offline", "--output", tmp_path / "o.json")
+    assert cli.exit_code([str(argument) for argument in again]) == 2
+    assert "and is offline; compare runs of the same" in capsys.readouterr().err
+    assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize("option", [("--threads", "4"), ("--seconds", "5")])
+def test_what_a_comparison_of_two_files_would_not_heed_is_refused(option, capsys):
+    assert cli.exit_code(["bench", "--compare", "a.json", "--with", "b.json", *option]) == 2
+    assert f"{option[0]} would be ignored" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full stands in for a full disk here")
+def test_a_disk_that_is_full_does_not_swallow_what_was_measured(bundle, capsys):
+    pytest.importorskip("mlperf_loadgen")
+    assert cli.exit_code(["bench", str(bundle), *QUICK, "--output", "/dev/full"]) == 2
+    said = capsys.readouterr()
+    assert "samples/s" in said.out
+    assert "cannot write /dev/full: No space left on device" in said.err
+
+
+def test_an_unsigned_bundle_is_measured_on_a_device_with_trusted_keys_if_asked(
+    bundle, capsys, tmp_path, monkeypatch
+):
+    pytest.importorskip("mlperf_loadgen")
+    ran(capsys, "keygen", "owner", "--folder", tmp_path)
+    monkeypatch.setenv("EDGEGLM_TRUST", str(tmp_path))
+    assert cli.exit_code(["bench", str(bundle), *QUICK]) == 2
+    assert "--allow-unsigned" in capsys.readouterr().err
+    assert "samples/s" in ran(capsys, "bench", bundle, *QUICK, "--allow-unsigned")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +156,10 @@ def test_a_comparison_without_two_files_says_what_to_give(arguments, words, caps
         (["--scenario", "server", "--rate", "inf"], "give queries a second, finite and above 0"),
         (["--seconds", "0"], "seconds is 0.0; give a finite number above 0"),
         (["--seconds", "inf"], "seconds is inf; give a finite number above 0"),
-        (["--bound-ms", "nan"], "bound_ms is nan; give a finite number above 0"),
-        (["--bound-ms", "-1"], "bound_ms is -1.0; give a finite number above 0"),
+        ([*SERVER, "--bound-ms", "nan"], "bound_ms is nan; give a finite number above 0"),
+        ([*SERVER, "--bound-ms", "-1"], "bound_ms is -1.0; give a finite number above 0"),
+        (["--bound-ms", "5"], "--bound-ms would be ignored: it is of the server scenario"),
+        (["--output", "/"], "/ is a folder; give the name of a file in it"),
         (["--compare", "nowhere.json"], "there is no measurement at nowhere.json"),
         (["--plot", "no/such/folder/p.svg"], "choose a folder that is there"),
         (["--variant", "fp61"], "unknown variant 'fp61'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from edgeglm.core.errors import UserError
 from edgeglm.data.transforms import (
@@ -144,6 +145,40 @@ def test_what_a_decoder_raises_of_a_damaged_file_is_the_files_fault(monkeypatch:
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", refused)
     with pytest.raises(UserError, match="is damaged: Failed to decode image"):
         decoded_image(encoded(Image.new("L", (2, 2))))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("entry", ["odd", "whole", "junk"])
+def test_a_photo_is_taken_upright_though_its_metadata_is_odd(form: str, entry: str) -> None:
+    metadata = Image.Exif()
+    metadata[ExifTags.Base.Orientation], metadata[ExifTags.Base.Make] = 6, "abcde"
+    written = metadata.tobytes()
+    if entry == "odd":  # a number where text is said to be: Pillow reads it and cannot write it
+        text = struct.pack(">HHI", ExifTags.Base.Make, 2, 6)
+        assert written.count(text) == 1
+        written = written.replace(text, struct.pack(">HHI", ExifTags.Base.ImageLength, 2, 5))
+    elif entry == "junk":
+        written = written.replace(b"MM\0*", b"MQ\0*")
+    size = (4, 8) if entry == "junk" else (8, 4)
+    assert decoded_image(encoded(Image.new("RGB", (4, 8)), form, exif=written)).size == size
+
+
+def test_a_decoder_that_falls_over_itself_means_a_damaged_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fallen(*_: object) -> None:
+        raise AttributeError("'SpiderImageFile' object has no attribute 'stkoffset'")  # really seen
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fallen)
+    with pytest.raises(UserError, match=r"is damaged: 'SpiderImageFile'.*give a whole image file"):
+        decoded_image(encoded(Image.new("L", (2, 2))))
+
+
+def test_what_is_no_file_to_read_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory; give the path of an image file"):
+        decoded_image(tmp_path)
+    with pytest.raises(UserError, match=r"cannot read .*null byte; give the path of an image file"):
+        decoded_image(tmp_path / "a\0b")
 
 
 def test_an_animation_gives_its_first_frame() -> None:

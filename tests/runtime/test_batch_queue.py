@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,6 +147,7 @@ def test_a_priority_that_never_comes_again_leaves_nothing_behind_in_a_queue_that
     [
         ({"max_batch_size": 0}, "give a whole number of at least 1"),
         ({"max_queue_delay_microseconds": -1}, "give a whole number, 0 or more"),
+        ({"max_queue_delay_microseconds": sys.maxsize}, "is more than an hour; give at most 3600000000"),
         ({"max_batch_size": 4, "preferred_batch_sizes": (8,)}, "change it or max_batch_size"),
     ],
 )

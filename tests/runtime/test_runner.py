@@ -253,6 +253,23 @@ def test_an_answer_is_the_callers_own(shape: tuple[int, ...], outputs: int):
             assert kept.nbytes <= max(2**16, answer[name].nbytes)
 
 
+def test_answers_in_a_buffer_that_the_next_call_fills_are_each_callers_own():
+    buffer = np.zeros((8, WIDTH), np.float32)
+
+    class Refilled(Doubler):
+        def function(self, feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+            rows = buffer[: len(feeds["x"])]
+            np.multiply(feeds["x"], 2, out=rows)
+            return [rows]
+
+    async def main() -> None:
+        async with runner(Refilled(), batching=BatchPolicy(max_batch_size=4)) as served:
+            answers = await asyncio.gather(*(doubled(served, float(value)) for value in range(200)))
+            assert answers == [2.0 * value for value in range(200)]
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("tower", "feeds", "words"),
     [

@@ -162,6 +162,32 @@ def test_requests_end_when_a_replacement_cannot_be_loaded():
     run(main)
 
 
+def test_an_instance_whose_replacement_could_not_be_loaded_is_made_up_for_later():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.1, instances=2) as served:
+            assert served.stats().instances == 2
+            doubler.load_error = MemoryError("beside the engine that hangs")
+            with pytest.raises(EngineFailedError, match="was given up"):
+                await doubled(served, HANG)
+            await until(lambda: served.stats().instances == 1)
+            assert await doubled(served, 1) == 2.0
+            doubler.load_error = None
+            doubler.released.set()
+
+            async def made_up_for() -> None:
+                while served.stats().instances < 2:
+                    assert await doubled(served, 1) == 2.0
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(made_up_for(), LIMIT)
+            await until(lambda: len(doubler.made) == 3)
+            assert served.stats().replaced == 1
+
+    run(main)
+
+
 def test_an_engine_that_died_is_replaced_after_a_few_failures():
     doubler = Doubler()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,15 @@ def test_a_second_event_loop_is_told_to_open_its_own_runner():
     run(main)
 
 
+def test_a_thread_without_a_loop_is_told_to_ask_in_the_runners_own():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match="no event loop runs in this thread"):
+                await asyncio.to_thread(lambda: served.contracts)
+
+    run(main)
+
+
 def test_threads_share_batches_through_the_blocking_runner():
     doubler = Doubler()
     answers: dict[int, float] = {}
@@ -212,6 +223,28 @@ async def main():
     print(answers == [2.0 * value for value in range(40)], flush=True)
 
 asyncio.run(main())
+"""
+
+_PAUSED = """
+import asyncio, time
+from tests.runtime.faults import Doubler, doubled, run, runner, until
+
+class Busy(Doubler):
+    def function(self, feeds, engine):
+        self.entered.set()
+        while time.thread_time() < 0.3:
+            pass
+        return super().function(feeds, engine)
+
+async def main():
+    doubler = Busy()
+    async with runner(doubler, hang_after=1.5) as served:
+        asked = asyncio.create_task(doubled(served, 1))
+        await until(doubler.entered.is_set)
+        print("called", flush=True)
+        print(await asked, served.stats().replaced, flush=True)
+
+run(main)
 """
 
 _FORK = """
@@ -274,6 +307,19 @@ def test_sigterm_in_the_middle_of_a_batch_still_answers_what_was_accepted(reposi
         assert process.wait(20) == 0
 
 
+def test_a_call_during_which_the_process_was_paused_is_not_taken_for_a_hung_one(repository: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", _PAUSED], cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "called\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "2.0 0\n"
+        assert process.wait(20) == 0
+
+
 def test_a_closed_runner_puts_the_former_handler_of_a_signal_back():
     def mine(*_: object) -> None:
         """Do nothing."""
@@ -289,6 +335,27 @@ def test_a_closed_runner_puts_the_former_handler_of_a_signal_back():
         run(main)
         assert signal.getsignal(signal.SIGUSR1) is mine
         assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_runners_that_share_a_loop_all_close_at_one_signal_and_none_takes_it_from_the_others():
+    async def main() -> None:
+        first, second, third = (runner(Doubler()) for _ in range(3))
+        async with first, second, third:
+            for served in (first, second, third):
+                served.close_on(signal.SIGUSR1)
+            await first.close()  # whose former handler is not the signal's: others still hear it
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(lambda: second.closing and third.closing)
+
+    def mine(*_: object) -> None:
+        """Do nothing."""
+
+    before = signal.signal(signal.SIGUSR1, mine)
+    try:
+        run(main)
+        assert signal.getsignal(signal.SIGUSR1) is mine
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +88,45 @@ def test_the_first_bad_text_of_a_list_is_told_and_nothing_stays_behind():
             served.embed_texts(["1", "2", "worse", "4", "bad", *"56789"])
         assert served.stats().held == 0
         assert served.embed_text("3").tolist() == [3.0] * DECLARED
+
+
+@pytest.mark.parametrize("one", ["123", b"123", Path("1")])
+def test_one_input_where_a_list_belongs_is_not_taken_for_a_list_of_its_letters(one: Any):
+    with script(Words()) as served:
+        with pytest.raises(UserError, match="put it in a list, or use embed_text"):
+            served.embed_texts(one)
+        with pytest.raises(UserError, match="put it in a list, or use embed_image"):
+            served.embed_images(one)
+        assert served.stats().accepted == 0
+
+
+def test_a_runner_may_be_left_twice():
+    served = script(Words())
+    with served:
+        served.__exit__(None, None, None)
+        with pytest.raises(RunnerClosedError):
+            served.embed_text("1")
+
+
+def test_a_forked_child_leaves_a_with_statement_with_its_own_error(repository: Path):
+    code = """
+import os, sys
+from tests.runtime.test_sync import Words, script
+with script(Words()) as served:
+    if (child := os.fork()) == 0:
+        sys.exit(7)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), served.embed_text("3").tolist())
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.stdout == "7 [3.0, 3.0, 3.0]\n", result.stderr
 
 
 def test_a_runner_that_was_never_entered_or_is_closed_leaves_nothing_behind():

@@ -129,6 +129,7 @@ def test_metrics_count_batches_answers_and_refusals(server: Server):
         r'edgeglm_batch_size_bucket{le="1",tower="text"} \d',
         r'edgeglm_request_seconds_count{face="http",route="/v2/models/infer"} \d',
         r"edgeglm_queue_depth 0.0",
+        r"edgeglm_engine_instances 1.0",
         r'edgeglm_shed_total{full="queue"} 0.0',
         r'edgeglm_shed_total{full="connections"} 0.0',
         r"edgeglm_deadline_missed_total \d",
