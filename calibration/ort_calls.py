@@ -14,6 +14,8 @@ import numpy as np
 
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.errors import UserError
+from edgeglm.export.graph import Graph, named
+from edgeglm.export.plain import plain
 
 if TYPE_CHECKING:
     import onnx
@@ -56,9 +58,11 @@ def inferred_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} has no node; export it again")
+    plain(model)
     _one_opset_each(model)
     _forget_shapes_of_weights(model)
-    model = _inferred(_named(model), path)
+    named(model)
+    model = _inferred(model, path)
     add_infer_metadata(model)
     return model
 
@@ -146,6 +150,7 @@ def dynamic_model(model: onnx.ModelProto, nodes: Sequence[str], *, reduced: bool
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _own_weights(copy, nodes)
     kinds = sorted({node.op_type for node in model.graph.node if node.name in set(nodes)})
     with _quiet():
         quantizer = ONNXQuantizer(
@@ -165,6 +170,22 @@ def dynamic_model(model: onnx.ModelProto, nodes: Sequence[str], *, reduced: bool
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
     return made
+
+
+def _own_weights(model: onnx.ModelProto, nodes: Collection[str]) -> None:
+    """Give ``nodes`` copies, in place, of weights that others read: the quantizer turns and drops them."""
+    from edgeglm.calibration.groups import WEIGHT_INPUT
+
+    graph = Graph(model)
+    for node in graph.nodes:
+        place = WEIGHT_INPUT.get(node.op_type)
+        if node.name not in nodes or place is None:
+            continue
+        weight = graph.initializers[node.input[place]]
+        if len(graph.readers[weight.name]) > 1 or weight.name in graph.outputs:
+            own = model.graph.initializer.add()
+            own.CopyFrom(weight)
+            own.name = node.input[place] = f"{node.output[0]}_weight"
 
 
 def _method_of_tensor(
@@ -209,15 +230,6 @@ def with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> 
                 value if value is not None else onnx.helper.make_empty_tensor_value_info(name)
             )
     onnx.save(copy, path, save_as_external_data=copy.ByteSize() > 1 << 30)
-
-
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
-    return model
 
 
 def _forget_shapes_of_weights(model: onnx.ModelProto) -> None:

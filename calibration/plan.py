@@ -101,7 +101,15 @@ def plan_from_toml(text: str, *, origin: str) -> PrecisionPlan:
         plan = msgspec.convert(tomllib.loads(text), PrecisionPlan)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UserError(f"{origin} is no precision plan: {error}; mend that line") from error
-    scheme_named(plan.scheme)
+    scheme = scheme_named(plan.scheme)
+    besides = {"onnxruntime": "fp32", "modelopt": plan.high_precision}[scheme.maker]
+    if scheme.activation == "float8":
+        besides = "fp16"
+    if plan.high_precision != besides:
+        raise UserError(
+            f"{origin} asks for {plan.high_precision}, and {plan.scheme!r} computes the rest in {besides}; "
+            f'set high_precision = "{besides}"'
+        )
     if plan.residuals and plan.scheme != "tensorrt":
         raise UserError(
             f"{origin} quantizes residuals by {plan.scheme!r}, and only 'tensorrt' leaves that to the plan; "
