@@ -149,7 +149,10 @@ def _root_mean_square(
     """Match sqrt(mean(y^2) + epsilon), or its reciprocal; return nodes, y, epsilon and axes."""
     nodes: list[onnx.NodeProto] = []
     node = graph.maker(name)
-    if inverse:
+    exponent = 0.5
+    if inverse and node is not None and node.op_type == "Pow" and graph.scalar(node.input[1]) == -0.5:
+        exponent = -0.5
+    elif inverse:
         if node is None or node.op_type not in ("Reciprocal", "Div"):
             return None
         if node.op_type == "Div" and graph.scalar(node.input[0]) != 1.0:
@@ -158,7 +161,7 @@ def _root_mean_square(
         node = graph.maker(node.input[-1])
     if node is None or node.op_type not in ("Sqrt", "Pow"):
         return None
-    if node.op_type == "Pow" and graph.scalar(node.input[1]) != 0.5:
+    if node.op_type == "Pow" and graph.scalar(node.input[1]) != exponent:
         return None
     nodes.insert(0, node)
     node = graph.maker(node.input[0])
