@@ -115,6 +115,8 @@ def _with_affine(
             average is not None
             and average.op_type == "ReduceMean"
             and graph.source(average.input[0]) == graph.source(centre.input[0])
+            and _axes(graph, average) == axes
+            and attribute_of(average, "keepdims", 1)
         ):
             other = graph.maker(square.input[0])  # some exporters subtract twice
             nodes = [average, centre, *([other] if other is not None and other is not centre else []), *nodes]
@@ -125,7 +127,7 @@ def _with_affine(
         if len(readers) != 1 or readers[0].op_type != op or output in graph.outputs:
             break
         others = [name for name in readers[0].input if graph.is_constant(name)]
-        if len(others) != 1 or graph.constant(others[0]) is None:
+        if len(others) != 1 or not _along(graph.constant(others[0]), len(axes)):
             break
         tensors[role] = others[0]
         output = readers[0].output[0]
@@ -172,7 +174,7 @@ def _root_mean_square(
         return None
     nodes.insert(0, node)
     mean = graph.maker(epsilons[0][1])
-    if mean is None or mean.op_type != "ReduceMean":
+    if mean is None or mean.op_type != "ReduceMean" or not attribute_of(mean, "keepdims", 1):
         return None
     nodes.insert(0, mean)
     square = graph.maker(mean.input[0])
@@ -276,6 +278,11 @@ def _same(graph: Graph, one: str, other: str) -> bool:
         and x.op_type == y.op_type == "Sub"
         and [graph.source(n) for n in x.input] == [graph.source(n) for n in y.input]
     )
+
+
+def _along(value: npt.NDArray[Any] | None, axes: int) -> bool:
+    """Say whether a constant differs along the last ``axes`` dimensions alone."""
+    return value is not None and all(size == 1 for size in value.shape[: max(0, value.ndim - axes)])
 
 
 def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:

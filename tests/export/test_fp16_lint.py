@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,9 +109,7 @@ def test_what_is_broken_in_fp32_already_is_named_where_it_begins():
     assert lint_fp16(model, measured_ranges(model, [{"x": np.ones((1, 4, 8), np.float32)}])) == ()
 
 
-def _found(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: np.ndarray
-) -> set[tuple[str, str]]:
+def _found(nodes: list[onnx.NodeProto], weights: dict[str, Any], x: np.ndarray) -> set[tuple[str, str]]:
     graph = helper.make_graph(
         nodes,
         "main",
@@ -133,7 +132,7 @@ def _rms_norm(x: str, out: str, epsilon: str) -> list[onnx.NodeProto]:
     ]
 
 
-_RMS = {
+_RMS: dict[str, Any] = {
     "two": np.float32(2),
     "last": np.array([-1]),
     "minus_half": np.float32(-0.5),
