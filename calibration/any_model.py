@@ -20,7 +20,6 @@ from edgeglm.calibration.demands import (
     fixed_batch,
     require_computed,
     require_samples,
-    require_standard,
     split_batches,
 )
 from edgeglm.calibration.feeds import Batches, Feeds
@@ -48,6 +47,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
+from edgeglm.export.plain import require_standard
 from edgeglm.targets.legality import check_lane
 from edgeglm.targets.schema import Target
 
@@ -120,7 +120,8 @@ def quantize_onnx(
     require_samples(batches)
     with tempfile.TemporaryDirectory(prefix="edgeglm-quantize-") as folder:
         prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
-        require_standard(prepared.model, target)
+        if target.kind != "cpu":
+            require_standard(prepared.model)
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})

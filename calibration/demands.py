@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeglm.calibration.drawing import model_inputs
 from edgeglm.calibration.feeds import Batches, Feeds
@@ -12,12 +11,8 @@ from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PrecisionPlan
 from edgeglm.calibration.schemes import require_scheme, scheme_named
 from edgeglm.core.errors import UserError
-from edgeglm.export.graph import all_nodes, name_of
 from edgeglm.targets.legality import require_precision
 from edgeglm.targets.schema import Target
-
-if TYPE_CHECKING:
-    import onnx
 
 MIN_SAMPLES = 2
 _HELD_OUT_SHARE = 4  # one batch of this many is kept from the ranges
@@ -39,22 +34,6 @@ def require_computed(target: Target, settings: Settings, plan: PrecisionPlan | N
             f"INT4 tables are an operator of ONNX Runtime, and {target.name} runs TensorRT; "
             "take --embeddings int8"
         )
-
-
-def require_standard(model: onnx.ModelProto, target: Target) -> None:
-    """Raise UserError for an operator that is not ONNX's, where TensorRT is to compute it."""
-    import onnx
-
-    if target.kind == "cpu":
-        return
-    for node in all_nodes(model.graph):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain or not onnx.defs.has(node.op_type):
-            of = domain or "onnxruntime"
-            raise UserError(
-                f"node {name_of(node)!r} is {of}'s own {node.op_type}, and {target.name} runs TensorRT, which"
-                " takes ONNX's alone; give the model as it was before a runtime's optimizer fused it"
-            )
 
 
 def split_batches(batches: Batches, *, fixed: int = 0) -> tuple[Sequence[Feeds], Sequence[Feeds]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeglm.core.errors import UserError
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.emit import inferred
+from edgeglm.export.graph import all_nodes, model_from_file, name_of
 
 if TYPE_CHECKING:
     import onnx
 
+_STANDARD = ("", "ai.onnx")
 _LEAST_IR = 4  # before it, every weight had to be listed as an input
 
 
@@ -51,10 +54,20 @@ def _with_shapes(model: onnx.ModelProto) -> bool:
 
 def plain_file(path: Path, out: Path) -> Path:
     """Return ``path`` if it is plain, else ``out``, to which it was written so."""
-    from edgeglm.export.graph import model_from_file
-
     model = model_from_file(path)
     return save_deterministic(model, out) if plain(model) else path
+
+
+def require_standard(model: onnx.ModelProto) -> None:
+    """Raise UserError for an operator that ONNX does not have: TensorRT's parser knows none of them."""
+    import onnx
+
+    for node in all_nodes(model.graph):
+        if node.domain not in _STANDARD or not onnx.defs.has(node.op_type):
+            raise UserError(
+                f"node {name_of(node)!r} is a {node.domain or 'onnxruntime'}.{node.op_type}, an operator of "
+                "one runtime; give the file as it was before that runtime's optimizer rewrote it"
+            )
 
 
 def why_illegal(model: onnx.ModelProto) -> str:
