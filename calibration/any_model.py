@@ -255,6 +255,10 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
         done = _judged(task, outcome, said, made)
         done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)
         if done.passed:
+            if not report.evaluations:  # a plan that was given tells what it reached before it was edited
+                said = msgspec.structs.replace(said, summary=_reached(said, done))
+                chosen = msgspec.structs.replace(done.search, chosen=said)
+                done = msgspec.structs.replace(done, search=chosen)
             if not task.on_cpu:
                 done = _with_fp16(task, done, scratch)
             _write(done, said, scratch, out)
@@ -315,6 +319,11 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
         cosine=found.mean_cosine,
         speedup=speedup,
     )
+
+
+def _reached(plan: PrecisionPlan, done: Outcome) -> str:
+    speed = "" if done.speedup is None else f", {done.speedup:.2f} x FP32's speed"
+    return f"{plan.scheme}: keeps {done.kept:.4f} of FP32, cosine {done.cosine:.4f}{speed}"
 
 
 def _write(done: Outcome, plan: PrecisionPlan, scratch: Path, out: Path) -> None:

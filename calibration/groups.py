@@ -92,6 +92,29 @@ def with_glue(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
     return [node.name for node in model.graph.node if node.name in chosen]
 
 
+def own_weights(model: onnx.ModelProto, nodes: Collection[str]) -> None:
+    """Give ``nodes`` copies, in place, of weights that others read too, so that theirs may be changed."""
+    from edgeglm.export.graph import Graph
+
+    graph = Graph(model)
+    copied = set()
+    for node in graph.nodes:
+        place = WEIGHT_INPUT.get(node.op_type)
+        if node.name not in nodes or place is None:
+            continue
+        weight = graph.initializers[node.input[place]]
+        if len(graph.readers[weight.name]) > 1 or weight.name in graph.outputs:
+            copied.add(weight.name)
+            own = model.graph.initializer.add()
+            own.CopyFrom(weight)
+            own.name = node.input[place] = f"{node.output[0]}_weight"
+    left = Graph(model)
+    for index in reversed(range(len(model.graph.initializer))):
+        name = model.graph.initializer[index].name
+        if name in copied and not left.readers[name] and name not in left.outputs:
+            del model.graph.initializer[index]
+
+
 def _elements(tensor: onnx.TensorProto) -> int:
     count = 1
     for size in tensor.dims:

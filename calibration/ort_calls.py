@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeglm.calibration.groups import own_weights
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.errors import UserError
-from edgeglm.export.graph import Graph, named
+from edgeglm.export.graph import named
 from edgeglm.export.plain import plain
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def dynamic_model(model: onnx.ModelProto, nodes: Sequence[str], *, reduced: bool
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    _own_weights(copy, nodes)
+    own_weights(copy, nodes)
     kinds = sorted({node.op_type for node in model.graph.node if node.name in set(nodes)})
     with _quiet():
         quantizer = ONNXQuantizer(
@@ -170,22 +171,6 @@ def dynamic_model(model: onnx.ModelProto, nodes: Sequence[str], *, reduced: bool
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
     return made
-
-
-def _own_weights(model: onnx.ModelProto, nodes: Collection[str]) -> None:
-    """Give ``nodes`` copies, in place, of weights that others read: the quantizer turns and drops them."""
-    from edgeglm.calibration.groups import WEIGHT_INPUT
-
-    graph = Graph(model)
-    for node in graph.nodes:
-        place = WEIGHT_INPUT.get(node.op_type)
-        if node.name not in nodes or place is None:
-            continue
-        weight = graph.initializers[node.input[place]]
-        if len(graph.readers[weight.name]) > 1 or weight.name in graph.outputs:
-            own = model.graph.initializer.add()
-            own.CopyFrom(weight)
-            own.name = node.input[place] = f"{node.output[0]}_weight"
 
 
 def _method_of_tensor(

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from edgeglm.calibration.schemes import Method, scheme_named
-from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_SHOWN = 5  # names of nodes in a message
 
 Precision = Literal["int8", "high"]
 Embeddings = Literal["high", "int8", "int4"]
@@ -131,8 +134,9 @@ def require_fitting(plan: PrecisionPlan, sha256: str, nodes: Collection[str]) ->
     for group in plan.group:
         for node in group.nodes:
             if node not in nodes:
-                near = unknown_name("node", node, nodes)
-                last = str(near).rpartition("; ")[2]
+                near = get_close_matches(node, list(nodes), 1, cutoff=0.5)
+                some = ", ".join(sorted(nodes)[:_SHOWN])
+                last = f"did you mean {near[0]!r}?" if near else f"name one of them, such as {some}"
                 raise UserError(
                     f"group {group.name!r} of the plan names a node {node!r} that the model does not have "
                     f"among the {len(nodes)} that can be INT8; {last}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,13 +19,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import file_by_plan, int8_by_plan, ranges_from_batches, whole_plan
+from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.opsets import keep_used_opsets
 from edgeglm.calibration.outcome import Outcome
+from edgeglm.calibration.plan import PlanGroup, plan_from_file
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.preparation import prepared_model
+from edgeglm.calibration.smooth import smoothed
 from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
+from edgeglm.export.anonymous import save_deterministic
 from edgeglm.targets.schema import load_target
 
 WIDTH = 64
@@ -275,3 +280,59 @@ def test_a_plan_that_asks_for_what_its_scheme_does_not_compute_is_refused(
     given = ["quantize", "m.onnx", "--data", "x.npz", "--output", str(tmp_path / "out")]
     assert exit_code([*given, "--precision-plan", str(tmp_path / "plan.toml")]) == 2
     assert f'set high_precision = "{meant}"' in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_edited_plan_tells_what_it_reaches_now_and_an_absent_node_what_there_is(tmp_path: Path) -> None:
+    source = _file(tmp_path / "m.onnx", _two_products(_RELU), _TWO)
+    found = whole_plan(prepared_model(source), "tensorrt", high_precision="fp16")
+    before = msgspec.structs.replace(found, summary="what it reached before")
+    outcome = _quantized(source, tmp_path / "out", plan=before.with_precisions({"two/MatMul"}))
+    written = plan_from_file(tmp_path / "out" / "plan.toml")
+    assert written == outcome.search.chosen
+    assert written.summary == f"tensorrt: keeps {outcome.kept:.4f} of FP32, cosine {outcome.cosine:.4f}"
+    strange = PlanGroup(name="x", nodes=("zzz",), precision="int8")
+    with pytest.raises(UserError, match=r"'zzz' .*; name one of them, such as one/MatMul, two/MatMul"):
+        _quantized(source, tmp_path / "no", plan=msgspec.structs.replace(before, group=(strange,)))
+
+
+def _tied() -> list[onnx.NodeProto]:
+    relu = helper.make_node("Relu", ["a"], ["b"], "relu")
+    first, _, last = _two_products(relu)
+    last.input[1] = "one"
+    return [first, relu, last]
+
+
+def _read_by_a_branch() -> list[onnx.NodeProto]:
+    value = helper.make_tensor_value_info("t", _FLOAT, ["n", WIDTH])
+    yes = helper.make_graph([helper.make_node("MatMul", ["a", "one"], ["t"], "inner")], "yes", [], [value])
+    no = helper.make_graph([helper.make_node("Relu", ["a"], ["t"], "other")], "no", [], [value])
+    choice = helper.make_node("If", ["always"], ["b"], "choice", then_branch=yes, else_branch=no)
+    return _two_products(choice)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [_tied(), _read_by_a_branch(), [helper.make_node("MatMul", ["x", "one"], ["y"], "alone")]],
+    ids=["tied", "branch", "alone"],
+)
+def test_smoothing_changes_nothing_in_fp32_whoever_else_reads_a_weight(
+    tmp_path: Path, nodes: list[onnx.NodeProto]
+) -> None:
+    weights = {**_TWO, "always": np.array(True)}
+    source = _file(tmp_path / "m.onnx", nodes, weights)
+    save_deterministic(smoothed(prepared_model(source), _batches(), 0.5).model, tmp_path / "smooth.onnx")
+    assert fidelity(tmp_path / "smooth.onnx", source, _batches()).max_abs < 1e-4
+
+
+def test_a_table_that_a_branch_reads_too_stays_whole() -> None:
+    value = helper.make_tensor_value_info("y", _FLOAT, None)
+    look_up = helper.make_node("Gather", ["table", "ids"], ["y"], "inner")
+    branch = helper.make_graph([look_up], "branch", [], [value])
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], "outer"),
+        helper.make_node("If", ["always"], ["y"], "choice", then_branch=branch, else_branch=branch),
+    ]
+    tables = [numpy_helper.from_array(_matrix(300, WIDTH), name) for name in ("table", "own")]
+    nodes.append(helper.make_node("Gather", ["own", "ids"], ["other"], "own"))
+    graph = helper.make_graph(nodes, "main", [], [value], tables)
+    assert quantize_tables(helper.make_model(graph), "int8") == ["own"]
