@@ -74,7 +74,7 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
         try:
             results = session.run(wanted, {name: feeds[name] for name in taken})
         except Exception as error:  # ONNX Runtime's exceptions share no base; KeyError names the input
-            reason = str(error).strip().splitlines()[-1]
+            reason = " ".join(str(error).split())
             raise UserError(
                 f"the samples do not fit the model: {reason}; give arrays named and shaped as its inputs"
             ) from error

@@ -12,7 +12,7 @@ from onnx import helper
 
 from edgeglm.core.errors import UserError
 from edgeglm.evaluate.parity import cosine_rows
-from edgeglm.export.fp16_lint import fp16_ready, lint_fp16
+from edgeglm.export.fp16_lint import fp16_ready, lint_file, lint_fp16
 from edgeglm.export.ranges import measured_ranges
 from scripts.fixtures.graphs import answers, graph_model, normal
 from scripts.fixtures.planted import WIDTH, cast_to_fp16, fp16_answers, planted
@@ -166,3 +166,22 @@ def test_a_sum_inside_a_logarithm_is_seen(op: str):
     x = exponents if op == "ReduceLogSumExp" else np.exp(exponents) / 4
     found = _found(nodes, weights, x)
     assert ("large-sum", "Log") in found
+
+
+def test_samples_are_cut_for_a_model_of_a_fixed_batch_and_those_that_do_not_fit_are_told_why(
+    tmp_path: Path,
+) -> None:
+    value, out = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, WIDTH]) for name in ("x", "y")
+    )
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"], "exp")], "main", [value], [out])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    rows = np.zeros((8, WIDTH), np.float32)
+    rows[7] = 12
+    np.savez(tmp_path / "x.npz", x=rows)
+    found = lint_file(tmp_path / "m.onnx", data=tmp_path / "x.npz").findings
+    assert [(finding.kind, finding.node) for finding in found] == [("large-values", "exp")]
+    np.savez(tmp_path / "few.npz", x=rows[:3])
+    with pytest.raises(UserError, match="Got: 3 Expected: 4"):
+        lint_file(tmp_path / "m.onnx", data=tmp_path / "few.npz")

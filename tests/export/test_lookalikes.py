@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from edgeglm.export.fusion import fusion_report
+from edgeglm.export.fusion import fusion_report, rewritten_file
 from edgeglm.export.gelus import gelus
 from edgeglm.export.graph import Graph
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
@@ -193,3 +194,13 @@ def test_attention_whose_hidden_rows_are_guarded_is_listed_with_its_guard() -> N
     report = fusion_report(graph_model(nodes, {"zero": np.float32(0)}))
     assert [(row.pattern, row.blocker) for row in report.missed("tensorrt")] == [("attention", "softmax")]
     assert "asked reads its result too" in report.missed("tensorrt")[0].why
+
+
+def test_a_file_whose_output_has_no_shape_is_rewritten_and_given_one(tmp_path: Path) -> None:
+    model = _norm([-1], [-1])
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "in.onnx")
+    done = rewritten_file(tmp_path / "in.onnx", tmp_path / "out.onnx", "tensorrt")
+    assert list(done.made) == ["layer-norm"]
+    made = onnx.load(tmp_path / "out.onnx")
+    assert len(made.graph.output[0].type.tensor_type.shape.dim) == 3
