@@ -22,7 +22,13 @@ from edgeglm.calibration.ort_calls import (
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import LINTED, ConversionReport, int8_from_fp32, ready_for_fp16
+from edgeglm.calibration.precision import (
+    LINTED,
+    ConversionReport,
+    int8_from_fp32,
+    ready_for_fp16,
+    require_legal,
+)
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
@@ -159,6 +165,7 @@ def _fp8_file(
             ) from error
     strip_traces(model)
     model.graph.ClearField("value_info")
+    require_legal(model, prepared.path.name)
     save_deterministic(model, out)
     graph = Graph(model)
     made = [n.name for n in graph.nodes if n.name in order and graph.quantizers_before(n.input[0])]

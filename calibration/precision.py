@@ -298,11 +298,12 @@ def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
             value.type.CopyFrom(original.type)
     keep_used_opsets(model)
     model.ir_version = source.ir_version
-    _require_legal(model, onnx_in.name)
+    require_legal(model, onnx_in.name)
     save_deterministic(model, onnx_out)
 
 
-def _require_legal(model: onnx.ModelProto, name: str) -> None:
+def require_legal(model: onnx.ModelProto, name: str) -> None:
+    """Raise for a variant that breaks ONNX's rules, a UserError where a Loop or an If is why."""
     reason = why_illegal(model)
     if not reason:
         return

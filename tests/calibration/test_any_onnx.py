@@ -22,7 +22,7 @@ from edgeglm.calibration.conversion import file_by_plan, int8_by_plan, ranges_fr
 from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.opsets import keep_used_opsets
-from edgeglm.calibration.outcome import Outcome
+from edgeglm.calibration.outcome import Outcome, Settings
 from edgeglm.calibration.plan import PlanGroup, plan_from_file
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.preparation import prepared_model
@@ -222,6 +222,9 @@ def test_a_loop_that_modelopt_cannot_convert_is_named(tmp_path: Path) -> None:
     source = _file(tmp_path / "m.onnx", _two_products(loop), weights, shape=["n", WIDTH])
     with pytest.raises(UserError, match=r"'loop' \(Loop\) holds a graph of its own.*export the model"):
         _quantized(source, tmp_path / "out")
+    fp8 = Settings(scheme="fp8", methods=("max",), evaluations=2)
+    with pytest.raises(UserError, match=r"'loop' \(Loop\) holds a graph of its own"):
+        _quantized(source, tmp_path / "out", load_target("l4"), settings=fp8)
 
 
 def test_operator_sets_that_only_a_branch_uses_stay_declared() -> None:
@@ -260,8 +263,6 @@ def test_a_metric_that_opens_an_fp8_file_as_onnxruntime_cannot_is_told_how(tmp_p
         if any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node):
             raise RuntimeError("Transpose")
         return 1.0
-
-    from edgeglm.calibration.outcome import Settings
 
     source = _file(tmp_path / "m.onnx", _two_products(_RELU), _TWO)
     fp8 = Settings(scheme="fp8", methods=("max",), evaluations=2)
