@@ -16,7 +16,12 @@ import msgspec
 
 from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches
-from edgeglm.calibration.demands import fixed_batch, require_computed, require_samples, split_batches
+from edgeglm.calibration.demands import (
+    fixed_batch,
+    require_computed,
+    require_samples,
+    split_batches,
+)
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
@@ -42,6 +47,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
+from edgeglm.export.plain import require_standard
 from edgeglm.targets.legality import check_lane
 from edgeglm.targets.schema import Target
 
@@ -115,6 +121,8 @@ def quantize_onnx(
     require_samples(batches)
     with tempfile.TemporaryDirectory(prefix="edgeglm-quantize-") as folder:
         prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
+        if target.kind != "cpu":
+            require_standard(prepared.model)
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})
@@ -284,6 +292,10 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
         done = _judged(task, outcome, said, made)
         done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)
         if done.passed:
+            if not report.evaluations:  # a plan that was given tells what it reached before it was edited
+                said = msgspec.structs.replace(said, summary=_reached(said, done))
+                chosen = msgspec.structs.replace(done.search, chosen=said)
+                done = msgspec.structs.replace(done, search=chosen)
             if not task.on_cpu:
                 done = _with_fp16(task, done, scratch)
             _write(done, said, scratch, out)
@@ -332,7 +344,7 @@ def _judged(task: _Task, outcome: Outcome, plan: PrecisionPlan, made: Path) -> O
     speedup, reason = _timed(task, made)
     if not kept >= task.settings.gate:
         reason = f"the final file keeps {kept:.4f} of FP32, below the gate"
-    elif speedup is not None and speedup < task.least_gain:
+    elif speedup is not None and speedup <= task.least_gain:
         reason = f"the final file is {speedup:.2f} x as fast: not faster than FP32 on this machine"
     if reason:
         report = msgspec.structs.replace(outcome.search, chosen=None, reason=reason)
@@ -357,6 +369,12 @@ def _timed(task: _Task, made: Path) -> tuple[float | None, str]:
         raise
     except EdgeglmError as error:
         return None, str(error)
+
+
+def _reached(plan: PrecisionPlan, done: Outcome) -> str:
+    beside = done.search.beside.upper()
+    speed = "" if done.speedup is None else f", {done.speedup:.2f} x {beside}'s speed"
+    return f"{plan.scheme}: keeps {done.kept:.4f} of FP32, cosine {done.cosine:.4f}{speed}"
 
 
 def _write(done: Outcome, plan: PrecisionPlan, scratch: Path, out: Path) -> None:

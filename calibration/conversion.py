@@ -22,7 +22,13 @@ from edgeglm.calibration.ort_calls import (
 )
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, require_fitting
 from edgeglm.calibration.policy import Int8Policy
-from edgeglm.calibration.precision import LINTED, ConversionReport, int8_from_fp32, ready_for_fp16
+from edgeglm.calibration.precision import (
+    LINTED,
+    ConversionReport,
+    int8_from_fp32,
+    ready_for_fp16,
+    require_legal,
+)
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
 from edgeglm.calibration.schemes import Method, scheme_named
@@ -31,6 +37,7 @@ from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.progress import Progress, QuietProgress, track
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.graph import Graph, sorted_nodes
+from edgeglm.export.plain import why_illegal
 
 if TYPE_CHECKING:
     import onnx
@@ -158,6 +165,7 @@ def _fp8_file(
             ) from error
     strip_traces(model)
     model.graph.ClearField("value_info")
+    require_legal(model, prepared.path.name)
     save_deterministic(model, out)
     graph = Graph(model)
     made = [n.name for n in graph.nodes if n.name in order and graph.quantizers_before(n.input[0])]
@@ -214,20 +222,21 @@ def int8_by_plan(prepared: Prepared, out: Path, plan: PrecisionPlan, ranges: Ran
     model.graph.ClearField("value_info")
     keep_used_opsets(model)
     sorted_nodes(model.graph)  # the quantizers append where they like, and ONNX asks for an order
-    _require_legal(model, prepared.path.name)
+    _require_legal(model, prepared)
     save_deterministic(model, out)
 
 
-def _require_legal(model: onnx.ModelProto, name: str) -> None:
-    import onnx
+def _require_legal(model: onnx.ModelProto, prepared: Prepared) -> None:
+    """Raise EdgeglmError for a file that breaks ONNX's rules, unless FP32's does so too.
 
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # onnx raises several classes of its own, and protobuf's
+    ONNX Runtime puts operators of its own among ONNX's, such as SimplifiedLayerNormalization.
+    """
+    reason = why_illegal(model)
+    if reason and not why_illegal(prepared.model):
         raise EdgeglmError(
-            f"the INT8 variant of {name} is no legal ONNX model ({' '.join(str(error).split())[:200]}); "
+            f"the INT8 variant of {prepared.path.name} is no legal ONNX model ({reason}); "
             "choose another scheme, and report this model"
-        ) from error
+        )
 
 
 def quantized_model(prepared: Prepared, plan: PrecisionPlan, ranges: Ranges) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeglm.calibration.plan import Embeddings
+from edgeglm.export.graph import Graph, attribute_of
 
 if TYPE_CHECKING:
     import onnx
@@ -45,14 +46,21 @@ def _tables(model: onnx.ModelProto) -> list[str]:
         for t in model.graph.initializer
         if t.data_type in floats and len(t.dims) == 2 and t.dims[0] >= _LEAST_ROWS
     }
-    by_rows: set[str] = set()
-    otherwise: set[str] = set()
-    for node in model.graph.node:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        for place, name in enumerate(node.input):
-            rows = node.op_type == "Gather" and place == 0 and axis == 0
-            (by_rows if rows else otherwise).add(name)
-    return [t.name for t in model.graph.initializer if t.name in large & by_rows - otherwise]
+    graph = Graph(model)
+    return [
+        name
+        for name in graph.initializers
+        if name in large
+        and name not in graph.outputs
+        and graph.readers[name]
+        and all(_by_rows(node, name) for node in graph.readers[name])
+    ]
+
+
+def _by_rows(node: onnx.NodeProto, table: str) -> bool:
+    """Say whether a node of the main graph takes rows of a table; what a body reads is no row."""
+    place = list(node.input).index(table) if table in node.input else -1
+    return node.op_type == "Gather" and place == 0 and attribute_of(node, "axis", 0) == 0
 
 
 def _to_int8(model: onnx.ModelProto, name: str) -> None:

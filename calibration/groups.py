@@ -35,24 +35,29 @@ class Group:
 def quantizable_groups(model: onnx.ModelProto, *, op_types: Collection[str] = WEIGHT_INPUT) -> list[Group]:
     """Return the groups of a graph, in graph order. Every node must have a name of its own.
 
+    A MatMul's weight must be a matrix: of a stack of them no runtime takes one scale for each column.
+
     Raises UserError when the model is quantized already, or holds no product with constant weights.
     """
     from edgeglm.export.graph import unquantized
 
     unquantized(model)
     sizes = {
-        tensor.name: _elements(tensor) for tensor in model.graph.initializer if tensor.data_type in _FLOATS
+        tensor.name: size
+        for tensor in model.graph.initializer
+        if tensor.data_type in _FLOATS and (size := _elements(tensor))
     }
+    flat = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     by_input: dict[str, list[tuple[str, int]]] = {}
     for node in model.graph.node:
         if node.op_type in op_types and node.op_type in WEIGHT_INPUT:
             weight = node.input[WEIGHT_INPUT[node.op_type]]
-            if weight in sizes:
+            if weight in sizes and (node.op_type != "MatMul" or weight in flat):
                 by_input.setdefault(node.input[0], []).append((node.name, sizes[weight]))
     if not by_input:
         raise UserError(
-            "the model has no Conv, Gemm or MatMul with constant weights, so nothing can be INT8; "
-            "export it with its weights as initializers"
+            "the model has no Conv, Gemm or MatMul with constant weights (one matrix, in a MatMul), so "
+            "nothing can be INT8; export it with its weights as initializers"
         )
     return [
         Group(name=members[0][0], nodes=tuple(n for n, _ in members), weights=sum(s for _, s in members))
@@ -85,6 +90,29 @@ def with_glue(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
         if node.name in chosen:
             integer.update(node.output)
     return [node.name for node in model.graph.node if node.name in chosen]
+
+
+def own_weights(model: onnx.ModelProto, nodes: Collection[str]) -> None:
+    """Give ``nodes`` copies, in place, of weights that others read too, so that theirs may be changed."""
+    from edgeglm.export.graph import Graph
+
+    graph = Graph(model)
+    copied = set()
+    for node in graph.nodes:
+        place = WEIGHT_INPUT.get(node.op_type)
+        if node.name not in nodes or place is None:
+            continue
+        weight = graph.initializers[node.input[place]]
+        if len(graph.readers[weight.name]) > 1 or weight.name in graph.outputs:
+            copied.add(weight.name)
+            own = model.graph.initializer.add()
+            own.CopyFrom(weight)
+            own.name = node.input[place] = f"{node.output[0]}_weight"
+    left = Graph(model)
+    for index in reversed(range(len(model.graph.initializer))):
+        name = model.graph.initializer[index].name
+        if name in copied and not left.readers[name] and name not in left.outputs:
+            del model.graph.initializer[index]
 
 
 def _elements(tensor: onnx.TensorProto) -> int:

@@ -194,7 +194,7 @@ def _matched(path: Path, arrays: Mapping[str, Array], inputs: Sequence[TensorSpe
         if array.ndim != len(spec.shape) or any(array.shape[axis] != size for axis, size in fixed):
             raise UserError(
                 f"{path}: {spec.name} has the shape {list(array.shape)}, "
-                f"and the model takes {spec}; reshape it"
+                f"and the model takes {spec}; {_reshaping(array, spec)}"
             )
         found[spec.name] = array
     counts = {name: len(array) for name, array in found.items()}
@@ -203,6 +203,16 @@ def _matched(path: Path, arrays: Mapping[str, Array], inputs: Sequence[TensorSpe
     if len(set(counts.values())) > 1:
         raise UserError(f"{path}: the inputs have different numbers of rows ({counts}); match them")
     return found
+
+
+def _reshaping(array: Array, spec: TensorSpec) -> str:
+    """Say how an array can fit an input; samples lie along the input's own first axis."""
+    if not spec.shape:
+        return "it has no axis for samples, so store its value in the model as a constant"
+    if array.ndim == len(spec.shape) + 1:
+        size = spec.shape[0] if isinstance(spec.shape[0], int) else "N"
+        return f"join the samples along its first axis (numpy.concatenate) and give --batch-size {size}"
+    return "reshape it"
 
 
 def _lines(path: Path) -> list[_Sample]:
@@ -244,7 +254,14 @@ def _from_samples(
 
 
 def _images(samples: Sequence[_Sample], spec: TensorSpec, reading: Reading) -> Candidates:
-    side = spec.shape[2] if isinstance(spec.shape[2], int) else reading.resolution
+    channels, *sides = spec.shape[1:]
+    fixed = {size for size in sides if isinstance(size, int)}
+    if (isinstance(channels, int) and channels != 3) or len(fixed) > 1:
+        raise UserError(
+            f"pictures are read as three channels of a square, and the model takes {spec}; "
+            "give an .npz with these arrays"
+        )
+    side = next(iter(fixed), reading.resolution)
     if not side:
         raise UserError(f"{spec} has no fixed size; give --resolution")
     if reading.resolution not in (0, side):

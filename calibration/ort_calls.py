@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeglm.calibration.groups import own_weights
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.errors import UserError
+from edgeglm.export.graph import named
+from edgeglm.export.plain import plain
 
 if TYPE_CHECKING:
     import onnx
@@ -56,9 +59,11 @@ def inferred_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} has no node; export it again")
+    plain(model)
     _one_opset_each(model)
     _forget_shapes_of_weights(model)
-    model = _inferred(_named(model), path)
+    named(model)
+    model = _inferred(model, path)
     add_infer_metadata(model)
     return model
 
@@ -146,6 +151,7 @@ def dynamic_model(model: onnx.ModelProto, nodes: Sequence[str], *, reduced: bool
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    own_weights(copy, nodes)
     kinds = sorted({node.op_type for node in model.graph.node if node.name in set(nodes)})
     with _quiet():
         quantizer = ONNXQuantizer(
@@ -209,15 +215,6 @@ def with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> 
                 value if value is not None else onnx.helper.make_empty_tensor_value_info(name)
             )
     onnx.save(copy, path, save_as_external_data=copy.ByteSize() > 1 << 30)
-
-
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
-    return model
 
 
 def _forget_shapes_of_weights(model: onnx.ModelProto) -> None:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from edgeglm.calibration.schemes import Method, scheme_named
-from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_SHOWN = 5  # names of nodes in a message
 
 Precision = Literal["int8", "high"]
 Embeddings = Literal["high", "int8", "int4"]
@@ -101,7 +104,15 @@ def plan_from_toml(text: str, *, origin: str) -> PrecisionPlan:
         plan = msgspec.convert(tomllib.loads(text), PrecisionPlan)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UserError(f"{origin} is no precision plan: {error}; mend that line") from error
-    scheme_named(plan.scheme)
+    scheme = scheme_named(plan.scheme)
+    besides = {"onnxruntime": "fp32", "modelopt": plan.high_precision}[scheme.maker]
+    if scheme.activation == "float8":
+        besides = "fp16"
+    if plan.high_precision != besides:
+        raise UserError(
+            f"{origin} asks for {plan.high_precision}, and {plan.scheme!r} computes the rest in {besides}; "
+            f'set high_precision = "{besides}"'
+        )
     if plan.residuals and plan.scheme != "tensorrt":
         raise UserError(
             f"{origin} quantizes residuals by {plan.scheme!r}, and only 'tensorrt' leaves that to the plan; "
@@ -123,8 +134,9 @@ def require_fitting(plan: PrecisionPlan, sha256: str, nodes: Collection[str]) ->
     for group in plan.group:
         for node in group.nodes:
             if node not in nodes:
-                near = unknown_name("node", node, nodes)
-                last = str(near).rpartition("; ")[2]
+                near = get_close_matches(node, list(nodes), 1, cutoff=0.5)
+                some = ", ".join(sorted(nodes)[:_SHOWN])
+                last = f"did you mean {near[0]!r}?" if near else f"name one of them, such as {some}"
                 raise UserError(
                     f"group {group.name!r} of the plan names a node {node!r} that the model does not have "
                     f"among the {len(nodes)} that can be INT8; {last}"

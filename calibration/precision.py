@@ -31,6 +31,8 @@ from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.fp16_lint import Fp16Report, fp16_ready
+from edgeglm.export.graph import inner_graphs, name_of
+from edgeglm.export.plain import plain, plain_file, why_illegal
 from edgeglm.export.rewrites import file_with_scales_before
 
 if TYPE_CHECKING:
@@ -224,7 +226,7 @@ def ready_for_fp16(onnx_in: Path, folder: Path, batches: Sequence[Feeds]) -> tup
 
     A CPU computes FP16 in FP32, so that no gate there would see what overflows.
     """
-    scaled = file_with_scales_before(onnx_in, folder / "scaled.onnx")
+    scaled = file_with_scales_before(plain_file(onnx_in, folder / "plain.onnx"), folder / "scaled.onnx")
     found = fp16_ready(scaled, folder / "ready.onnx", batches)
     return Path(found.path), msgspec.structs.replace(found, path="")
 
@@ -282,6 +284,7 @@ def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
     import onnx
 
     source = onnx.load(onnx_in, load_external_data=False)
+    plain(source)
     strip_traces(model)
     model.graph.ClearField("value_info")
     for mine, theirs in ((model.graph.input, source.graph.input), (model.graph.output, source.graph.output)):
@@ -295,8 +298,22 @@ def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
             value.type.CopyFrom(original.type)
     keep_used_opsets(model)
     model.ir_version = source.ir_version
-    onnx.checker.check_model(model, full_check=True)
+    require_legal(model, onnx_in.name)
     save_deterministic(model, onnx_out)
+
+
+def require_legal(model: onnx.ModelProto, name: str) -> None:
+    """Raise for a variant that breaks ONNX's rules, a UserError where a Loop or an If is why."""
+    reason = why_illegal(model)
+    if not reason:
+        return
+    bodies = [node for node in model.graph.node if any(inner_graphs(node))]
+    if bodies:
+        raise UserError(
+            f"ModelOpt cannot convert {name}: {name_of(bodies[0])!r} ({bodies[0].op_type}) holds a graph of "
+            f"its own, whose types no longer fit ({reason}); export the model without it, unrolled or traced"
+        )
+    raise EdgeglmError(f"the variant of {name} is no legal ONNX model ({reason}); report this model")
 
 
 def _computing_from_int8(model: onnx.ModelProto) -> list[str]:

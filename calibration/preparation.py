@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeglm.calibration.groups import WEIGHT_INPUT, Group, quantizable_groups
 from edgeglm.calibration.ort_calls import folded_model, inferred_model
 from edgeglm.calibration.source import source_sha256, weight_files
@@ -69,6 +71,7 @@ def prepared_model(path: Path, *, op_types: Collection[str] = tuple(WEIGHT_INPUT
                 source = save_deterministic(model, Path(folder) / "whole.onnx")
             folded_model(source, Path(folder) / "folded.onnx")
             model = inferred_model(Path(folder) / "folded.onnx")
+    _take_factors_in(model)
     groups = tuple(quantizable_groups(model, op_types=op_types))
     _require_fp32(path, model, {node for group in groups for node in group.nodes})
     return Prepared(path=path, sha256=source_sha256(path), model=model, groups=groups)
@@ -85,18 +88,46 @@ def _require_size(path: Path) -> None:
 
 
 def _require_fp32(path: Path, model: onnx.ModelProto, nodes: Collection[str]) -> None:
-    from onnx import TensorProto
+    """Raise UserError for a product whose weights INT8 cannot be made from."""
+    from onnx import TensorProto, numpy_helper
 
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if (
-            node.name in nodes
-            and (kind := kinds[node.input[WEIGHT_INPUT[node.op_type]]]) != TensorProto.FLOAT
-        ):
+        if node.name not in nodes:
+            continue
+        weight = tensors[node.input[WEIGHT_INPUT[node.op_type]]]
+        if weight.data_type != TensorProto.FLOAT:
             raise UserError(
-                f"the weights of {node.name!r} in {path.name} are {TensorProto.DataType.Name(kind)}, and "
-                "INT8 is made from FP32; give the FP32 model, or export it in float32"
+                f"the weights of {node.name!r} in {path.name} are "
+                f"{TensorProto.DataType.Name(weight.data_type)}, and INT8 is made from FP32; "
+                "give the FP32 model, or export it in float32"
             )
+        if not np.isfinite(numpy_helper.to_array(weight)).all():
+            raise UserError(
+                f"the weights of {node.name!r} in {path.name} hold NaN or infinity; train or export it again"
+            )
+
+
+def _take_factors_in(model: onnx.ModelProto) -> None:
+    """Multiply Gemm's weights by alpha and its biases by beta, in place, where both are constant.
+
+    Quantizers set beta to 1 and leave the bias as it was; ONNX Runtime's INT8 kernel takes alpha for
+    the bias too.
+    """
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Gemm":
+            continue
+        for factor, place in (("alpha", 1), ("beta", 2)):
+            found = next((a for a in node.attribute if a.name == factor and a.f != 1.0), None)
+            if found is None or len(node.input) <= place or node.input[place] not in tensors:
+                continue
+            scaled = numpy_helper.to_array(tensors[node.input[place]]) * np.float32(found.f)
+            node.input[place] = f"{node.output[0]}_{factor}"
+            model.graph.initializer.append(numpy_helper.from_array(scaled, node.input[place]))
+            found.f = 1.0
 
 
 def _wants_folding(model: onnx.ModelProto) -> bool:

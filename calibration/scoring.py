@@ -16,6 +16,8 @@ from edgeglm.calibration.feeds import Feeds
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.parity import Parity, parity
+from edgeglm.export.graph import model_from_file
+from edgeglm.export.ort_fusion import has_fp8
 
 #: Given the path of an ONNX file, a number, higher is better.
 Metric = Callable[[Path], float]
@@ -77,7 +79,8 @@ def measure_against(
     Raises:
         UserError: The model has no float output, or NaN in it, or the metric fails on FP32.
     """
-    reference = first_outputs(source, held_out, threads)
+    any_kind = metric is not None
+    reference = first_outputs(source, held_out, threads, any_kind=any_kind)
     if not np.isfinite(reference).all():
         raise UserError(
             f"{source.name} itself gives NaN or infinity on the samples, so nothing can be held against it; "
@@ -89,7 +92,9 @@ def measure_against(
         )
 
     def measure(path: Path) -> tuple[float, Parity]:
-        found = parity(first_outputs(path, held_out, threads, integers=integers), reference)
+        found = parity(
+            first_outputs(path, held_out, threads, integers=integers, any_kind=any_kind), reference
+        )
         return (found.mean_cosine if metric is None else score_of(metric, path)), found
 
     return measure, 1.0 if metric is None else baseline_of(metric, source)
@@ -106,14 +111,18 @@ def baseline_of(metric: Metric, source: Path) -> float:
 
 
 def first_outputs(
-    path: Path, batches: Sequence[Feeds], threads: int, *, integers: bool = True
+    path: Path, batches: Sequence[Feeds], threads: int, *, integers: bool = True, any_kind: bool = False
 ) -> npt.NDArray[np.float32]:
     """Return the first float output over all batches, float32 [n, ...]. Raises UserError without one.
+
+    With ``any_kind`` the first output stands in for it, such as the classes that a detector names.
 
     Single numbers become one row, as the cosine of a number to another is 1 or -1.
     """
     with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=integers) as engine:
         floats = [spec.name for spec in engine.outputs if spec.dtype.startswith("float")]
+        if not floats and any_kind:
+            floats = [engine.outputs[0].name]
         if not floats:
             raise UserError(f"{path.name} has no float output to compare; give --metric module:function")
         found = [np.asarray(engine.infer(feeds)[floats[0]], np.float32) for feeds in batches]
@@ -129,8 +138,18 @@ def score_of(metric: Metric, path: Path) -> float:
         raise
     except Exception as error:  # a user's code raises anything
         raise UserError(
-            f"the metric failed on {path.name}: {type(error).__name__}: {error}; mend it"
+            f"the metric failed on {path.name}: {type(error).__name__}: {error}; {_mending(path)}"
         ) from error
     if not math.isfinite(value):
         raise UserError(f"the metric gave {value} for {path.name}; return a finite number, higher is better")
     return value
+
+
+def _mending(path: Path) -> str:
+    """Say what to do about a metric that failed on a file: ONNX Runtime cannot optimize FP8 transformers."""
+    if not has_fp8(model_from_file(path)):
+        return "mend it"
+    return (
+        "ONNX Runtime cannot move its Q/DQ about in an FP8 file, so that the metric has to open it with "
+        "SessionOptions().add_session_config_entry('session.disable_quant_qdq', '1')"
+    )

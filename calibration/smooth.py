@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.calibration.feeds import Feeds
+from edgeglm.calibration.groups import own_weights
 from edgeglm.calibration.ort_calls import fp32_session, with_outputs
+from edgeglm.export.graph import Graph
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +41,7 @@ def smoothed(prepared: Prepared, batches: Sequence[Feeds], alpha: float) -> Prep
 
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
+    own_weights(model, [name for group in prepared.groups for name in group.nodes])
     nodes = {node.name: node for node in model.graph.node}
     groups = [
         [nodes[name] for name in group.nodes]
@@ -91,17 +94,16 @@ def _into_norm(model: onnx.ModelProto, members: Sequence[Any], tensor: str, fact
     """Divide a LayerNormalization's scale and bias, if these nodes alone read it."""
     from onnx import numpy_helper
 
-    readers = [node for node in model.graph.node if tensor in node.input]
-    maker = next((node for node in model.graph.node if tensor in node.output), None)
-    outside = any(value.name == tensor for value in model.graph.output)
+    graph = Graph(model)
+    maker = graph.made_by.get(tensor)
     names = {node.name for node in members}
-    if maker is None or maker.op_type != "LayerNormalization" or outside:
+    if maker is None or maker.op_type != "LayerNormalization" or tensor in graph.outputs:
         return False
-    if any(node.name not in names for node in readers):
+    if any(node.name not in names for node in graph.readers[tensor]):
         return False
-    weights = {t.name: t for t in model.graph.initializer}
+    weights = graph.initializers
     parameters = [name for name in maker.input[1:3] if name]
-    shared = any(sum(name in node.input for node in model.graph.node) > 1 for name in parameters)
+    shared = any(len(graph.readers[name]) > 1 or name in graph.outputs for name in parameters)
     if shared or any(name not in weights for name in parameters):
         return False
     for name in parameters:
@@ -121,7 +123,8 @@ def _channel_maxima(
         with_outputs(model, inner, path)
         session = fp32_session(str(path))
         for feeds in batches:
-            values = dict(zip(inner, session.run(inner, dict(feeds)), strict=True))
+            made = session.run(inner, dict(feeds)) if inner else []  # none would mean every output
+            values = dict(zip(inner, made, strict=True))
             values |= {name: feeds[name] for name in tensors if name in feeds}
             for name, array in values.items():
                 channels = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)

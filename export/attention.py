@@ -49,7 +49,7 @@ def _around(graph: Graph, softmax: onnx.NodeProto) -> Match | None:
         return None
     after, tail = [], softmax
     while True:
-        readers = graph.true_readers(tail.output[0])
+        readers = _without_guard(graph.true_readers(tail.output[0]))
         if len(readers) != 1:
             return None
         if readers[0].op_type == "MatMul":
@@ -76,6 +76,13 @@ def _around(graph: Graph, softmax: onnx.NodeProto) -> Match | None:
         parts=parts,
         tensors={"query": bmm1.input[0], "key": bmm1.input[1], "value": bmm2.input[1]},
     )
+
+
+def _without_guard(readers: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Leave out the IsNaN of a Where that gives rows which a mask hides whole, as torch writes them."""
+    asked = {node.output[0]: node for node in readers if node.op_type == "IsNaN"}
+    guarded = {node.input[0] for node in readers if node.op_type == "Where"} & set(asked)
+    return [node for node in readers if node.output[0] not in guarded]
 
 
 def projection_of(graph: Graph, name: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto | None]:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from edgeglm.export.emit import shapes_of
 from edgeglm.export.graph import Graph, attribute_of, name_of
 from edgeglm.export.patterns import Match, is_large_negative, norms
 from edgeglm.export.ranges import Range
@@ -32,8 +31,10 @@ _CARRY = (
     "Add", "Sub", "Mul", "Where", "Min", "Max", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Cast",
     "Transpose", "Slice", "Concat", "Identity", "Gather", "Tile", "ScatterND", "Trilu",
 )  # fmt: skip
-_SQUARE_SUMS = ("ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization")
+_SQUARE_SUMS = ("LpNormalization", "InstanceNormalization", "GroupNormalization")
+_LOG_SUMS = ("ReduceLogSum", "ReduceLogSumExp")
 _MEANS = ("ReduceMean", "GlobalAveragePool", "AveragePool")
+_EXPONENT_MAX = 700.0  # exp of more is beyond FP64
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +65,7 @@ def judged(
     found = [
         *_norm_findings(graph, ranges),
         *_constant_findings(graph),
-        *(_measured_findings(graph, shapes_of(model), ranges) if ranges else ()),
+        *(_measured_findings(graph, ranges) if ranges else ()),
         *(_broken_findings(graph, ranges) if ranges else ()),
     ]
     order = {name_of(node): index for index, node in enumerate(graph.nodes)}
@@ -152,9 +153,11 @@ def float_constants(graph: Graph) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def _measured_findings(
-    graph: Graph, shapes: Mapping[str, tuple[int | None, ...]], ranges: Mapping[str, Range]
+    graph: Graph, ranges: Mapping[str, Range]
 ) -> Iterator[tuple[Finding, tuple[str, ...]]]:
-    squares = {node.output[0] for match in norms(graph) if match.decomposed for node in match.nodes}
+    written_out = [match for match in norms(graph) if match.decomposed]
+    steps = {name for match in written_out for name in _steps(match)}  # a scale behind them may be too large
+    squares = {node.output[0] for match in written_out for node in match.nodes if name_of(node) in steps}
     masked = _behind_masks(graph)
     for name, seen in ranges.items():
         maker = graph.made_by.get(name)
@@ -174,7 +177,7 @@ def _measured_findings(
                 (*((name_of(maker),) if maker is not None else ()), *readers),
             )
         elif maker is not None and name not in squares:
-            inner = _inner_sum(maker, largest, shapes, ranges)
+            inner = _inner_sum(maker, ranges)
             if inner > SAFE_MAX:
                 yield (
                     Finding(
@@ -209,22 +212,19 @@ def _broken_findings(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tupl
         yield finding, ()
 
 
-def _inner_sum(
-    node: onnx.NodeProto,
-    largest: float,
-    shapes: Mapping[str, tuple[int | None, ...]],
-    ranges: Mapping[str, Range],
-) -> float:
-    """Return the largest number inside a reduction: a sum before its root, or before it is divided."""
+def _inner_sum(node: onnx.NodeProto, ranges: Mapping[str, Range]) -> float:
+    """Return the largest number inside a reduction: before its root or logarithm, or before it is divided."""
+    before, after = ranges.get(node.input[0] if node.input else ""), ranges[node.output[0]]
     if node.op_type == "ReduceL2":
-        return largest**2
-    if node.op_type in _SQUARE_SUMS and node.op_type != "ReduceSumSquare":
-        return (_largest(ranges, node.input[0]) or 0.0) ** 2
+        return after.largest**2
+    if node.op_type in _LOG_SUMS:
+        return math.exp(min(max(after.high, 0.0), _EXPONENT_MAX))
+    if before is None:
+        return 0.0
+    if node.op_type in _SQUARE_SUMS:
+        return before.largest**2
     if node.op_type in _MEANS:
-        before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-        if before and after and None not in before[1:] and None not in after[1:]:
-            whole, left = (math.prod(d for d in dims[1:] if d is not None) for dims in (before, after))
-            return largest * whole / max(1, left)
+        return after.largest * before.elements / max(1, after.elements)
     return 0.0
 
 
@@ -264,15 +264,20 @@ def _guarded_division(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
     path = [node]
     for _ in range(4):
         for reader in graph.true_readers(path[-1].output[0]):
-            if reader.op_type in ("Div", "Reciprocal") and graph.source(reader.input[-1]) == graph.source(
-                path[-1].output[0]
-            ):
+            if _divides(graph, reader, path[-1].output[0]):
                 return tuple(name_of(step) for step in (*path, reader))
         onward = [n for n in graph.true_readers(path[-1].output[0]) if n.op_type in ("Sqrt", "Expand", "Pow")]
         if not onward:
             return ()
         path.append(onward[0])
     return ()
+
+
+def _divides(graph: Graph, node: onnx.NodeProto, name: str) -> bool:
+    """Say whether a node divides by a tensor, be it as a power of -1/2."""
+    if node.op_type == "Pow":
+        return (graph.scalar(node.input[1]) or 0.0) < 0
+    return node.op_type in ("Div", "Reciprocal") and graph.source(node.input[-1]) == graph.source(name)
 
 
 def _largest(ranges: Mapping[str, Range] | None, name: str) -> float | None:

@@ -111,7 +111,7 @@ def lint_file(path: Path, *, data: Path | None = None, output: Path | None = Non
     """
     if output is not None:
         require_other_file(output, path, *([] if data is None else [data]))
-    samples = [] if data is None else [_samples(data)]
+    samples = [] if data is None else _in_batches(_samples(data), model_from_file(path))
     if output is not None:
         if data is None:
             raise UserError("what to keep in FP32 is seen on samples only; give them with --data")
@@ -131,6 +131,19 @@ def _samples(path: Path) -> dict[str, npt.NDArray[Any]]:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read the samples {path}: {error}; write them with numpy.savez") from error
+
+
+def _in_batches(
+    samples: dict[str, npt.NDArray[Any]], model: onnx.ModelProto
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Cut samples into whole batches of the size that a model is bound to; one batch for any other model."""
+    shapes = [value.type.tensor_type.shape.dim for value in Graph(model).inputs]
+    size = max((dims[0].dim_value for dims in shapes if dims), default=0)
+    rows = min((len(array) for array in samples.values() if array.ndim), default=0)
+    if not size or rows < size:
+        return [samples]
+    starts = range(0, rows - size + 1, size)
+    return [{name: array[at : at + size] for name, array in samples.items()} for at in starts]
 
 
 def _mended(model: onnx.ModelProto, findings: Sequence[Finding]) -> tuple[list[str], list[str]]:

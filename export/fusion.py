@@ -27,6 +27,7 @@ from edgeglm.export.ort_fusion import fused_by_onnxruntime
 from edgeglm.export.ort_rewrites import rewrite_for_onnxruntime
 from edgeglm.export.outputs import require_other_file
 from edgeglm.export.patterns import Match, added_norms, conv_batch_norms, norms
+from edgeglm.export.plain import plain, why_illegal
 from edgeglm.export.residuals import quantized_residuals, shared_projections
 from edgeglm.export.rewrites import rewrite
 from edgeglm.export.rewritten import Rewritten
@@ -132,8 +133,10 @@ def rewritten_file(path: Path, out: Path, runtime: Runtime) -> Rewritten:
         done = rewrite_for_onnxruntime(model)
         model.opset_import.sort(key=lambda entry: str(entry.domain))
     else:
+        plain(model)
+        before = why_illegal(model)
         done = rewrite(model)
-        onnx.checker.check_model(model, full_check=True)
+        assert before or not why_illegal(model), why_illegal(model)
     save_deterministic(model, out)
     return done
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from edgeglm.export.graph import Graph
 from edgeglm.export.patterns import Match, constant_sides, only_reader, quantizers_inside
 
 _QUICK_FACTOR = 1.702
+_ARITHMETIC = {"Add": np.add, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}
+_POINTS = np.array([-2.0, -0.5, 0.25, 1.0, 3.0])
+#: What the curves of GELU are taken of at these points.
+_ERF = _POINTS / math.sqrt(2)
+_TANH = math.sqrt(2 / math.pi) * (_POINTS + 0.044715 * _POINTS**3)
 
 
 def gelus(graph: Graph) -> Iterator[Match]:
@@ -61,7 +69,7 @@ def _gelu_around(graph: Graph, curve: onnx.NodeProto) -> Match | None:
     added = only_reader(graph, curve.output[0], "Add")
     if added is None or not any(value == 1.0 for value, _ in constant_sides(graph, added)):
         return None
-    inner = _upward(graph, curve.input[0], ("Div", "Mul", "Add", "Pow"))
+    inner = _upward(graph, curve.input[0], tuple(_ARITHMETIC))
     factors, tail = [added], added
     half = False
     roots: list[str] = []
@@ -72,7 +80,7 @@ def _gelu_around(graph: Graph, curve: onnx.NodeProto) -> Match | None:
         value = graph.scalar(sides[0])
         if value is None and roots:
             break
-        if value is not None and not math.isclose(value, 0.5, rel_tol=1e-3):
+        if value is not None and (half or not math.isclose(value, 0.5, rel_tol=1e-3)):
             break
         half = half or value is not None
         if value is None:
@@ -87,10 +95,11 @@ def _gelu_around(graph: Graph, curve: onnx.NodeProto) -> Match | None:
         if halves:
             root, half = halves[0], True
             factors.insert(0, maker)
-    if not half or graph.source(root) not in {graph.source(n) for node in inner for n in node.input}:
+    exact = curve.op_type == "Erf"
+    argument = _computed(graph, curve.input[0], graph.source(root))
+    if not half or argument is None or not np.allclose(argument, _ERF if exact else _TANH, rtol=1e-2):
         return None
     nodes = [*inner, curve, *factors]
-    exact = curve.op_type == "Erf"
     return Match(
         kind="gelu",
         nodes=tuple({node.output[0]: node for node in nodes}.values()),
@@ -108,3 +117,20 @@ def _upward(graph: Graph, name: str, ops: tuple[str, ...], limit: int = 6) -> li
         return []
     above = [found for side in node.input for found in _upward(graph, side, ops, limit - 1)]
     return [*above, node]
+
+
+def _computed(graph: Graph, name: str, root: str, limit: int = 8) -> npt.NDArray[Any] | None:
+    """Compute a tensor where ``root`` is ``_POINTS``; None if it is made of anything but that and numbers."""
+    if graph.source(name) == root:
+        return _POINTS
+    if (value := graph.scalar(name)) is not None:
+        return np.array(value)
+    node = graph.maker(name)
+    if node is None or node.op_type not in _ARITHMETIC or limit == 0:
+        return None
+    sides = [_computed(graph, side, root, limit - 1) for side in node.input]
+    one, other = sides
+    if one is None or other is None:
+        return None
+    made: npt.NDArray[Any] = _ARITHMETIC[node.op_type](one, other)
+    return made

@@ -27,11 +27,11 @@ from edgeglm.export.graph import (
     drop_unused,
     inner_graphs,
     model_from_file,
-    name_of,
     named,
     opset_of,
     replace_nodes,
 )
+from edgeglm.export.plain import plain, require_standard
 from edgeglm.export.softmaxes import join_softmaxes
 from edgeglm.export.widen import float_weights, widen
 
@@ -128,14 +128,8 @@ def lane_b(model: onnx.ModelProto) -> Lowered:
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    if work.functions:
-        work = inliner.inline_local_functions(work)
-    for node in all_nodes(work.graph):
-        if node.domain not in _STANDARD:
-            raise UserError(
-                f"node {name_of(node)!r} is a {node.domain}.{node.op_type}, an operator of one runtime; "
-                "give the file as it was before that runtime's optimizer rewrote it"
-            )
+    plain(work)
+    require_standard(work)
     if opset_of(work) < _OLDEST_READABLE:
         work = raised(work, _OLDEST_READABLE)
     named(work)

@@ -8,8 +8,9 @@ import onnx
 
 from edgeglm.export.attention_scale import why_scale_stays
 from edgeglm.export.emit import shapes_of
-from edgeglm.export.graph import Graph, attribute_of, name_of
+from edgeglm.export.graph import Graph, attribute_of, name_of, opset_of
 from edgeglm.export.patterns import Match
+from edgeglm.export.rewrites import LAYER_NORM_OPSET, why_no_layer_norm
 
 Obstacle = tuple[str, str]
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
@@ -24,7 +25,7 @@ def tensorrt_obstacle(graph: Graph, match: Match) -> Obstacle | None:
         return (
             name_of(match.parts["square"]),
             "it is written out, so its squares are computed in the graph's own precision; "
-            + ("fuse it: edgeglm fusions --write" if match.kind == "layer-norm" else "keep it in FP32"),
+            + _norm_remedy(graph, match),
         )
     if match.nodes[-1].op_type == "RMSNormalization":
         return (
@@ -36,6 +37,17 @@ def tensorrt_obstacle(graph: Graph, match: Match) -> Obstacle | None:
     if match.kind == "conv-batch-norm":
         return _elsewhere(graph, match)
     return None
+
+
+def _norm_remedy(graph: Graph, match: Match) -> str:
+    if match.kind == "rms-norm":
+        return "keep it in FP32"
+    why = why_no_layer_norm(graph, match, shapes_of(graph.model))
+    if not why:
+        return "fuse it: edgeglm fusions --write"
+    if opset_of(graph.model) < LAYER_NORM_OPSET:
+        return f"{why}, so raise it first: edgeglm lower --lane B"
+    return f"{why}, so keep it in FP32"
 
 
 def _attention_obstacle(graph: Graph, match: Match) -> Obstacle | None:

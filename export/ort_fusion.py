@@ -66,7 +66,7 @@ def fused_by_onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        if _has_fp8(work):  # its passes move a Transpose between FP8 Q/DQ, where it has none
+        if has_fp8(work):  # its passes move a Transpose between FP8 Q/DQ, where it has none
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         warnings.simplefilter("ignore")
         try:
@@ -85,7 +85,8 @@ def family_of(model: onnx.ModelProto) -> Family:
     return "vit" if 4 in ranks else "bert"
 
 
-def _has_fp8(model: onnx.ModelProto) -> bool:
+def has_fp8(model: onnx.ModelProto) -> bool:
+    """Say whether a weight or a zero point is FP8."""
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     return bool(kinds & {onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2})
 

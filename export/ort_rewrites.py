@@ -150,9 +150,12 @@ def _whole_mask(
     name: str, mask: str, rows: str, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]
 ) -> str:
     """Give a mask [B, 1, 1, T] the dimension of the queries, which the operator does not broadcast."""
-    one, length, shape, whole = (f"{name}/{part}" for part in ("one", "length", "shape", "mask"))
+    one, sizes, length, shape, whole = (
+        f"{name}/{part}" for part in ("one", "sizes", "length", "shape", "mask")
+    )
     tensors.append(numpy_helper.from_array(_ONE, one))
-    nodes.append(helper.make_node("Shape", [rows], [length], name=f"{length}/Shape", start=1, end=2))
+    nodes.append(helper.make_node("Shape", [rows], [sizes], name=f"{sizes}/Shape"))
+    nodes.append(helper.make_node("Gather", [sizes, one], [length], name=f"{length}/Gather"))
     nodes.append(helper.make_node("Concat", [one, one, length, one], [shape], name=f"{shape}/Concat", axis=0))
     nodes.append(helper.make_node("Expand", [mask, shape], [whole], name=f"{whole}/Expand"))
     return whole
@@ -165,6 +168,9 @@ def _fuse_skip_norms(model: onnx.ModelProto, done: Rewritten) -> None:
     for match in norms(graph):
         norm, add = match.nodes[-1], graph.made_by.get(match.input)
         if match.kind != "layer-norm" or match.decomposed or add is None or add.op_type != "Add":
+            continue
+        if attribute_of(norm, "axis", -1) not in (-1, 2):
+            done.kept[name_of(add)] = "its norm goes over more than the last dimension"
             continue
         one, other = (dims.get(name) for name in add.input)
         if one is None or other is None or not _alike(one, other) or not match.tensors["scale"]:

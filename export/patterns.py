@@ -115,6 +115,8 @@ def _with_affine(
             average is not None
             and average.op_type == "ReduceMean"
             and graph.source(average.input[0]) == graph.source(centre.input[0])
+            and _axes(graph, average) == axes
+            and attribute_of(average, "keepdims", 1)
         ):
             other = graph.maker(square.input[0])  # some exporters subtract twice
             nodes = [average, centre, *([other] if other is not None and other is not centre else []), *nodes]
@@ -125,7 +127,7 @@ def _with_affine(
         if len(readers) != 1 or readers[0].op_type != op or output in graph.outputs:
             break
         others = [name for name in readers[0].input if graph.is_constant(name)]
-        if len(others) != 1 or graph.constant(others[0]) is None:
+        if len(others) != 1 or not _along(graph.constant(others[0]), len(axes)):
             break
         tensors[role] = others[0]
         output = readers[0].output[0]
@@ -149,7 +151,10 @@ def _root_mean_square(
     """Match sqrt(mean(y^2) + epsilon), or its reciprocal; return nodes, y, epsilon and axes."""
     nodes: list[onnx.NodeProto] = []
     node = graph.maker(name)
-    if inverse:
+    exponent = 0.5
+    if inverse and node is not None and node.op_type == "Pow" and graph.scalar(node.input[1]) == -0.5:
+        exponent = -0.5
+    elif inverse:
         if node is None or node.op_type not in ("Reciprocal", "Div"):
             return None
         if node.op_type == "Div" and graph.scalar(node.input[0]) != 1.0:
@@ -158,7 +163,7 @@ def _root_mean_square(
         node = graph.maker(node.input[-1])
     if node is None or node.op_type not in ("Sqrt", "Pow"):
         return None
-    if node.op_type == "Pow" and graph.scalar(node.input[1]) != 0.5:
+    if node.op_type == "Pow" and graph.scalar(node.input[1]) != exponent:
         return None
     nodes.insert(0, node)
     node = graph.maker(node.input[0])
@@ -169,7 +174,7 @@ def _root_mean_square(
         return None
     nodes.insert(0, node)
     mean = graph.maker(epsilons[0][1])
-    if mean is None or mean.op_type != "ReduceMean":
+    if mean is None or mean.op_type != "ReduceMean" or not attribute_of(mean, "keepdims", 1):
         return None
     nodes.insert(0, mean)
     square = graph.maker(mean.input[0])
@@ -273,6 +278,11 @@ def _same(graph: Graph, one: str, other: str) -> bool:
         and x.op_type == y.op_type == "Sub"
         and [graph.source(n) for n in x.input] == [graph.source(n) for n in y.input]
     )
+
+
+def _along(value: npt.NDArray[Any] | None, axes: int) -> bool:
+    """Say whether a constant differs along the last ``axes`` dimensions alone."""
+    return value is not None and all(size == 1 for size in value.shape[: max(0, value.ndim - axes)])
 
 
 def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:

@@ -21,10 +21,14 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The least and the greatest finite value that was seen, whether others were, and whether NaN was."""
+    """The least and the greatest finite value that was seen, whether others were, and whether NaN was.
+
+    ``elements`` is how many values a batch had at most.
+    """
 
     low: float
     high: float
+    elements: int = 0
     finite: bool = True
     nan: bool = False
 
@@ -70,7 +74,7 @@ def measured_ranges(model: onnx.ModelProto, batches: Iterable[Feeds]) -> dict[st
         try:
             results = session.run(wanted, {name: feeds[name] for name in taken})
         except Exception as error:  # ONNX Runtime's exceptions share no base; KeyError names the input
-            reason = str(error).strip().splitlines()[-1]
+            reason = " ".join(str(error).split())
             raise UserError(
                 f"the samples do not fit the model: {reason}; give arrays named and shaped as its inputs"
             ) from error
@@ -107,10 +111,11 @@ def _wider(before: Range | None, array: npt.NDArray[Any]) -> Range:
     kept = array if finite else array[np.isfinite(array)]
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
     if before is None:
-        return Range(low=low, high=high, finite=finite, nan=nan)
+        return Range(low=low, high=high, elements=array.size, finite=finite, nan=nan)
     return Range(
         low=min(low, before.low),
         high=max(high, before.high),
+        elements=max(array.size, before.elements),
         finite=finite and before.finite,
         nan=nan or before.nan,
     )

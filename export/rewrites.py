@@ -35,7 +35,7 @@ from edgeglm.export.merged import merged_projection
 from edgeglm.export.patterns import Match, conv_batch_norms, norms
 from edgeglm.export.rewritten import Rewritten
 
-_LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
+LAYER_NORM_OPSET, _GELU_OPSET = 17, 20
 
 Pass = Callable[[onnx.ModelProto, Rewritten], None]
 
@@ -69,7 +69,7 @@ def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
         if match.kind != "layer-norm" or not match.decomposed:
             continue
         name = name_of(match.nodes[-1])
-        why = _why_no_layer_norm(model, match, shapes)
+        why = why_no_layer_norm(graph, match, shapes)
         if why:
             done.kept[name] = why
             continue
@@ -79,7 +79,10 @@ def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
         for role, value in (("scale", 1.0), ("bias", 0.0)):
             constant = graph.constant(match.tensors[role]) if match.tensors[role] else None
             kind = helper.tensor_dtype_to_np_dtype(types.get(match.input, onnx.TensorProto.FLOAT))
-            whole = np.full(dims, value, kind) if constant is None else np.broadcast_to(constant, dims)
+            if constant is None:
+                whole = np.full(dims, value, kind)
+            else:
+                whole = np.broadcast_to(constant.reshape(constant.shape[-len(dims) :]), dims)
             if role == "bias" and constant is None:
                 continue
             inputs.append(f"{name}/{role}")
@@ -92,11 +95,10 @@ def fuse_layer_norms(model: onnx.ModelProto, done: Rewritten) -> None:
         done.made.setdefault("layer-norm", []).append(node.name)
 
 
-def _why_no_layer_norm(
-    model: onnx.ModelProto, match: Match, shapes: dict[str, tuple[int | None, ...]]
-) -> str:
-    if opset_of(model) < _LAYER_NORM_OPSET:
-        return f"opset {opset_of(model)} has no LayerNormalization"
+def why_no_layer_norm(graph: Graph, match: Match, shapes: dict[str, tuple[int | None, ...]]) -> str:
+    """Return why a LayerNorm that is written out cannot be the operator; "" where it can."""
+    if opset_of(graph.model) < LAYER_NORM_OPSET:
+        return f"opset {opset_of(graph.model)} has no LayerNormalization"
     if match.quantizers:
         return f"{name_of(match.quantizers[0])} quantizes inside"
     shape = shapes.get(match.input)
@@ -107,6 +109,10 @@ def _why_no_layer_norm(
         return "it goes over other axes than the last ones"
     if any(dim is None for dim in shape[-len(axes) :]):
         return "the dimensions that it goes over are free"
+    for role in ("scale", "bias"):
+        value = graph.constant(match.tensors[role]) if match.tensors[role] else None
+        if value is not None and value.ndim > len(shape):
+            return f"its {role} has more dimensions than its input"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from onnx import helper
 
 from edgeglm.core.errors import UserError
 from edgeglm.evaluate.parity import cosine_rows
-from edgeglm.export.fp16_lint import fp16_ready, lint_fp16
+from edgeglm.export.fp16_lint import fp16_ready, lint_file, lint_fp16
 from edgeglm.export.ranges import measured_ranges
 from scripts.fixtures.graphs import answers, graph_model, normal
 from scripts.fixtures.planted import WIDTH, cast_to_fp16, fp16_answers, planted
@@ -106,3 +107,81 @@ def test_what_is_broken_in_fp32_already_is_named_where_it_begins():
     )
     assert lint_fp16(masked, measured_ranges(masked, [{"x": np.eye(4, 8, dtype=np.float32)[None]}])) == ()
     assert lint_fp16(model, measured_ranges(model, [{"x": np.ones((1, 4, 8), np.float32)}])) == ()
+
+
+def _found(nodes: list[onnx.NodeProto], weights: dict[str, Any], x: np.ndarray) -> set[tuple[str, str]]:
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", "length", "width"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return {(finding.kind, finding.node) for finding in lint_fp16(model, measured_ranges(model, [{"x": x}]))}
+
+
+def _rms_norm(x: str, out: str, epsilon: str) -> list[onnx.NodeProto]:
+    """Return ``x * (mean(x^2) + epsilon) ** -0.5``, as LLaMA's kin write it."""
+    return [
+        helper.make_node("Pow", [x, "two"], ["square"], "Square"),
+        helper.make_node("ReduceMean", ["square", "last"], ["mean"], "Mean"),
+        helper.make_node("Add", ["mean", epsilon], ["safe"], "Epsilon"),
+        helper.make_node("Pow", ["safe", "minus_half"], ["inverse"], "Inverse"),
+        helper.make_node("Mul", [x, "inverse"], [out], "Normed"),
+    ]
+
+
+_RMS: dict[str, Any] = {
+    "two": np.float32(2),
+    "last": np.array([-1]),
+    "minus_half": np.float32(-0.5),
+    "tiny": np.float32(1e-8),
+    "large": np.full(WIDTH, 3e4, np.float32),
+}
+
+
+def test_a_norm_by_a_power_of_minus_a_half_is_seen_with_its_epsilon():
+    found = _found(_rms_norm("x", "y", "tiny"), _RMS, X)
+    assert found == {("decomposed-rms-norm", "Square"), ("vanishing-epsilon", "Epsilon")}
+
+
+def test_what_the_scale_of_a_norm_makes_too_large_is_named():
+    nodes = [*_rms_norm("x", "n", "tiny"), helper.make_node("Mul", ["n", "large"], ["y"], "Scale")]
+    assert ("large-values", "Scale") in _found(nodes, _RMS, X)
+
+
+def test_a_mean_over_a_free_dimension_is_summed_up_as_one_over_a_fixed_one():
+    mean = helper.make_node("ReduceMean", ["x", "one"], ["y"], "Mean", keepdims=0)
+    long = np.full((2, 600, 4), 200, np.float32)
+    assert _found([mean], {"one": np.array([1])}, long) == {("large-sum", "Mean")}
+    assert _found([mean], {"one": np.array([1])}, long[:, :60]) == set()
+
+
+@pytest.mark.parametrize("op", ["ReduceLogSumExp", "ReduceLogSum"])
+def test_a_sum_inside_a_logarithm_is_seen(op: str):
+    nodes = [helper.make_node(op, ["x", "last"], ["y"], "Log")]
+    weights = {"last": np.array([-1])}
+    exponents = np.full((2, 3, 4), 12, np.float32)
+    x = exponents if op == "ReduceLogSumExp" else np.exp(exponents) / 4
+    found = _found(nodes, weights, x)
+    assert ("large-sum", "Log") in found
+
+
+def test_samples_are_cut_for_a_model_of_a_fixed_batch_and_those_that_do_not_fit_are_told_why(
+    tmp_path: Path,
+) -> None:
+    value, out = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, WIDTH]) for name in ("x", "y")
+    )
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"], "exp")], "main", [value], [out])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    rows = np.zeros((8, WIDTH), np.float32)
+    rows[7] = 12
+    np.savez(tmp_path / "x.npz", x=rows)
+    found = lint_file(tmp_path / "m.onnx", data=tmp_path / "x.npz").findings
+    assert [(finding.kind, finding.node) for finding in found] == [("large-values", "exp")]
+    np.savez(tmp_path / "few.npz", x=rows[:3])
+    with pytest.raises(UserError, match="Got: 3 Expected: 4"):
+        lint_file(tmp_path / "m.onnx", data=tmp_path / "few.npz")

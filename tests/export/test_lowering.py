@@ -313,3 +313,20 @@ def test_a_softmax_of_before_opset_13_is_one_operator_again_where_it_goes_over_o
     assert len(list(attentions(Graph(made)))) == (axis != 2 and not given)
     x = normal(2, 4, 8)
     np.testing.assert_allclose(answers(made, {"x": x})[0], answers(model, {"x": x})[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("lane", [lane_a, lane_b])
+def test_weights_that_are_inputs_too_are_no_inputs_of_a_lane(lane: Any) -> None:
+    model = graph_model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": normal(8, 8)}, opset=13)
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 8]))
+    lowered = lane(model).model
+    assert [value.name for value in lowered.graph.input] == ["x"]
+
+
+@pytest.mark.parametrize("lane", [lane_a, lane_b])
+def test_what_onnxruntime_computes_under_onnx_s_own_name_is_named(lane: Any) -> None:
+    node = helper.make_node("SimplifiedLayerNormalization", ["x", "w"], ["y"], "norm")
+    model = graph_model([helper.make_node("Relu", ["x"], ["y"])], {"w": normal(8)}, opset=17)
+    model.graph.node[0].CopyFrom(node)
+    with pytest.raises(UserError, match=r"'norm' is a onnxruntime\.Simplified"):
+        lane(model)
