@@ -117,7 +117,7 @@ def hard_retrievals(
                     for p, s in zip(positions[q], scores[q], strict=True)
                 ),
                 wanted=Retrieved(image=int(gallery[item]), score=score, right=True),
-                rank=max(2, 1 + before),  # equal scores rank by index, and it was not the first
+                rank=max(2, 1 + int(before)),  # equal scores rank by index, and it was not the first
                 margin=margin,
             )
         )

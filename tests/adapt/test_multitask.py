@@ -272,3 +272,10 @@ def test_a_first_state_without_two_tasks_names_what_is_not_set_yet(
     pairs = PairSet.open(write_synthetic_pairs(tmp_path / "pairs", size=16))
     with pytest.raises(UserError, match=f"{over}' finds [01] with 8 .* and needs two; {remedy}"):
         tasks_of(pairs, Concepts.of(pairs), over)
+
+
+@pytest.mark.parametrize("wanted", [{"balance": "pcgrad"}, {"sharing": "soft"}])
+def test_a_balance_of_nothing_is_refused_and_not_passed_over(wanted: Any, tmp_path: Path) -> None:
+    pairs, _ = kinds(tmp_path)
+    with pytest.raises(UserError, match=r"no task beside the retrieval; set category_weight or"):
+        kinds_of(MultitaskConfig(**wanted), pairs, Concepts.of(pairs))
