@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeglm.adapt.domains import Domains, DomainTerms, concept_prototypes, mutual_neighbours
+from edgeglm.adapt.domains import Domains, DomainTerms, cached, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
 from edgeglm.adapt.image_tuning import TunedBlocks
 from edgeglm.adapt.meta import reptile
@@ -84,7 +84,7 @@ class Alignment:
         widths: Sequence[int] = (),
     ) -> None:
         self.features_VNF = features_VNF
-        self.read: Callable[[Tensor, Tensor], Tensor] = self._cached
+        self.read = cached(features_VNF)
         self.concepts = concepts
         self.text = text
         self.config = config
@@ -151,9 +151,6 @@ class Alignment:
         self.image_head.eval()
         self.text_head.eval()
 
-    def _cached(self, view_B: Tensor, image_B: Tensor) -> Tensor:
-        return self.features_VNF[view_B, image_B].float()
-
     @torch.no_grad()
     def image_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """Return float32 [V, N, D] of every view of every image."""
@@ -197,7 +194,7 @@ class Alignment:
 
         def loss_of(batch: Batch) -> Tensor:
             text_CD = self.text_head(self.text_features[batch.caption_C])
-            image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
+            image_BD = self.image_head(self.read(batch.view_B, batch.image_B))
             return concept_contrastive(
                 image_BD, text_CD, batch.concept_B, temperature=self.config.temperature
             )
@@ -270,7 +267,7 @@ class Alignment:
             others = torch.ones(len(batch.chosen_C), dtype=torch.bool)
             others[present] = False
             features_CF = torch.cat([fresh, bank_KF[batch.chosen_C[others]]])
-            image_BD = self.image_head(self.features_VNF[batch.view_B, batch.image_B].float())
+            image_BD = self.image_head(self.read(batch.view_B, batch.image_B))
             return concept_contrastive(
                 image_BD, self.text_head(features_CF), place_B, temperature=config.temperature
             )

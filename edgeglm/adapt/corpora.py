@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeglm.adapt.cleaning import tidied
 from edgeglm.assets import asset_member, asset_named
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
@@ -71,9 +72,11 @@ class Glossary:
 
     def spans(self, text: str) -> list[Span]:
         """Return the terms that a text names, from left to right, none within another."""
+        letters = [(part, i) for i, letter in enumerate(text) for part in letter.casefold()]
+        at = [i for _, i in letters]  # a letter may fold to several, as the German sharp s does
         return [
-            Span(term=self.place[folded(match[0])], start=match.start(), end=match.end())
-            for match in self.expression.finditer(text)
+            Span(term=self.place[folded(match[0])], start=at[match.start()], end=at[match.end() - 1] + 1)
+            for match in self.expression.finditer("".join(part for part, _ in letters))
             if folded(match[0]) in self.place
         ]
 
@@ -158,20 +161,29 @@ def _sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(text) if part and part.strip()]
 
 
+def _compared(cleaned: str) -> str:
+    return folded(cleaned.rstrip(".!?\u3002"))
+
+
+def _said(text: str) -> str:
+    """Return what a text is compared as once it is cleaned, without markup and with plain signs."""
+    return _compared(tidied(text))
+
+
 def evaluated_texts(pairs: PairSet) -> Callable[[str], bool]:
-    """Return what tells a sentence that says no more than some track asks, or a held caption does."""
-    asked = {folded(query.text) for track in pairs.tracks for query in track.queries}
-    asked |= {folded(text) for row in pairs.rows if row.role == "held" for text in row.captions}
-    asked -= {folded(text) for text in pairs.training_texts()}
-    return lambda sentence: folded(sentence.rstrip(".!?。")) in asked
+    """Return what tells a cleaned sentence that says no more than some track asks, or a held caption does."""
+    asked = {_said(query.text) for track in pairs.tracks for query in track.queries}
+    asked |= {_said(text) for row in pairs.rows if row.role == "held" for text in row.captions}
+    asked -= {_said(text) for text in pairs.training_texts()}
+    return lambda sentence: _compared(sentence) in asked
 
 
 def without_unseen(documents: Iterator[Document], pairs: PairSet, counts: Counter[str]) -> Iterator[Document]:
     """Leave out whole documents that open with the name of a concept of which nothing may be learned."""
     known = {row.concept for row in pairs.rows if row.role == "labelled"}
-    names = {folded(text) for row in pairs.rows if row.concept not in known for text in row.captions}
+    names = {_said(text) for row in pairs.rows if row.concept not in known for text in row.captions}
     for document in documents:
-        if document and folded(document[0]) in names:
+        if document and _said(document[0]) in names:
             counts["about an unseen concept"] += 1
         else:
             yield document

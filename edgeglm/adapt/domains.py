@@ -37,6 +37,13 @@ UNLABELLED_BATCH = 256
 #: Fewer unlabelled images than this say nothing about a domain.
 MIN_UNLABELLED = 8
 _STD_FLOOR = 1e-3
+#: Views [B] and images [B] -> features [B, F].
+Read = Callable[[Tensor, Tensor], Tensor]
+
+
+def cached(features_VNF: Tensor) -> Read:
+    """Return what reads features as they were computed once."""
+    return lambda view_B, image_B: features_VNF[view_B, image_B].float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +137,7 @@ class DomainTerms:
     ) -> None:
         self.config = config
         self.features_VNF = features_VNF
-        self.read: Callable[[Tensor, Tensor], Tensor] = self._cached
+        self.read = cached(features_VNF)
         self.shown = UNLABELLED_BATCH
         self.domains = domains
         self.statistics = Statistics(features_VNF, concepts, domains) if config.curriculum else None
@@ -138,12 +145,9 @@ class DomainTerms:
         self.rng = np.random.default_rng((seed, 4242))
         self.step, self.total = 0, 1
 
-    def show(self, read: Callable[[Tensor, Tensor], Tensor], count: int) -> None:
+    def show(self, read: Read, count: int) -> None:
         """Read features anew from now on, of so many unlabelled images a step: those that are being tuned."""
         self.read, self.shown = read, count
-
-    def _cached(self, view_B: Tensor, image_B: Tensor) -> Tensor:
-        return self.features_VNF[view_B, image_B].float()
 
     def begin(self, steps: int) -> None:
         """Start a phase of so many steps: the ramps start anew."""

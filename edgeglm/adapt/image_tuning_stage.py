@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import backbone_from_module, image_module, read_backbones
-from edgeglm.adapt.pretraining_stage import take_encoder
-from edgeglm.adapt.stages import FeaturesStage, TeacherStage, phase_checkpoints
+from edgeglm.adapt.beginning import begun_alignment, phase_checkpoints
+from edgeglm.adapt.stages import FeaturesStage, TeacherStage
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
@@ -66,13 +66,8 @@ class ImageTuningStage(Stage[TeacherConfig]):
         """Train, and export the tuned backbone beside the others."""
         import torch
 
-        from edgeglm.adapt.alignment import Alignment
-        from edgeglm.adapt.domains import Domains, refuse_leakage
         from edgeglm.adapt.image_tuning import TunedBlocks, front_maps
-        from edgeglm.adapt.multitask import kinds_of
-        from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
         from edgeglm.models.efficientnet_lite import SpatialLite0
-        from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
 
@@ -80,30 +75,21 @@ class ImageTuningStage(Stage[TeacherConfig]):
         backbones = read_backbones(inputs["backbones"].path)
         place = [backbone.name for backbone in backbones].index(TUNABLE)
         ours = backbones[place]
-        features = torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c"))
         used: list[Path] = []
         chosen = np.sort(pairs.by_role("labelled", "unlabelled")).tolist()
-        refuse_leakage(pairs, chosen)
-        concepts = Concepts.of(pairs)
         with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
-            text = load_text_teacher(
-                config.text, inputs["text"], scratch / "text", max_length=self.max_length
-            )
-            if "pretraining" in inputs:
-                take_encoder(text.tower.encoder, inputs["pretraining"])
-            keep_entries(text, pairs.training_texts(), config.vocabulary, scratch / "kept")
-            alignment = Alignment(
-                features,
-                concepts,
-                text,
+            alignment = begun_alignment(
                 config,
+                pairs,
+                inputs,
+                scratch,
+                context,
                 seed=self.seed,
-                progress=context.progress,
-                domains=Domains.of(pairs, concepts) if config.domain.uses_unlabelled() else None,
-                kinds=kinds_of(config.multitask, pairs, concepts),
+                max_length=self.max_length,
                 checkpoints=phase_checkpoints(self.key_parts(inputs), config, context, used),
-                widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
+                first_state=False,
             )
+            features = alignment.features_VNF
             tower, _ = image_module(TUNABLE, inputs[f"image-{place}"], ours.resolution)
             assert isinstance(tower, SpatialLite0)
             with memory_advice("Teacher: pictures", "teacher.views, or teacher.image_blocks"):

@@ -33,6 +33,7 @@ from edgeglm.adapt.stages import source_spec
 from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.assets import fetch_asset
+from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.store import Store, default_store_root
@@ -87,8 +88,11 @@ class PretrainedModel(nn.Module):
 
         Raises:
             UserError: No layer has such a name; the message lists those that exist. Or adapters are there
-                already.
+                already, or a number is none that adapters could have.
         """
+        if rank < 1 or not 0.0 <= dropout < 1.0:
+            raise UserError(f"rank is {rank} and dropout {dropout}; give a rank from 1 and a dropout below 1")
+        targets = (targets,) if isinstance(targets, str) else targets
         settings = TeacherConfig(
             lora_rank=rank,
             lora_alpha=alpha,
@@ -104,7 +108,9 @@ class PretrainedModel(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """Return embeddings float32 [B, D], of length one."""
+        """Return embeddings float32 [B, D], of length one. ValueError for no text, or for one by itself."""
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts are {texts!r}; give a list of one or more strings")
         embedded: Tensor = self.text_head(self.text.features(texts))
         return embedded
 
@@ -123,7 +129,13 @@ class PretrainedModel(nn.Module):
     def contrastive_loss(
         self, pixels_B3RR: Tensor, texts: Sequence[str], *, temperature: float = 0.05
     ) -> Tensor:
-        """Return InfoNCE over the batch, both ways (Radford et al., CLIP, 2021). Equal texts count as one."""
+        """Return InfoNCE over the batch, both ways (Radford et al., CLIP, 2021). Equal texts count as one.
+
+        Raises:
+            ValueError: There are not as many texts as images.
+        """
+        if len(pixels_B3RR) != len(texts):
+            raise ValueError(f"{len(pixels_B3RR)} images and {len(texts)} texts; give one text an image")
         image_BD, text_BD = self(pixels_B3RR, texts)
         scores_BB = image_BD @ text_BD.T / temperature
         alike = [[float(one == other) for other in texts] for one in texts]
@@ -156,8 +168,12 @@ def from_pretrained(
         store: Where fetched models are kept; ``$EDGEGLM_STORE`` or the user's cache by default.
 
     Raises:
-        UserError: A name is unknown, or a model is of a kind that is not.
+        UserError: A name is unknown, a model is of a kind that is not, or nothing fits a number.
     """
+    if embedding_dim < 1 or max_length < 2:
+        raise UserError(
+            f"embedding_dim is {embedding_dim} and max_length {max_length}; give at least 1 and 2"
+        )
     kept, progress = Store(store or default_store_root()), QuietProgress()
     found: nn.Module | None = None
     side = 0

@@ -34,9 +34,14 @@ def tasks_of(pairs: PairSet, concepts: Concepts, over: str) -> tuple[Tensor, ...
     places = [[i for i, one in enumerate(names) if one == name] for name in sorted({*names} - {""})]
     found = tuple(torch.tensor(place) for place in places if len(place) >= MIN_IMAGES)
     if len(found) < 2:
+        remedy = (
+            'set it to "categories", with data.categories = true for icons or the key category in your lines'
+            if over == "styles"
+            else 'give more images of each category, or set it to "styles"'
+        )
         raise UserError(
             f"teacher.multitask.reptile_over = {over!r} finds {len(found)} with {MIN_IMAGES} labelled images "
-            'or more, and needs two; set it to "categories" (with data.categories = true) or "styles"'
+            f"or more, and needs two; {remedy}"
         )
     return found
 

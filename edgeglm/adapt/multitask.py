@@ -69,8 +69,18 @@ class Kinds:
 
 
 def kinds_of(config: MultitaskConfig, pairs: PairSet, concepts: Concepts) -> tuple[Kinds, ...]:
-    """Return the tasks that the recipe weighs above 0."""
+    """Return the tasks that the recipe weighs above 0.
+
+    Raises:
+        UserError: Weights are to be balanced or heads shared, and there is no task but the retrieval; or the
+            labelled images tell no two classes apart.
+    """
     weights = {"category": config.category_weight, "subcategory": config.subcategory_weight}
+    if not any(weights.values()) and (config.balance != "fixed" or config.sharing != "hard"):
+        raise UserError(
+            f"teacher.multitask has balance = {config.balance!r}, sharing = {config.sharing!r} and no task "
+            "beside the retrieval; set category_weight or subcategory_weight above 0, or leave both out"
+        )
     return tuple(Kinds.of(name, pairs, concepts) for name, weight in weights.items() if weight)
 
 

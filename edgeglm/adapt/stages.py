@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import Backbone, backbone_onnx, read_backbones
-from edgeglm.adapt.pretraining_stage import take_encoder
+from edgeglm.adapt.beginning import IMAGE_OPTIONS, begun_alignment, phase_checkpoints
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.digest import sha256_json
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
@@ -22,9 +21,6 @@ from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import TextPreprocessing
 from edgeglm.data.transforms import model_input_from_pixels
-
-if TYPE_CHECKING:
-    from edgeglm.train.checkpoint import Checkpoint
 
 _FEATURE_BATCH = 64
 
@@ -150,10 +146,6 @@ class FeaturesStage(Stage[FeaturesConfig]):
         return {"views": views, "images": count, "features": width, "widths": widths}
 
 
-#: Options that are of the image tuning alone.
-IMAGE_OPTIONS = ("image_blocks", "image_epochs", "image_rate", "image_batch_size")
-
-
 class TeacherStage(Stage[TeacherConfig]):
     """Aligned teacher.
 
@@ -186,46 +178,25 @@ class TeacherStage(Stage[TeacherConfig]):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
-        import torch
-
-        from edgeglm.adapt.alignment import Alignment
-        from edgeglm.adapt.domains import Domains, refuse_leakage
-        from edgeglm.adapt.meta import tasks_of
-        from edgeglm.adapt.multitask import kinds_of
-        from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
         from edgeglm.models.projection import ScaledHeads
-        from edgeglm.train.concepts import Concepts
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
 
         pairs = PairSet.open(inputs["pairs"])
-        features = np.load(inputs["features"].path / "features.npy", mmap_mode="c")
         used: list[Path] = []
         with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
-            text = load_text_teacher(
-                self.config.text, inputs["text"], scratch / "text", max_length=self.max_length
-            )
-            if "pretraining" in inputs:
-                take_encoder(text.tower.encoder, inputs["pretraining"])
-            keep_entries(text, pairs.training_texts(), self.config.vocabulary, scratch / "kept")
-            refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
-            concepts = Concepts.of(pairs)
-            unlabelled = self.config.domain.uses_unlabelled()
-            multitask = self.config.multitask
-            meta = tasks_of(pairs, concepts, multitask.reptile_over) if multitask.reptile_rounds else ()
-            alignment = Alignment(
-                torch.from_numpy(features),
-                concepts,
-                text,
+            alignment = begun_alignment(
                 self.config,
+                pairs,
+                inputs,
+                scratch,
+                context,
                 seed=self.seed,
-                progress=context.progress,
-                domains=Domains.of(pairs, concepts) if unlabelled else None,
-                kinds=kinds_of(multitask, pairs, concepts),
-                meta_tasks=meta,
+                max_length=self.max_length,
                 checkpoints=phase_checkpoints(self.key_parts(inputs), self.config, context, used),
-                widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
+                first_state=True,
             )
+            text = alignment.text
             with memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"):
                 alignment.run()
             np.save(out / "image_embeddings.npy", alignment.image_embeddings())
@@ -252,50 +223,6 @@ class TeacherStage(Stage[TeacherConfig]):
         for folder in used:
             shutil.rmtree(folder, ignore_errors=True)
         return {**record, "lora_merge_difference": alignment.merge_difference}
-
-
-def phase_checkpoints(
-    parts: Mapping[str, Any], config: TeacherConfig, context: Context, used: list[Path]
-) -> Callable[[str], Checkpoint]:
-    """Return what makes the checkpoint of a phase; the folders it names are added to ``used``.
-
-    A phase is known by what decides it alone: where a rate of the tuning is lowered, the warm-up before
-    it is not trained again.
-    """
-    from edgeglm.train.checkpoint import Checkpoint
-
-    every = config.optimisation.checkpoint_epochs
-
-    def of(phase: str) -> Checkpoint:
-        key = sha256_json({**parts, "config": decisive(config, phase), "phase": phase})
-        folder = context.store.checkpoints / key
-        used.append(folder)
-        return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
-
-    return of
-
-
-#: Options that decide nothing before a phase is over, by the phase.
-_AFTER_HEADS = {"domain.pseudo_label_rounds", "domain.pseudo_label_epochs"}
-_AFTER_TUNING = {*_AFTER_HEADS, "epochs"}
-_TUNING = {"tuning", "tuned_blocks", "tuned_rate", "virtual_tokens"}
-_LORA = {"epochs", "batch_size", "learning_rate", "rank", "alpha", "dropout", "targets"}
-_AFTER_WARM_UP = {*_AFTER_TUNING, *_TUNING, *(f"lora_{name}" for name in _LORA)}
-_LATER = {"warm-up": _AFTER_WARM_UP, "lora": _AFTER_TUNING, "heads": _AFTER_HEADS}
-
-
-def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
-    """Return the options that decide the state in which a phase ends, by dotted name."""
-    later = _LATER.get(phase, set()) if config.lora_epochs or phase != "warm-up" else set()
-    left_out = {*later, "optimisation.checkpoint_epochs"} | (
-        set(IMAGE_OPTIONS) if phase != "images" else set()
-    )
-    flat: dict[str, Any] = {}
-    for name, value in msgspec.to_builtins(config).items():
-        children = value.items() if isinstance(value, dict) else [("", value)]
-        flat |= {f"{name}.{child}".rstrip("."): found for child, found in children}
-    flat["unlabelled"] = config.domain.uses_unlabelled()  # then every phase keeps how they are drawn
-    return {name: value for name, value in flat.items() if name not in left_out}
 
 
 def _parameters(module: Any) -> int:

@@ -84,7 +84,7 @@ class PretrainingConfig(Section, frozen=True, kw_only=True):
     with a term a line, other spellings after tabs; without one the terms are the captions that train.
 
     Texts are cleaned first. ``deidentify = "patterns"`` replaces ids, telephone and card numbers, addresses
-    of mail and machines, and Chinese names in their usual places; ``"presidio"`` finds names too, by
+    of mail and machines, and names beside a title or a label; ``"presidio"`` finds names too, by
     Microsoft Presidio with the spaCy model ``name_model``; ``"off"`` replaces nothing. Lines that say what
     an evaluation asks for are never read.
     """

@@ -101,12 +101,13 @@ def hard_retrievals(
     for q, items in enumerate(relevant):
         if int(positions[q, 0]) in items:
             continue
-        own = rows[items] @ query_embeddings[q]
+        own = (rows @ query_embeddings[q])[items]
         best = int(own.argmax())
-        found.append((float(scores[q, 0] - own[best]), q, items[best], float(own[best])))
+        found.append((max(0.0, float(scores[q, 0] - own[best])), q, items[best], float(own[best])))
     hard = []
     for margin, q, item, score in sorted(found, key=lambda one: (-one[0], one[1]))[:count]:
         all_scores = rows @ query_embeddings[q]
+        before = np.count_nonzero(all_scores > score) + np.count_nonzero(all_scores[:item] == score)
         right = set(relevant[q])
         hard.append(
             Hard(
@@ -116,7 +117,7 @@ def hard_retrievals(
                     for p, s in zip(positions[q], scores[q], strict=True)
                 ),
                 wanted=Retrieved(image=int(gallery[item]), score=score, right=True),
-                rank=1 + int((all_scores > score).sum()),
+                rank=max(2, 1 + int(before)),  # equal scores rank by index, and it was not the first
                 margin=margin,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,65 @@ def test_only_heads_and_adapters_train(model: edgeglm.PretrainedModel) -> None:
 def test_targets_that_match_nothing_are_named_with_those_that_exist(model: edgeglm.PretrainedModel) -> None:
     with pytest.raises(UserError, match=r"names q_proj.*choose from .*query"):
         model.enable_lora(targets=("q_proj",))
+
+
+def test_a_layer_may_be_named_by_itself(model: edgeglm.PretrainedModel) -> None:
+    model.enable_lora(targets="key")
+    names = {name for name, p in model.text_tower.named_parameters() if p.requires_grad}
+    assert names
+    assert all(".key." in name for name in names)
+
+
+def test_what_no_loop_could_go_on_with_is_refused_and_not_read_letter_by_letter(
+    model: edgeglm.PretrainedModel, tmp_path: Path
+) -> None:
+    pixels, texts = batch(model.resolution)
+    for wrong in ("a red circle", ()):
+        with pytest.raises(ValueError, match="give a list of one or more strings"):
+            model.embed_text(wrong)
+    with pytest.raises(ValueError, match="8 images and 3 texts; give one text an image"):
+        model.contrastive_loss(pixels, texts[:3])
+    refused: tuple[dict[str, Any], ...] = ({"rank": 0}, {"dropout": 1.0})
+    for numbers in refused:
+        with pytest.raises(UserError, match="give a rank from 1 and a dropout below 1"):
+            model.enable_lora(**numbers)
+    for width, length in ((0, 32), (16, 1)):
+        with pytest.raises(UserError, match="give at least 1 and 2"):
+            edgeglm.from_pretrained(embedding_dim=width, max_length=length, store=tmp_path)
+
+
+def test_a_loop_that_was_kept_goes_on_as_it_would_have(
+    model: edgeglm.PretrainedModel, tmp_path: Path
+) -> None:
+    def begun(one: edgeglm.PretrainedModel) -> tuple[Any, Any]:
+        one.enable_lora(rank=4, dropout=0.1)
+        optimizer = torch.optim.AdamW(one.trainable_parameters(), lr=1e-2)
+        return optimizer, edgeglm.AdaptiveLR(optimizer, warmup_steps=5, patience=2)
+
+    def steps(one: edgeglm.PretrainedModel, optimizer: Any, schedule: Any, count: int) -> list[float]:
+        pixels, texts = batch(one.resolution)
+        losses = []
+        for _ in range(count):
+            loss = one.contrastive_loss(pixels, texts)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            schedule.watch(1.0)  # stands still, so that the rate is halved
+            losses.append(float(loss.detach()))
+        return losses
+
+    other = copy.deepcopy(model)
+    parts = (model, *begun(model))
+    steps(*parts, 6)
+    torch.save([part.state_dict() for part in parts] + [torch.random.get_rng_state()], tmp_path / "kept.pt")
+    went_on = steps(*parts, 4)
+    *states, random = torch.load(tmp_path / "kept.pt", weights_only=True)
+    resumed = (other, *begun(other))
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    torch.random.set_rng_state(random)
+    assert steps(*resumed, 4) == went_on
 
 
 def test_equal_texts_in_a_batch_are_no_negatives(model: edgeglm.PretrainedModel) -> None:

@@ -30,6 +30,7 @@ from edgeglm.train.balance import (  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import DivergedError, seeded  # noqa: E402
 from tests.adapt.test_domains import CONCEPTS, CONFIG, Words, found_names, styled  # noqa: E402
+from tests.synthetic import write_synthetic_pairs  # noqa: E402
 
 BALANCES = ("fixed", "uncertainty", "gradnorm", "pcgrad")
 
@@ -258,3 +259,23 @@ def test_styles_and_categories_are_tasks_and_the_heads_start_from_them(tmp_path:
     assert len(made.curves["first state"]) == 6
     plain = aligned(pairs, features, MultitaskConfig())
     assert made.curves["warm-up"][0] < plain.curves["warm-up"][0]
+
+
+@pytest.mark.parametrize(
+    ("over", "remedy"),
+    [("categories", 'give more images of each category, or set it to "styles"$'),
+     ("styles", r"set it to \"categories\", .* or the key category in your lines$")],
+)  # fmt: skip
+def test_a_first_state_without_two_tasks_names_what_is_not_set_yet(
+    over: str, remedy: str, tmp_path: Path
+) -> None:
+    pairs = PairSet.open(write_synthetic_pairs(tmp_path / "pairs", size=16))
+    with pytest.raises(UserError, match=f"{over}' finds [01] with 8 .* and needs two; {remedy}"):
+        tasks_of(pairs, Concepts.of(pairs), over)
+
+
+@pytest.mark.parametrize("wanted", [{"balance": "pcgrad"}, {"sharing": "soft"}])
+def test_a_balance_of_nothing_is_refused_and_not_passed_over(wanted: Any, tmp_path: Path) -> None:
+    pairs, _ = kinds(tmp_path)
+    with pytest.raises(UserError, match=r"no task beside the retrieval; set category_weight or"):
+        kinds_of(MultitaskConfig(**wanted), pairs, Concepts.of(pairs))

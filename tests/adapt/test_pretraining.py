@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("transformers", reason="the host half is not installed")
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 
+from edgeglm.adapt.cleaning import by_patterns, cleaned  # noqa: E402
 from edgeglm.adapt.corpora import (  # noqa: E402
     Glossary,
     documents_from_cldr,
@@ -181,6 +183,10 @@ def test_a_glossary_finds_the_longest_term_in_any_spelling(tmp_path: Path) -> No
     assert [(text[s.start : s.end], s.term) for s in glossary.spans(text)] == [
         ("Red-Apple", 0), ("apple", 1), ("pomme rouge", 0), ("苹果", 2)
     ]  # fmt: skip
+    (tmp_path / "de.tsv").write_text("Straße\tWeg\nGroße Straße\n", "utf-8")
+    text = "Die STRASSE ist eine große Straße."
+    found = glossary_from_file(tmp_path / "de.tsv").spans(text)
+    assert [text[s.start : s.end] for s in found] == ["STRASSE", "große Straße"]
     (tmp_path / "one.txt").write_text("apple\n")
     with pytest.raises(UserError, match="has 1 terms; give two or more"):
         glossary_from_file(tmp_path / "one.txt")
@@ -200,3 +206,17 @@ def test_nothing_that_is_evaluated_is_read(tmp_path: Path) -> None:
     assert kept == {row.text for row in pairs.rows if row.role == "labelled"}
     assert counts["about an unseen concept"] > 0
     assert {spelling for term in glossary_from_pairs(pairs).terms for spelling in term} == trained
+
+
+def test_what_is_evaluated_is_known_again_in_full_width_signs_and_markup() -> None:
+    query = SimpleNamespace(text="红苹果，很大！")  # noqa: RUF001
+    held = SimpleNamespace(role="held", concept="pear", captions=("绿梨（大）",))  # noqa: RUF001
+    pairs: Any = SimpleNamespace(
+        tracks=[SimpleNamespace(queries=[query])], rows=[held], training_texts=lambda: ()
+    )
+    counts: Counter[str] = Counter()
+    raw = [["红苹果，很大！", "绿梨（大）", "红苹果，很大的树"]]  # noqa: RUF001
+    assert list(cleaned(raw, by_patterns, counts, forbidden=evaluated_texts(pairs))) == [("红苹果,很大的树",)]
+    assert counts == {"asked for by an evaluation": 2}
+    documents = [["<b>绿梨（大）</b>。", "a pear"], ["an apple"]]  # noqa: RUF001
+    assert list(without_unseen(iter(documents), pairs, counts)) == [["an apple"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from edgeglm.evaluate.examples import example_retrievals, hard_retrievals
 
@@ -57,3 +58,10 @@ def test_the_worst_failures_come_first_with_what_they_wanted_and_its_rank() -> N
     assert found[0].margin > found[1].margin > 0
     assert [one.answers[0].image for one in found] == [3, 2]
     assert hard_retrievals(TRACK, asked, IMAGES, count=1)[0].query == "q2"
+
+
+def test_where_all_score_alike_a_failure_has_the_rank_that_its_place_gives_it() -> None:
+    alike = np.full((6, 6), 6**-0.5, np.float32)
+    found = hard_retrievals(TRACK, alike[:4], alike, k=2)
+    assert {one.query: one.rank for one in found} == {"q3": 2, "q2": 3, "q4": 4}, "not the first, which is q5"
+    assert all(one.margin == pytest.approx(0.0, abs=1e-6) for one in found)

@@ -1,0 +1,126 @@
+"""How an alignment begins, and what tells its phases apart, for heads on features and on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edgeglm.adapt.pretraining_stage import take_encoder
+from edgeglm.core.digest import sha256_json
+from edgeglm.core.recipe import TeacherConfig
+from edgeglm.core.stage import Context, Inputs
+from edgeglm.data.pairs import PairSet
+
+if TYPE_CHECKING:
+    from edgeglm.adapt.alignment import Alignment
+    from edgeglm.train.checkpoint import Checkpoint
+
+#: Options that are of the image tuning alone.
+IMAGE_OPTIONS = ("image_blocks", "image_epochs", "image_rate", "image_batch_size")
+
+
+def begun_alignment(
+    config: TeacherConfig,
+    pairs: PairSet,
+    inputs: Inputs,
+    scratch: Path,
+    context: Context,
+    *,
+    seed: int,
+    max_length: int,
+    checkpoints: Callable[[str], Checkpoint],
+    first_state: bool,
+) -> Alignment:
+    """Return an alignment of cached features with the text tower as it was published or has read.
+
+    Args:
+        config: What the stage trains.
+        pairs: The images and their texts.
+        inputs: ``features``, ``text`` and perhaps ``pretraining``.
+        scratch: A folder for the text tower's files.
+        context: For its progress.
+        seed: Of every draw.
+        max_length: The most tokens of a text.
+        checkpoints: Phase -> where its state is kept.
+        first_state: Whether heads start where the recipe's rounds of Reptile lead.
+
+    Raises:
+        UserError: A copy of an evaluated image would train, or the recipe asks for what the data lacks.
+    """
+    import torch
+
+    from edgeglm.adapt.alignment import Alignment
+    from edgeglm.adapt.domains import Domains, refuse_leakage
+    from edgeglm.adapt.meta import tasks_of
+    from edgeglm.adapt.multitask import kinds_of
+    from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
+    from edgeglm.train.concepts import Concepts
+
+    refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
+    concepts, multitask = Concepts.of(pairs), config.multitask
+    text = load_text_teacher(config.text, inputs["text"], scratch / "text", max_length=max_length)
+    if "pretraining" in inputs:
+        take_encoder(text.tower.encoder, inputs["pretraining"])
+    keep_entries(text, pairs.training_texts(), config.vocabulary, scratch / "kept")
+    first_state = first_state and multitask.reptile_rounds > 0
+    return Alignment(
+        torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
+        concepts,
+        text,
+        config,
+        seed=seed,
+        progress=context.progress,
+        domains=Domains.of(pairs, concepts) if config.domain.uses_unlabelled() else None,
+        kinds=kinds_of(multitask, pairs, concepts),
+        meta_tasks=tasks_of(pairs, concepts, multitask.reptile_over) if first_state else (),
+        checkpoints=checkpoints,
+        widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
+    )
+
+
+def phase_checkpoints(
+    parts: Mapping[str, Any], config: TeacherConfig, context: Context, used: list[Path]
+) -> Callable[[str], Checkpoint]:
+    """Return what makes the checkpoint of a phase; the folders it names are added to ``used``.
+
+    A phase is known by what decides it alone: where a rate of the tuning is lowered, the warm-up before
+    it is not trained again.
+    """
+    from edgeglm.train.checkpoint import Checkpoint
+
+    every = config.optimisation.checkpoint_epochs
+
+    def of(phase: str) -> Checkpoint:
+        key = sha256_json({**parts, "config": decisive(config, phase), "phase": phase})
+        folder = context.store.checkpoints / key
+        used.append(folder)
+        return Checkpoint(path=folder / f"{phase}.pt", identity=f"{key} {phase}", every=every)
+
+    return of
+
+
+#: Options that decide nothing before a phase is over, by the phase.
+_AFTER_HEADS = {"domain.pseudo_label_rounds", "domain.pseudo_label_epochs"}
+_AFTER_TUNING = {*_AFTER_HEADS, "epochs"}
+_TUNING = {"tuning", "tuned_blocks", "tuned_rate", "virtual_tokens"}
+_LORA = {"epochs", "batch_size", "learning_rate", "rank", "alpha", "dropout", "targets"}
+_AFTER_WARM_UP = {*_AFTER_TUNING, *_TUNING, *(f"lora_{name}" for name in _LORA)}
+_LATER = {"warm-up": _AFTER_WARM_UP, "lora": _AFTER_TUNING, "heads": _AFTER_HEADS}
+
+
+def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
+    """Return the options that decide the state in which a phase ends, by dotted name."""
+    later = _LATER.get(phase, set()) if config.lora_epochs or phase != "warm-up" else set()
+    left_out = {*later, "optimisation.checkpoint_epochs"} | (
+        set(IMAGE_OPTIONS) if phase != "images" else set()
+    )
+    flat: dict[str, Any] = {}
+    for name, value in msgspec.to_builtins(config).items():
+        children = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{name}.{child}".rstrip("."): found for child, found in children}
+    flat["unlabelled"] = config.domain.uses_unlabelled()  # then every phase keeps how they are drawn
+    return {name: value for name, value in flat.items() if name not in left_out}
