@@ -59,6 +59,7 @@ class Crew:
         self._lock = threading.Lock()  # taken by itself where nobody waits: a Condition's way to it is longer
         self._changed = threading.Condition(self._lock)
         self._workers: set[Worker] = set()
+        self._left_behind: set[Worker] = set()
         self._idle = 0
         self._made = 0
         self._hurrying = False
@@ -72,6 +73,11 @@ class Crew:
     def alive(self) -> int:
         """How many workers there are that were not given up, those that are still opening included."""
         return len(self._workers)
+
+    @property
+    def left_behind(self) -> int:
+        """How many workers were given up and have not come back: each keeps a thread and what it opened."""
+        return len(self._left_behind)
 
     def batch_counts(self) -> Counter[tuple[str, int]]:
         """Return how many calls there were, by tower and batch size."""
@@ -179,6 +185,7 @@ class Crew:
     def _part_with(self, worker: Worker, call: Call) -> None:
         worker.given_up = True
         self._workers.discard(worker)
+        self._left_behind.add(worker)
         for request in (request for part in call.waiting for request in part):
             if not request.settled:
                 self._queue.put(request)
@@ -279,6 +286,7 @@ class Crew:
             worker.opening_since = None
             if error is not None:
                 self._workers.discard(worker)
+                self._left_behind.discard(worker)
             if worker.given_up:
                 return
             last = self._stopping and not self._workers
@@ -290,6 +298,7 @@ class Crew:
         """Note that a worker's thread ends, and pass on if it was the last."""
         with self._lock:
             self._workers.discard(worker)
+            self._left_behind.discard(worker)
             last = self._stopping and not self._workers
         self._unoccupied()
         if last and not worker.given_up:

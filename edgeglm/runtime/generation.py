@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from edgeglm.core.errors import EdgeglmError, UserError, unknown_name
@@ -19,6 +19,7 @@ from edgeglm.runtime.requests import EngineFailedError, Request, Results
 
 # Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
 _TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 32, 2
+_FORGIVEN_AFTER = 3600.0  # seconds, for a worker that hung and came back, or died
 
 
 class Generation:
@@ -47,6 +48,7 @@ class Generation:
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
         self._replaced: Counter[str] = Counter()
+        self._lately: defaultdict[str, list[float]] = defaultdict(list)
         self._next_try = 0.0
         self._emptied: asyncio.Future[None] | None = None
         self._opening: asyncio.Future[None] = self._loop.create_future()
@@ -221,7 +223,10 @@ class Generation:
         Each crew has its own count: inputs that are slow to prepare say nothing about the engines.
         """
         self._replaced[crew.name] += count
-        lost = self._replaced[crew.name]
+        now = time.monotonic()
+        lately = [*(at for at in self._lately[crew.name] if at > now - _FORGIVEN_AFTER), *[now] * count]
+        self._lately[crew.name] = lately
+        lost = max(len(lately), crew.left_behind)
         if lost > self._config.max_replacements:
             self._break(EngineFailedError(f"{lost} {crew.name} workers hung or died; restart the process"))
         else:

@@ -144,6 +144,36 @@ def test_a_runner_whose_calls_all_hang_says_so_and_stops_making_threads():
     run(main)
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_call_that_hung_long_ago_and_came_back_does_not_count(
+    returns: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("edgeglm.runtime.generation._FORGIVEN_AFTER", 0.3)
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.05, max_replacements=1) as served:
+            before = threading.active_count()
+            for turn in range(3):
+                with pytest.raises(
+                    EngineFailedError, match="did not return" if returns or turn < 2 else "hung"
+                ):
+                    await doubled(served, HANG)
+                if returns:
+                    doubler.released.set()
+                    await until(lambda: threading.active_count() == before)
+                    doubler.released.clear()
+                await asyncio.sleep(0.4)
+            if returns:
+                assert await doubled(served, 1) == 2.0
+                assert served.stats().replaced == 3
+            else:
+                assert len(doubler.made) == 2
+            doubler.released.set()
+
+    run(main)
+
+
 def test_requests_end_when_a_replacement_cannot_be_loaded():
     doubler = Doubler()
 
