@@ -95,8 +95,9 @@ def is_ipv6(text: str) -> bool:
         found = ipaddress.IPv6Address(text)
     except ValueError:
         return False
-    digits = any(letter.isdigit() for letter in text)
-    return digits and (int(found) >> 112 >= 0x100 or found.ipv4_mapped is not None or text.count(":") == 7)
+    if text.count(":") == 2 and not any(letter.isdigit() for letter in text):
+        return False  # two words, as bead::cafe
+    return int(found) >> 112 >= 0x100 or found.ipv4_mapped is not None or text.count(":") == 7
 
 
 _SURNAME = rf"(?:{_DOUBLE_SURNAMES}|[{_SURNAMES}])"

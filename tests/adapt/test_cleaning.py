@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import string
 import time
 from collections import Counter
@@ -106,6 +107,7 @@ def test_no_old_or_new_id_of_a_resident_stays(
 @given(st.ip_addresses(v=6), st.sampled_from(["{}", "from {}, to", "主机{}上", "[{}]:80"]))
 def test_no_address_of_a_host_stays(address: IPv6Address, around: str) -> None:
     assume(int(address) >> 112 >= 0x100)
+    assume(not re.fullmatch("[a-f]*::[a-f]*", address.compressed))
     for written in (address.compressed, address.exploded, address.compressed.upper()):
         assert _masked(around.format(written)) == around.format("<ADDRESS>")
 
