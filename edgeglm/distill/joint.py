@@ -83,7 +83,7 @@ class Cached:
 
     Attributes:
         front_VU: The frozen layers' activations, float16 [V, U, C, H, W], or pixels where none is frozen.
-        target_UD: The teacher's embedding of each image.
+        target_VUD: What is asked for in each view of each image, float32 [V, U, D].
         concept_U: int64, -1 where training may not know it.
         concepts: Of the labelled images.
         texts: The captions first, in the order of ``concepts.texts``, then phrases.
@@ -93,7 +93,7 @@ class Cached:
     """
 
     front_VU: Tensor
-    target_UD: Tensor
+    target_VUD: Tensor
     concept_U: Tensor
     concepts: Concepts
     texts: Sequence[str]
@@ -219,7 +219,7 @@ def fit_towers_together(
 
 def _pools(cached: Cached, config: StudentConfig, seed: int) -> tuple[_Pool, _Pool]:
     """Return what trains and what validates: all and nothing apart, unless the recipe has patience."""
-    image_P = torch.arange(len(cached.target_UD))
+    image_P = torch.arange(len(cached.concept_U))
     phrase_P = torch.arange(len(cached.concepts.texts), len(cached.texts))
     whole = _Pool(image_P, phrase_P)
     if not config.patience:
@@ -285,7 +285,8 @@ def _loss(
     tau, soft = config.temperature, config.softening
     concept_B = cached.concept_U[batch.image_B]
     positive_BT = (concept_B[:, None] == batch.concept_T) & (concept_B >= 0)[:, None]
-    teacher_BD, teacher_TD = cached.target_UD[batch.image_B], cached.text_TD[batch.text_T]
+    teacher_BD = cached.target_VUD[batch.view_B, batch.image_B]
+    teacher_TD = cached.text_TD[batch.text_T]
     both = (image_BD, text_TD, teacher_BD, teacher_TD)
     names_KD = cached.name_KD[: len(cached.concepts)]
     # Labels contrast with captions alone: whether a phrase fits an image nobody has said.

@@ -75,7 +75,7 @@ class TogetherStage(StudentStage):
             )
             cached = Cached(
                 front_VU=front_VU,
-                target_UD=target_VND[0][used],
+                target_VUD=target_VND[:, used],
                 concept_U=concept_N[used],
                 concepts=concepts,
                 texts=json.loads((inputs["targets"].path / "texts.json").read_text("utf-8")),

@@ -109,7 +109,7 @@ class Bench:
                 resolution=config.resolution,
                 seed=0,
             ),
-            target_UD=normalized(images_VND.mean(0))[used],
+            target_VUD=normalized(images_VND.mean(0))[used].expand(config.views + 1, -1, -1),
             concept_U=concept_N[used],
             concepts=concepts,
             texts=json.loads((targets.path / "texts.json").read_text("utf-8")),

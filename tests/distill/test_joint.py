@@ -21,6 +21,7 @@ from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_tog
 from edgeglm.distill.text_student import text_student  # noqa: E402
 from edgeglm.models.students import StudentImageTower  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
+from edgeglm.train.kd_losses import feature_mse  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.tiny_towers import WORDS, write_wordpiece  # noqa: E402
 
@@ -57,7 +58,7 @@ def cached() -> Cached:
     known = torch.nonzero(concept_U >= 0).flatten()
     return Cached(
         front_VU=front.view(2, U, *front.shape[1:]).half(),
-        target_UD=target_UD,
+        target_VUD=target_UD.expand(2, -1, -1),
         concept_U=concept_U,
         concepts=Concepts(
             image_N=known,
@@ -140,12 +141,32 @@ def test_every_labelled_image_of_a_step_has_its_caption_there(cached: Cached) ->
     assert bool((batch.text_T[batch.concept_T < 0] >= K).all())
 
 
+def test_each_view_is_asked_for_what_the_teacher_said_to_it(
+    tokenizer: Tokenizer, cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(2, U, D, generator=torch.Generator().manual_seed(4))
+    said_VUD = torch.nn.functional.normalize(rows, dim=2)
+    asked = []
+
+    def watched(student_BD, teacher_BD):
+        asked.append(teacher_BD)
+        return feature_mse(student_BD, teacher_BD)
+
+    monkeypatch.setattr("edgeglm.train.kd_losses.feature_mse", watched)
+    each = dataclasses.replace(cached, target_VUD=said_VUD)
+    fitted(tokenizer, each, Terms(feature=1.0), steps=8)
+    pictures = torch.cat(asked[::2])
+    of_view = [bool((pictures[:, None] == said_VUD[view]).all(2).any()) for view in (0, 1)]
+    assert of_view == [True, True]
+
+
 def test_with_patience_both_towers_stop_at_their_best_where_what_they_have_not_seen_gets_no_better(
     tokenizer: Tokenizer, cached: Cached
 ) -> None:
     # A teacher of noise: nothing learnt of some images and phrases holds for others.
     noise = torch.randn(U, D, generator=torch.Generator().manual_seed(3))
-    odd = dataclasses.replace(cached, target_UD=torch.nn.functional.normalize(noise, dim=1))
+    target_UD = torch.nn.functional.normalize(noise, dim=1)
+    odd = dataclasses.replace(cached, target_VUD=target_UD.expand(2, -1, -1))
     patient = msgspec.structs.replace(CONFIG, patience=2, image_learning_rate=2e-2, text_learning_rate=2e-2)
     steps = 120
     per_stretch = (U - 1) // CONFIG.image_batch_size  # one of twenty-four is held back
