@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from edgeglm.adapt.backbones import image_module
 from edgeglm.adapt.stages import source_spec
-from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher
-from edgeglm.adapt.tuning import enable_tuning, merge_tuning
+from edgeglm.adapt.targets import chosen_targets
+from edgeglm.adapt.text_teacher import TextTeacher, linear_names, load_text_teacher, require_untuned
+from edgeglm.adapt.tuning import enable_tuning, merge_tuning, require_blocks
 from edgeglm.assets import fetch_asset
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
@@ -93,6 +94,11 @@ class PretrainedModel(nn.Module):
         if rank < 1 or not 0.0 <= dropout < 1.0:
             raise UserError(f"rank is {rank} and dropout {dropout}; give a rank from 1 and a dropout below 1")
         targets = (targets,) if isinstance(targets, str) else targets
+        encoder = self.text.tower.encoder
+        require_untuned(encoder)
+        chosen_targets(targets, linear_names(encoder), type(encoder).__name__, key="targets")
+        if last_blocks:
+            require_blocks(encoder, last_blocks, key="last_blocks", remedy="last_blocks = 0")
         settings = TeacherConfig(
             lora_rank=rank,
             lora_alpha=alpha,

@@ -22,13 +22,16 @@ _USES_TARGETS = ("lora", "rslora", "dora", "ia3")
 _MOST_HEADER = 1 << 26
 
 
-def chosen_targets(wanted: Sequence[str], linear: Collection[str], model: str) -> list[str]:
+def chosen_targets(
+    wanted: Sequence[str], linear: Collection[str], model: str, *, key: str = "teacher.lora_targets"
+) -> list[str]:
     """Return the layers to adapt: those wanted, or, if none are named, the model's query and value layers.
 
     Args:
-        wanted: ``teacher.lora_targets``.
+        wanted: What the user named.
         linear: Names of the linear layers that there are.
         model: What to call the model.
+        key: What the user knows ``wanted`` as.
 
     Raises:
         UserError: The model has no layer of such a name; the message lists those that exist.
@@ -36,7 +39,7 @@ def chosen_targets(wanted: Sequence[str], linear: Collection[str], model: str) -
     if wanted:
         if absent := sorted(set(wanted) - set(linear)):
             raise UserError(
-                f"teacher.lora_targets names {', '.join(absent)}, and {model} has no such linear layer; "
+                f"{key} names {', '.join(absent)}, and {model} has no such linear layer; "
                 f"choose from {', '.join(sorted(linear))}"
             )
         return list(wanted)
@@ -45,7 +48,7 @@ def chosen_targets(wanted: Sequence[str], linear: Collection[str], model: str) -
             return list(names)
     raise UserError(
         f"no layers of {model} are known to be its query and value; "
-        f"set teacher.lora_targets to some of {', '.join(sorted(linear))}"
+        f"set {key} to some of {', '.join(sorted(linear))}"
     )
 
 

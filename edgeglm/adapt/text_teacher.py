@@ -142,22 +142,27 @@ def require_untuned(encoder: Any) -> None:
         raise UserError("the text tower is being tuned already; merge what it has before tuning it again")
 
 
+def linear_names(encoder: Any) -> set[str]:
+    """Return the last names of the encoder's linear layers."""
+    from torch import nn
+
+    return {name.rpartition(".")[2] for name, m in encoder.named_modules() if isinstance(m, nn.Linear)}
+
+
 def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
     """Put low-rank adapters on the tower and return the parameters to train (Hu et al., LoRA, 2022).
 
     Raises UserError if the target modules match nothing; it lists names that exist.
     """
     from peft import LoraConfig, get_peft_model
-    from torch import nn
 
     encoder = teacher.tower.encoder
     require_untuned(encoder)
-    linear = {n.rpartition(".")[2] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type] # peft scales by it; a float does
         lora_dropout=config.lora_dropout,
-        target_modules=chosen_targets(config.lora_targets, linear, type(encoder).__name__),
+        target_modules=chosen_targets(config.lora_targets, linear_names(encoder), type(encoder).__name__),
     )
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that is to go
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeglm.adapt.targets import chosen_targets
-from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora, require_untuned
+from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, linear_names, merge_lora, require_untuned
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.recipe import TeacherConfig
 
@@ -43,8 +43,14 @@ class Anatomy:
         return found
 
 
-def anatomy_of(encoder: nn.Module) -> Anatomy:
-    """Find the longest list of blocks and the module called ``embeddings``. Raises UserError."""
+_ANY_MODEL = 'teacher.tuning = "lora" and teacher.tuned_blocks = 0'
+
+
+def anatomy_of(encoder: nn.Module, *, remedy: str = _ANY_MODEL) -> Anatomy:
+    """Find the longest list of blocks and the module called ``embeddings``.
+
+    Raises UserError where there are none; ``remedy`` is what to set instead, in the user's words.
+    """
     lists = [
         (len(child), owner, name)
         for owner in encoder.modules()
@@ -55,10 +61,7 @@ def anatomy_of(encoder: nn.Module) -> Anatomy:
         module for module in encoder.modules() if isinstance(getattr(module, "embeddings", None), nn.Module)
     ]
     if not lists or not owners:
-        raise UserError(
-            f"{type(encoder).__name__} has no blocks that could be told apart; "
-            'set teacher.tuning = "lora" and teacher.tuned_blocks = 0'
-        )
+        raise UserError(f"{type(encoder).__name__} has no blocks that could be told apart; set {remedy}")
     _, owner, name = max(lists, key=lambda item: item[0])
     return Anatomy(embeddings_owner=owners[-1], blocks_owner=owner, blocks_name=name)
 
@@ -73,7 +76,11 @@ def enable_tuning(teacher: TextTeacher, config: TeacherConfig) -> list[nn.Parame
     encoder = teacher.tower.encoder
     require_untuned(encoder)
     if config.tuned_blocks or config.tuning == "partial":
-        _require_blocks(encoder, config)
+        if config.tuning in _PROMPTS:
+            raise UserError(
+                "prompts come before the first block, so all blocks are tuned; set teacher.tuned_blocks to 0"
+            )
+        require_blocks(encoder, config.tuned_blocks)
     if config.tuning == "lora" and not config.tuned_blocks:
         return enable_lora(teacher, config)
     teacher.tower.requires_grad_(False)
@@ -109,23 +116,20 @@ def merge_tuning(teacher: TextTeacher, probe: Sequence[str]) -> float:
     return difference
 
 
-def _require_blocks(encoder: nn.Module, config: TeacherConfig) -> None:
-    count = len(anatomy_of(encoder).blocks)
-    if config.tuning in _PROMPTS:
-        raise UserError("prompts come before the first block, so all blocks are tuned; set tuned_blocks to 0")
-    if not 1 <= config.tuned_blocks <= count:
-        raise UserError(
-            f"teacher.tuned_blocks is {config.tuned_blocks} and the text tower has {count} blocks; "
-            f"choose 1 to {count}"
-        )
+def require_blocks(
+    encoder: nn.Module, wanted: int, *, key: str = "teacher.tuned_blocks", remedy: str = _ANY_MODEL
+) -> None:
+    """Raise UserError if an encoder has not so many blocks; ``key`` is what the user knows ``wanted`` as."""
+    count = len(anatomy_of(encoder, remedy=remedy).blocks)
+    if not 1 <= wanted <= count:
+        raise UserError(f"{key} is {wanted} and the text tower has {count} blocks; choose 1 to {count}")
 
 
 def _enable_peft(teacher: TextTeacher, config: TeacherConfig) -> None:
     from peft import IA3Config, LoraConfig, get_peft_model
 
     encoder = teacher.tower.encoder
-    linear = {n.rpartition(".")[2] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
-    targets = chosen_targets(config.lora_targets, linear, type(encoder).__name__)
+    targets = chosen_targets(config.lora_targets, linear_names(encoder), type(encoder).__name__)
     settings: Any
     if config.tuning == "ia3":
         settings = IA3Config(target_modules=targets, feedforward_modules=[])

@@ -70,6 +70,21 @@ def test_targets_that_match_nothing_are_named_with_those_that_exist(model: edgeg
         model.enable_lora(targets=("q_proj",))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"targets": ("q_proj",)}, r"^targets names q_proj"),
+        ({"last_blocks": 9}, r"^last_blocks is 9 and .* choose 1 to 2$"),
+        ({"last_blocks": -1}, r"^last_blocks is -1"),
+    ],
+)
+def test_what_is_wrong_is_named_as_the_call_names_it(
+    model: edgeglm.PretrainedModel, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model.enable_lora(**given)
+
+
 def test_a_layer_may_be_named_by_itself(model: edgeglm.PretrainedModel) -> None:
     model.enable_lora(targets="key")
     names = {name for name, p in model.text_tower.named_parameters() if p.requires_grad}

@@ -140,7 +140,7 @@ def test_only_the_last_blocks_train_where_so_many_are_asked_for(teacher: TextTea
         ("dora", {"lora_targets": ("q_proj",)}, r"names q_proj.*choose from .*query"),
         ("partial", {"tuned_blocks": 9}, r"has 2 blocks; choose 1 to 2"),
         ("partial", {"tuned_blocks": 0}, r"tuned_blocks is 0 .*choose 1 to 2"),
-        ("prompt", {"tuned_blocks": 1}, "set tuned_blocks to 0"),
+        ("prompt", {"tuned_blocks": 1}, r"set teacher\.tuned_blocks to 0"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_with_what_can(
