@@ -22,6 +22,7 @@ _LOWER = {
     "distil-image": "student.views or student.resolution",
     "distil-evaluation": "student.resolution or data.concepts",
     "reranker": "reranker.candidates or reranker.width",
+    "student-search": "student.resolution or student.corpus",
     "quantize": "quantize.calibration_samples or student.resolution",
 }
 _ANY = "--threads, or take a smaller student.size"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from edgeglm.build.pipeline import plan_build
+from edgeglm.build.stage_memory import run_stage
 from edgeglm.build.student_budget import Budget
 from edgeglm.build.student_costs import Cost, CostMaker, Peaks, judged_by, peaks_of
 from edgeglm.build.student_search import (
@@ -137,7 +139,7 @@ def searched_recipe(
             continue
         inputs = plan.inputs_of(node, made)
         assert inputs is not None, node.name
-        result = node.stage(inputs, context)
+        result = run_stage(node.stage, inputs, context)
         made[node.name] = result.artifact
         on_stage(result)
         if node.name == "targets":
@@ -155,7 +157,7 @@ def searched_recipe(
     taken = {name: made[name] for name in ("pairs", "teacher", "targets")}
     if inherited := plan.sources.get("student:inherit"):
         taken["inherit"] = inherited
-    result = StudentSearchStage(config)(taken, context)
+    result = run_stage(StudentSearchStage(config), taken, context)
     on_stage(result)
     search = read_search(result.artifact)
     chosen = chosen_student(search, budget)
@@ -191,6 +193,12 @@ def within(costs: Sequence[C], budget: Budget, judged: str) -> list[C]:
     nearest = min(costs, key=budget.excess)
     raise UserError(
         f"no student meets the budget ({budget}): the nearest is {nearest.size} at {nearest.resolution} "
-        f"pixels with {nearest.judged_ms:.3g} ms for an image and a text ({judged}) and "
-        f"{nearest.file_bytes / 1e6:.1f} MB; raise the budget to that, or lower student.resolution"
+        f"pixels with {_upward(nearest.judged_ms)} ms for an image and a text ({judged}) and "
+        f"{_upward(nearest.file_bytes / 1e6)} MB; raise the budget to that, or lower student.resolution"
     )
+
+
+def _upward(value: float) -> str:
+    """Write a positive number to three figures, never below it: who asks for what is written gets it."""
+    figure = Decimal(1).scaleb(Decimal(value).adjusted() - 2)
+    return format(Decimal(value).quantize(figure, ROUND_CEILING).normalize(), "f")

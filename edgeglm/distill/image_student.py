@@ -177,10 +177,9 @@ def fit_image_student(
     used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled"))) if images is None else images
     frozen = frozen_blocks(tower, config)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
-    with memory_advice("Student: the views of its images", "student.views or student.resolution"):
-        front_VU = front_activations(
-            tower, pairs, used, len(target_VND), frozen, resolution=config.resolution, seed=view_seed
-        )
+    front_VU = front_activations(
+        tower, pairs, used, len(target_VND), frozen, resolution=config.resolution, seed=view_seed
+    )
     target_VUD, concept_U = target_VND[:, used], concept_N[used]
 
     trained_T = validated_W = torch.arange(len(used))
@@ -243,6 +242,7 @@ def fit_image_student(
         )
 
 
+@memory_advice("Student: the views of its images", "student.views or student.resolution")
 @torch.no_grad()
 def front_activations(
     tower: ImageTower,
@@ -258,6 +258,9 @@ def front_activations(
 
     With ``frozen`` blocks their activation, float16 [V, U, C, H, W]: it never changes, so it is made
     once. Without any, the pixels, float16 [V, U, 3, R, R].
+
+    Raises:
+        UserError: Memory does not suffice; it says what to lower.
     """
     drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(views)]
     tower.eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from edgeglm.distill.distance import from_teacher, from_text_teacher
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.fake_quantization import Rounding, fake_quantized
-from edgeglm.train.loop import Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.views import distorted, view_parameters
 
 B = TypeVar("B")
@@ -104,10 +104,10 @@ def tune_image(
         lambda batch: tower(batch[0]),
         loss_of,
         rounding,
+        name="image",
         rate=config.image_learning_rate,
         decay=config.weight_decay,
         steps=steps,
-        title="Quantization-aware: image tower",
         progress=progress,
     )
 
@@ -148,10 +148,10 @@ def tune_text(
         embedded,
         loss_of,
         rounding,
+        name="text",
         rate=config.text_learning_rate,
         decay=config.weight_decay,
         steps=steps,
-        title="Quantization-aware: text tower",
         progress=progress,
     )
 
@@ -163,10 +163,10 @@ def _fit(
     loss_of: Callable[[B], Tensor],
     rounding: Rounding | None,
     *,
+    name: Literal["image", "text"],
     rate: float,
     decay: float,
     steps: int,
-    title: str,
     progress: Progress,
 ) -> list[float]:
     """Find ranges on some batches, then train a tower rounded by them."""
@@ -184,6 +184,10 @@ def _fit(
             epochs=max(1, -(-steps // _STRETCH)),
             steps_per_epoch=min(steps, _STRETCH),
             clip=1.0,
-            title=title,
+            title=f"Quantization-aware: {name} tower",
             progress=progress,
+            options=FitOptions(
+                lower=f"student.{name}_batch_size, or set quantize.qat_steps to 0",
+                rate=f"student.{name}_learning_rate, or set quantize.qat_steps to 0",
+            ),
         )

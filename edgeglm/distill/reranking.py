@@ -29,7 +29,7 @@ from edgeglm.models.projection import normalized
 from edgeglm.models.reranker import FusedReranker, PatchTower
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.views import distorted, view_parameters
 
 VIEWS = 2
@@ -226,6 +226,7 @@ def fit_reranker(
         clip=1.0,
         title="Re-ranker",
         progress=progress,
+        options=FitOptions(lower="reranker.queries or reranker.negatives", rate="reranker.learning_rate"),
     )
     model.eval()
     return curve

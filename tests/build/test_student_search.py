@@ -106,6 +106,13 @@ def test_a_budget_that_no_student_meets_names_the_nearest_and_the_remedy() -> No
         chosen_student(search_of(XS, S, M), Budget(latency_ms=9.0, memory_bytes=1e6))
 
 
+def test_the_budget_that_a_refusal_names_is_met() -> None:
+    search = search_of(tried("one", 1.23456, 0.5, 12.3449))
+    with pytest.raises(UserError, match=r"with 1\.24 ms .* and 12\.4 MB"):
+        chosen_student(search, Budget(latency_ms=0.5))
+    assert chosen_student(search, Budget(latency_ms=1.24, memory_bytes=12.4e6)).size == "one"
+
+
 def test_a_floor_is_what_a_budget_is_held_against_where_the_peaks_are_known_and_is_called_one() -> None:
     assert tried("one", 9.0, 0.5, floor=0.1).judged_ms == 0.1
     assert peaks_of(load_target("cpu")) == ()
