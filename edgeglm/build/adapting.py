@@ -21,6 +21,7 @@ from edgeglm.adapt.stages import (
 from edgeglm.adapt.targets import require_targets
 from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
 from edgeglm.build.stage_memory import run_stage
+from edgeglm.build.unheard import require_heard_teacher
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
@@ -61,6 +62,7 @@ def adapt_teacher(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is there already; choose another --output or move it away")
     store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
+    require_heard_teacher(teacher)
     require_tunable(teacher)
     towers = teacher_inputs(teacher, store, progress)
     require_targets(teacher, towers["text"])

@@ -34,6 +34,7 @@ from edgeglm.build.reranker_stage import (
     RerankerStage,
     RerankerStageConfig,
 )
+from edgeglm.build.unheard import require_heard
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
@@ -179,6 +180,7 @@ def _upstream(
             f"{student.size} inherits the whole input table of the teacher; set teacher.vocabulary to 0, or "
             "choose another student.size"
         )
+    require_heard(recipe)
     require_tunable(teacher)
     require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)

@@ -1,0 +1,47 @@
+"""Keys of a recipe that change nothing where others are as they are, refused before anything is made."""
+
+from __future__ import annotations
+
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import DomainConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.models.student_shapes import STUDENTS, student_shape
+
+
+def require_heard(recipe: Recipe) -> None:
+    """Raise UserError for a key of teacher or student that nothing would read, or that the other contradicts.
+
+    A key that has its default value is taken for one that was not set.
+    """
+    require_heard_teacher(recipe.teacher)
+    student, views = recipe.student, recipe.teacher.views
+    if student.branches and student_shape(student.size).patch:
+        others = ", ".join(sorted(name for name, shape in STUDENTS.items() if not shape.patch))
+        raise UserError(
+            f"student.branches is for convolutions, and the image tower of {student.size} has none; leave it "
+            f"out, or set student.size to one of {others}"
+        )
+    if student.losses.steps != LossesConfig().steps and not any(student.losses.weights().values()):
+        raise UserError(
+            f"student.losses.steps is {student.losses.steps} and no loss has a weight, so towers learn by "
+            f"themselves; set one of {', '.join(student.losses.weights())} above 0, or leave it out"
+        )
+    if student.image_target == "each" and student.views > views:
+        raise UserError(
+            f"student.image_target is 'each', and the teacher has {views} views where student.views is "
+            f"{student.views}; set student.views to at most {views}, or teacher.views to {student.views}"
+        )
+
+
+def require_heard_teacher(teacher: TeacherConfig) -> None:
+    """Raise UserError for a key of the teacher that nothing would read."""
+    domain = teacher.domain
+    if domain.pseudo_label_epochs != DomainConfig().pseudo_label_epochs and not domain.pseudo_label_rounds:
+        raise UserError(
+            f"teacher.domain.pseudo_label_epochs is {domain.pseudo_label_epochs} and there are no rounds of "
+            "pseudo-labels; set teacher.domain.pseudo_label_rounds above 0, or leave it out"
+        )
+    if teacher.ensemble == "scaled" and len(teacher.image) == 1:
+        raise UserError(
+            f"teacher.ensemble is 'scaled', and teacher.image is {teacher.image[0]} alone; name a second "
+            "backbone in teacher.image, or leave teacher.ensemble out"
+        )

@@ -1,0 +1,57 @@
+"""If these fail, a line of a recipe changes nothing and nobody says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeglm.build.unheard import require_heard, require_heard_teacher
+from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import Recipe, recipe_from_toml
+
+
+def recipe(*overrides: str) -> Recipe:
+    return recipe_from_toml("", origin="here", overrides=overrides)
+
+
+TEACHERS = [
+    ("teacher.domain.pseudo_label_epochs=5", "set teacher.domain.pseudo_label_rounds above 0"),
+    ("teacher.ensemble=scaled", "name a second backbone in teacher.image"),
+]
+STUDENTS = [
+    ("student.losses.steps=50", "set one of labels, feature"),
+    ("student.image_target=each", "set student.views to at most 3, or teacher.views to 4"),
+]
+
+
+@pytest.mark.parametrize(("override", "remedy"), [*TEACHERS, *STUDENTS])
+def test_a_key_that_nothing_would_read_is_refused_with_what_would_make_it_count(
+    override: str, remedy: str
+) -> None:
+    with pytest.raises(UserError, match=remedy):
+        require_heard(recipe(override))
+
+
+@pytest.mark.parametrize(("override", "remedy"), TEACHERS)
+def test_a_teacher_alone_is_asked_the_same(override: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        require_heard_teacher(recipe(override).teacher)
+
+
+def test_branches_of_a_tower_without_convolutions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"student\.branches .* edge-vit has none; leave it out, or .*edge-s"):
+        require_heard(recipe("student.branches=true", "student.size=edge-vit"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("teacher.domain.pseudo_label_epochs=5", "teacher.domain.pseudo_label_rounds=1"),
+        ("teacher.ensemble=scaled", 'teacher.image=["dinov2-small", "efficientnet-lite0"]'),
+        ("student.losses.steps=50", "student.losses.feature=1"),
+        ("student.image_target=each", "student.views=3"),
+        ("student.branches=true",),
+    ],
+)
+def test_what_is_read_is_taken(overrides: tuple[str, ...]) -> None:
+    require_heard(recipe(*overrides))
