@@ -27,6 +27,7 @@ from edgeglm.data.languages import LANGUAGES
 from edgeglm.data.pairs import PairSet, Track
 from edgeglm.data.tokenization import Tokenizer
 from edgeglm.evaluate.examples import Retrieved, example_retrievals, hard_retrievals
+from edgeglm.evaluate.retrieval import Interval
 from edgeglm.evaluate.towers import TextSettings, text_embeddings
 from edgeglm.report import ReportData
 from edgeglm.report.data import (
@@ -38,6 +39,8 @@ from edgeglm.report.data import (
     LicenceRow,
     SearchedRow,
     SearchPlot,
+    SecondLook,
+    SecondLookRow,
     TrackNote,
     verdict_sentence,
 )
@@ -80,6 +83,7 @@ def report_of(
         gates=(*gate_rows(inputs, pairs, recipe), *lane_gates(recipe, lanes)),
         left_out=tuple(Fact(label=left.name, value=left.reason) for left in manifest.left_out),
         search=_search(inputs, recipe),
+        second_look=_second_look(inputs, pairs),
         calibration=_calibration(inputs),
         engines=_engines(inputs),
         licences=tuple(
@@ -260,6 +264,28 @@ def _search(inputs: Inputs, recipe: Recipe) -> SearchPlot | None:
                 chosen=(one.size, one.resolution) == (student.size, student.resolution),
             )
             for one in search.students
+        ),
+    )
+
+
+def _second_look(inputs: Inputs, pairs: PairSet) -> SecondLook | None:
+    """Return what a re-ranker was measured to add and to cost, if there is one."""
+    if "reranker-evaluation" not in inputs:
+        return None
+    found = inputs["reranker-evaluation"].provenance["measured"]
+    return SecondLook(
+        candidates=found["candidates"],
+        milliseconds=found["latency_ms"]["reranker"],
+        text_milliseconds=found["latency_ms"]["text"],
+        rows=tuple(
+            SecondLookRow(
+                track=track.name,
+                without=said["without"],
+                reranked=said["with"],
+                ratio=msgspec.convert(said["ratio"], Interval) if "ratio" in said else None,
+            )
+            for track in pairs.tracks
+            if (said := found["tracks"].get(track.name))
         ),
     )
 

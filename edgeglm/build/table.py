@@ -39,6 +39,7 @@ TITLES = {
     "teacher": "Teacher",
     "distil": "Student in torch",
     "fp32": "Student, ONNX FP32",
+    "reranker": "Re-ranker",
     "calibrate": "Calibration set",
     "compile": "Engines",
     "pack": "Bundle",
@@ -67,6 +68,8 @@ def rows_after(stage: str, results: Mapping[str, StageResult]) -> list[Row]:
     """Return the rows that can be shown once ``stage`` is done."""
     if stage in _LAST:
         return [_evaluated_row(_LAST[stage], results)]
+    if stage == "reranker-evaluation":
+        return [_reranker_row(results)]
     if stage == "latency":
         return _variant_rows(results)
     if stage == "compile":
@@ -163,6 +166,23 @@ def _variant_rows(results: Mapping[str, StageResult]) -> list[Row]:
             )
         )
     return rows
+
+
+def _reranker_row(results: Mapping[str, StageResult]) -> Row:
+    parts = [results[name] for name in ("reranker", "reranker-evaluation")]
+    found = parts[1].artifact.provenance["measured"]
+    changes = [
+        f"{name} {said['without']:.3f} -> {said['with']:.3f}" for name, said in found["tracks"].items()
+    ]
+    return Row(
+        title=TITLES["reranker"],
+        seconds=sum(part.seconds for part in parts),
+        reused=all(part.reused for part in parts),
+        metrics={},
+        size_bytes=(parts[0].artifact.path / "model.onnx").stat().st_size,
+        note=f"{found['latency_ms']['reranker']:.1f} ms for {found['candidates']} pictures; mAP@10 "
+        + ", ".join(changes),
+    )
 
 
 def _compile_row(result: StageResult) -> Row:

@@ -8,7 +8,7 @@ from edgeglm.models.student_shapes import STUDENTS, student_shape
 
 
 def require_heard(recipe: Recipe) -> None:
-    """Raise UserError for a key of teacher or student that nothing would read, or that the other contradicts.
+    """Raise UserError for a key that nothing would read, or that another contradicts.
 
     A key that has its default value is taken for one that was not set.
     """
@@ -29,6 +29,12 @@ def require_heard(recipe: Recipe) -> None:
         raise UserError(
             f"student.image_target is 'each', and the teacher has {views} views where student.views is "
             f"{student.views}; set student.views to at most {views}, or teacher.views to {student.views}"
+        )
+    if recipe.reranker.enabled and min(recipe.reranker.negatives, recipe.reranker.candidates) < 2:
+        raise UserError(
+            "a re-ranker learns from and orders several candidates, and one of reranker.negatives "
+            f"({recipe.reranker.negatives}) and reranker.candidates ({recipe.reranker.candidates}) is 1; set "
+            "both to 2 or more"
         )
 
 

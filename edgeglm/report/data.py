@@ -164,6 +164,24 @@ class SearchPlot(Part, frozen=True):
     students: tuple[SearchedRow, ...]
 
 
+class SecondLookRow(Part, frozen=True):
+    """mAP@10 of a track by the towers alone and with the re-ranker, and their ratio where there is one."""
+
+    track: str
+    without: float
+    reranked: float
+    ratio: Interval | None = None
+
+
+class SecondLook(Part, frozen=True):
+    """What a re-ranker adds and costs: milliseconds of one call for all its ``candidates``, one thread."""
+
+    candidates: int
+    milliseconds: float
+    text_milliseconds: float
+    rows: tuple[SecondLookRow, ...]
+
+
 class EngineRow(Part, frozen=True):
     """An engine for one member of the target: built here, or left to the device, and why."""
 
@@ -199,6 +217,7 @@ class ReportData(Part, frozen=True):
         tracks: In the order of the columns.
         stages: In the order of the build.
         search: The students that a budget chose among, if one was given.
+        second_look: What the re-ranker adds and costs, if the recipe has one.
         left_out: Variants that are not in the bundle, each with the reason.
         calibration: The calibration record.
         command: A command line that makes the bundle.
@@ -221,6 +240,7 @@ class ReportData(Part, frozen=True):
     gates: tuple[GateRow, ...] = ()
     left_out: tuple[Fact, ...] = ()
     search: SearchPlot | None = None
+    second_look: SecondLook | None = None
     calibration: tuple[Fact, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     licences: tuple[LicenceRow, ...] = ()

@@ -28,6 +28,7 @@ def render_report(data: ReportData) -> str:
         ("gates", "Gates", sections.gates(data)),
         ("left-out", "Left out", sections.facts_section(data.left_out)),
         ("towers", "Towers", sections.towers(data)),
+        ("second-look", "Re-ranker", sections.second_look(data)),
         ("engines", "Engines", sections.engines(data)),
         ("calibration", "Calibration", sections.facts_section(data.calibration)),
         ("licences", "Licences", sections.licences(data)),

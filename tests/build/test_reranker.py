@@ -41,6 +41,18 @@ def test_the_bundle_says_what_it_adds_and_costs_on_every_track(reranked: tuple[S
         assert track["without"] == pytest.approx(track["with"] / track["ratio"]["value"], abs=1e-9)
 
 
+def test_the_console_and_the_report_say_so_too(reranked: tuple[Said, Path]) -> None:
+    said, place = reranked
+    found = json.loads((place / "metrics.json").read_text())["reranker"]
+    row = next(row for row in said.json["rows"] if row["title"] == "Re-ranker")
+    page = (place / "report.html").read_text()
+    section = page[page.index('<section id="second-look"') :].partition("</section>")[0]
+    assert "6 pictures" in section
+    for name, track in found["tracks"].items():
+        assert f"{name} {track['without']:.3f} -> {track['with']:.3f}" in row["note"]
+        assert f"{track['ratio']['low']:.3f}\u2013{track['ratio']['high']:.3f}" in section
+
+
 def test_run_orders_the_first_ones_anew_and_says_through_which_file(
     project: Project, reranked: tuple[Said, Path]
 ) -> None:

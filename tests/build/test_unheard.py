@@ -42,6 +42,12 @@ def test_branches_of_a_tower_without_convolutions_are_refused() -> None:
         require_heard(recipe("student.branches=true", "student.size=edge-vit"))
 
 
+@pytest.mark.parametrize("key", ["negatives", "candidates"])
+def test_a_re_ranker_of_one_candidate_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match="set both to 2 or more"):
+        require_heard(recipe("reranker.enabled=true", f"reranker.{key}=1"))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
