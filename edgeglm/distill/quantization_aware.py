@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -28,13 +27,13 @@ from edgeglm.distill.distance import from_teacher, from_text_teacher
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.fake_quantization import Rounding, fake_quantized
-from edgeglm.train.loop import FitOptions, Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit, stretch_of
 from edgeglm.train.views import distorted, view_parameters
 
 B = TypeVar("B")
 #: Of the student's own rate: it is near its end, and large steps would leave it.
 RATE = 0.1
-_STRETCH = 25  # steps between two losses in the curve
+_STRETCH = 25  # most steps between two losses in the curve
 _CALIBRATED = 8  # batches that ranges are found on
 _APART = 1 << 20  # the epoch that those are drawn as
 
@@ -80,7 +79,7 @@ def tune_image(
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng((seed, 6, epoch))
-        for _ in range(min(steps, _STRETCH)):
+        for _ in range(_CALIBRATED if epoch == _APART else stretch_of(steps, _STRETCH)):
             chosen = used[torch.from_numpy(rng.integers(0, len(used), config.image_batch_size))]
             plain = torch.from_numpy(
                 model_input_from_pixels(np.asarray(pairs.images[chosen.numpy()]), config.resolution)
@@ -129,7 +128,7 @@ def tune_text(
 
     def batches(epoch: int) -> Iterator[Tensor]:
         rng = np.random.default_rng((seed, 7, epoch))
-        for _ in range(min(steps, _STRETCH)):
+        for _ in range(_CALIBRATED if epoch == _APART else stretch_of(steps, _STRETCH)):
             caption = rng.integers(0, taught.captions, config.text_batch_size)
             any_of = rng.integers(0, count, config.text_batch_size)
             first = rng.random(config.text_batch_size) < 0.5
@@ -172,7 +171,7 @@ def _fit(
     """Find ranges on some batches, then train a tower rounded by them."""
 
     def calibrate() -> None:
-        for batch in islice(batches(_APART), _CALIBRATED):
+        for batch in batches(_APART):
             embedded(batch)
 
     tower.eval()
@@ -181,8 +180,8 @@ def _fit(
             [Group(parameters=list(tower.parameters()), learning_rate=RATE * rate, weight_decay=decay)],
             batches,
             loss_of,
-            epochs=max(1, -(-steps // _STRETCH)),
-            steps_per_epoch=min(steps, _STRETCH),
+            epochs=steps // stretch_of(steps, _STRETCH),
+            steps_per_epoch=stretch_of(steps, _STRETCH),
             clip=1.0,
             title=f"Quantization-aware: {name} tower",
             progress=progress,

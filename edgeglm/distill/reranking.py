@@ -29,12 +29,12 @@ from edgeglm.models.projection import normalized
 from edgeglm.models.reranker import FusedReranker, PatchTower
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import FitOptions, Group, fit
+from edgeglm.train.loop import FitOptions, Group, fit, stretch_of
 from edgeglm.train.views import distorted, view_parameters
 
 VIEWS = 2
 _BLOCK = 256
-_STRETCH = 25  # steps between two losses in the curve
+_STRETCH = 25  # most steps between two losses in the curve
 _WEIGHT_DECAY = 0.05
 TextIds = Sequence[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]
 
@@ -172,8 +172,7 @@ def fit_reranker(
     """
     pools = [torch.nonzero(seen.domain_U == d).flatten() for d in sorted(set(seen.domain_U.tolist()))]
     captions, texts = len(seen.right_TK), len(seen.text_TD)
-    epochs = max(1, -(-config.steps // _STRETCH))
-    steps = min(config.steps, _STRETCH)
+    steps = stretch_of(config.steps, _STRETCH)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         rng = np.random.default_rng((seed, 5, epoch))
@@ -220,7 +219,7 @@ def fit_reranker(
         [Group(parameters=trained, learning_rate=config.learning_rate, weight_decay=_WEIGHT_DECAY)],
         batches,
         loss_of,
-        epochs=epochs,
+        epochs=config.steps // steps,
         steps_per_epoch=steps,
         warmup=50,
         clip=1.0,

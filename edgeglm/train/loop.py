@@ -20,7 +20,8 @@ from edgeglm.train.schedules import SCHEDULES, Schedule, clip_adaptively, warmup
 from edgeglm.train.validation import Validation
 
 __all__ = [
-    "DivergedError", "FitOptions", "Group", "fit", "seeded", "shuffled", "steps_in", "warmup_cosine",
+    "DivergedError", "FitOptions", "Group", "fit", "seeded", "shuffled", "steps_in", "stretch_of",
+    "warmup_cosine",
 ]  # fmt: skip
 
 B = TypeVar("B")
@@ -222,6 +223,11 @@ def shuffled(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
 def steps_in(count: int, batch_size: int) -> int:
     """Return how many batches :func:`shuffled` yields."""
     return max(1, count // batch_size)
+
+
+def stretch_of(steps: int, most: int) -> int:
+    """Return the longest stretch, of at most ``most`` steps, that whole ones of make up ``steps``."""
+    return next(length for length in range(min(steps, most), 0, -1) if steps % length == 0)
 
 
 @contextmanager

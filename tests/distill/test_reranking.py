@@ -76,6 +76,21 @@ def test_the_same_seed_gives_the_same_re_ranker(seen: Seen) -> None:
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("steps", [1, 30, 31])
+def test_it_learns_for_the_steps_of_the_recipe(
+    seen: Seen, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def counted(*arguments):
+        drawn.append(1)
+        return candidates(*arguments)
+
+    monkeypatch.setattr("edgeglm.distill.reranking.candidates", counted)
+    fitted(seen, RerankerConfig(enabled=True, depth=1, width=32, steps=steps, queries=2, negatives=4))
+    assert len(drawn) == steps
+
+
 def test_candidates_are_the_students_first_ones_of_one_style(seen: Seen) -> None:
     pool, text_Q = torch.arange(K, 2 * K), torch.arange(3)
     config = RerankerConfig(candidates=6, negatives=4)

@@ -21,6 +21,7 @@ from edgeglm.train.loop import (  # noqa: E402
     seeded,
     shuffled,
     steps_in,
+    stretch_of,
     warmup_cosine,
 )
 
@@ -141,3 +142,11 @@ def test_what_was_set_before_a_seeded_part_is_set_after_it() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@given(steps=st.integers(1, 5000))
+def test_whole_stretches_make_up_the_steps(steps: int) -> None:
+    length = stretch_of(steps, 25)
+    assert 1 <= length <= 25
+    assert steps % length == 0
+    assert not any(steps % longer == 0 for longer in range(length + 1, min(steps, 25) + 1))
