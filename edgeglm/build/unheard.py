@@ -14,7 +14,14 @@ def require_heard(recipe: Recipe) -> None:
     """
     require_heard_teacher(recipe.teacher)
     student, views = recipe.student, recipe.teacher.views
-    if student.branches and student_shape(student.size).patch:
+    patch = student_shape(student.size).patch
+    if patch and student.resolution % patch:
+        near = student.resolution // patch * patch or patch
+        raise UserError(
+            f"student.resolution is {student.resolution}, and {student.size} reads patches of {patch} "
+            f"pixels, so that a rest would go unseen; set it to {near}, or {near + patch}"
+        )
+    if student.branches and patch:
         others = ", ".join(sorted(name for name, shape in STUDENTS.items() if not shape.patch))
         raise UserError(
             f"student.branches is for convolutions, and the image tower of {student.size} has none; leave it "

@@ -42,6 +42,12 @@ def test_branches_of_a_tower_without_convolutions_are_refused() -> None:
         require_heard(recipe("student.branches=true", "student.size=edge-vit"))
 
 
+def test_a_resolution_that_leaves_a_rest_beside_the_patches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"reads patches of 8 pixels, .*set it to 48, or 56"):
+        require_heard(recipe("student.size=edge-vit", "student.resolution=50"))
+    require_heard(recipe("student.size=edge-vit", "student.resolution=48"))
+
+
 @pytest.mark.parametrize("key", ["negatives", "candidates"])
 def test_a_re_ranker_of_one_candidate_is_refused(key: str) -> None:
     with pytest.raises(UserError, match="set both to 2 or more"):
