@@ -38,7 +38,6 @@ from edgeglm.build.unheard import require_heard
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Stage
@@ -113,6 +112,7 @@ def plan_build(
     ``search`` is what a student within a budget was chosen in; bundle and report show it. Without
     ``download`` the plan holds only the sources that are here: it can be explained, not built.
     """
+    _require_consistent(recipe, target)
     candidates = candidate_precisions(recipe, target)
     sources: dict[str, Artifact] = {} if search is None else {SEARCH: search}
     absent: dict[str, str] = {}
@@ -146,6 +146,7 @@ def plan_build(
 
 def stage_names(recipe: Recipe, target: Target) -> list[str]:
     """Return the names of the stages in order, fetching nothing."""
+    _require_consistent(recipe, target)
     empty: dict[str, dict[str, str]] = {"data": {}, "teacher": {}, "student": {}, "reading": {}}
     return [node.name for node in _nodes(recipe, target, candidate_precisions(recipe, target), empty, {})]
 
@@ -154,6 +155,13 @@ def candidate_precisions(recipe: Recipe, target: Target) -> tuple[Literal["fp16"
     """Return the recipe's candidates that are legal on the target."""
     legal = legal_precisions(target)
     return tuple(name for name in recipe.quantize.candidates if name in legal)
+
+
+def _require_consistent(recipe: Recipe, target: Target) -> None:
+    """Raise UserError for a recipe that cannot work, whatever its files hold: before any is fetched."""
+    require_heard(recipe)
+    require_tunable(recipe.teacher)
+    require_options(resolve_target(target, recipe.engine))
 
 
 def _nodes(
@@ -174,15 +182,6 @@ def _upstream(
     needs: Mapping[str, Mapping[str, str]],
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
-    shape = student_shape(student.size)  # an unknown size must not wait for the teacher
-    if shape.heir and teacher.vocabulary:
-        raise UserError(
-            f"{student.size} inherits the whole input table of the teacher; set teacher.vocabulary to 0, or "
-            "choose another student.size"
-        )
-    require_heard(recipe)
-    require_tunable(teacher)
-    require_options(resolve_target(target, recipe.engine))
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
     yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
@@ -225,8 +224,9 @@ def _upstream(
         needs={"pairs": "pairs", "teacher": "teacher"},
     )
     cached = {"pairs": "pairs", "teacher": "teacher", "targets": "targets"}
-    heir = {"text": "teacher:text"} if shape.heir else {}
-    text = teacher.text if shape.heir else ""
+    inherits = student_shape(student.size).heir
+    heir = {"text": "teacher:text"} if inherits else {}
+    text = teacher.text if inherits else ""
     if any(student.losses.weights().values()):
         both = StudentStageConfig(student=student, seed=seed, view_seed=seed, teacher=text)
         yield Node(stage=TogetherStage(both), needs={**cached, **heir, **needs["student"]})

@@ -14,7 +14,13 @@ def require_heard(recipe: Recipe) -> None:
     """
     require_heard_teacher(recipe.teacher)
     student, views = recipe.student, recipe.teacher.views
-    patch = student_shape(student.size).patch
+    shape = student_shape(student.size)
+    if shape.heir and recipe.teacher.vocabulary:
+        raise UserError(
+            f"{student.size} inherits the whole input table of the teacher; set teacher.vocabulary to 0, or "
+            "choose another student.size"
+        )
+    patch = shape.patch
     if patch and student.resolution % patch:
         near = student.resolution // patch * patch or patch
         raise UserError(

@@ -37,6 +37,11 @@ def test_a_teacher_alone_is_asked_the_same(override: str, remedy: str) -> None:
         require_heard_teacher(recipe(override).teacher)
 
 
+def test_an_heir_of_a_teacher_with_fewer_words_is_refused() -> None:
+    with pytest.raises(UserError, match=r"set teacher\.vocabulary to 0, or choose another student\.size"):
+        require_heard(recipe("student.size=edge-heir", "teacher.vocabulary=8000"))
+
+
 def test_branches_of_a_tower_without_convolutions_are_refused() -> None:
     with pytest.raises(UserError, match=r"student\.branches .* edge-vit has none; leave it out, or .*edge-s"):
         require_heard(recipe("student.branches=true", "student.size=edge-vit"))
