@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,52 @@ def source(path: Path, threads: int) -> TowerSource:
     return TowerSource(engine=lambda: OnnxRuntimeEngine(path, threads=threads))
 
 
+def deep_enough(make: Callable[[int], Path], name: str, shape: tuple[int, ...], least_ms: float) -> Path:
+    """Return the shallowest model of which a full batch takes ``least_ms`` on this machine."""
+    feeds = [{name: np.zeros((BATCH, *shape), np.float32)}]
+    depth = 1
+    while True:
+        path = make(depth)
+        with OnnxRuntimeEngine(path, threads=1) as engine:
+            raw_rate(engine, feeds, BATCH, 0.2)
+            took = BATCH / raw_rate(engine, feeds, BATCH, 0.5) * 1e3
+        if took >= least_ms:
+            return path
+        depth = max(depth + 1, int(depth * least_ms / took))
+
+
 async def throughput(folder: Path, threads: int) -> list[Row]:
-    """Measure what callers in a circle get of what a bare loop gets."""
+    """Measure what callers in a circle get of what a bare loop gets.
+
+    Depths are chosen on the machine, so that calls take what the rows say: short ones are measured at both
+    ends of what they may take, and between.
+    """
     rng = np.random.default_rng(1)
+
+    def dense(depth: int) -> Path:
+        return dense_model(folder / f"dense{depth}.onnx", depth)
+
+    def picture(depth: int) -> Path:
+        return picture_model(folder / f"picture{depth}.onnx", 64, 24, depth)
+
+    long, short = (0.97, 0.99), (0.8, 0.9)
     cases = [
-        ("throughput / raw, calls of 3 ms and more", dense_model(folder / "large.onnx", 10), "x", (WIDTH,)),
-        ("throughput / raw, calls of 0.2 to 1 ms", dense_model(folder / "small.onnx", 1), "x", (WIDTH,)),
+        ("throughput / raw, calls of 3 ms and more", dense, "x", (WIDTH,), 3.0, long),
+        ("throughput / raw, calls of 0.2 to 1 ms: the shortest", dense, "x", (WIDTH,), 0.2, short),
+        ("throughput / raw, calls of 0.2 to 1 ms: in the middle", dense, "x", (WIDTH,), 0.5, short),
+        ("throughput / raw, calls of 0.2 to 1 ms: the longest", dense, "x", (WIDTH,), 0.9, short),
         (
             "throughput / raw, calls of 3 ms and more, 49 kB a sample",
-            picture_model(folder / "picture.onnx", 64, 24, 3),
+            picture,
             "pixels",
             (3, 64, 64),
+            3.0,
+            long,
         ),
     ]
     found = []
-    for (title, path, name, shape), reach in zip(
-        cases, ((0.97, 0.99), (0.8, 0.9), (0.97, 0.99)), strict=True
-    ):
+    for title, make, name, shape, least_ms, reach in cases:
+        path = deep_enough(make, name, shape, least_ms)
         samples = [{name: rng.random(shape, dtype=np.float32)} for _ in range(BATCH)]
         feeds = {name: np.stack([sample[name] for sample in samples])}
         ratios, peers, calls = [], [], []
