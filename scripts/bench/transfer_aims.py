@@ -53,6 +53,7 @@ class Aim:
 def aims(folder: Path) -> Iterator[Aim]:
     """Yield every row, from the files in ``folder``."""
     yield from _retrieval(_read(folder, "adapt-recipe"), _read(folder, "adapt_images")["runs"])
+    yield from _student_names(_read(folder, "build_unlabelled"))
     yield from _tuning(_read(folder, "adapt_tuning"))
     build = _read(folder, "build")
     yield from _student(build)
@@ -132,6 +133,30 @@ def _ways_retrieval(
             page=page_,
             less=less,
         )
+
+
+def _student_names(found: dict[str, Any]) -> Iterator[Aim]:
+    """Yield what the student of the recipe ``unlabelled`` reaches: what a device would run."""
+    seen, never = (
+        next(row["student"]["value"] for row in found["tracks"] if row["track"] == name) for name in NAMES
+    )
+    said = "; labels of four styles, the student of recipe unlabelled"
+    yield Aim(
+        what=f"names, pictures seen unlabelled{said}",
+        measured=f"{seen:.3f}",
+        value=round(seen, 3),
+        reach=0.75,
+        beyond=0.85,
+        page="build_unlabelled",
+    )
+    yield Aim(
+        what=f"the same, pictures never seen: how far below{said}",
+        measured=f"{seen - never:.3f} ({never:.3f})",
+        value=round(seen - never, 3),
+        reach=NEAR,
+        page="build_unlabelled",
+        less=True,
+    )
 
 
 def _tuning(found: dict[str, Any]) -> Iterator[Aim]:
