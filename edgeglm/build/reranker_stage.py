@@ -244,7 +244,7 @@ def reranked_tracks(
                 after.append(average_precision(anew.tolist(), set(relevant)))
             tracks[track.name] = _compared(np.asarray(before), np.asarray(after), seed)
     return {
-        "candidates": settings.candidates,
+        "candidates": min(settings.candidates, len(patches_GNC)),
         "tracks": tracks,
         "latency_ms": _latency(
             towers, reranker, patches_GNC, settings.candidates, side, min(_TOKENS, text.max_length)
