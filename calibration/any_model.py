@@ -16,12 +16,7 @@ import msgspec
 
 from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches
-from edgeglm.calibration.demands import (
-    fixed_batch,
-    require_computed,
-    require_samples,
-    split_batches,
-)
+from edgeglm.calibration.demands import fixed_batch, require_computed, require_samples, split_batches
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
@@ -39,7 +34,7 @@ from edgeglm.calibration.schemes import (
 )
 from edgeglm.calibration.scoring import Measure, Metric, measure_against
 from edgeglm.calibration.search import search_plan
-from edgeglm.calibration.search_report import SearchReport
+from edgeglm.calibration.search_report import SearchReport, reached_words
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.calibration.source import source_bytes
 from edgeglm.calibration.speed import MIN_GAIN, Clock, Speedup, speedup_over, timed_feeds
@@ -228,7 +223,6 @@ def _planned(task: _Task, plan: PrecisionPlan | None, scratch: Path) -> tuple[Ra
         smooth=settings.smooth,
         embeddings=settings.embeddings,
         make=_fp8_maker(task, ranges) if settings.scheme == "fp8" else None,
-        least_gain=task.least_gain,
         shipped=None if task.on_cpu else _shipped_maker(task, ranges),
         gains=None if task.on_cpu else roofline_gains(task.prepared, target),
         rank=settings.rank,
@@ -293,7 +287,10 @@ def _first_written(task: _Task, outcome: Outcome, ranges: Ranges, scratch: Path,
         done = msgspec.structs.replace(done, left_high=left, fp32_nodes=pinned)
         if done.passed:
             if not report.evaluations:  # a plan that was given tells what it reached before it was edited
-                said = msgspec.structs.replace(said, summary=_reached(said, done))
+                assert done.kept is not None
+                assert done.cosine is not None
+                summary = reached_words(said.scheme, done.kept, done.cosine, done.speedup, report.beside)
+                said = msgspec.structs.replace(said, summary=summary)
                 chosen = msgspec.structs.replace(done.search, chosen=said)
                 done = msgspec.structs.replace(done, search=chosen)
             if not task.on_cpu:
@@ -369,12 +366,6 @@ def _timed(task: _Task, made: Path) -> tuple[float | None, str]:
         raise
     except EdgeglmError as error:
         return None, str(error)
-
-
-def _reached(plan: PrecisionPlan, done: Outcome) -> str:
-    beside = done.search.beside.upper()
-    speed = "" if done.speedup is None else f", {done.speedup:.2f} x {beside}'s speed"
-    return f"{plan.scheme}: keeps {done.kept:.4f} of FP32, cosine {done.cosine:.4f}{speed}"
 
 
 def _write(done: Outcome, plan: PrecisionPlan, scratch: Path, out: Path) -> None:

@@ -29,6 +29,7 @@ from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.calibration.scoring import Measure
 from edgeglm.calibration.search_report import (
+    Beside,
     Evaluated,
     Ranked,
     SchemeTime,
@@ -38,6 +39,7 @@ from edgeglm.calibration.search_report import (
     explained,
     frontier,
     pace,
+    reached_words,
     swiftest_first,
     worth_mending,
 )
@@ -54,7 +56,6 @@ class _Search:
     ranges: Ranges
     measure: Measure
     speedup: Speedup | None
-    least_gain: float
     gate: float
     baseline: float
     budget: int
@@ -73,6 +74,11 @@ class _Search:
     plans: list[PrecisionPlan] = field(default_factory=list)
     known: dict[tuple[str, str, tuple[str, ...]], Evaluated] = field(default_factory=dict)
     gains_here: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
+
+    @property
+    def least_gain(self) -> float:
+        """What a timed file must be faster than; 0 where FP16 travels besides, for the device to choose."""
+        return MIN_GAIN if self.shipped is None else 0.0
 
     @property
     def left(self) -> int:
@@ -196,7 +202,6 @@ def search_plan(
     embeddings: Embeddings = "high",
     make: Callable[[Path, PrecisionPlan], object] | None = None,
     shipped: Callable[[Path, PrecisionPlan], object] | None = None,
-    least_gain: float = MIN_GAIN,
     gains: Mapping[str, float] | None = None,
     rank: bool = False,
     progress: Progress | None = None,
@@ -218,8 +223,8 @@ def search_plan(
         smooth: SmoothQuant's alpha, with which ``prepared`` was made.
         embeddings: What plans say about embedding tables.
         make: Writes the file of a plan, where ONNX Runtime's quantizers cannot (FP8).
-        shipped: Writes the file that travels, where that is not the one that is measured. It is timed.
-        least_gain: What a timed file must be faster than; 0 where FP16 travels besides.
+        shipped: For TensorRT, writes the file that travels, which is not the one that is measured. It is
+            timed, and need not beat anything: FP16 travels besides.
         gains: Node -> seconds that INT8 saves by the roofline, to order what is tried.
         rank: Measure each group alone even where the whole model passes.
         progress: Told of each evaluation.
@@ -231,7 +236,6 @@ def search_plan(
             ranges=ranges,
             measure=measure,
             speedup=speedup,
-            least_gain=least_gain,
             gate=gate,
             baseline=baseline,
             budget=max(1, evaluations),
@@ -357,7 +361,7 @@ def _greedy(search: _Search, start: Evaluated, ranking: Sequence[Ranked]) -> Non
 
 def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> SearchReport:
     timed = search.speedup is not None
-    beside: Literal["fp32", "fp16"] = "fp32" if search.shipped is None else "fp16"
+    beside: Beside = "fp32" if search.shipped is None else "fp16"
     passed = [found for found in search.done if found.step != "alone" and found.passed]
     paid = [found for found in passed if not timed or pace(found) > search.least_gain]
     plans = {id(found): plan for found, plan in zip(search.done, search.plans, strict=True)}
@@ -372,8 +376,7 @@ def _concluded(search: _Search, ranking: tuple[Ranked, ...], any_paid: bool) -> 
         reason = "what passes the gate is not faster than FP32 on this machine"
     else:
         best, plan = candidates[0]
-        speed = f", {best.speedup:.2f} x {beside.upper()}'s speed" if best.speedup is not None else ""
-        reason = f"{best.scheme}: keeps {best.kept:.4f} of FP32, cosine {best.cosine:.4f}{speed}"
+        reason = reached_words(best.scheme, best.kept, best.cosine, best.speedup, beside)
         chosen = explained(plan, best, ranking, reason)
         others = tuple(explained(p, e, ranking, reason) for e, p in candidates[1 : 1 + _SPARES])
     return SearchReport(

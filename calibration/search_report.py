@@ -10,6 +10,7 @@ import msgspec
 from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
 from edgeglm.calibration.schemes import Method
 
+Beside = Literal["fp32", "fp16"]
 Step = Literal["scheme", "alone", "greedy", "pareto"]
 _CLEARLY = 1.1  # of two speeds: two timings of one file differ by several percent
 
@@ -95,7 +96,13 @@ class SearchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     timings: tuple[SchemeTime, ...] = ()
     unmade: dict[str, str] = {}
     order: Literal["timed", "roofline"] = "timed"
-    beside: Literal["fp32", "fp16"] = "fp32"
+    beside: Beside = "fp32"
+
+
+def reached_words(scheme: str, kept: float, cosine: float, speedup: float | None, beside: Beside) -> str:
+    """Return in one line what a file reaches: the summary of its plan."""
+    speed = "" if speedup is None else f", {speedup:.2f} x {beside.upper()}'s speed"
+    return f"{scheme}: keeps {kept:.4f} of FP32, cosine {cosine:.4f}{speed}"
 
 
 def pace(found: Evaluated) -> float:

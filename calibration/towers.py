@@ -187,7 +187,6 @@ class TowerFiles:
             scratch=self.scratch,
             speedup=self._speedup(tower) if on_cpu else self._on_gpu(tower),
             shipped=None if on_cpu else self._writes(tower),
-            least_gain=MIN_GAIN if on_cpu else 0.0,
             methods=self.config.methods,
             evaluations=self.config.search_evaluations,
             high_precision=self.config.high_precision,
