@@ -29,7 +29,7 @@ from edgeglm.data.tokenization import Tokenizer
 from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.evaluate.towers import gallery_images
-from edgeglm.targets.schema import Target
+from edgeglm.targets.schema import Target, resolve_target
 
 #: Of the ranges under a scheme: cutting a long tail kept most on the founding data, so it comes first.
 METHODS: tuple[Method, ...] = ("percentile", "max")
@@ -121,7 +121,9 @@ class QuantizeStage(Stage[QuantizeStageConfig]):
                     search_evaluations=self.config.quantize.search_evaluations,
                     minimum_score=self.config.minimum_ratio,
                 ),
-                clock=None if self.config.timed_on is None else gpu_clock(self.config.timed_on),
+                clock=None
+                if self.config.timed_on is None
+                else gpu_clock(self.config.timed_on, progress=context.progress),
                 progress=context.progress,
                 tune=self._tuner(inputs, context),
             )
@@ -157,7 +159,9 @@ def quantize_config(
         for tower in ("image", "text")
     }
     reduced = on_cpu and any(scheme_named(name).reduced for names in schemes.values() for name in names)
-    clock = None if on_cpu or not recipe.quantize.search_evaluations else gpu_clock(target)
+    clock = None
+    if not on_cpu and recipe.quantize.search_evaluations:
+        clock = gpu_clock(resolve_target(target, recipe.engine))  # with the options that finalize builds by
     paths = {"image": recipe.quantize.image_plan, "text": recipe.quantize.text_plan}
     return QuantizeStageConfig(
         quantize=recipe.quantize,

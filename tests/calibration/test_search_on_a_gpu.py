@@ -181,7 +181,7 @@ def test_a_build_shares_its_files_among_gpus_unless_the_targets_own_gpu_times_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from edgeglm.build.quantize_stage import quantize_config
-    from edgeglm.core.recipe import Recipe
+    from edgeglm.core.recipe import Recipe, recipe_from_toml
 
     def timed_on(name: str) -> Any:
         return quantize_config(Recipe(), load_target(name), ("fp16", "int8")).timed_on
@@ -191,5 +191,10 @@ def test_a_build_shares_its_files_among_gpus_unless_the_targets_own_gpu_times_th
     monkeypatch.setattr(clocks, "cuda_devices", lambda: (here,))
     monkeypatch.setattr(clocks, "this_host", lambda: Host(tensorrt="10.13.0", tensorrt_rtx=None, sms=(90,)))
     assert timed_on("h100").name == "h100"
+    asked = recipe_from_toml("", origin="here", overrides=("engine.optimization_level=4",))
+    with_options = quantize_config(asked, load_target("h100"), ("int8",)).timed_on
+    assert with_options is not None
+    assert with_options.engine is not None
+    assert with_options.engine.optimization_level == 4, "engines are built as finalize builds them"
     assert timed_on("b200") is None
     assert timed_on("cpu") is None

@@ -23,7 +23,7 @@ from edgeglm.engines.cuda_devices import CudaDevice, cuda_devices
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.plan import PlanMetadata
 from edgeglm.engines.protocol import Array, Engine, Feeds
-from edgeglm.targets.schema import load_target
+from edgeglm.targets.schema import known_targets, load_target
 
 Tower = Callable[..., Path]
 FEEDS = tuple({"pixels": np.zeros((rows, 3, 4, 4), np.float32)} for rows in (1, 4))
@@ -161,9 +161,9 @@ def test_on_a_gpu_a_file_is_as_fast_as_itself(
 ) -> None:
     if not cuda_devices():
         pytest.skip("no GPU is here")
-    from tests.engines.test_tensorrt_on_a_gpu import target_here
-
-    found = gpu_clock(target_here())
+    profiles = [load_target(name) for name in known_targets()]
+    here = [profile for profile in profiles if profile.sm == cuda_devices()[0].sm]
+    found = gpu_clock(here[0]) if here else None
     if found is None:
         pytest.skip("no TensorRT builds for this GPU here")
     tower = image_tower(tmp_path / "image.onnx", side=side)
