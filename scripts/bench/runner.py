@@ -71,9 +71,10 @@ TRIED = {
         "each time."
     ),
     "p50 us of one caller, engine that does nothing": (
-        "98 at e692185 on an AMD EPYC with a floor of 65. The code of e692185 and that of baf1afd, run in"
-        " turn three times, give 131 and 135 us on an Intel Xeon, and both 54 pinned: its Python is "
-        "slower, its matrix products are faster. 124 at 6ae13ce, 144.6 at 887eba4, which was not "
+        "98 at e692185 on an AMD EPYC with a floor of 65. On an Intel Xeon the code of e692185 and that of "
+        "baf1afd, in three processes each in turn (this group's own loop; no script was kept), gave 131 and "
+        "135 us, and both 54 pinned: its Python is slower, its matrix products are faster. "
+        "124 at 6ae13ce, 144.6 at 887eba4, which was not "
         "explained. The bell is rung outside the queue's lock and before the worker's own books now, with"
         " the interpreter given up; the engine's thread does 8 us of Python where it did 32. The best "
         "windows of 25 requests on a busy machine fell from 116 to 98 us (tenth percentile 119 to 101). "

@@ -28,13 +28,15 @@ def source(path: Path, threads: int) -> TowerSource:
     return TowerSource(engine=lambda: OnnxRuntimeEngine(path, threads=threads))
 
 
-def deep_enough(make: Callable[[int], Path], name: str, shape: tuple[int, ...], least_ms: float) -> Path:
-    """Return the shallowest model of which a full batch takes ``least_ms`` on this machine."""
+def deep_enough(
+    make: Callable[[int], Path], name: str, shape: tuple[int, ...], threads: int, least_ms: float
+) -> Path:
+    """Return a model that is just so deep that a full batch takes ``least_ms`` on this machine."""
     feeds = [{name: np.zeros((BATCH, *shape), np.float32)}]
     depth = 1
     while True:
         path = make(depth)
-        with OnnxRuntimeEngine(path, threads=1) as engine:
+        with OnnxRuntimeEngine(path, threads=threads) as engine:
             raw_rate(engine, feeds, BATCH, 0.2)
             took = BATCH / raw_rate(engine, feeds, BATCH, 0.5) * 1e3
         if took >= least_ms:
@@ -73,7 +75,7 @@ async def throughput(folder: Path, threads: int) -> list[Row]:
     ]
     found = []
     for title, make, name, shape, least_ms, reach in cases:
-        path = deep_enough(make, name, shape, least_ms)
+        path = deep_enough(make, name, shape, threads, least_ms)
         samples = [{name: rng.random(shape, dtype=np.float32)} for _ in range(BATCH)]
         feeds = {name: np.stack([sample[name] for sample in samples])}
         ratios, peers, calls = [], [], []
