@@ -10,13 +10,15 @@ Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeglm.adapt.auxiliary import Auxiliary
+from edgeglm.adapt.batches import Batch, Replay, batches_in_pass, batches_of, drawn_batch
 from edgeglm.adapt.domains import Domains, DomainTerms, cached, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
 from edgeglm.adapt.image_tuning import TunedBlocks
@@ -29,9 +31,10 @@ from edgeglm.core.recipe import TeacherConfig
 from edgeglm.models.projection import ImageHead, ProjectionHead, ScaledHeads, normalized
 from edgeglm.train.checkpoint import Carried, CarriedTensor, Checkpoint
 from edgeglm.train.concepts import Concepts
-from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
+from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.losses import concept_contrastive
 
+AUXILIARY_PHASE = "auxiliary"
 #: A small domain gets more epochs: fewer steps than this leave the heads untrained.
 MIN_STEPS = 200
 MIN_LORA_STEPS = 20
@@ -39,30 +42,12 @@ MIN_LORA_STEPS = 20
 MIN_PSEUDO_STEPS = 100
 #: Pictures are slow, and the blocks that they tune were trained long ago.
 MIN_IMAGE_STEPS = 50
-#: Concepts contrasted at once; beyond it a step takes those of its batch and a random rest.
-MAX_CONCEPTS = 4096
 _TUNING_CLIP = 1.0
 _HEAD_RATE = 0.3  # of the heads' own rate, while tuning moves the features under them
 
 _LOWER_HEADS = "teacher.batch_size"
 _LOWER_IMAGES = "teacher.image_batch_size, or teacher.image_blocks so that fewer blocks keep activations"
 _LOWER_TUNING = "teacher.lora_batch_size, or teacher.tuned_blocks so that fewer blocks keep activations"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One step: images with the view of each, their concepts, and the caption drawn for each concept.
-
-    ``concept_B`` counts within ``chosen_C``, the concepts that take part; ``place_B`` within the images that
-    train.
-    """
-
-    place_B: Tensor
-    image_B: Tensor
-    view_B: Tensor
-    concept_B: Tensor
-    chosen_C: Tensor
-    caption_C: Tensor
 
 
 class Alignment:
@@ -82,10 +67,13 @@ class Alignment:
         meta_tasks: Sequence[Tensor] = (),
         checkpoints: Callable[[str], Checkpoint] | None = None,
         widths: Sequence[int] = (),
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         self.features_VNF = features_VNF
         self.read = cached(features_VNF)
-        self.concepts = concepts
+        self.labelled = concepts
+        self.auxiliary = auxiliary
+        self.concepts = concepts if auxiliary is None else auxiliary.concepts
         self.text = text
         self.config = config
         self.seed = seed
@@ -93,7 +81,7 @@ class Alignment:
         self.curves: dict[str, list[float]] = {}
         self.trainable = 0
         self.merge_difference = 0.0
-        self.text_features = text.all_features(concepts.texts)
+        self.text_features = text.all_features(self.concepts.texts)
         self.checkpoints = checkpoints
         self._ended: Path | None = None
         self.pseudo_labels: list[int] = []
@@ -114,6 +102,8 @@ class Alignment:
         config = self.config
         if self.meta_tasks:
             self._fit_first_state()
+        if self.auxiliary is not None:
+            self._fit_auxiliary(self.auxiliary)
         self._fit_heads("warm-up", config.warmup_epochs if config.lora_epochs else config.epochs)
         if config.lora_epochs:
             self._fit_lora()
@@ -178,7 +168,7 @@ class Alignment:
             self.image_head = ScaledHeads(parts, widths)
         else:
             self.image_head = head(self.features_VNF.shape[2], config.input_dropout)
-        self.image_head.standardise(self.features_VNF[0][self.concepts.image_N])
+        self.image_head.standardise(self.features_VNF[0][self.labelled.image_N])
         self.text_head = head(self.text_features.shape[1], 0.0)
         self.text_head.standardise(self.text_features)
 
@@ -190,11 +180,11 @@ class Alignment:
             for _ in range(wanted.reptile_steps):
                 count = min(self.config.batch_size, len(place_M))
                 chosen = place_M[torch.from_numpy(rng.choice(len(place_M), count, replace=False))]
-                yield self._batch(chosen, rng)
+                yield drawn_batch(self.concepts, chosen, views=len(self.features_VNF), rng=rng)
 
         def loss_of(batch: Batch) -> Tensor:
             text_CD = self.text_head(self.text_features[batch.caption_C])
-            image_BD = self.image_head(self.read(batch.view_B, batch.image_B))
+            image_BD = self.image_head(self._features(batch))
             return concept_contrastive(
                 image_BD, text_CD, batch.concept_B, temperature=self.config.temperature
             )
@@ -224,7 +214,7 @@ class Alignment:
             text_CD = self.text_head(self.text_features[batch.caption_C])
             return self._contrast(batch, text_CD)
 
-        steps = steps_in(len(self.concepts.image_N), size)
+        steps = batches_in_pass(self.concepts, size, self._replay(phase))
         epochs = max(epochs, -(-(least or MIN_STEPS) // steps))
         groups = [*others, self._heads(rate)]
         if self.terms is not None:
@@ -250,6 +240,15 @@ class Alignment:
             options=self._options(phase, carried),
         )
 
+    def _fit_auxiliary(self, auxiliary: Auxiliary) -> None:
+        """Train the heads on all named pictures alike, then go on without the auxiliary ones or with few."""
+        terms, multitask, self.terms, self.multitask = self.terms, self.multitask, None, None
+        self._fit_heads(AUXILIARY_PHASE, self.config.auxiliary.epochs)
+        self.terms, self.multitask = terms, multitask
+        if not auxiliary.replay.share:
+            self.auxiliary, self.concepts = None, self.labelled
+            self.text_features = self.text_features[: len(self.labelled.texts)]
+
     def _fit_lora(self) -> None:
         config = self.config
         adapters: Sequence[nn.Parameter] = enable_tuning(self.text, config)
@@ -267,12 +266,12 @@ class Alignment:
             others = torch.ones(len(batch.chosen_C), dtype=torch.bool)
             others[present] = False
             features_CF = torch.cat([fresh, bank_KF[batch.chosen_C[others]]])
-            image_BD = self.image_head(self.read(batch.view_B, batch.image_B))
+            image_BD = self.image_head(self._features(batch))
             return concept_contrastive(
                 image_BD, self.text_head(features_CF), place_B, temperature=config.temperature
             )
 
-        steps = steps_in(len(self.concepts.image_N), config.lora_batch_size)
+        steps = batches_in_pass(self.concepts, config.lora_batch_size, self._replay("lora"))
         for module in (self.image_head, self.text_head, self.text.tower):
             module.train()
         with kept_prefix(self.text, self.concepts.texts, config.tuned_blocks):
@@ -307,7 +306,7 @@ class Alignment:
 
     def _take_matched(self, original: Concepts, domains: Domains) -> None:
         """Let images and concepts that choose each other train beside the labelled ones."""
-        chosen_P, concept_P = self._matched(original, domains)
+        chosen_P, concept_P = self._matched(self.labelled, domains)
         self.pseudo_labels.append(len(chosen_P))
         self.concepts = replace(
             original,
@@ -326,7 +325,7 @@ class Alignment:
         return mutual_neighbours(image_ND[domains.unlabelled_M], text_KD, prototype_KD)
 
     def _contrast(self, batch: Batch, text_CD: Tensor) -> Tensor:
-        features_BF = self.read(batch.view_B, batch.image_B)
+        features_BF = self._features(batch)
         if self.terms is not None:
             features_BF = self.terms.labelled(features_BF, batch.place_B)
         image_BD = self.image_head(features_BF)
@@ -334,7 +333,19 @@ class Alignment:
         loss = concept_contrastive(read_BD, text_CD, batch.concept_B, temperature=self.config.temperature)
         if self.multitask is not None:
             loss = self.multitask.joined(loss, features_BF, image_BD, batch.place_B)
-        return loss if self.terms is None else loss + self.terms.loss(self.image_head, image_BD)
+        if self.terms is None:
+            return loss
+        own_BD = image_BD if self.auxiliary is None else image_BD[batch.image_B < self.auxiliary.replay.first]
+        return loss + self.terms.loss(self.image_head, own_BD)
+
+    def _features(self, batch: Batch) -> Tensor:
+        if self.auxiliary is None:
+            return self.read(batch.view_B, batch.image_B)
+        return self.auxiliary.read(self.read, batch.view_B, batch.image_B)
+
+    def _replay(self, phase: str) -> Replay | None:
+        """Return what is replayed in a phase. The one that auxiliary pairs begin goes through all alike."""
+        return None if self.auxiliary is None or phase == AUXILIARY_PHASE else self.auxiliary.replay
 
     def _options(self, phase: str, carried: Sequence[Carried]) -> FitOptions:
         wanted = self.config.optimisation
@@ -368,30 +379,5 @@ class Alignment:
 
     def _batches(self, phase: str, epoch: int, size: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self.seed, len(phase), epoch))
-        count = len(self.concepts.image_N)
-        for chosen in shuffled(count, size, seed=int(rng.integers(1 << 31))):
-            yield self._batch(chosen, rng)
-
-    def _batch(self, chosen: Tensor, rng: np.random.Generator) -> Batch:
-        """Draw the other concepts, a view of each image, and a caption of each concept."""
-        concepts = self.concepts
-        concept_B = concepts.concept_N[chosen]
-        chosen_C = _taking_part(concept_B, len(concepts), rng)
-        own = [concepts.captions[c] for c in chosen_C.tolist()]
-        return Batch(
-            place_B=chosen,
-            image_B=concepts.image_N[chosen],
-            view_B=torch.from_numpy(rng.integers(0, len(self.features_VNF), len(chosen))),
-            concept_B=torch.searchsorted(chosen_C, concept_B),
-            chosen_C=chosen_C,
-            caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in own]),
-        )
-
-
-def _taking_part(concept_B: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """Return ascending concepts: all of them, or the batch's with random others."""
-    if count <= MAX_CONCEPTS:
-        return torch.arange(count)
-    others = torch.from_numpy(rng.choice(count, MAX_CONCEPTS, replace=False))
-    everyone: Tensor = torch.unique(torch.cat([concept_B, others]))
-    return everyone
+        views = len(self.features_VNF)
+        return batches_of(self.concepts, size=size, views=views, rng=rng, replay=self._replay(phase))

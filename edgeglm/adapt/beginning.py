@@ -40,7 +40,8 @@ def begun_alignment(
     Args:
         config: What the stage trains.
         pairs: The images and their texts.
-        inputs: ``features``, ``text`` and perhaps ``pretraining``.
+        inputs: ``features``, ``text``, and perhaps ``pretraining`` and ``auxiliary-pairs`` with their
+            ``auxiliary-features``.
         scratch: A folder for the text tower's files.
         context: For its progress.
         seed: Of every draw.
@@ -54,6 +55,7 @@ def begun_alignment(
     import torch
 
     from edgeglm.adapt.alignment import Alignment
+    from edgeglm.adapt.auxiliary import auxiliary_beside
     from edgeglm.adapt.domains import Domains, refuse_leakage
     from edgeglm.adapt.meta import tasks_of
     from edgeglm.adapt.multitask import kinds_of
@@ -65,7 +67,15 @@ def begun_alignment(
     text = load_text_teacher(config.text, inputs["text"], scratch / "text", max_length=max_length)
     if "pretraining" in inputs:
         take_encoder(text.tower.encoder, inputs["pretraining"])
-    keep_entries(text, pairs.training_texts(), config.vocabulary, scratch / "kept")
+    auxiliary = None
+    if "auxiliary-features" in inputs:
+        others = PairSet.open(inputs["auxiliary-pairs"])
+        more = np.load(inputs["auxiliary-features"].path / "features.npy", mmap_mode="c")
+        auxiliary = auxiliary_beside(
+            concepts, len(pairs), others, torch.from_numpy(more), share=config.auxiliary.replay
+        )
+    trained = concepts.texts if auxiliary is None else auxiliary.concepts.texts
+    keep_entries(text, trained, config.vocabulary, scratch / "kept")
     first_state = first_state and multitask.reptile_rounds > 0
     return Alignment(
         torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
@@ -79,6 +89,7 @@ def begun_alignment(
         meta_tasks=tasks_of(pairs, concepts, multitask.reptile_over) if first_state else (),
         checkpoints=checkpoints,
         widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
+        auxiliary=auxiliary,
     )
 
 
@@ -109,7 +120,13 @@ _AFTER_TUNING = {*_AFTER_HEADS, "epochs"}
 _TUNING = {"tuning", "tuned_blocks", "tuned_rate", "virtual_tokens"}
 _LORA = {"epochs", "batch_size", "learning_rate", "rank", "alpha", "dropout", "targets"}
 _AFTER_WARM_UP = {*_AFTER_TUNING, *_TUNING, *(f"lora_{name}" for name in _LORA)}
-_LATER = {"warm-up": _AFTER_WARM_UP, "lora": _AFTER_TUNING, "heads": _AFTER_HEADS}
+_AFTER_AUXILIARY = {*_AFTER_WARM_UP, "warmup_epochs", "auxiliary.replay"}
+_LATER = {
+    "auxiliary": _AFTER_AUXILIARY,
+    "warm-up": _AFTER_WARM_UP,
+    "lora": _AFTER_TUNING,
+    "heads": _AFTER_HEADS,
+}
 
 
 def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from edgeglm.adapt.stages import FeaturesStage, TeacherStage
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
-from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.core.teacher_config import AuxiliaryConfig, PretrainingConfig
 from edgeglm.data.pairs import PairSet
 
 TUNABLE = "efficientnet-lite0"
@@ -50,7 +50,7 @@ class ImageTuningStage(Stage[TeacherConfig]):
             for name in config.__struct_fields__
             if name.startswith("lora_") or name in ("tuning", "tuned_blocks", "tuned_rate", "virtual_tokens")
         }
-        untuned |= {"lora_epochs": 0, "pretraining": PretrainingConfig()}
+        untuned |= {"lora_epochs": 0, "pretraining": PretrainingConfig(), "auxiliary": AuxiliaryConfig()}
         super().__init__(msgspec.structs.replace(config, **untuned))
         self.seed, self.max_length = seed, max_length
 

@@ -146,6 +146,12 @@ class FeaturesStage(Stage[FeaturesConfig]):
         return {"views": views, "images": count, "features": width, "widths": widths}
 
 
+class AuxiliaryFeaturesStage(FeaturesStage):
+    """Features of every view of every auxiliary image, where the recipe has any."""
+
+    name = "auxiliary-features"
+
+
 class TeacherStage(Stage[TeacherConfig]):
     """Aligned teacher.
 

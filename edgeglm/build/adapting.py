@@ -11,6 +11,7 @@ from typing import Any
 from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
 from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_inputs
 from edgeglm.adapt.stages import (
+    AuxiliaryFeaturesStage,
     BackbonesConfig,
     BackbonesStage,
     FeaturesConfig,
@@ -21,12 +22,13 @@ from edgeglm.adapt.stages import (
 from edgeglm.adapt.targets import require_targets
 from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
 from edgeglm.build.stage_memory import run_stage
-from edgeglm.build.unheard import require_heard_teacher
+from edgeglm.build.unheard import require_elsewhere, require_heard_teacher
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, Inputs, Stage, StageResult
-from edgeglm.data.sources import pairs_inputs, pairs_stage
+from edgeglm.data.auxiliary import AuxiliaryPairsConfig, AuxiliaryPairsStage
+from edgeglm.data.sources import auxiliary_inputs, pairs_inputs, pairs_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,12 @@ def adapt_teacher(
         raise UserError(f"{destination} is there already; choose another --output or move it away")
     store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
     require_heard_teacher(teacher)
+    require_elsewhere(teacher.auxiliary.icons, recipe.data)
     require_tunable(teacher)
     towers = teacher_inputs(teacher, store, progress)
     require_targets(teacher, towers["text"])
     corpus = pretraining_inputs(teacher, store, progress)
+    icons = auxiliary_inputs(teacher.auxiliary.icons, store, progress)
     results: list[StageResult] = []
 
     def done(stage: Stage[Any], inputs: Inputs) -> Artifact:
@@ -90,6 +94,13 @@ def adapt_teacher(
         tuning = ImageTuningStage(teacher, seed=seed, max_length=length)
         backbones = done(tuning, {**given, **images, "backbones": backbones})
         given["features"] = done(TunedFeaturesStage(views), {"pairs": pairs, "backbones": backbones})
+    if icons:
+        others = AuxiliaryPairsConfig(icons=teacher.auxiliary.icons)
+        more = done(AuxiliaryPairsStage(others), {"pairs": pairs, **icons})
+        given["auxiliary-pairs"] = more
+        given["auxiliary-features"] = done(
+            AuxiliaryFeaturesStage(views), {"pairs": more, "backbones": backbones}
+        )
     aligned = done(TeacherStage(teacher, seed=seed, max_length=length), given)
     evaluated = done(
         TeacherEvaluation(EvaluationConfig(seed=seed)),

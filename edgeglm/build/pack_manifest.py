@@ -63,6 +63,21 @@ def licence_of(name: str, provenance: Mapping[str, Any]) -> LicenceRecord:
     )
 
 
+def licences_of(inputs: Inputs, pairs: PairSet) -> list[LicenceRecord]:
+    """Return whom to credit for pictures: one's own pairs', and those of other domains if any were used."""
+    others = inputs.get("auxiliary-pairs")
+    return [
+        LicenceRecord(
+            name=entry.name,
+            version=entry.version,
+            licence=entry.licence,
+            attribution=entry.attribution,
+            url=entry.url,
+        )
+        for entry in (*pairs.licences, *(PairSet.open(others).licences if others is not None else ()))
+    ]
+
+
 def manifest_of(
     inputs: Inputs,
     pairs: PairSet,
@@ -74,16 +89,6 @@ def manifest_of(
     tried = quantize_report(inputs["quantize"])
     latency = latencies_of(inputs["latency"])
     target = resolved.target
-    licences = [
-        LicenceRecord(
-            name=entry.name,
-            version=entry.version,
-            licence=entry.licence,
-            attribution=entry.attribution,
-            url=entry.url,
-        )
-        for entry in pairs.licences
-    ]
     variants = tuple(
         VariantRecord(
             name=name,
@@ -116,7 +121,7 @@ def manifest_of(
         ),
         towers=_towers(inputs),
         stages=tuple(_stage_record(name, inputs[name]) for name in inputs),
-        licences=(*licences, *weights),
+        licences=(*licences_of(inputs, pairs), *weights),
         seeds={"recipe": recipe.seed},
     )
 

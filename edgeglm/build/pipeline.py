@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
 from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_assets, pretraining_files
 from edgeglm.adapt.stages import (
+    AuxiliaryFeaturesStage,
     BackbonesConfig,
     BackbonesStage,
     FeaturesConfig,
@@ -34,7 +35,7 @@ from edgeglm.build.reranker_stage import (
     RerankerStage,
     RerankerStageConfig,
 )
-from edgeglm.build.unheard import require_heard
+from edgeglm.build.unheard import require_elsewhere, require_heard
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
@@ -42,6 +43,7 @@ from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Stage
 from edgeglm.core.store import Store
+from edgeglm.data.auxiliary import AuxiliaryPairsConfig, AuxiliaryPairsStage, auxiliary_assets
 from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
     ImageStudentStage,
@@ -57,6 +59,8 @@ from edgeglm.targets.legality import legal_precisions
 from edgeglm.targets.schema import Target, resolve_target
 
 SEARCH = "data:student-search"
+#: What sources are for, as their names begin.
+ROOMS = ("data", "teacher", "student", "reading", "auxiliary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,7 @@ def plan_build(
         "teacher": teacher_assets(recipe.teacher),
         "student": student_assets(recipe.student),
         "reading": pretraining_assets(recipe.teacher),
+        "auxiliary": auxiliary_assets(recipe.teacher.auxiliary.icons),
     }
     needs = {
         room: {name: f"{room}:{name}" for name in assets if (room, name) != ("teacher", "text")}
@@ -147,7 +152,7 @@ def plan_build(
 def stage_names(recipe: Recipe, target: Target) -> list[str]:
     """Return the names of the stages in order, fetching nothing."""
     _require_consistent(recipe, target)
-    empty: dict[str, dict[str, str]] = {"data": {}, "teacher": {}, "student": {}, "reading": {}}
+    empty: dict[str, dict[str, str]] = {room: {} for room in ROOMS}
     return [node.name for node in _nodes(recipe, target, candidate_precisions(recipe, target), empty, {})]
 
 
@@ -161,6 +166,7 @@ def _require_consistent(recipe: Recipe, target: Target) -> None:
     """Raise UserError for a recipe that cannot work, whatever its files hold: before any is fetched."""
     require_heard(recipe)
     require_tunable(recipe.teacher)
+    require_elsewhere(recipe.teacher.auxiliary.icons, recipe.data)
     require_options(resolve_target(target, recipe.engine))
 
 
@@ -211,9 +217,20 @@ def _upstream(
             stage=TunedFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
             needs={"pairs": "pairs", "backbones": backbones},
         )
+    auxiliary = {}
+    if teacher.auxiliary.icons:
+        yield Node(
+            stage=AuxiliaryPairsStage(AuxiliaryPairsConfig(icons=teacher.auxiliary.icons)),
+            needs={"pairs": "pairs", **needs["auxiliary"]},
+        )
+        yield Node(
+            stage=AuxiliaryFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
+            needs={"pairs": "auxiliary-pairs", "backbones": backbones},
+        )
+        auxiliary = {name: name for name in ("auxiliary-pairs", "auxiliary-features")}
     yield Node(
         stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
-        needs={"pairs": "pairs", "features": features, "text": "teacher:text", **read},
+        needs={"pairs": "pairs", "features": features, "text": "teacher:text", **read, **auxiliary},
     )
     yield Node(
         stage=TeacherEvaluation(EvaluationConfig(seed=seed)),

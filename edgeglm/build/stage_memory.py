@@ -15,6 +15,8 @@ _LOWER = {
     "pretraining": "teacher.pretraining.batch_size or teacher.pretraining.max_length",
     "image-tuning": "teacher.image_blocks or teacher.views",
     "tuned-features": "teacher.views, or take a smaller teacher.image",
+    "auxiliary-pairs": "data.image_size, or name fewer teacher.auxiliary.icons",
+    "auxiliary-features": "teacher.views, or name fewer teacher.auxiliary.icons",
     "teacher": "teacher.views or data.concepts",
     "teacher-evaluation": "data.concepts",
     "targets": "student.corpus or data.concepts",

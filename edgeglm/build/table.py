@@ -27,6 +27,8 @@ STEPS: dict[str, tuple[str, ...]] = {
         "pretraining",
         "image-tuning",
         "tuned-features",
+        "auxiliary-pairs",
+        "auxiliary-features",
         "teacher",
         "teacher-evaluation",
     ),
@@ -34,7 +36,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "fp32": ("export", "export-evaluation"),
 }
 #: Stages that a recipe may do without.
-OPTIONAL = ("pretraining", "image-tuning", "tuned-features")
+OPTIONAL = ("pretraining", "image-tuning", "tuned-features", "auxiliary-pairs", "auxiliary-features")
 TITLES = {
     "teacher": "Teacher",
     "distil": "Student in torch",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeglm.core.errors import UserError
-from edgeglm.core.recipe import DomainConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.core.recipe import AuxiliaryConfig, DataConfig, DomainConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.data.auxiliary import auxiliary_assets
 from edgeglm.models.student_shapes import STUDENTS, student_shape
 
 
@@ -59,8 +62,27 @@ def require_heard_teacher(teacher: TeacherConfig) -> None:
             f"teacher.domain.pseudo_label_epochs is {domain.pseudo_label_epochs} and there are no rounds of "
             "pseudo-labels; set teacher.domain.pseudo_label_rounds above 0, or leave it out"
         )
+    auxiliary = teacher.auxiliary
+    if not auxiliary.icons and auxiliary != AuxiliaryConfig():
+        raise UserError(
+            "teacher.auxiliary has options and names no icons; set teacher.auxiliary.icons, such as "
+            '["game-icons"], or leave the table out'
+        )
     if teacher.ensemble == "scaled" and len(teacher.image) == 1:
         raise UserError(
             f"teacher.ensemble is 'scaled', and teacher.image is {teacher.image[0]} alone; name a second "
             "backbone in teacher.image, or leave teacher.ensemble out"
         )
+
+
+def require_elsewhere(icons: Sequence[str], data: DataConfig) -> None:
+    """Raise UserError for an auxiliary icon set that is unknown, or that the pairs themselves are made of."""
+    auxiliary_assets(tuple(icons))
+    if data.source != "icons":
+        return
+    for name in icons:
+        if name in (*data.labelled, data.target):
+            raise UserError(
+                f"teacher.auxiliary.icons names {name}, which data.labelled or data.target names too; "
+                "auxiliary pictures are of other domains, so take it out of one of them"
+            )

@@ -13,12 +13,12 @@ from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.core.reranker_config import RerankerConfig
 from edgeglm.core.section import Count, Fraction, Positive, Rate, Section, Seed
 from edgeglm.core.student_config import LossesConfig, StudentConfig
-from edgeglm.core.teacher_config import DomainConfig, OptimisationConfig, TeacherConfig
+from edgeglm.core.teacher_config import AuxiliaryConfig, DomainConfig, OptimisationConfig, TeacherConfig
 
 __all__ = [
-    "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig", "LossesConfig",
-    "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "RerankerConfig", "Section",
-    "StudentConfig", "TeacherConfig", "recipe_from_file", "recipe_from_toml", "toml_tree",
+    "AuxiliaryConfig", "DataConfig", "DomainConfig", "EngineConfig", "ExportConfig", "GateConfig",
+    "LossesConfig", "OptimisationConfig", "PackConfig", "QuantizeConfig", "Recipe", "RerankerConfig",
+    "Section", "StudentConfig", "TeacherConfig", "recipe_from_file", "recipe_from_toml", "toml_tree",
 ]  # fmt: skip
 
 if sys.version_info >= (3, 11):

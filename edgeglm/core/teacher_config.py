@@ -104,6 +104,23 @@ class PretrainingConfig(Section, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=8)] = 64
 
 
+class AuxiliaryConfig(Section, frozen=True, kw_only=True):
+    """Named icons of other domains that heads are trained on besides one's own pairs; by default none.
+
+    ``icons`` names icon sets of the catalogue (``game-icons``, ``healthicons``, ``pinhead`` and ``temaki``
+    draw some 8,000 things that no emoji is of). Before anything else the heads are trained on them and the
+    labelled pairs together for ``epochs`` passes: supervised pre-training on an intermediate task
+    (Phang et al., STILTs, 2018) by the contrast of CLIP. While the heads are trained on
+    features after that, ``replay`` is the share of each batch that is drawn from the icons, so that what
+    they taught is not forgotten (experience replay, Rolnick et al., 2019). An icon that says the name
+    of an unseen concept is never taken.
+    """
+
+    icons: tuple[str, ...] = ()
+    epochs: Positive = 20
+    replay: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.25
+
+
 class OptimisationConfig(Section, frozen=True, kw_only=True):
     """How the teacher's loops step; the defaults are a warm-up, a cosine, and nothing else.
 
@@ -135,7 +152,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the heads on
     frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it frozen), and
     the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images, ``multitask``
-    other things to learn, ``pretraining`` texts to read first.
+    other things to learn, ``pretraining`` texts to read first, ``auxiliary`` named icons of other domains.
 
     ``tuning`` says how the text tower is tuned in the second phase: ``lora`` (Hu et al., 2022), ``rslora``
     (Kalajdzievski, 2023), ``dora`` (Liu et al., 2024), ``ia3`` (Liu et al., 2022), ``bottleneck`` adapters
@@ -186,4 +203,5 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     domain: DomainConfig = DomainConfig()
     multitask: MultitaskConfig = MultitaskConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     optimisation: OptimisationConfig = OptimisationConfig()

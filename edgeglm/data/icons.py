@@ -17,9 +17,9 @@ from edgeglm.core.recipe import DataConfig, Section
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.categories import CATEGORIES_ASSET, Kinds, kind_of, kinds_from_emoji_json
 from edgeglm.data.concepts import CATALOGUE_STYLES, Concept, concepts_of
-from edgeglm.data.iconsets import IconSet, icon_set_from_json
+from edgeglm.data.icon_assets import icon_set_of, licence_of_set
 from edgeglm.data.languages import Spoken, spoken_in
-from edgeglm.data.pairs import KIND, Licence, Pair, PairSet, Role, empty_images, pixels_sha256, write_pairs
+from edgeglm.data.pairs import KIND, Pair, PairSet, Role, empty_images, pixels_sha256, write_pairs
 from edgeglm.data.rendering import rendered
 from edgeglm.data.splits import drawn_groups, hashed_order, joined_groups
 from edgeglm.data.tracks import folded, icon_tracks
@@ -60,6 +60,7 @@ class PairsStage(Stage[PairsConfig]):
         "edgeglm.data.categories",
         "edgeglm.data.concepts",
         "edgeglm.data.icons",
+        "edgeglm.data.icon_assets",
         "edgeglm.data.iconsets",
         "edgeglm.data.languages",
         "edgeglm.data.pairs",
@@ -88,7 +89,7 @@ class PairsStage(Stage[PairsConfig]):
         """Render every chosen icon and write the artifact. Returns counts and seconds."""
         data, seed = self.config.data, self.config.seed
         names = icon_asset_names(data)
-        sets = {name: _icon_set(name, inputs[name]) for name in names if name not in _NO_ICONS}
+        sets = {name: icon_set_of(name, inputs[name]) for name in names if name not in _NO_ICONS}
         drawn = concepts_of(sets)
         spoken = spoken_in(data.languages(), drawn, _annotations(inputs[KEYWORDS_ASSET], data))
         drawn = tuple(concept for concept in drawn if _captions(concept, spoken))
@@ -130,7 +131,9 @@ class PairsStage(Stage[PairsConfig]):
             "named": {said.language: sum(c.name in said.captions for c in concepts) for said in spoken},
             "tracks": {t.name: {"queries": len(t.queries), "gallery": len(t.gallery)} for t in tracks},
         }
-        licences = [_licence(name, inputs[name]) for name in names if name in (*_styles(data), *_NO_ICONS)]
+        licences = [
+            licence_of_set(name, inputs[name]) for name in names if name in (*_styles(data), *_NO_ICONS)
+        ]
         write_pairs(out, rows=rows, tracks=tracks, licences=licences, summary=summary)
         return {**summary, "render_seconds": round(seconds, 2)}
 
@@ -189,11 +192,6 @@ def _styles(data: DataConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*data.labelled, *([data.target] if data.target else []))))
 
 
-def _icon_set(name: str, asset: Artifact) -> IconSet:
-    members = catalogue()[name].members
-    return icon_set_from_json(asset_member(asset, members["icons"]), asset_member(asset, members["chars"]))
-
-
 def _annotations(asset: Artifact, data: DataConfig) -> dict[str, bytes]:
     members = catalogue()[KEYWORDS_ASSET].members
     return {language: asset_member(asset, members[language]) for language in data.languages()}
@@ -232,14 +230,3 @@ def _row(style: str, concept: Concept, role: Role, kinds: Kinds, captions: tuple
 def _copies_across_sides(rows: Sequence[Pair], digests: Sequence[str]) -> set[str]:
     held = {digest for row, digest in zip(rows, digests, strict=True) if row.role == "held"}
     return held & {digest for row, digest in zip(rows, digests, strict=True) if row.role != "held"}
-
-
-def _licence(name: str, asset: Artifact) -> Licence:
-    said = asset.provenance
-    return Licence(
-        name=name,
-        version=str(said.get("version", "")),
-        licence=str(said.get("licence", "as its source says")),
-        attribution=str(said.get("attribution", name)),
-        url=said.get("url"),
-    )

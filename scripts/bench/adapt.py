@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 from bench_store import CachedText, interval, newest, origin  # noqa: E402
 
-from edgeglm.adapt import alignment  # noqa: E402
+from edgeglm.adapt import alignment, batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.domains import Domains  # noqa: E402
 from edgeglm.adapt.stages import source_spec  # noqa: E402
@@ -94,15 +94,7 @@ def prepared(store: Store, scratch: Path) -> tuple[PairSet, torch.Tensor, Cached
     cached = scratch / "adapt-bench.pt"
     if not cached.exists():
         features = np.load(newest(store, "features").path / "features.npy", mmap_mode="r")
-        generator = torch.Generator().manual_seed(0)
-        random_FW = torch.randn(features.shape[2], WIDTH, generator=generator) / features.shape[2] ** 0.5
-        sample = features[0, ::3].astype(np.float32)
-        mean, std = sample.mean(0), sample.std(0) + 1e-3
-        projected = torch.empty(*features.shape[:2], WIDTH, dtype=torch.float16)
-        for view in range(features.shape[0]):
-            for start in range(0, features.shape[1], 512):
-                rows = ((features[view, start : start + 512] - mean) / std).clip(-8, 8).astype(np.float32)
-                projected[view, start : start + 512] = (torch.from_numpy(rows) @ random_FW).half()
+        projected = projected_as(features, features)
         texts = sorted(
             {text for row in pairs.rows for text in row.captions}
             | {query.text for track in pairs.tracks for query in track.queries}
@@ -113,6 +105,22 @@ def prepared(store: Store, scratch: Path) -> tuple[PairSet, torch.Tensor, Cached
             torch.save((projected, texts, tower.all_features(texts)), cached)
     projected, texts, features_TF = torch.load(cached)
     return pairs, projected, CachedText(texts, features_TF)
+
+
+def projected_as(
+    own: np.ndarray[Any, np.dtype[Any]], features: np.ndarray[Any, np.dtype[Any]]
+) -> torch.Tensor:
+    """Return features [V, N, WIDTH]: standardised as ``own`` would be, then projected by one matrix."""
+    generator = torch.Generator().manual_seed(0)
+    random_FW = torch.randn(own.shape[2], WIDTH, generator=generator) / own.shape[2] ** 0.5
+    sample = own[0, ::3].astype(np.float32)
+    mean, std = sample.mean(0), sample.std(0) + 1e-3
+    projected = torch.empty(*features.shape[:2], WIDTH, dtype=torch.float16)
+    for view in range(features.shape[0]):
+        for start in range(0, features.shape[1], 512):
+            rows = ((features[view, start : start + 512] - mean) / std).clip(-8, 8).astype(np.float32)
+            projected[view, start : start + 512] = (torch.from_numpy(rows) @ random_FW).half()
+    return projected
 
 
 def restricted(pairs: PairSet, styles: tuple[str, ...]) -> PairSet:
@@ -327,7 +335,7 @@ def main() -> None:
 
 def grid_runs(found: dict[str, Any], path: Path, seeds: int, scratch: Path) -> None:
     """Run what is missing of the comparison and keep each run in ``path``."""
-    alignment.MAX_CONCEPTS = OTHER_CONCEPTS
+    batches.MAX_CONCEPTS = OTHER_CONCEPTS
     pairs, features, text = prepared(Store(Path(os.environ["EDGEGLM_STORE"])), scratch)
     for seed in range(seeds):
         for setting, styles in SETTINGS.items():

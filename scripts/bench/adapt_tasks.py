@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 import adapt  # noqa: E402
 from bench_store import CachedText, Share, add_share, interval, kept_figures, origin  # noqa: E402
 
-from edgeglm.adapt import alignment  # noqa: E402
+from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.cleaning import by_patterns, cleaned  # noqa: E402
 from edgeglm.adapt.corpora import (  # noqa: E402
@@ -331,7 +331,7 @@ def main() -> None:
     if not options.table:
         found |= {"command": f"scripts/bench/adapt_tasks.py --seeds {options.seeds}", **origin()}
         found["seeds"] = options.seeds
-        alignment.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
+        batches.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
         store = Store(Path(os.environ["EDGEGLM_STORE"]))
         data = adapt.prepared(store, options.scratch)
         if options.only != "reading":

@@ -35,7 +35,7 @@ import adapt  # noqa: E402
 from adapt_tuning_page import BATCH, GPU_BATCH, table  # noqa: E402
 from bench_store import Share, add_share, kept_figures, newest, origin  # noqa: E402
 
-from edgeglm.adapt import alignment  # noqa: E402
+from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
 from edgeglm.adapt.stages import source_spec  # noqa: E402
@@ -174,7 +174,7 @@ def main() -> None:
                 "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
             }
         path.write_text(json.dumps(found, indent=1) + "\n")
-    alignment.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
+    batches.MAX_CONCEPTS = adapt.OTHER_CONCEPTS
     share = Share(options.share)
     for seed in range(options.seeds if options.only != "steps" else 0):
         for name, changed in wanted.items():

@@ -186,13 +186,3 @@ def test_without_lora_the_text_tower_stays_as_it_was(
     curve = alignment.curves["warm-up"]
     assert curve[-1] < 0.8 * curve[0]
     assert alignment.trainable == 0
-
-
-def test_of_very_many_concepts_those_of_the_batch_always_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MAX_CONCEPTS", 10)
-    own = torch.tensor([97, 3, 97])
-    chosen = room._taking_part(own, 100, np.random.default_rng(0))
-    assert {3, 97} <= set(chosen.tolist())
-    assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert 10 <= len(chosen) <= 12
-    assert room._taking_part(own, 10, np.random.default_rng(0)).tolist() == list(range(10))

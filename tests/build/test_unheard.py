@@ -15,6 +15,7 @@ def recipe(*overrides: str) -> Recipe:
 
 TEACHERS = [
     ("teacher.domain.pseudo_label_epochs=5", "set teacher.domain.pseudo_label_rounds above 0"),
+    ("teacher.auxiliary.epochs=5", "set teacher.auxiliary.icons, such as"),
     ("teacher.ensemble=scaled", "name a second backbone in teacher.image"),
 ]
 STUDENTS = [
