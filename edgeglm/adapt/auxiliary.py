@@ -81,4 +81,8 @@ def auxiliary_beside(
         texts=tuple(texts),
         captions=tuple(captions),
     )
-    return Auxiliary(features_VMF=features_VMF, concepts=joined, replay=Replay(first=count, share=share))
+    return Auxiliary(
+        features_VMF=features_VMF,
+        concepts=joined,
+        replay=Replay(first=count, concepts=len(concepts), share=share),
+    )

@@ -17,6 +17,8 @@ from edgeglm.train.loop import shuffled, steps_in
 
 #: Concepts contrasted at once; beyond it a step takes those of its batch and a random rest.
 MAX_CONCEPTS = 4096
+#: Of them, at most so many are of one's own where others are replayed.
+_OWN_SHARE = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,12 @@ class Replay:
 
     Attributes:
         first: Images from this index on are replayed, those before it are one's own.
+        concepts: How many concepts are one's own: the first ones.
         share: Of a batch.
     """
 
     first: int
+    concepts: int
     share: float
 
     def own(self, size: int) -> int:
@@ -66,7 +70,7 @@ def batches_of(
     for chosen in shuffled(len(place_own), replay.own(size), seed=seed):
         more = rng.choice(len(place_other), min(size - replay.own(size), len(place_other)), replace=False)
         places = torch.cat([place_own[chosen], place_other[torch.from_numpy(more)]])
-        yield drawn_batch(concepts, places, views=views, rng=rng)
+        yield drawn_batch(concepts, places, views=views, rng=rng, own=replay.concepts)
 
 
 def batches_in_pass(concepts: Concepts, size: int, replay: Replay | None = None) -> int:
@@ -76,10 +80,12 @@ def batches_in_pass(concepts: Concepts, size: int, replay: Replay | None = None)
     return steps_in(int((concepts.image_N < replay.first).sum()), replay.own(size))
 
 
-def drawn_batch(concepts: Concepts, chosen: Tensor, *, views: int, rng: np.random.Generator) -> Batch:
-    """Draw the other concepts, a view of each image, and a caption of each concept."""
+def drawn_batch(
+    concepts: Concepts, chosen: Tensor, *, views: int, rng: np.random.Generator, own: int = 0
+) -> Batch:
+    """Draw the other concepts, the first ``own`` of them before the rest, a view and a caption of each."""
     concept_B = concepts.concept_N[chosen]
-    chosen_C = _taking_part(concept_B, len(concepts), rng)
+    chosen_C = _taking_part(concept_B, len(concepts), rng, own=own)
     own = [concepts.captions[c] for c in chosen_C.tolist()]
     return Batch(
         place_B=chosen,
@@ -91,10 +97,17 @@ def drawn_batch(concepts: Concepts, chosen: Tensor, *, views: int, rng: np.rando
     )
 
 
-def _taking_part(concept_B: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """Return ascending concepts: all of them, or the batch's with random others."""
+def _taking_part(concept_B: Tensor, count: int, rng: np.random.Generator, *, own: int = 0) -> Tensor:
+    """Return ascending concepts: all of them, or the batch's with random others.
+
+    Names of one's own domain are told apart by each other: where most concepts are not one's own, those that
+    are come first.
+    """
     if count <= MAX_CONCEPTS:
         return torch.arange(count)
-    others = torch.from_numpy(rng.choice(count, MAX_CONCEPTS, replace=False))
+    near = min(own, int(_OWN_SHARE * MAX_CONCEPTS))
+    drawn = [rng.choice(own, near, replace=False)] if near else []
+    drawn.append(own + rng.choice(count - own, min(count - own, MAX_CONCEPTS - near), replace=False))
+    others = torch.from_numpy(np.concatenate(drawn))
     everyone: Tensor = torch.unique(torch.cat([concept_B, others]))
     return everyone

@@ -37,6 +37,17 @@ def test_of_very_many_concepts_those_of_the_batch_always_take_part(monkeypatch: 
     assert room._taking_part(own, 10, np.random.default_rng(0)).tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(("own", "near"), [(0, 0), (5, 5), (40, 15), (95, 15)])
+def test_ones_own_concepts_are_told_apart_by_each_other(
+    own: int, near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_CONCEPTS", 20)
+    chosen = room._taking_part(torch.tensor([97]), 100, np.random.default_rng(0), own=own)
+    assert int((chosen < own).sum()) == near, "three quarters, or all that there are"
+    assert 97 in chosen.tolist()
+    assert near + min(100 - own, 20 - near) <= len(chosen) <= near + min(100 - own, 20 - near) + 1
+
+
 @given(
     own=st.integers(1, 60),
     others=st.integers(1, 60),
@@ -47,7 +58,7 @@ def test_of_very_many_concepts_those_of_the_batch_always_take_part(monkeypatch: 
 def test_a_pass_goes_through_ones_own_images_once_and_replays_its_share(
     own: int, others: int, size: int, share: float, seed: int
 ) -> None:
-    concepts, replay = concepts_of(own, others), Replay(first=1000, share=share)
+    concepts, replay = concepts_of(own, others), Replay(first=1000, concepts=own, share=share)
     found = list(batches_of(concepts, size=size, views=3, rng=np.random.default_rng(seed), replay=replay))
     assert len(found) == batches_in_pass(concepts, size, replay)
     shown = torch.cat([batch.image_B for batch in found])
