@@ -86,14 +86,14 @@ def drawn_batch(
     """Draw the other concepts, the first ``own`` of them before the rest, a view and a caption of each."""
     concept_B = concepts.concept_N[chosen]
     chosen_C = _taking_part(concept_B, len(concepts), rng, own=own)
-    own = [concepts.captions[c] for c in chosen_C.tolist()]
+    said_C = [concepts.captions[c] for c in chosen_C.tolist()]
     return Batch(
         place_B=chosen,
         image_B=concepts.image_N[chosen],
         view_B=torch.from_numpy(rng.integers(0, views, len(chosen))),
         concept_B=torch.searchsorted(chosen_C, concept_B),
         chosen_C=chosen_C,
-        caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in own]),
+        caption_C=torch.tensor([captions[int(rng.integers(len(captions)))] for captions in said_C]),
     )
 
 

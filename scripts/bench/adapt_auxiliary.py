@@ -65,7 +65,8 @@ WAYS: dict[str, float | None] = {
     "icons first, a quarter replayed": 0.25,
     "icons first, half replayed": 0.5,
 }
-TEACHERS = {"no icons": None, "icons first, a quarter replayed": 0.25}
+#: Ways at full size; the recipe without icons and without further steps stands in adapt.md.
+TEACHERS = ("icons first, a quarter replayed", CONTROL, "icons first, then none")
 TITLES = {"heads": "", "pseudo-labelled": " + pseudo-labels"}
 
 
@@ -132,6 +133,12 @@ def run(
     return found
 
 
+def further_steps(pairs: PairSet, icons: PairSet, config: TeacherConfig) -> int:
+    """Return how many steps the phase on all named pictures has."""
+    count = len(Concepts.of(pairs).image_N) + len(icons)
+    return max(alignment.MIN_STEPS, AuxiliaryConfig().epochs * steps_in(count, config.batch_size))
+
+
 def _since(started: float) -> float:
     return round(time.process_time() - started, 1)
 
@@ -146,16 +153,13 @@ def compared(store: Store, found: dict[str, Any], options: argparse.Namespace) -
     for seed in range(options.seeds):
         for setting, styles in adapt.SETTINGS.items():
             ours = adapt.restricted(pairs, styles)
-            own = len(Concepts.of(ours).image_N)
-            size, epochs = adapt.CONFIG.batch_size, AuxiliaryConfig().epochs
-            further = max(alignment.MIN_STEPS, epochs * steps_in(own + len(icons), size))
             for name, replay in WAYS.items():
                 done = found["runs"].setdefault(setting, {}).setdefault(name, {})
                 if str(seed) in done or not share.takes():
                     continue
                 done[str(seed)] = run(
                     ours, features, text, adapt.CONFIG, seed, icons=icons, more=more, share=replay,
-                    further=further if name == CONTROL else 0,
+                    further=further_steps(ours, icons, adapt.CONFIG) if name == CONTROL else 0,
                 )  # fmt: skip
                 yield
 
@@ -163,21 +167,24 @@ def compared(store: Store, found: dict[str, Any], options: argparse.Namespace) -
 def recipes(store: Store, found: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
     """Train the teacher of the recipe with the icons and without."""
     icons, more = icons_beside(store, options.threads)
+    found["icons"] = icons.summary
     pairs = PairSet.open(newest(store, "pairs"))
     features = torch.from_numpy(np.load(newest(store, "features").path / "features.npy", mmap_mode="c"))
     source = fetch_asset(source_spec(TeacherConfig().text), store, QuietProgress())
     share = Share(options.share)
     for seed in range(options.seeds):
-        for name, replay in TEACHERS.items():
+        for name in TEACHERS:
             for setting, styles in adapt.SETTINGS.items():
                 done = found["recipe"].setdefault(setting, {}).setdefault(name, {})
                 if str(seed) in done or not share.takes():
                     continue
+                config, ours = TeacherConfig(), adapt.restricted(pairs, styles)
                 with store.scratch() as folder:
-                    text = load_text_teacher(TeacherConfig().text, source, folder / "text", max_length=32)
+                    text = load_text_teacher(config.text, source, folder / "text", max_length=32)
                     done[str(seed)] = run(
-                        adapt.restricted(pairs, styles), features, text, TeacherConfig(), seed, icons=icons,
-                        more=torch.from_numpy(more), share=replay, threads=options.threads,
+                        ours, features, text, config, seed, icons=icons, more=torch.from_numpy(more),
+                        share=WAYS[name], threads=options.threads,
+                        further=further_steps(ours, icons, config) if name == CONTROL else 0,
                     )  # fmt: skip
                 yield
 
@@ -194,9 +201,8 @@ def page(found: dict[str, Any]) -> str:
         f"{icons['images']:,} icons with {icons['concepts']:,} names from {', '.join(ICONS)}: no emoji, most "
         f"of one colour. {left['says an unseen name']} icons that say all words of the name of an unseen "
         f"concept were left out, and {left['is worded as a query']} that are called as a query is worded. "
-        "mAP@10, "
-        "target twemoji (gallery of 1,652; unseen concepts: gallery of 165), mean over seeds with the 95 % "
-        "interval of Student's t; in brackets, each picture by the mean of its plain view and three "
+        "mAP@10, target twemoji (gallery of 1,652; unseen concepts: gallery of 165), mean over seeds with "
+        "the 95 % interval of Student's t; in brackets, each picture by the mean of its plain view and three "
         f"augmented copies. {ONE_RELEVANT_NOTE}",
     ]
     sections = {

@@ -39,10 +39,11 @@ from edgeglm.adapt.stages import teacher_inputs
 from edgeglm.build.shipped import load_recipe
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.store import Store, default_store_root
-from edgeglm.data.sources import pairs_inputs
+from edgeglm.data.sources import auxiliary_inputs, pairs_inputs
 recipe, store, quiet = load_recipe({recipe!r}), Store(default_store_root()), QuietProgress()
 pairs_inputs(recipe.data, store, quiet)
 teacher_inputs(recipe.teacher, store, quiet)
+auxiliary_inputs(recipe.teacher.auxiliary.icons, store, quiet)
 """
 
 
