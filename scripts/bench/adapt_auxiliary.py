@@ -196,8 +196,6 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# A teacher that learns named icons of other domains first",
         "",
-        f"Made by `{found['command']}` at commit {found['commit']} on {found['machine']}.",
-        "",
         f"{icons['images']:,} icons with {icons['concepts']:,} names from {', '.join(ICONS)}: no emoji, most "
         f"of one colour. {left['says an unseen name']} icons that say all words of the name of an unseen "
         f"concept were left out, and {left['is worded as a query']} that are called as a query is worded. "
@@ -212,7 +210,10 @@ def page(found: dict[str, Any]) -> str:
         "in the recipe `auxiliary`, and without.",
     }
     for part, said in sections.items():
-        lines += ["", said]
+        if part not in found["made"]:
+            continue
+        made = found["made"][part]
+        lines += ["", f"{said} Made by `{made['command']}` at commit {made['commit']} on {made['machine']}."]
         for setting in adapt.SETTINGS:
             rows = found[part].get(setting, {})
             if not rows:
@@ -252,9 +253,11 @@ def main() -> None:
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_auxiliary.json"
-    found = kept_figures(path, options.merge) or {"runs": {}, "recipe": {}}
+    found = kept_figures(path, options.merge) or {"made": {}, "runs": {}, "recipe": {}}
+    part = "recipe" if options.recipe else "runs"
     if not options.table:
-        found |= {"command": "scripts/bench/adapt_auxiliary.py", **origin()}
+        command = f"scripts/bench/adapt_auxiliary.py{' --recipe' if options.recipe else ''}"
+        found["made"][part] = {"command": command, **origin()}
         store = Store(Path(os.environ["EDGEGLM_STORE"]))
         for _ in (recipes if options.recipe else compared)(store, found, options):
             path.write_text(json.dumps(found, indent=1) + "\n")
