@@ -64,8 +64,9 @@ class OnnxRuntimeEngine(Engine):
         io_binding: bool = False,
         name: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise UserError(f"threads is {threads}; give at least 1")
+        given: object = threads  # whatever a caller without types may give
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            raise UserError(f"threads is {given!r}; give a whole number of at least 1")
         if optimization not in _LEVELS:
             raise unknown_name("optimisation level", optimization, _LEVELS)
         self.path = Path(path)
