@@ -160,20 +160,6 @@ class Generation:
         if not self.inference.remove(request):
             self.preparation.remove(request)
 
-    def evict(self, priority: int) -> Request | None:
-        """Take out the least urgent request that waits, for an engine or for preparation.
-
-        None if none is less urgent than ``priority``.
-        """
-        waiting = [
-            (worst.priority, worst.number, crew) for crew in self.crews if (worst := crew.least_urgent())
-        ]
-        waiting.sort(key=lambda one: one[:2], reverse=True)
-        for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
-            if victim := crew.evict(priority):
-                return victim
-        return None
-
     def clear(self) -> None:
         """Take out all that wait: what is to fail shall cost no engine's time."""
         for crew in self.crews:
@@ -212,10 +198,12 @@ class Generation:
             if crew.alive:
                 waits.append(self._left.setdefault(crew.name, self._loop.create_future()))
             crew.stop()
-        if waits:
-            await asyncio.wait(waits, timeout=self._config.hang_after)
-        self._mail.close()
-        self.source.close()
+        try:
+            if waits:
+                await asyncio.wait(waits, timeout=self._config.hang_after)
+        finally:  # also where it is cancelled, as a second Ctrl-C does
+            self._mail.close()
+            self.source.close()
 
     def _replace(self, crew: Crew, count: int) -> None:
         """Make up for workers that were given up, unless there were too many in their crew.
@@ -256,6 +244,24 @@ class Generation:
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         """Run a function in the event loop; called by workers."""
         self._mail.post(function, *arguments)
+
+
+def evicted(generations: Sequence[Generation], priority: int) -> Request | None:
+    """Take out the least urgent request that waits, for an engine or for preparation, in any generation.
+
+    None if none is less urgent than ``priority``.
+    """
+    waiting = [
+        (worst.priority, worst.number, crew)
+        for generation in generations
+        for crew in generation.crews
+        if (worst := crew.least_urgent())
+    ]
+    waiting.sort(key=lambda one: one[:2], reverse=True)
+    for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
+        if victim := crew.evict(priority):
+            return victim
+    return None
 
 
 def requests_of(generations: Sequence[Generation]) -> list[Request]:

@@ -24,10 +24,10 @@ import numpy.typing as npt
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.admission import Admission
 from edgeglm.runtime.closing import Signals
-from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.config import RunnerConfig, is_number
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.ends import Ends, embedding, overloaded
-from edgeglm.runtime.generation import Generation, requests_of
+from edgeglm.runtime.generation import Generation, evicted, requests_of
 from edgeglm.runtime.ledger import Ledger, RunnerStats
 from edgeglm.runtime.opening import Source, opened_source
 from edgeglm.runtime.requests import (
@@ -230,7 +230,7 @@ class Runner:
         generation, loop = self._usable()
         if not isinstance(priority, int):
             raise UserError(f"the priority is {priority!r}; give a whole number, such as Priority.HIGH")
-        if deadline is not None and not isinstance(deadline, (int, float)):
+        if deadline is not None and not is_number(deadline):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
         try:
@@ -274,16 +274,20 @@ class Runner:
     def _check(self, request: Request, generation: Generation) -> None:
         if generation.broken is not None:
             raise EngineFailedError(str(generation.broken))  # a new one: each caller adds its traceback
-        if request.sample is None:
+        if request.sample is not None:
+            generation.contract(request.tower).place(request)
+        elif request.raw is not None:
             generation.check_raw(request.tower)
         else:
-            generation.contract(request.tower).place(request)
+            generation.contract(request.tower)
+            raise UserError(
+                f"tower {request.tower!r} got None; give a text, an image, or {{input name: array}} to infer"
+            )
 
     async def _wait_for_place(self, request: Request) -> None:
         """Get a place in a full runner, in the user's chosen way."""
         if self.config.when_full == "shed":
-            assert self._current is not None
-            victim = self._current.evict(request.priority)
+            victim = evicted(self._generations, request.priority)
             if victim is not None:
                 self._ends.fail(victim, overloaded(self.config.capacity), count="shed")
             if victim is None or not self._admission.admit():

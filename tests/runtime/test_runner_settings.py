@@ -24,6 +24,9 @@ NAN = float("nan")
     [
         ({"capacity": 1.5}, "capacity is 1.5; give a whole number of at least 1"),
         ({"instances": 0}, "instances is 0; give a whole number of at least 1"),
+        ({"instances": True}, "instances is True; give a whole number of at least 1"),
+        ({"hang_after": True}, "hang_after is True; give seconds above 0"),
+        ({"drain_timeout": True}, "drain_timeout is True; give seconds, 0 or more, or None"),
         ({"threads": "two"}, "threads is 'two'; give a whole number of at least 1"),
         ({"max_replacements": -1}, "max_replacements is -1; give a whole number of at least 0"),
         ({"hang_after": "x"}, "hang_after is 'x'; give seconds above 0"),
@@ -121,6 +124,7 @@ def test_a_tower_that_is_no_name_is_the_callers_error_and_the_names_are_told(tow
         {"priority": None},
         {"deadline": "soon"},
         {"deadline": NAN},
+        {"deadline": True},
         {"deadline": 10**400},
         {"deadline": -(10**400)},
     ],
@@ -146,6 +150,19 @@ def test_a_sample_that_is_no_mapping_is_the_callers_error():
         async with runner(Doubler()) as served:
             with pytest.raises(UserError, match="a sample is a list; give "):
                 await served.infer("double", [sample(1)])  # type: ignore[arg-type]
+
+    run(main)
+
+
+def test_nothing_in_place_of_an_input_is_told_what_to_give():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            words = "tower 'double' got None; give a text, an image, or {input name: array} to infer"
+            with pytest.raises(UserError, match=words):
+                await served.infer("double", None)  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="unknown tower 'doubel'"):
+                await served.infer("doubel", None)  # type: ignore[arg-type]
+            assert served.stats().held == 0
 
     run(main)
 
