@@ -205,6 +205,14 @@ class Generation:
             self._mail.close()
             self.source.close()
 
+    def abandon(self) -> None:
+        """Let the crews leave where the event loop is closed, and nobody can wait for them."""
+        self.clear()
+        for crew in self.crews:
+            crew.stop()
+        self._mail.close()
+        self.source.close()
+
     def _replace(self, crew: Crew, count: int) -> None:
         """Make up for workers that were given up, unless there were too many in their crew.
 

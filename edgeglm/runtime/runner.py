@@ -158,12 +158,15 @@ class Runner:
         """Refuse what is new, answer what was accepted, and give everything back.
 
         What is not answered within ``drain_timeout`` ends with RunnerClosedError. May be called again, also
-        after it was cancelled.
+        after it was cancelled, and from anywhere once the runner's own loop is closed.
         """
         home = self._home
         if home is None or home.forked:
             self._state = "closed"  # in a forked child there is nothing to close
         if home is None or self._state == "closed":
+            return
+        if home.loop.is_closed():
+            self._abandon()
             return
         home.check("close it in that loop")
         self._state = "closing"
@@ -358,6 +361,13 @@ class Runner:
             self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
+        self._state = "closed"
+
+    def _abandon(self) -> None:
+        """Give everything back where the loop has ended, and with it whoever waited for an answer."""
+        for generation in self._generations:
+            generation.abandon()
+        self._generations.clear()
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

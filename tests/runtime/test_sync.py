@@ -100,6 +100,14 @@ def test_one_input_where_a_list_belongs_is_not_taken_for_a_list_of_its_letters(o
         assert served.stats().accepted == 0
 
 
+def test_what_is_no_list_is_the_callers_error():
+    with script(Words()) as served:
+        with pytest.raises(UserError, match="embed_texts got a NoneType; give a list of texts"):
+            served.embed_texts(None)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="embed_images got a int; give a list of images"):
+            served.embed_images(5)  # type: ignore[arg-type]
+
+
 def test_a_runner_may_be_left_twice():
     served = script(Words())
     with served:
