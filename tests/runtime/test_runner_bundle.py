@@ -101,7 +101,12 @@ def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
             expected = [None, "text is empty", "text is a int"]
-            expected += ["text is a NoneType", "", None, "over the limit of 40960; shorten it"]
+            expected += [
+                "tower 'text' got None; give a text",
+                "",
+                None,
+                "over the limit of 40960; shorten it",
+            ]
             expected += ["not an image", "more than"]
             expected += ["nowhere.png", "an image is a str; give the bytes", None]
             answers = await ended(
