@@ -116,10 +116,16 @@ class OnnxRuntimeEngine(Engine):
         if self.io_binding:
             with self._lock:
                 if self._bound is None:
-                    raise UserError(f"{self.name} was closed during a call; open it again")
+                    raise self._closed_meanwhile()
                 return self._bound.run(feeds)
-        outputs: list[Array] = self._session.run(None, dict(feeds))
+        session = self._session
+        if session is None:
+            raise self._closed_meanwhile()
+        outputs: list[Array] = session.run(None, dict(feeds))
         return outputs
+
+    def _closed_meanwhile(self) -> UserError:
+        return UserError(f"{self.name} was closed during a call; open it again")
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Return ``{output name: array}`` for one batch. Raises UserError for feeds that do not fit."""

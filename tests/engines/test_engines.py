@@ -112,14 +112,17 @@ def test_wrong_options_name_the_right_ones(model: Path) -> None:
         OnnxRuntimeEngine(model, optimization="most")  # type: ignore[arg-type]
 
 
-def test_an_engine_that_is_closed_says_so(model: Path) -> None:
-    engine = OnnxRuntimeEngine(model, threads=1)
+@pytest.mark.parametrize("io_binding", [False, True])
+def test_an_engine_that_is_closed_says_so(model: Path, io_binding: bool) -> None:
+    engine = OnnxRuntimeEngine(model, threads=1, io_binding=io_binding)
     with pytest.raises(UserError, match="not loaded"):
         engine.infer(feeds())
     with engine:
         engine.infer(feeds())
     with pytest.raises(UserError, match="not loaded"):
         engine.infer(feeds())
+    with pytest.raises(UserError, match="was closed during a call; open it again"):
+        engine.infer_checked(feeds())  # whoever was past the checks as it was closed
     engine.close()
 
 
