@@ -28,7 +28,8 @@ class RunnerConfig:
         threads: Threads inside an operator, for each engine.
         preparation_threads: Threads that tokenise and decode while engines run.
         batching: When requests become a batch: one policy for all towers, or one a tower.
-        length_buckets: Lengths up to which texts share a batch; chosen from the bundle for None.
+        length_buckets: Lengths up to which texts share a batch, the last one that of the longest text; chosen
+            from the bundle for None.
         capacity: The most requests held at a time, waiting and running together. Each keeps its prepared
             input: 0.6 MB for a picture of 224 px.
         when_full: ``wait`` lets a caller wait for a place; ``shed`` refuses at once with OverloadedError,

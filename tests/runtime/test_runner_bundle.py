@@ -170,6 +170,13 @@ def test_length_buckets_rise_to_the_longest_and_waste_at_most_a_third(longest: i
 def test_buckets_that_cannot_hold_the_longest_text_are_refused(bundle):
     with pytest.raises(UserError, match="add a bucket of 5"):
         sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 4))
+    with pytest.raises(UserError, match=r"\(5, 2\) do not rise from 1; sort them"):
+        sources_from_bundle(bundle, engine=colour_engine, length_buckets=(5, 2))
+
+
+def test_a_bucket_that_is_longer_than_any_text_is_refused_and_does_not_fail_in_the_engine(bundle):
+    with pytest.raises(UserError, match="is 1000 and texts have up to 5 ids; let 5 be the longest"):
+        sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 1000))
 
 
 @pytest.mark.parametrize(
