@@ -48,7 +48,7 @@ def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], word
         RunnerConfig(**settings)
 
 
-@pytest.mark.parametrize("sizes", [(1.5,), ("4",), None, 4])
+@pytest.mark.parametrize("sizes", [(1.5,), ("4",), (True,), None, 4])
 def test_preferred_batch_sizes_that_are_no_whole_numbers_are_refused(sizes: Any):
     with pytest.raises(UserError, match=r"preferred.batch.size.*; give "):
         BatchPolicy(preferred_batch_sizes=sizes)
@@ -59,7 +59,15 @@ def test_a_tower_with_lengths_that_are_no_numbers_is_refused():
         TowerSource(engine=Doubler(), ragged={"x": 0}, length_buckets=(8, "a"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [{"max_batch_size": 1.5}, {"max_queue_delay_microseconds": NAN}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_batch_size": 1.5},
+        {"max_batch_size": True},
+        {"max_queue_delay_microseconds": NAN},
+        {"max_queue_delay_microseconds": False},
+    ],
+)
 def test_a_batch_policy_that_makes_no_sense_is_refused(settings: dict[str, Any]):
     with pytest.raises(UserError, match="give a whole number"):
         BatchPolicy(**settings)
