@@ -214,11 +214,18 @@ class Runner:
         return self._state in ("closing", "closed")
 
     def stats(self) -> RunnerStats:
-        """Say what was done so far."""
+        """Say what was done so far. Raises UserError in a forked child."""
+        if self._home is not None:
+            self._home.check_process()
         return self._ledger.stats(self._generations, self._admission.held)
 
     def times(self) -> StageTimes:
-        """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower)."""
+        """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower).
+
+        Raises UserError in a forked child.
+        """
+        if self._home is not None:
+            self._home.check_process()
         return self._ledger.times(self._generations)
 
     async def _answer(

@@ -301,6 +301,45 @@ def test_a_forked_child_is_told_instead_of_waiting_for_threads_it_does_not_have(
     assert result.stdout == "parent answered\n", result.stderr
 
 
+_FORK_UNDER_A_LOCK = """
+import asyncio, os, signal
+from tests.runtime.faults import Doubler, doubled, runner
+from edgeglm.core.errors import UserError
+
+async def main():
+    async with runner(Doubler()) as served:
+        await doubled(served, 1)
+        child = os.fork()
+        if child == 0:
+            served._current.inference._lock.acquire()  # as a worker may have held it in that moment
+            signal.alarm(10)
+            for books in (served.stats, served.times):
+                try:
+                    books()
+                except UserError as error:
+                    assert "before a fork" in str(error), error
+                else:
+                    os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        print(served.stats().answered)
+
+asyncio.run(main())
+"""
+
+
+def test_the_books_of_a_runner_do_not_hang_in_a_forked_child(repository: Path):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORK_UNDER_A_LOCK],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.stdout == "1\n", result.stderr
+
+
 def test_a_call_that_hangs_for_ever_does_not_keep_the_process_alive(repository: Path):
     result = subprocess.run(
         [sys.executable, "-c", _HUNG_EXIT], cwd=repository, capture_output=True, text=True, timeout=15
