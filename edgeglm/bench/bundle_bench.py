@@ -22,6 +22,8 @@ from edgeglm.runtime.runner import Runner
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = ("image", "text")
 _PROBE_SECONDS = 1.0
+_WEEK = 7 * 86_400  # seconds
+_MOST_QUERIES = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,12 @@ class BenchConfig:
     runner: RunnerConfig = field(default_factory=RunnerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "bound_ms"):
+        for name, most in (("seconds", _WEEK), ("bound_ms", _WEEK * 1000)):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise UserError(f"{name} is {value}; give a finite number above 0")
+            if value > most:
+                raise UserError(f"{name} is {value}, longer than a week; give at most {most}")
         if (self.rate is not None) != (self.scenario == "server"):
             raise UserError(
                 "the server scenario, and only that one, needs a rate; "
@@ -56,6 +60,11 @@ class BenchConfig:
             )
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UserError(f"rate is {self.rate}; give queries a second, finite and above 0")
+        if self.rate is not None and self.rate * self.seconds > _MOST_QUERIES:
+            raise UserError(
+                f"{self.rate:g} queries a second for {self.seconds:g} s are more than the {_MOST_QUERIES:,} "
+                "that LoadGen can make ready in memory; lower --rate or --seconds"
+            )
 
 
 async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement:

@@ -150,30 +150,24 @@ async def _answer(lib: Any, ask: Ask, tally: _Tally, query: Sequence[tuple[int, 
     tally.started = tally.started or since
     tally.queries += 1
 
-    async def one(identity: int, index: int) -> None:
+    async def one(identity: int, index: int) -> float:
         try:
             await ask(index)
         except Exception as error:  # LoadGen would wait for ever: it is told, and the run fails at its end
             tally.errors.append(error)
-        tally.ended = time.perf_counter()
+        tally.ended = ended = time.perf_counter()
         tally.samples += 1
-        if tally.scenario == "offline":
-            tally.latencies_ms.append((tally.ended - since) * 1e3)
-        elif len(query) == 1:
-            _note(tally, since)
+        if tally.scenario == "offline" or len(query) == 1:
+            tally.latencies_ms.append((ended - since) * 1e3)
         lib.QuerySamplesComplete([lib.QuerySampleResponse(identity, 0, 0)])
+        return ended
 
     if len(query) == 1:
         await one(*query[0])
         return
-    *others, last = [asyncio.ensure_future(one(*sample)) for sample in query]
-    await asyncio.gather(*others, last)
-    if tally.scenario != "offline":
-        _note(tally, since)
-
-
-def _note(tally: _Tally, since: float) -> None:
-    tally.latencies_ms.append((time.perf_counter() - since) * 1e3)
+    ends = await asyncio.gather(*(one(*sample) for sample in query))
+    if tally.scenario != "offline":  # LoadGen has sent the next query by now: that is no part of this one
+        tally.latencies_ms.append((max(ends) - since) * 1e3)
 
 
 async def _started(lib: Any, load: Load, issue: Callable[[Any], None], folder: Path) -> None:

@@ -14,6 +14,7 @@ from edgeglm.core.errors import UserError
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
 SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "offline")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+FIGURES = (*PERCENTILES, "mean", "max")
 SHORT = "short run"
 CLOCK = (
     "a query counts from LoadGen's call of Python, which may have waited for the interpreter; "
@@ -98,13 +99,18 @@ def figure_words(value: float, digits: int = 3) -> str:
 def measurement_from_file(path: Path) -> Measurement:
     """Read what ``edgeglm bench --output`` wrote. Raises UserError when it is something else."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Measurement)
+        found = msgspec.json.decode(path.read_bytes(), type=Measurement)
     except FileNotFoundError:
         raise UserError(f"there is no measurement at {path}; write one with edgeglm bench --output") from None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a measurement: {error}; write one with edgeglm bench --output"
         ) from error
+    if missing := [name for name in FIGURES if name not in found.latency_ms]:
+        raise UserError(f"{path} has no {', '.join(missing)}; write one with edgeglm bench --output")
+    if len(found.curve_ms) < 2:
+        raise UserError(f"{path} has no curve to draw; write one with edgeglm bench --output")
+    return found
 
 
 def check_alike(before: Measurement, *, scenario: str, tower: str) -> None:

@@ -79,11 +79,7 @@ def command(
     from edgeglm.runtime.batch_queue import BatchPolicy
     from edgeglm.runtime.config import RunnerConfig
 
-    for path in (output, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"there is no folder for {path}; choose a folder that is there")
-        if path is not None and path.is_dir():
-            raise UserError(f"{path} is a folder; give the name of a file in it")
+    _check_files(output, plot, bundle)
     if other is not None and (compare is None or bundle is not None):
         raise UserError("--with takes the place of a run; give --compare too, and no bundle")
     if other is None and bundle is None:
@@ -123,6 +119,21 @@ def command(
         _write(output, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     if plot is not None:
         _write(plot, svg_from_measurement(found).encode())
+
+
+def _check_files(output: Path | None, plot: Path | None, bundle: Path | None) -> None:
+    """Raise UserError where a result cannot be written, or would take the place of something else."""
+    for path in (output, plot):
+        if path is None:
+            continue
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"there is no folder for {path}; choose a folder that is there")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the name of a file in it")
+        if bundle is not None and path.resolve().is_relative_to(bundle.resolve()):
+            raise UserError(f"{path} lies in the bundle, which would be damaged; choose a place outside it")
+    if output is not None and plot is not None and output.resolve() == plot.resolve():
+        raise UserError(f"--plot would overwrite {output}, the measurement; give it a name of its own")
 
 
 def _leave() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +27,7 @@ Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 WHITE = (255, 255, 255)
 # A decoder must not be made to fill the memory by a file of a few kilobytes.
 MAX_PIXELS = 100_000_000
+_MAX_BYTES = 8 * MAX_PIXELS  # no file whose pixels are all wanted needs more, uncompressed
 _BAND = 2**22  # pixels that are converted at once
 
 
@@ -68,6 +71,8 @@ def decoded_image(
                     raise UserError(
                         f"{where} has {width} x {height} pixels, more than {max_pixels}; give a smaller one"
                     )
+                if image.format == "EPS":  # Pillow would start Ghostscript on whatever a stranger sent
+                    raise UserError(f"{where} is a PostScript program; give a PNG, JPEG or WebP")
                 image.seek(0)
                 image.load()
                 _turn_upright(image)
@@ -100,12 +105,18 @@ def _turn_upright(image: Image) -> None:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size, is_file = (state := os.fstat(file.fileno())).st_size, stat.S_ISREG(state.st_mode)
+            # What is no file, such as a device, has no size and may have no end.
+            data = file.read(None if is_file else _MAX_BYTES + 1) if size <= _MAX_BYTES else b""
     except FileNotFoundError:
         raise UserError(f"no image at {path}; give the path of an image file") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}; give the path of an image file") from error
+    if size > _MAX_BYTES or len(data) > _MAX_BYTES:
+        raise UserError(f"{path} has more than {_MAX_BYTES} bytes; give an image file of a usual size")
+    return data
 
 
 def pixels_from_image(

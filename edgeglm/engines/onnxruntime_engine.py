@@ -64,8 +64,9 @@ class OnnxRuntimeEngine(Engine):
         io_binding: bool = False,
         name: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise UserError(f"threads is {threads}; give at least 1")
+        given: object = threads  # whatever a caller without types may give
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            raise UserError(f"threads is {given!r}; give a whole number of at least 1")
         if optimization not in _LEVELS:
             raise unknown_name("optimisation level", optimization, _LEVELS)
         self.path = Path(path)
@@ -115,10 +116,16 @@ class OnnxRuntimeEngine(Engine):
         if self.io_binding:
             with self._lock:
                 if self._bound is None:
-                    raise UserError(f"{self.name} was closed during a call; open it again")
+                    raise self._closed_meanwhile()
                 return self._bound.run(feeds)
-        outputs: list[Array] = self._session.run(None, dict(feeds))
+        session = self._session
+        if session is None:
+            raise self._closed_meanwhile()
+        outputs: list[Array] = session.run(None, dict(feeds))
         return outputs
+
+    def _closed_meanwhile(self) -> UserError:
+        return UserError(f"{self.name} was closed during a call; open it again")
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Return ``{output name: array}`` for one batch. Raises UserError for feeds that do not fit."""

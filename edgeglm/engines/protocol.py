@@ -124,6 +124,12 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds, engine: str) -> Non
 
     A symbolic dimension must have one size wherever its name recurs among the inputs.
     """
+    given: object = feeds  # whatever a caller without types may give
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"{engine}: the feeds are a {type(given).__name__}; give {{input name: array}}, "
+            f"it takes {_listed(specs)}"
+        )
     expected = {spec.name for spec in specs}
     if missing := sorted(expected - set(feeds)):
         raise UserError(f"{engine}: no feed for {', '.join(missing)}; it takes {_listed(specs)}")

@@ -36,9 +36,9 @@ class BatchPolicy:
     def __post_init__(self) -> None:
         most: object = self.max_batch_size  # whatever a caller without types may give
         delay: object = self.max_queue_delay_microseconds
-        if not isinstance(most, int) or most < 1:
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
             raise UserError(f"max_batch_size is {most!r}; give a whole number of at least 1")
-        if not isinstance(delay, int) or delay < 0:
+        if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
             raise UserError(f"max_queue_delay_microseconds is {delay!r}; give a whole number, 0 or more")
         if delay > _LONGEST_DELAY:
             raise UserError(
@@ -50,7 +50,7 @@ class BatchPolicy:
                 f"preferred_batch_sizes is {sizes!r}; give whole numbers in a tuple, such as (4, 8)"
             )
         for size in sizes:
-            if not isinstance(size, int):
+            if not isinstance(size, int) or isinstance(size, bool):
                 raise UserError(f"preferred batch size {size!r} is no whole number; give one, such as 4")
             if not 1 <= size <= self.max_batch_size:
                 raise UserError(

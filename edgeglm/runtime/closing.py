@@ -27,7 +27,10 @@ class Signals:
 
     def on(self, loop: asyncio.AbstractEventLoop, number: signal.Signals, do: Callable[[], object]) -> None:
         """Let a signal do something in the loop. Raises UserError where a loop cannot watch for signals."""
-        former = signal.getsignal(number)
+        try:
+            former = signal.getsignal(number)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{number!r} is no signal; give one, such as signal.SIGTERM") from error
         try:
             loop.add_signal_handler(number, _arrived, loop, number)
         except (NotImplementedError, RuntimeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.batch_queue import BatchPolicy
@@ -28,7 +28,8 @@ class RunnerConfig:
         threads: Threads inside an operator, for each engine.
         preparation_threads: Threads that tokenise and decode while engines run.
         batching: When requests become a batch: one policy for all towers, or one a tower.
-        length_buckets: Lengths up to which texts share a batch; chosen from the bundle for None.
+        length_buckets: Lengths up to which texts share a batch, the last one that of the longest text; chosen
+            from the bundle for None.
         capacity: The most requests held at a time, waiting and running together. Each keeps its prepared
             input: 0.6 MB for a picture of 224 px.
         when_full: ``wait`` lets a caller wait for a place; ``shed`` refuses at once with OverloadedError,
@@ -64,14 +65,14 @@ class RunnerConfig:
         for name in ("instances", "threads", "preparation_threads", "capacity", "max_replacements"):
             least = 0 if name == "max_replacements" else 1
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{name} is {value!r}; give a whole number of at least {least}")
         for name in ("hang_after", "open_timeout"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise UserError(f"{name} is {value!r}; give seconds above 0")
         drain: object = self.drain_timeout  # whatever a caller without types may give
-        if drain is not None and (not isinstance(drain, (int, float)) or not 0 <= drain < math.inf):
+        if drain is not None and (not is_number(drain) or not 0 <= drain < math.inf):
             raise UserError(f"drain_timeout is {drain!r}; give seconds, 0 or more, or None for no limit")
         lengths: object = self.length_buckets
         if lengths is not None and (
@@ -114,3 +115,8 @@ class RunnerConfig:
         if not self.warm_up:
             return dict.fromkeys(sources, ())
         return {name: sorted({1, self.policy(name).max_batch_size}) for name in sources}
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Say whether a value is a number and was meant as one: to Python True is 1."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -76,6 +76,9 @@ class TowerContract:
                     f"{engine.name}: axis 0 of {spec} is fixed, so requests cannot share a call; "
                     "export it with a dynamic batch axis"
                 )
+        for spec in self.inputs:
+            if spec.name in source.ragged and len(spec.shape) < 2:
+                raise UserError(f"{engine.name}: {spec} has no axis 1 to be ragged; leave it out of ragged")
         if unknown := set(source.ragged) - {spec.name for spec in self.inputs}:
             raise UserError(f"{engine.name} has no input {', '.join(sorted(unknown))}; name one it takes")
         self._fixed = [
@@ -129,6 +132,10 @@ class TowerContract:
         feeds = {name: array[None] for name, array in sample.items()}
         check_feeds(self.inputs, feeds, f"tower {self.name!r}, one sample with a batch axis added")
         free = []
+        lengths = {name: sample[name].shape[0] for name in self.source.ragged}
+        if len({*lengths.values()}) > 1:  # or the rows of a batch would shift into those of other callers
+            told = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+            raise UserError(f"tower {self.name!r}: one sample is {told}; make them equally long")
         for spec in self.inputs:
             shape = sample[spec.name].shape
             for axis, declared in enumerate(spec.shape[1:]):

@@ -160,20 +160,6 @@ class Generation:
         if not self.inference.remove(request):
             self.preparation.remove(request)
 
-    def evict(self, priority: int) -> Request | None:
-        """Take out the least urgent request that waits, for an engine or for preparation.
-
-        None if none is less urgent than ``priority``.
-        """
-        waiting = [
-            (worst.priority, worst.number, crew) for crew in self.crews if (worst := crew.least_urgent())
-        ]
-        waiting.sort(key=lambda one: one[:2], reverse=True)
-        for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
-            if victim := crew.evict(priority):
-                return victim
-        return None
-
     def clear(self) -> None:
         """Take out all that wait: what is to fail shall cost no engine's time."""
         for crew in self.crews:
@@ -212,8 +198,18 @@ class Generation:
             if crew.alive:
                 waits.append(self._left.setdefault(crew.name, self._loop.create_future()))
             crew.stop()
-        if waits:
-            await asyncio.wait(waits, timeout=self._config.hang_after)
+        try:
+            if waits:
+                await asyncio.wait(waits, timeout=self._config.hang_after)
+        finally:  # also where it is cancelled, as a second Ctrl-C does
+            self._mail.close()
+            self.source.close()
+
+    def abandon(self) -> None:
+        """Let the crews leave where the event loop is closed, and nobody can wait for them."""
+        self.clear()
+        for crew in self.crews:
+            crew.stop()
         self._mail.close()
         self.source.close()
 
@@ -256,6 +252,24 @@ class Generation:
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         """Run a function in the event loop; called by workers."""
         self._mail.post(function, *arguments)
+
+
+def evicted(generations: Sequence[Generation], priority: int) -> Request | None:
+    """Take out the least urgent request that waits, for an engine or for preparation, in any generation.
+
+    None if none is less urgent than ``priority``.
+    """
+    waiting = [
+        (worst.priority, worst.number, crew)
+        for generation in generations
+        for crew in generation.crews
+        if (worst := crew.least_urgent())
+    ]
+    waiting.sort(key=lambda one: one[:2], reverse=True)
+    for _, _, crew in waiting:  # the first, unless a worker has taken it meanwhile
+        if victim := crew.evict(priority):
+            return victim
+    return None
 
 
 def requests_of(generations: Sequence[Generation]) -> list[Request]:

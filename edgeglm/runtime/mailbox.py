@@ -91,8 +91,11 @@ class Mailbox:
         with self._lock:
             self._open = False
             bell, self._bell = self._bell, None
-        if bell is not None:
+        if self._loop.is_closed():  # who waited for letters has ended with it
+            self._letters.clear()
+        elif bell is not None:
             self._loop.remove_reader(bell.number)
+        if bell is not None:
             bell.close()
         self._run()
 

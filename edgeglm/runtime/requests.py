@@ -121,12 +121,12 @@ class Results:
 
 
 def is_finite(array: Array) -> bool:
-    """Say whether a float array holds no NaN and no infinity; other dtypes always pass.
+    """Say whether an array holds no NaN and no infinity; dtypes that cannot hold one always pass.
 
     A mask's bytes are searched: numpy's own way to ask whether all of a small mask is true takes longer than
     making it. Nor is a small array worth a call of BLAS, which lets go of the interpreter lock.
     """
-    if array.dtype.kind != "f":
+    if array.dtype.kind not in "fc":
         return True
     mask = np.isfinite(array)
     return b"\0" not in mask.tobytes() if mask.size <= _SMALL else bool(mask.all())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from edgeglm.runtime.retrieval import (
     Retriever,
     SearchResult,
     TowerEngine,
+    check_count,
     onnxruntime_engine,
 )
 
@@ -32,7 +33,7 @@ MODEL, PATCHES, SETTINGS = (f"{FOLDER}/{name}" for name in ("model.onnx", "patch
 class RerankerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``reranker/settings.json``: how many of the first images are ordered anew."""
 
-    candidates: int
+    candidates: Annotated[int, msgspec.Meta(ge=1)]
 
 
 def pair_scores(
@@ -97,6 +98,7 @@ class Reranker:
         ``score`` of the former is the re-ranker's: the cosine and what it adds. Raises UserError as the
         retriever does, and for a re-ranker that gives NaN or infinity.
         """
+        check_count(k)
         found = retriever.search_text(query, max(k, self.candidates))
         if len(self._patches) != len(retriever.gallery.items):
             raise self._bundle.broken(

@@ -32,6 +32,11 @@ class Residence:
         """Whether this is a child of the process in which it was made."""
         return os.getpid() != self._pid
 
+    def check_process(self) -> None:
+        """Raise UserError in a forked child, where locks may be held by threads that are not there."""
+        if self.forked:
+            raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
+
     def check(self, remedy: str = "open one in this loop") -> None:
         """Raise UserError in another process or another event loop.
 
@@ -40,8 +45,7 @@ class Residence:
         """
         if get_ident() == self._thread and self._forks == _forks and self.loop.is_running():
             return
-        if self.forked:
-            raise UserError("the runner was opened before a fork, its threads stayed behind; open one here")
+        self.check_process()
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:

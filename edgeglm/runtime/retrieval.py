@@ -212,13 +212,20 @@ class Retriever:
         return np.zeros((0, self.bundle.manifest.towers[tower].embedding_dim), dtype=np.float32)
 
 
+def check_count(k: object) -> None:
+    """Raise UserError unless ``k`` results can be asked for."""
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise UserError(f"{k!r} results were asked for; ask for a whole number, at least 1")
+    if k < 1:
+        raise UserError(f"{k} results were asked for; ask for at least 1")
+
+
 def best_rows(scores_G: FloatRows, k: int) -> npt.NDArray[np.int64]:
     """Return the rows of the ``k`` highest scores, the best first; equal scores keep the gallery's order.
 
     Selects before it sorts, so a large gallery costs O(G + k log k). Raises UserError for k below 1.
     """
-    if k < 1:
-        raise UserError(f"{k} results were asked for; ask for at least 1")
+    check_count(k)
     k = min(k, len(scores_G))
     if k == 0:
         return np.zeros(0, dtype=np.int64)

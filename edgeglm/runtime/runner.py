@@ -24,10 +24,10 @@ import numpy.typing as npt
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.admission import Admission
 from edgeglm.runtime.closing import Signals
-from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.config import RunnerConfig, is_number
 from edgeglm.runtime.contract import TowerContract
 from edgeglm.runtime.ends import Ends, embedding, overloaded
-from edgeglm.runtime.generation import Generation, requests_of
+from edgeglm.runtime.generation import Generation, evicted, requests_of
 from edgeglm.runtime.ledger import Ledger, RunnerStats
 from edgeglm.runtime.opening import Source, opened_source
 from edgeglm.runtime.requests import (
@@ -158,12 +158,15 @@ class Runner:
         """Refuse what is new, answer what was accepted, and give everything back.
 
         What is not answered within ``drain_timeout`` ends with RunnerClosedError. May be called again, also
-        after it was cancelled.
+        after it was cancelled, and from anywhere once the runner's own loop is closed.
         """
         home = self._home
         if home is None or home.forked:
             self._state = "closed"  # in a forked child there is nothing to close
         if home is None or self._state == "closed":
+            return
+        if home.loop.is_closed():
+            self._abandon()
             return
         home.check("close it in that loop")
         self._state = "closing"
@@ -211,11 +214,18 @@ class Runner:
         return self._state in ("closing", "closed")
 
     def stats(self) -> RunnerStats:
-        """Say what was done so far."""
+        """Say what was done so far. Raises UserError in a forked child."""
+        if self._home is not None:
+            self._home.check_process()
         return self._ledger.stats(self._generations, self._admission.held)
 
     def times(self) -> StageTimes:
-        """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower)."""
+        """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower).
+
+        Raises UserError in a forked child.
+        """
+        if self._home is not None:
+            self._home.check_process()
         return self._ledger.times(self._generations)
 
     async def _answer(
@@ -230,7 +240,7 @@ class Runner:
         generation, loop = self._usable()
         if not isinstance(priority, int):
             raise UserError(f"the priority is {priority!r}; give a whole number, such as Priority.HIGH")
-        if deadline is not None and not isinstance(deadline, (int, float)):
+        if deadline is not None and not is_number(deadline):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
         try:
@@ -274,16 +284,20 @@ class Runner:
     def _check(self, request: Request, generation: Generation) -> None:
         if generation.broken is not None:
             raise EngineFailedError(str(generation.broken))  # a new one: each caller adds its traceback
-        if request.sample is None:
+        if request.sample is not None:
+            generation.contract(request.tower).place(request)
+        elif request.raw is not None:
             generation.check_raw(request.tower)
         else:
-            generation.contract(request.tower).place(request)
+            generation.contract(request.tower)
+            raise UserError(
+                f"tower {request.tower!r} got None; give a text, an image, or {{input name: array}} to infer"
+            )
 
     async def _wait_for_place(self, request: Request) -> None:
         """Get a place in a full runner, in the user's chosen way."""
         if self.config.when_full == "shed":
-            assert self._current is not None
-            victim = self._current.evict(request.priority)
+            victim = evicted(self._generations, request.priority)
             if victim is not None:
                 self._ends.fail(victim, overloaded(self.config.capacity), count="shed")
             if victim is None or not self._admission.admit():
@@ -354,6 +368,13 @@ class Runner:
             self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
+        self._state = "closed"
+
+    def _abandon(self) -> None:
+        """Give everything back where the loop has ended, and with it whoever waited for an answer."""
+        for generation in self._generations:
+            generation.abandon()
+        self._generations.clear()
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

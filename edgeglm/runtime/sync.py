@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -173,6 +173,9 @@ def _listed(inputs: Sequence[Raw], what: str) -> list[Raw]:
     """Return inputs as a list. Raises UserError for a single one: the letters of a text are texts, too."""
     if isinstance(inputs, (str, bytes, bytearray, memoryview, Path)):
         raise UserError(f"embed_{what}s got a single {what}; put it in a list, or use embed_{what}")
+    given: object = inputs  # whatever a caller without types may give
+    if not isinstance(given, Iterable):
+        raise UserError(f"embed_{what}s got a {type(given).__name__}; give a list of {what}s")
     return list(inputs)
 
 

@@ -53,10 +53,10 @@ def sources_from_bundle(
             limit = preprocessing.text.max_length
             tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
             buckets = tuple(length_buckets) if length_buckets else default_length_buckets(limit)
-            if buckets[-1] < limit:
+            if max(buckets) != limit:  # a model takes no more: its warm-up would fail over a longer one
+                remedy = f"add a bucket of {limit}" if max(buckets) < limit else f"let {limit} be the longest"
                 raise UserError(
-                    f"the longest length bucket is {buckets[-1]} and texts have up to {limit} ids; "
-                    f"add a bucket of {limit}"
+                    f"the longest length bucket is {max(buckets)} and texts have up to {limit} ids; {remedy}"
                 )
             sources[tower] = TowerSource(
                 engine=_maker(engine, path, threads),

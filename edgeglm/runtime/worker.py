@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from edgeglm.runtime.crew import Crew
 
 _SUSPICIOUS = 3  # batches in a row of which no request was answered
+_LAST_WAIT = 5.0  # seconds, for all threads together
 
 
 class Handler(Protocol):
@@ -137,3 +139,20 @@ def _halves(batch: Sequence[Request]) -> list[Sequence[Request]]:
 
 def _failed(request: Request, error: BaseException) -> Results:
     return Results((), {}, [Failure(request, failure_from(error))])
+
+
+@atexit.register
+def _let_go() -> None:
+    """Wait for the calls of runners that were left open, as the process ends; Ctrl-C ends the wait.
+
+    A thread that comes back from native code into an interpreter which has ended is unwound there. C++ and
+    Rust answer that with an abort, so that a script with a good result would end with 134.
+    """
+    workers = [one for one in threading.enumerate() if isinstance(one, Worker) and not one.given_up]
+    for crew in {one.crew for one in workers}:
+        crew.clear()
+        crew.stop()
+    until = time.monotonic() + _LAST_WAIT
+    with contextlib.suppress(KeyboardInterrupt):
+        for worker in workers:
+            worker.join(max(until - time.monotonic(), 0.0))

@@ -37,7 +37,9 @@ def row(
 
 
 def check_publishable(root: Path, output: Path, *, allow_dirty: bool) -> None:
-    """End the program where figures of a changed tree would go among those that are published."""
+    """End the program where figures could not be written, or of a changed tree would be published."""
+    if not output.absolute().parent.is_dir():
+        raise SystemExit(f"there is no folder for {output}; give an --output in one that is there")
     published = (root / "docs").resolve() in output.resolve().parents
     if published and not allow_dirty and (commit := commit_of(root)).endswith(CHANGED):
         raise SystemExit(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeglm.bench.loadgen import Load, _short, _Tally, drive, verdict_from_summary
+from edgeglm.bench.loadgen import Load, _answer, _short, _Tally, drive, verdict_from_summary
 from edgeglm.bench.measurement import (
     Measurement,
     Scenario,
@@ -100,6 +101,38 @@ def test_a_file_that_is_no_measurement_is_refused(content, tmp_path):
         measurement_from_file(path)
 
 
+def test_a_measurement_without_its_figures_is_refused_before_it_is_compared_or_drawn(tmp_path):
+    path = tmp_path / "m.json"
+    for changed, words in (
+        ({"latency_ms": {"p50": 1.0}}, "no p90, p99, p99.9, mean, max"),
+        ({"curve_ms": ()}, "no curve"),
+    ):
+        path.write_bytes(msgspec.json.encode(measurement([1.0], **changed)))
+        with pytest.raises(UserError, match=f"has {words}.*; write one with edgeglm bench --output"):
+            measurement_from_file(path)
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline"])
+def test_what_loadgen_does_with_the_last_answer_is_no_part_of_a_querys_latency(scenario: Scenario):
+    told = []
+
+    def complete(responses: list[object]) -> None:
+        told.append(responses)
+        time.sleep(0.02 if len(told) % samples == 0 else 0)  # as where it sends the next query
+
+    async def ask(_: int) -> None:
+        """Answer at once."""
+
+    samples = 1 if scenario == "single-stream" else 8
+    lib = SimpleNamespace(QuerySamplesComplete=complete, QuerySampleResponse=lambda *parts: parts)
+    tally = _Tally(scenario)
+    query = [(number, number) for number in range(samples)]
+    asyncio.run(_answer(lib, ask, tally, query, time.perf_counter()))
+    assert len(told) == samples == tally.samples
+    assert len(tally.latencies_ms) == (samples if scenario == "offline" else 1)
+    assert max(tally.latencies_ms) < 15
+
+
 def test_the_verdict_of_loadgen_is_passed_on_with_its_reasons():
     text = "Result is : INVALID\n  Min duration satisfied : NO\nRecommendations:\n * Increase the count.\n"
     assert verdict_from_summary(text) == (False, "Increase the count.; Min duration satisfied : NO")
@@ -136,6 +169,6 @@ def test_a_stream_of_quick_answers_lasts_as_long_as_was_asked(scenario: Scenario
     async def ask(_: int) -> None:
         """Answer at once."""
 
-    report = asyncio.run(drive(ask, Load(scenario=scenario, seconds=0.5, inputs=4, rate=50_000.0)))
+    report = asyncio.run(drive(ask, Load(scenario=scenario, seconds=0.5, inputs=4, rate=200_000.0)))
     assert report.seconds > 0.4
     assert "Min duration" not in report.verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,21 @@ def test_figures_of_a_changed_tree_are_not_published_unless_asked(report, tree, 
         report.check_publishable(tree, published, allow_dirty=False)
     report.check_publishable(tree, published, allow_dirty=True)
     report.check_publishable(tree, tmp_path.parent / "elsewhere", allow_dirty=False)
+
+
+def test_a_bench_whose_figures_could_not_be_written_is_not_begun(report, tree):
+    with pytest.raises(SystemExit, match="give an --output in one that is there"):
+        report.check_publishable(tree, tree / "nowhere" / "runner", allow_dirty=True)
+
+
+def test_a_soak_whose_books_disagree_with_the_callers_has_not_reached_its_aim(report, repository):
+    import soak
+
+    found = json.loads((repository / "docs" / "bench" / "soak.json").read_text())
+    row = "| lost, duplicated, wrong | 0, 0, 0 | 0, 0, 0 | {} |"
+    assert row.format("reached") in soak.markdown(found)
+    odd = soak.markdown({**found, "books": "disagree with the callers: {}"})
+    assert row.format("falls short: the books disagree") in odd
 
 
 def test_a_row_to_compare_with_has_no_result_and_the_others_have_theirs(report):

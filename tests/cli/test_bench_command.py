@@ -158,6 +158,10 @@ def test_a_comparison_without_two_files_says_what_to_give(arguments, words, caps
         (["--seconds", "inf"], "seconds is inf; give a finite number above 0"),
         ([*SERVER, "--bound-ms", "nan"], "bound_ms is nan; give a finite number above 0"),
         ([*SERVER, "--bound-ms", "-1"], "bound_ms is -1.0; give a finite number above 0"),
+        (["--scenario", "server", "--rate", "1e9"], "1e+09 queries a second for 10 s are more than"),
+        (["--seconds", "1e300"], "seconds is 1e+300, longer than a week; give at most 604800"),
+        ([*SERVER, "--bound-ms", "1e300"], "longer than a week; give at most 604800000"),
+        (["--output", "r.json", "--plot", "./r.json"], "--plot would overwrite r.json, the measurement"),
         (["--bound-ms", "5"], "--bound-ms would be ignored: it is of the server scenario"),
         (["--output", "/"], "/ is a folder; give the name of a file in it"),
         (["--compare", "nowhere.json"], "there is no measurement at nowhere.json"),
@@ -168,6 +172,19 @@ def test_a_comparison_without_two_files_says_what_to_give(arguments, words, caps
 def test_a_benchmark_that_makes_no_sense_is_bad_input(arguments, words, bundle, capsys):
     assert cli.exit_code(["bench", str(bundle), *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output", "--plot"])
+def test_a_result_is_not_written_over_a_file_of_the_bundle(option, bundle, capsys, tmp_path):
+    manifest, link = bundle / "manifest.json", tmp_path / "link"
+    link.symlink_to(bundle)
+    before = manifest.read_bytes()
+    for path in (manifest, link / "manifest.json"):
+        assert cli.exit_code(["bench", str(bundle), *QUICK, option, str(path)]) == 2
+        assert (
+            "lies in the bundle, which would be damaged; choose a place outside it" in capsys.readouterr().err
+        )
+    assert manifest.read_bytes() == before
 
 
 def test_without_loadgen_the_user_is_told_what_to_install(bundle, capsys, monkeypatch):

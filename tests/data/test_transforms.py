@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +232,34 @@ def test_a_device_needs_no_heavy_library() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_path_without_an_end_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edgeglm.data.transforms._MAX_BYTES", 2_000)
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(2_001))
+    for path in (Path("/dev/zero"), large):
+        with pytest.raises(UserError, match="has more than 2000 bytes; give an image file of a usual size"):
+            decoded_image(path)
+
+
+def test_a_picture_that_comes_through_a_pipe_is_read(tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", list[tuple[int, int]]()
+    os.mkfifo(pipe)
+    reading = threading.Thread(target=lambda: found.append(decoded_image(pipe).size))
+    reading.start()
+    pipe.write_bytes(encoded(Image.new("RGB", (3, 2))))
+    reading.join(20)
+    assert found == [(3, 2)]
+
+
+def test_a_postscript_file_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was asked for")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    source = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(UserError, match="is a PostScript program; give a PNG, JPEG or WebP"):
+        decoded_image(source)

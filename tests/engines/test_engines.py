@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,13 @@ def test_a_feed_that_does_not_fit_says_what_would(
         engine.infer(wrong)
 
 
+@pytest.mark.parametrize("given", [None, [feeds()], "pixels"])
+def test_feeds_that_are_no_mapping_are_told_what_is_taken(model: Path, given: Any) -> None:
+    words = r"the feeds are a \w+; give {input name: array}, it takes input_ids int64\[B, L\]"
+    with OnnxRuntimeEngine(model, threads=1) as engine, pytest.raises(UserError, match=words):
+        engine.infer(given)
+
+
 def test_a_fixed_dimension_is_checked() -> None:
     spec = TensorSpec(name="pixels", dtype="float32", shape=("B", 3))
     out = TensorSpec(name="y", dtype="float32", shape=("B",))
@@ -97,20 +105,24 @@ def test_a_broken_or_missing_model_is_a_user_error_that_names_it(tmp_path: Path)
 def test_wrong_options_name_the_right_ones(model: Path) -> None:
     with pytest.raises(UserError, match="CPUExecutionProvider"):
         OnnxRuntimeEngine(model, providers=("CPUExecutionProvidr",)).load()
-    with pytest.raises(UserError, match="at least 1"):
-        OnnxRuntimeEngine(model, threads=0)
+    for threads in (0, -1, 2.5, True, "2", None):
+        with pytest.raises(UserError, match=f"threads is {threads!r}; give a whole number of at least 1"):
+            OnnxRuntimeEngine(model, threads=threads)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="extended"):
         OnnxRuntimeEngine(model, optimization="most")  # type: ignore[arg-type]
 
 
-def test_an_engine_that_is_closed_says_so(model: Path) -> None:
-    engine = OnnxRuntimeEngine(model, threads=1)
+@pytest.mark.parametrize("io_binding", [False, True])
+def test_an_engine_that_is_closed_says_so(model: Path, io_binding: bool) -> None:
+    engine = OnnxRuntimeEngine(model, threads=1, io_binding=io_binding)
     with pytest.raises(UserError, match="not loaded"):
         engine.infer(feeds())
     with engine:
         engine.infer(feeds())
     with pytest.raises(UserError, match="not loaded"):
         engine.infer(feeds())
+    with pytest.raises(UserError, match="was closed during a call; open it again"):
+        engine.infer_checked(feeds())  # whoever was past the checks as it was closed
     engine.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeglm.core.errors import UserError
 from edgeglm.engines.fake import FakeEngine
 from edgeglm.engines.protocol import TensorSpec
 from edgeglm.runtime.contract import TowerContract, TowerSource
@@ -13,9 +14,14 @@ from edgeglm.runtime.requests import Request
 NAMES = ("input_ids", "attention_mask")
 
 
-def contract(*, exact: bool, pad: bool = False) -> TowerContract:
+def contract(
+    *, exact: bool, pad: bool = False, lengths: tuple[str | None, str | None] = ("L", "L")
+) -> TowerContract:
     """A text tower with buckets of 8 and 16 ids, whose engine may have been made for these."""
-    inputs = [TensorSpec(name=name, dtype="int64", shape=("B", "L")) for name in NAMES]
+    inputs = [
+        TensorSpec(name=name, dtype="int64", shape=("B", length))
+        for name, length in zip(NAMES, lengths, strict=True)
+    ]
     engine = FakeEngine(inputs=inputs, outputs=[], function=lambda _: [])
     engine.exact_shapes = exact
     source = TowerSource(
@@ -51,3 +57,21 @@ def test_a_text_is_filled_up_to_its_bucket_with_company_and_alone(settings, leng
 def test_an_engine_that_takes_any_shape_gets_no_filler_that_it_does_not_need(lengths, longest):
     tower = contract(exact=False)
     assert tower.feeds(requests(tower, *lengths))["input_ids"].shape == (len(lengths), longest)
+
+
+@pytest.mark.parametrize("lengths", [("L", "L"), ("L", "M"), (None, None)])
+def test_a_sample_whose_parts_differ_in_length_cannot_shift_its_neighbours_in_a_batch(lengths):
+    tower = contract(exact=False, lengths=lengths)
+    uneven = {"input_ids": np.ones(3, np.int64), "attention_mask": np.ones(5, np.int64)}
+    with pytest.raises(UserError, match="3 in input_ids"):
+        tower.place(Request("text", sample=uneven))
+    assert tower.feeds(requests(tower, 3, 5))["input_ids"].sum() == 8 + 2 * 7
+
+
+def test_an_input_without_a_second_axis_cannot_be_ragged():
+    engine = FakeEngine(
+        inputs=[TensorSpec(name="x", dtype="float32", shape=("B",))], outputs=[], function=lambda _: []
+    )
+    source = TowerSource(engine=lambda: engine, ragged={"x": 0}, length_buckets=(4,))
+    with pytest.raises(UserError, match="has no axis 1 to be ragged; leave it out of ragged"):
+        TowerContract("text", engine, source)

@@ -302,7 +302,7 @@ def test_bad_input_is_the_callers_error_with_a_remedy(tower, feeds, words):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.sampled_from(["float16", "float32", "float64", "int64"]),
+    st.sampled_from(["float16", "float32", "float64", "int64", "complex64"]),
     st.integers(1, 40_000),
     st.sampled_from([0.0, 1.0, 60_000.0, float("nan"), float("inf"), float("-inf")]),
 )

@@ -101,7 +101,12 @@ def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
             expected = [None, "text is empty", "text is a int"]
-            expected += ["text is a NoneType", "", None, "over the limit of 40960; shorten it"]
+            expected += [
+                "tower 'text' got None; give a text",
+                "",
+                None,
+                "over the limit of 40960; shorten it",
+            ]
             expected += ["not an image", "more than"]
             expected += ["nowhere.png", "an image is a str; give the bytes", None]
             answers = await ended(
@@ -165,6 +170,13 @@ def test_length_buckets_rise_to_the_longest_and_waste_at_most_a_third(longest: i
 def test_buckets_that_cannot_hold_the_longest_text_are_refused(bundle):
     with pytest.raises(UserError, match="add a bucket of 5"):
         sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 4))
+    with pytest.raises(UserError, match=r"\(5, 2\) do not rise from 1; sort them"):
+        sources_from_bundle(bundle, engine=colour_engine, length_buckets=(5, 2))
+
+
+def test_a_bucket_that_is_longer_than_any_text_is_refused_and_does_not_fail_in_the_engine(bundle):
+    with pytest.raises(UserError, match="is 1000 and texts have up to 5 ids; let 5 be the longest"):
+        sources_from_bundle(bundle, engine=colour_engine, length_buckets=(2, 1000))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from edgeglm.engines.fake import FakeEngine
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.mailbox import Mailbox
+from edgeglm.runtime.opening import OpenedSource
 from edgeglm.runtime.requests import RunnerClosedError
 from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import (
@@ -70,6 +72,40 @@ def test_cancelled_while_it_opens_a_runner_closes_every_engine(count):
         await served.close()
         await until(lambda: threading.active_count() == before)
         assert not any(engine.loaded for engine in doubler.made)
+
+    run(main)
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_cancelled_twice_while_it_opens_a_runner_keeps_no_bundle_and_no_mailbox_open(count, monkeypatch):
+    release, mailboxes, closed = threading.Event(), list[Mailbox](), list[str]()
+
+    def slow() -> FakeEngine:
+        assert release.wait(LIMIT)
+        return Doubler()()
+
+    opened = OpenedSource(towers={"slow": TowerSource(engine=slow)}, close=lambda: closed.append("x"))
+
+    async def source(*_: object) -> OpenedSource:
+        return opened
+
+    def mailbox(loop: asyncio.AbstractEventLoop) -> Mailbox:
+        mailboxes.append(Mailbox(loop))
+        return mailboxes[-1]
+
+    monkeypatch.setattr("edgeglm.runtime.runner.opened_source", source)
+    monkeypatch.setattr("edgeglm.runtime.generation.Mailbox", mailbox)
+
+    async def main() -> None:
+        opening = asyncio.create_task(Runner(opened.towers).__aenter__())
+        await steps(4)
+        opening.cancel()
+        await steps(count)
+        opening.cancel()
+        await ended(opening)
+        release.set()
+        assert closed == ["x"]
+        assert [one._open for one in mailboxes] == [False]
 
     run(main)
 

@@ -30,6 +30,7 @@ from tests.runtime.faults import (
     run,
     runner,
     sample,
+    towers,
     until,
 )
 
@@ -172,6 +173,28 @@ def test_a_runner_that_sheds_refuses_the_newest_or_the_least_urgent():
             doubler.gate.set()
             assert [await running, await urgent] == [2.0, 8.0]
             assert served.stats().shed == 2
+
+    run(main)
+
+
+def test_a_full_runner_sheds_what_waits_for_a_former_bundle_too():
+    old, new = Doubler(), Doubler()
+
+    async def main() -> None:
+        async with runner(old, capacity=2, when_full="shed") as served:
+            running = await held(old, served, 1)
+            low = asyncio.create_task(doubled(served, 2, priority=Priority.LOW))
+            await asyncio.sleep(0)
+            switched = asyncio.Event()
+            swapping = asyncio.create_task(served.swap(towers(new), switched=switched.set))
+            await switched.wait()
+            assert await doubled(served, 3, priority=Priority.HIGH) == 6.0
+            with pytest.raises(OverloadedError, match="holds 2 requests already"):
+                await low
+            old.gate.set()
+            assert await running == 2.0
+            await swapping
+            assert old.batches == [[1.0]]
 
     run(main)
 

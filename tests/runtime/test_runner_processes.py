@@ -10,16 +10,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.config import RunnerConfig
+from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.sync import SyncRunner
 from tests.runtime.faults import (
     HANG,
     Doubler,
     doubled,
+    ended,
+    held,
     run,
     runner,
     sample,
@@ -40,6 +44,38 @@ def test_a_second_event_loop_is_told_to_open_its_own_runner():
 
             await asyncio.get_running_loop().run_in_executor(None, elsewhere)
             assert await doubled(served, 2) == 4.0
+
+    run(main)
+
+
+def test_a_runner_whose_loop_has_ended_can_still_be_closed():
+    doubler, served = Doubler(), list[Runner]()
+    before = threading.active_count()
+
+    async def opened_only() -> None:
+        served.append(await runner(doubler).__aenter__())
+        asked = await held(doubler, served[0], 1)
+        asked.cancel()
+        await ended(asked)
+
+    async def close() -> None:
+        await served[0].close()
+        await served[0].close()
+
+    asyncio.run(opened_only())
+    asyncio.run(close())
+    doubler.gate.set()
+    run(lambda: until(lambda: threading.active_count() == before))
+    assert not doubler.made[0].loaded
+    assert served[0].closing
+
+
+@pytest.mark.parametrize("number", ["TERM", None, 9999])
+def test_what_is_no_signal_is_refused(number: Any):
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match="is no signal; give one, such as"):
+                served.close_on(number)
 
     run(main)
 
@@ -263,6 +299,45 @@ def test_a_forked_child_is_told_instead_of_waiting_for_threads_it_does_not_have(
         [sys.executable, "-c", _FORK], cwd=repository, capture_output=True, text=True, timeout=30, check=False
     )
     assert result.stdout == "parent answered\n", result.stderr
+
+
+_FORK_UNDER_A_LOCK = """
+import asyncio, os, signal
+from tests.runtime.faults import Doubler, doubled, runner
+from edgeglm.core.errors import UserError
+
+async def main():
+    async with runner(Doubler()) as served:
+        await doubled(served, 1)
+        child = os.fork()
+        if child == 0:
+            served._current.inference._lock.acquire()  # as a worker may have held it in that moment
+            signal.alarm(10)
+            for books in (served.stats, served.times):
+                try:
+                    books()
+                except UserError as error:
+                    assert "before a fork" in str(error), error
+                else:
+                    os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        print(served.stats().answered)
+
+asyncio.run(main())
+"""
+
+
+def test_the_books_of_a_runner_do_not_hang_in_a_forked_child(repository: Path):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORK_UNDER_A_LOCK],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.stdout == "1\n", result.stderr
 
 
 def test_a_call_that_hangs_for_ever_does_not_keep_the_process_alive(repository: Path):

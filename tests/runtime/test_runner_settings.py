@@ -24,6 +24,9 @@ NAN = float("nan")
     [
         ({"capacity": 1.5}, "capacity is 1.5; give a whole number of at least 1"),
         ({"instances": 0}, "instances is 0; give a whole number of at least 1"),
+        ({"instances": True}, "instances is True; give a whole number of at least 1"),
+        ({"hang_after": True}, "hang_after is True; give seconds above 0"),
+        ({"drain_timeout": True}, "drain_timeout is True; give seconds, 0 or more, or None"),
         ({"threads": "two"}, "threads is 'two'; give a whole number of at least 1"),
         ({"max_replacements": -1}, "max_replacements is -1; give a whole number of at least 0"),
         ({"hang_after": "x"}, "hang_after is 'x'; give seconds above 0"),
@@ -45,7 +48,7 @@ def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], word
         RunnerConfig(**settings)
 
 
-@pytest.mark.parametrize("sizes", [(1.5,), ("4",), None, 4])
+@pytest.mark.parametrize("sizes", [(1.5,), ("4",), (True,), None, 4])
 def test_preferred_batch_sizes_that_are_no_whole_numbers_are_refused(sizes: Any):
     with pytest.raises(UserError, match=r"preferred.batch.size.*; give "):
         BatchPolicy(preferred_batch_sizes=sizes)
@@ -56,7 +59,15 @@ def test_a_tower_with_lengths_that_are_no_numbers_is_refused():
         TowerSource(engine=Doubler(), ragged={"x": 0}, length_buckets=(8, "a"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [{"max_batch_size": 1.5}, {"max_queue_delay_microseconds": NAN}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_batch_size": 1.5},
+        {"max_batch_size": True},
+        {"max_queue_delay_microseconds": NAN},
+        {"max_queue_delay_microseconds": False},
+    ],
+)
 def test_a_batch_policy_that_makes_no_sense_is_refused(settings: dict[str, Any]):
     with pytest.raises(UserError, match="give a whole number"):
         BatchPolicy(**settings)
@@ -121,6 +132,7 @@ def test_a_tower_that_is_no_name_is_the_callers_error_and_the_names_are_told(tow
         {"priority": None},
         {"deadline": "soon"},
         {"deadline": NAN},
+        {"deadline": True},
         {"deadline": 10**400},
         {"deadline": -(10**400)},
     ],
@@ -146,6 +158,19 @@ def test_a_sample_that_is_no_mapping_is_the_callers_error():
         async with runner(Doubler()) as served:
             with pytest.raises(UserError, match="a sample is a list; give "):
                 await served.infer("double", [sample(1)])  # type: ignore[arg-type]
+
+    run(main)
+
+
+def test_nothing_in_place_of_an_input_is_told_what_to_give():
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            words = "tower 'double' got None; give a text, an image, or {input name: array} to infer"
+            with pytest.raises(UserError, match=words):
+                await served.infer("double", None)  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="unknown tower 'doubel'"):
+                await served.infer("doubel", None)  # type: ignore[arg-type]
+            assert served.stats().held == 0
 
     run(main)
 

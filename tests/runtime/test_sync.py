@@ -100,6 +100,14 @@ def test_one_input_where_a_list_belongs_is_not_taken_for_a_list_of_its_letters(o
         assert served.stats().accepted == 0
 
 
+def test_what_is_no_list_is_the_callers_error():
+    with script(Words()) as served:
+        with pytest.raises(UserError, match="embed_texts got a NoneType; give a list of texts"):
+            served.embed_texts(None)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="embed_images got a int; give a list of images"):
+            served.embed_images(5)  # type: ignore[arg-type]
+
+
 def test_a_runner_may_be_left_twice():
     served = script(Words())
     with served:
@@ -127,6 +135,27 @@ with script(Words()) as served:
         check=False,
     )
     assert result.stdout == "7 [3.0, 3.0, 3.0]\n", result.stderr
+
+
+def test_a_process_that_ends_with_a_call_under_way_lets_it_come_back_first(repository: Path):
+    code = """
+import threading, time
+from tests.runtime.test_sync import Words, script
+words = Words()
+served = script(words)
+served.__enter__()
+words.gate.clear()
+for number in ("1", "2"):
+    threading.Thread(target=served.embed_text, args=(number,), daemon=True).start()
+    words.entered.wait(20)
+threading.Thread(target=lambda: (time.sleep(0.3), words.gate.set()), daemon=True).start()
+ended = served._runner._current.inference._left
+served._runner._current.inference._left = lambda crew: (print("came back", flush=True), ended(crew))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "came back\n", "")
 
 
 def test_a_runner_that_was_never_entered_or_is_closed_leaves_nothing_behind():
