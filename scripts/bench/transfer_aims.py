@@ -20,6 +20,8 @@ FULL, LORA = "full", ("LoRA, rank 8", "LoRA, last 2 blocks, kept prefix", "LoRA,
 NAMES = ("catalogue-transductive", "catalogue-inductive")
 #: Led in adapt.md, among pictures that were there unlabelled, from one style.
 FINALIST = "MMD, weight 10 + pseudo-labels"
+#: As in the recipe ``auxiliary``.
+ICONS = "icons first, a quarter replayed"
 #: How far retrieval may fall where the pictures were never seen.
 NEAR = 0.05
 
@@ -52,7 +54,11 @@ class Aim:
 
 def aims(folder: Path) -> Iterator[Aim]:
     """Yield every row, from the files in ``folder``."""
-    yield from _retrieval(_read(folder, "adapt-recipe"), _read(folder, "adapt_images")["runs"])
+    yield from _retrieval(
+        _read(folder, "adapt-recipe"),
+        _read(folder, "adapt_images")["runs"],
+        _read(folder, "adapt_auxiliary")["recipe"],
+    )
     yield from _student_names(_read(folder, "build_unlabelled"))
     yield from _tuning(_read(folder, "adapt_tuning"))
     build = _read(folder, "build")
@@ -83,8 +89,11 @@ def aims(folder: Path) -> Iterator[Aim]:
     )
 
 
-def _retrieval(recipe: dict[str, Any], finalists: dict[str, Any]) -> Iterator[Aim]:
-    """Yield what teachers reach: by pseudo-labels, and by the finalist that led among unlabelled pictures."""
+def _retrieval(recipe: dict[str, Any], finalists: dict[str, Any], icons: dict[str, Any]) -> Iterator[Aim]:
+    """Yield what teachers reach.
+
+    By pseudo-labels, by the finalist that led among unlabelled pictures, and after icons of other domains.
+    """
     for setting, labels, reach, beyond in (
         ("noto", "labels of one style", 0.50, 0.65),
         ("four styles", "labels of four styles", 0.75, 0.85),
@@ -95,6 +104,10 @@ def _retrieval(recipe: dict[str, Any], finalists: dict[str, Any]) -> Iterator[Ai
         ways = {
             "pseudo-labels": ("adapt", [run["pseudo-labelled"] for run in recipe[setting].values()]),
             f"{FINALIST}{', blocks tuned' if tuned else ''}": ("adapt_images", runs),
+            "icons of other domains + pseudo-labels": (
+                "adapt_auxiliary",
+                [run["pseudo-labelled"] for run in icons[setting][ICONS].values()],
+            ),
         }
         for way, (page_, runs) in ways.items():
             yield from _ways_retrieval(f"{labels}, {way}", runs, (reach, beyond), page_)
