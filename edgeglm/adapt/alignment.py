@@ -104,6 +104,8 @@ class Alignment:
             self._fit_first_state()
         if self.auxiliary is not None:
             self._fit_auxiliary(self.auxiliary)
+        if self.multitask is not None:
+            self.multitask.start_there()
         self._fit_heads("warm-up", config.warmup_epochs if config.lora_epochs else config.epochs)
         if config.lora_epochs:
             self._fit_lora()

@@ -55,6 +55,14 @@ class Replay:
         """Return how many of a batch are one's own, at least one."""
         return max(1, size - round(size * self.share))
 
+    def others(self, own: int, size: int) -> int:
+        """Return how many are replayed beside ``own`` of one's own, at least one if any share is.
+
+        A batch that one's own images do not fill is short of others too.
+        """
+        whole = size - self.own(size)
+        return min(whole, max(1, round(whole * own / self.own(size))))
+
 
 def batches_of(
     concepts: Concepts, *, size: int, views: int, rng: np.random.Generator, replay: Replay | None = None
@@ -68,7 +76,8 @@ def batches_of(
     others = concepts.image_N >= replay.first
     place_own, place_other = torch.nonzero(~others)[:, 0], torch.nonzero(others)[:, 0]
     for chosen in shuffled(len(place_own), replay.own(size), seed=seed):
-        more = rng.choice(len(place_other), min(size - replay.own(size), len(place_other)), replace=False)
+        count = min(replay.others(len(chosen), size), len(place_other))
+        more = rng.choice(len(place_other), count, replace=False)
         places = torch.cat([place_own[chosen], place_other[torch.from_numpy(more)]])
         yield drawn_batch(concepts, places, views=views, rng=rng, own=replay.concepts)
 

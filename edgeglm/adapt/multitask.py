@@ -127,6 +127,11 @@ class Multitask:
             found.append(Group(parameters=list(self.own_head.parameters()), learning_rate=rate))
         return found
 
+    def start_there(self) -> None:
+        """Let the second head start where the first one is by now, which was trained without it."""
+        if self.own_head is not None:
+            self.own_head.load_state_dict(self.image_head.state_dict())
+
     def train(self, mode: bool) -> None:
         """Set whether the second head drops out."""
         if self.own_head is not None:

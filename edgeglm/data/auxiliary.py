@@ -2,7 +2,7 @@
 
 What an evaluation holds out stays held out: an icon whose name says all words of a text that nothing labelled
 carries ("dragon fruit" where "dragon" is an unseen concept), one that is called as a query is worded, and one
-that looks like a held image are left out, and counted.
+that looks like an image of an evaluation are left out, and counted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgeglm.data.iconsets import IconSet
 from edgeglm.data.languages import folded
 from edgeglm.data.pairs import Pair, PairSet, empty_images, write_pairs
 from edgeglm.data.rendering import rendered
+from edgeglm.data.unseen_names import forms_of, unseen_names, words_of
 
 KIND = "auxiliary-pairs"
 _ROLES = frozenset({"icons", "auxiliary-icons"})
@@ -33,7 +34,6 @@ _MANNER = re.compile(
     r"(-(outline|outlined|filled|fill|solid|line|flat|duo|duotone|bold|light|thin|negative|rounded|sharp"
     r"|\d+(px)?))+$"
 )
-_WORD = re.compile(r"[^\W_]+")
 
 
 class AuxiliaryPairsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +68,7 @@ class AuxiliaryPairsStage(Stage[AuxiliaryPairsConfig]):
         "edgeglm.data.languages",
         "edgeglm.data.pairs",
         "edgeglm.data.rendering",
+        "edgeglm.data.unseen_names",
     )
     libraries = ("numpy", "pillow", "resvg-py")
 
@@ -86,20 +87,21 @@ class AuxiliaryPairsStage(Stage[AuxiliaryPairsConfig]):
                     chosen.append((name, icon, text))
                     documents.append(icon_set.icons[icon])
         if not chosen:
-            raise UserError(
-                f"no icon of {', '.join(self.config.icons)} may be trained on beside these pairs; name other "
-                "sets in teacher.auxiliary.icons, or leave it out"
-            )
+            raise self._nothing_left()
         size = pairs.image_size
         with context.store.scratch() as scratch:
             drawn = empty_images(scratch, count=len(chosen), size=size)
             pixels = rendered(documents, size, threads=context.threads, progress=context.progress)
             for i, image in enumerate(pixels):
                 drawn[i] = image
-            held = sorted(pairs.evaluation_images())
-            shown = near_pairs(thumbnails_of(drawn, range(len(chosen))), thumbnails_of(pairs.images, held))
+            evaluated = sorted(_evaluated(pairs))
+            shown = near_pairs(
+                thumbnails_of(drawn, range(len(chosen))), thumbnails_of(pairs.images, evaluated)
+            )
             copies = {i for i, _ in shown}
             kept = [i for i in range(len(chosen)) if i not in copies]
+            if not kept:
+                raise self._nothing_left()
             images = empty_images(out, count=len(kept), size=size)
             for place, i in enumerate(kept):
                 images[place] = drawn[i]
@@ -109,7 +111,7 @@ class AuxiliaryPairsStage(Stage[AuxiliaryPairsConfig]):
             "images": len(rows),
             "concepts": len({row.concept for row in rows}),
             "by_domain": dict(Counter(row.domain for row in rows)),
-            "left_out": {**counts, "looks like a held image": len(copies)},
+            "left_out": {**counts, "looks like an evaluated image": len(copies)},
         }
         licences = [licence_of_set(name, inputs[name]) for name in auxiliary_assets(self.config.icons)]
         write_pairs(out, rows=rows, tracks=(), licences=licences, summary=summary)
@@ -121,8 +123,20 @@ class AuxiliaryPairsStage(Stage[AuxiliaryPairsConfig]):
         held_back = held_back_in(pairs)
         said = [row.text for row in made.rows if held_back(row.text)]
         assert not said, f"held out of training, and named: {said[:5]}"
-        held = {pairs.image_sha256[i] for i in pairs.evaluation_images()}
-        assert held.isdisjoint(made.image_sha256), "a held image has a copy here"
+        evaluated = {pairs.image_sha256[i] for i in _evaluated(pairs)}
+        assert evaluated.isdisjoint(made.image_sha256), "an evaluated image has a copy here"
+
+    def _nothing_left(self) -> UserError:
+        return UserError(
+            f"no icon of {', '.join(self.config.icons)} may be trained on beside these pairs; name other "
+            "sets in teacher.auxiliary.icons, or leave it out"
+        )
+
+
+def _evaluated(pairs: PairSet) -> frozenset[int]:
+    """Return what no name may come with: held images, and unlabelled ones that a track seeks."""
+    unlabelled = {*pairs.by_role("unlabelled").tolist()}
+    return pairs.evaluation_images() | {i for track in pairs.tracks for i in track.gallery if i in unlabelled}
 
 
 def named_icons(icon_set: IconSet) -> Iterator[tuple[str, str]]:
@@ -139,31 +153,18 @@ def named_icons(icon_set: IconSet) -> Iterator[tuple[str, str]]:
 def held_back_in(pairs: PairSet) -> Callable[[str], str]:
     """Return what says why a text may not be trained on beside these pairs; empty where it may."""
     trained = {folded(text) for text in pairs.training_texts()}
-    held = {folded(text) for row in pairs.rows if row.role == "held" for text in row.captions}
-    asked = {folded(query.text) for track in pairs.tracks for query in track.queries}
-    by_first: dict[str, list[frozenset[str]]] = {}
-    for text in held - trained:
-        if unseen := _words(text):
-            by_first.setdefault(min(unseen), []).append(unseen)
+    asked = {folded(query.text) for track in pairs.tracks for query in track.queries} - trained
+    held = unseen_names(pairs)
+    asked_as = frozenset[str]().union(*(forms_of("".join(words_of(text))) for text in asked))
 
     def reason(text: str) -> str:
-        said = _words(text)
-        if any(unseen <= said for word in said for unseen in by_first.get(word, ())):
+        if held.said_by(text):
             return "says an unseen name"
-        return "is worded as a query" if folded(text) in asked - trained else ""
+        if folded(text) not in trained and not asked_as.isdisjoint(forms_of("".join(words_of(text)))):
+            return "is worded as a query"
+        return ""
 
     return reason
-
-
-def _words(text: str) -> frozenset[str]:
-    """Return the words of a text without the endings of English plurals."""
-    return frozenset(_singular(word) for word in _WORD.findall(folded(text)))
-
-
-def _singular(word: str) -> str:
-    if word.endswith(("ses", "xes", "zes", "ches", "shes")):
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _row(name: str, icon: str, text: str) -> Pair:

@@ -75,6 +75,7 @@ class OwnPairsStage(Stage[PairsConfig]):
     code = (
         "edgeglm.data.copies",
         "edgeglm.data.folder",
+        "edgeglm.data.languages",
         "edgeglm.data.pairs",
         "edgeglm.data.records",
         "edgeglm.data.splits",

@@ -6,6 +6,7 @@ CLDR's everywhere. The format: https://unicode.org/reports/tr35/tr35-general.htm
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Spoken:
     Attributes:
         language: Its BCP 47 tag.
         captions: Distinct texts of each concept, its name first; a concept without a name is absent.
-        keywords: Keywords of each concept, folded.
+        keywords: Keywords of each concept, in lower case.
     """
 
     language: str
@@ -76,12 +77,12 @@ def spoken_in(
 
 
 def keywords_from_cldr(data: bytes) -> dict[str, frozenset[str]]:
-    """Read ``annotations.json`` of CLDR: code point sequence (no variation selectors) to keywords, folded.
+    """Read ``annotations.json`` of CLDR: code point sequence (no variation selectors) to keywords.
 
-    Raises UserError.
+    They are in lower case. Raises UserError.
     """
     return {
-        code: frozenset(folded(word) for word in entry.default if any(letter.isalpha() for letter in word))
+        code: frozenset(_worded(word) for word in entry.default if any(letter.isalpha() for letter in word))
         for code, entry in _entries(data).items()
     }
 
@@ -99,7 +100,16 @@ def names_from_cldr(data: bytes) -> dict[str, str]:
 
 
 def folded(text: str) -> str:
-    """Return the form in which two texts are compared: case folded, single spaces, hyphens as spaces."""
+    """Return the form in which two texts are compared: case folded, single spaces, hyphens as spaces.
+
+    Letters that look the same are the same (Unicode's NFKC): composed or not, as file systems and keyboards
+    differ, and in full width; characters of no width do not count.
+    """
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _worded("".join(letter for letter in plain if unicodedata.category(letter) != "Cf"))
+
+
+def _worded(text: str) -> str:
     return " ".join(text.casefold().replace("-", " ").split())
 
 

@@ -125,7 +125,7 @@ def _keyword_queries(
     by_word: dict[str, list[int]] = defaultdict(list)
     for i in gallery:
         for word in keywords.get(rows[i].concept, ()):
-            if word not in forbidden:
+            if folded(word) not in forbidden:
                 by_word[word].append(i)
     mine = set(side)
     queries = []

@@ -67,11 +67,30 @@ def test_a_pass_goes_through_ones_own_images_once_and_replays_its_share(
     assert len(ours) > own - replay.own(size), "but for a rest shorter than a batch, all"
     for batch in found:
         replayed = batch.image_B[batch.image_B >= 1000].tolist()
-        assert len(replayed) == len(set(replayed)) == min(size - replay.own(size), others)
+        assert (
+            len(replayed) == len(set(replayed)) == min(replay.others(len(ours) // len(found), size), others)
+        )
         assert len(batch.image_B) <= size
         assert torch.equal(concepts.image_N[batch.place_B], batch.image_B)
         assert torch.equal(batch.chosen_C[batch.concept_B], concepts.concept_N[batch.place_B])
         assert torch.equal(batch.caption_C, batch.chosen_C), "each concept's own caption"
+
+
+@pytest.mark.parametrize(
+    ("own", "size", "share", "expected"),
+    [
+        (384, 512, 0.25, 128),
+        (6, 512, 0.25, 2),
+        (1, 512, 0.25, 1),
+        (3, 8, 0.0, 0),
+        (2, 8, 0.75, 6),
+        (1, 8, 0.9, 7),
+    ],
+)
+def test_a_short_batch_replays_the_same_share(own: int, size: int, share: float, expected: int) -> None:
+    concepts, replay = concepts_of(own, 400), Replay(first=1000, concepts=own, share=share)
+    batch = next(batches_of(concepts, size=size, views=1, rng=np.random.default_rng(0), replay=replay))
+    assert int((batch.image_B >= 1000).sum()) == expected
 
 
 def test_without_a_replay_all_images_are_alike() -> None:

@@ -110,6 +110,24 @@ def test_soft_sharing_keeps_two_heads_and_pulls_them_together(tmp_path: Path) ->
     assert 0 < apart[1] < 0.5 * apart[0]
 
 
+def test_the_second_head_starts_where_a_first_state_has_led(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, features = kinds(tmp_path)
+    wanted = MultitaskConfig(category_weight=1.0, sharing="soft", reptile_rounds=4, reptile_over="categories")
+    seen: list[tuple[float, int]] = []
+
+    def fitted(alignment: Alignment, phase: str, epochs: int, **_: Any) -> None:
+        assert alignment.multitask is not None
+        assert alignment.multitask.own_head is not None
+        apart = alignment.multitask._apart(alignment.multitask.own_head)
+        seen.append((float(apart.detach()), len(alignment.curves)))
+
+    monkeypatch.setattr(Alignment, "_fit_heads", fitted)
+    aligned(pairs, features, wanted, lora_epochs=0)
+    assert seen == [(0.0, 1)], "a head that was left behind pulls the first one back"
+
+
 def test_what_unlabelled_and_held_images_are_is_never_read(tmp_path: Path) -> None:
     pairs, features = kinds(tmp_path)
     wanted = MultitaskConfig(category_weight=1.0)

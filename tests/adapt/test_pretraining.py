@@ -176,6 +176,12 @@ def test_documents_are_read_from_files_and_from_cldr(tmp_path: Path) -> None:
     assert list(documents_from_cldr(json.dumps(data).encode())) == [["red apple", "apple, red"]]
 
 
+def test_a_glossary_in_another_encoding_than_the_cleaned_texts_finds_its_terms(tmp_path: Path) -> None:
+    (tmp_path / "g.tsv").write_text("cafe\u0301\n\uff21\u6b3e\u624b\u67c4\n", "utf-8")
+    found = glossary_from_file(tmp_path / "g.tsv").spans("The Caf\u00e9 has an A\u6b3e\u624b\u67c4 .")
+    assert [span.term for span in found] == [0, 1]
+
+
 def test_a_glossary_finds_the_longest_term_in_any_spelling(tmp_path: Path) -> None:
     (tmp_path / "g.tsv").write_text("# terms\nred apple\tpomme rouge\nApple\n苹果\n", "utf-8")
     glossary = glossary_from_file(tmp_path / "g.tsv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +93,7 @@ def test_nothing_that_is_held_is_named_asked_or_shown(tmp_path: Path) -> None:
         "boxes-of-glass": BOX.format(0, 5, "red"),
         "box": BOX.format(0, 6, "red"),
         "dessert": BOX.format(0, 7, "red"),
+        "desserts": BOX.format(0, 2, "red"),
         "dessert-fork": BOX.format(0, 8, "red"),
         "house": BOX.format(0, 9, "blue"),
         "lizard": twin,
@@ -104,16 +106,32 @@ def test_nothing_that_is_held_is_named_asked_or_shown(tmp_path: Path) -> None:
     assert {row.domain for row in found.rows} == {"temaki"}
     assert found.summary["left_out"] == {
         "says an unseen name": 3,
-        "is worded as a query": 1,
-        "looks like a held image": 1,
+        "is worded as a query": 2,
+        "looks like an evaluated image": 1,
     }
     assert [entry.name for entry in found.licences] == ["temaki"]
     assert found.image_size == PairSet.open(pairs).image_size
     assert len(set(found.image_sha256)) == 4
 
 
+def test_a_picture_that_a_track_seeks_unlabelled_gets_no_name_either(tmp_path: Path) -> None:
+    twin = BOX.format(3, 11, "green")
+    pairs = pairs_of(tmp_path / "pairs", held={"lizard": twin}, labelled=("house", "tree"), asked=("newt",))
+    rows = [
+        msgspec.structs.replace(row, role="unlabelled" if row.role == "held" else "labelled")
+        for row in PairSet.open(pairs).rows
+    ]
+    write_pairs(pairs.path, rows=rows, tracks=PairSet.open(pairs).tracks, licences=[], summary={})
+    pairs = Artifact(kind="pairs", path=pairs.path, files=listing_of(pairs.path), provenance={})
+    result = made(tmp_path, pairs, {"lizard": twin, "crane": BOX.format(6, 11, "red")})
+    assert [row.text for row in PairSet.open(result.artifact).rows] == ["crane"]
+
+
 def test_a_set_of_which_nothing_may_train_is_refused(tmp_path: Path) -> None:
-    pairs = pairs_of(tmp_path / "pairs", held={"dragon": ""}, labelled=("house", "tree"), asked=())
+    twin = BOX.format(3, 11, "green")
+    pairs = pairs_of(tmp_path / "pairs", held={"dragon": twin}, labelled=("house", "tree"), asked=())
+    with pytest.raises(UserError, match=r"no icon of temaki may be trained on"):
+        made(tmp_path / "copies", pairs, {"lizard": twin})
     with pytest.raises(UserError, match=r"no icon of temaki may be trained on.*; name other sets in teacher"):
         made(tmp_path, pairs, {"dragon-head": BOX.format(0, 3, "red"), "x": BOX.format(0, 4, "red")})
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -236,3 +237,21 @@ def test_no_line_escapes_as_a_traceback(tmp_path: Path, lines: list[bytes]) -> N
     except UserError:
         return
     assert all(record.name == "a.png" for record in found)
+
+
+@pytest.mark.parametrize(
+    "other", ["cafe\u0301 8", "\uff43\uff41\uff46\u00e9 8", "caf\u00e9\u200b 8", "CAF\u00c9\u00a08"]
+)
+def test_one_text_in_two_encodings_stays_on_one_side(tmp_path: Path, store: Store, other: str) -> None:
+    folder, rng = tmp_path / "own", np.random.default_rng(0)
+    folder.mkdir()
+    lines = []
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        text = ("caf\u00e9 8", other)[i % 2].replace("8", str(i // 2))
+        lines.append(json.dumps({"image": f"{i}.png", "text": text}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    pairs = PairSet.open(built(folder, store).artifact)
+    roles = [row.role for row in sorted(pairs.rows, key=lambda row: int(row.id[4:-4]))]
+    assert roles[::2] == roles[1::2]
+    assert {len(query.relevant) for query in pairs.tracks[0].queries} == {2}
