@@ -56,7 +56,7 @@ class PackStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         found = {
             name: licence_of(name, artifact.provenance)
             for name, artifact in sorted(sources.items())
-            if not name.startswith("data:")
+            if not name.startswith(("data:", "auxiliary:"))  # the stages that read pictures tell of those
         }
         weights = {record.name: record for record in found.values()}
         return cls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,11 @@ pytest.importorskip("torch", reason="the host half is not installed")
 pytest.importorskip("peft", reason="the host half is not installed")
 
 from edgeglm.adapt import alignment as room
+from edgeglm.assets.fetch import fetch_asset
 from edgeglm.build import pipeline
 from edgeglm.build.adapting import adapt_teacher
 from edgeglm.build.pack_manifest import licences_of
+from edgeglm.build.pack_stage import PackStageConfig
 from edgeglm.build.pipeline import plan_build, stage_names
 from edgeglm.build.unheard import require_elsewhere
 from edgeglm.core.artifact import Artifact
@@ -40,8 +43,12 @@ def local_icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     icons = {name: {"body": f'<path d="M{i} {i}h{3 + i}v{12 - i}z"/>'} for i, name in enumerate(THINGS)}
     content = {"prefix": "temaki", "icons": icons, "width": 16, "height": 16}
     made = package(tmp_path / "temaki", "temaki", {"icons.json": content, "chars.json": {}})
+
+    def fetched(spec: str, *rest: Any) -> Artifact:
+        return made if spec == "temaki" else fetch_asset(spec, *rest)
+
     for module in ("edgeglm.data.sources", "edgeglm.build.pipeline"):
-        monkeypatch.setattr(f"{module}.fetch_asset", lambda *_: made)
+        monkeypatch.setattr(f"{module}.fetch_asset", fetched)
     monkeypatch.setattr(room, "MIN_STEPS", 12)
     monkeypatch.setattr(room, "MIN_LORA_STEPS", 4)
     return made
@@ -85,6 +92,14 @@ def test_whom_to_credit_for_them_travels_with_the_bundle(project: Path, tmp_path
     assert {record.name for record in licences_of(artifacts, pairs)} == {"own", "temaki"}
     del artifacts["auxiliary-pairs"]
     assert {record.name for record in licences_of(artifacts, pairs)} == {"own"}
+
+
+def test_pictures_are_credited_once(project: Path, tmp_path: Path) -> None:
+    plan = plan_build(wanted(project), load_target("cpu"), Store(tmp_path / "s"), QuietProgress())
+    assert "auxiliary:temaki" in plan.sources
+    packed = plan.nodes[-1].stage.config
+    assert isinstance(packed, PackStageConfig)
+    assert {record.name for record in packed.weights} == {"vit", "bert"}
 
 
 def test_a_build_lays_them_out_before_the_teacher_and_packs_them(project: Path, tmp_path: Path) -> None:
