@@ -108,7 +108,7 @@ class AuxiliaryConfig(Section, frozen=True, kw_only=True):
     """Named icons of other domains that heads are trained on besides one's own pairs; by default none.
 
     ``icons`` names icon sets of the catalogue (``game-icons``, ``healthicons``, ``pinhead`` and ``temaki``
-    draw some 8,000 things that no emoji is of). Before anything else the heads are trained on them and the
+    draw some 7,000 things). Before anything else the heads are trained on them and the
     labelled pairs together for ``epochs`` passes: supervised pre-training on an intermediate task
     (Phang et al., STILTs, 2018) by the contrast of CLIP. While the heads are trained on
     features after that, ``replay`` is the share of each batch that is drawn from the icons, so that what
