@@ -42,6 +42,7 @@ from edgeglm.adapt.stages import AuxiliaryFeaturesStage, FeaturesConfig, source_
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.assets import fetch_asset  # noqa: E402
 from edgeglm.build.shipped import load_recipe  # noqa: E402
+from edgeglm.core.digest import sha256_json  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import AuxiliaryConfig, TeacherConfig  # noqa: E402
 from edgeglm.core.stage import Context  # noqa: E402
@@ -101,7 +102,8 @@ def icons_beside(store: Store, threads: int) -> tuple[PairSet, np.memmap[Any, An
 def projected(store: Store, icons: PairSet, more: np.ndarray[Any, Any], scratch: Path) -> tuple[Any, ...]:
     """Return what `adapt.py` prepares, and the features of the icons and of their names alike."""
     pairs, features, text = adapt.prepared(store, scratch)
-    kept = scratch / "adapt-auxiliary-bench.pt"
+    told = sha256_json([row.id for row in icons.rows])[:16]  # which icons may train has changed before
+    kept = scratch / f"adapt-auxiliary-{told}.pt"
     if not kept.exists():
         source = fetch_asset(source_spec(TeacherConfig().text), store, QuietProgress())
         texts = sorted({row.text for row in icons.rows} - set(text.place))
