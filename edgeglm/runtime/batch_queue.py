@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import islice
 
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.plain import make_plain
 from edgeglm.runtime.requests import Request
 
 _LONGEST_DELAY = 3_600_000_000  # microseconds; a lock takes no time-out that is beyond all clocks
@@ -35,6 +36,7 @@ class BatchPolicy:
     max_queue_delay_microseconds: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         most: object = self.max_batch_size  # whatever a caller without types may give
         delay: object = self.max_queue_delay_microseconds
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:

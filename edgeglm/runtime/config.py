@@ -10,6 +10,7 @@ from typing import Literal, TypeGuard
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.plain import make_plain
 from edgeglm.runtime.towers import EngineMaker
 
 WhenFull = Literal["wait", "shed"]
@@ -62,6 +63,7 @@ class RunnerConfig:
     engine: EngineMaker | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("instances", "threads", "preparation_threads", "capacity", "max_replacements"):
             least = 0 if name == "max_replacements" else 1
             value = getattr(self, name)

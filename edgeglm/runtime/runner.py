@@ -30,6 +30,7 @@ from edgeglm.runtime.ends import Ends, embedding, overloaded
 from edgeglm.runtime.generation import Generation, evicted, requests_of
 from edgeglm.runtime.ledger import Ledger, RunnerStats
 from edgeglm.runtime.opening import Source, opened_source
+from edgeglm.runtime.plain import plain
 from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
@@ -238,9 +239,9 @@ class Runner:
         priority: int,
     ) -> dict[str, Array]:
         generation, loop = self._usable()
-        if not isinstance(priority, int):
+        if not isinstance(priority, int) and not isinstance(priority := plain(priority), int):
             raise UserError(f"the priority is {priority!r}; give a whole number, such as Priority.HIGH")
-        if deadline is not None and not is_number(deadline):
+        if deadline is not None and not is_number(deadline) and not is_number(deadline := plain(deadline)):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
         try:
