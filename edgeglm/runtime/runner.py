@@ -218,7 +218,7 @@ class Runner:
         """Say what was done so far. Raises UserError in a forked child."""
         if self._home is not None:
             self._home.check_process()
-        return self._ledger.stats(self._generations, self._admission.held)
+        return self._ledger.stats(self._generations, self._admission.held - self._admission.promised)
 
     def times(self) -> StageTimes:
         """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower).
