@@ -131,6 +131,8 @@ class TowerContract:
         for name, array in sample.items():
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{self.name}: {name} is a {type(array).__name__}; feed a numpy array")
+            if isinstance(array, np.ma.MaskedArray):  # an engine does not see the mask, but what is under it
+                raise UserError(f"{self.name}: {name} is a masked array; feed what .filled(...) makes of it")
         feeds = {name: array[None] for name, array in sample.items()}
         check_feeds(self.inputs, feeds, f"tower {self.name!r}, one sample with a batch axis added")
         free = []

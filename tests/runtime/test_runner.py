@@ -296,6 +296,7 @@ def test_answers_in_a_buffer_that_the_next_call_fills_are_each_callers_own():
         ("double", {"x": np.zeros(WIDTH)}, "x is float64"),
         ("double", {"x": np.zeros(WIDTH, ">f4")}, "float32 of another machine's byte order"),
         ("double", {"x": [0.0, 1.0]}, "feed a numpy array"),
+        ("double", {"x": np.ma.zeros(2, np.float32)}, "is a masked array; feed what"),
         ("double", sample(float("nan")), "NaN or infinity; feed finite numbers"),
         ("double", sample(float("inf")), "NaN or infinity; feed finite numbers"),
     ],
