@@ -113,6 +113,8 @@ def test_a_batch_policy_for_a_tower_that_is_not_there_names_those_that_are():
         ("fruit.bundle", "'fruit.bundle' is a str; give the pathlib.Path of a bundle"),
         (3, "is a int; give the pathlib.Path"),
         ({"double": "x.onnx"}, "tower 'double' is a str; give a TowerSource"),
+        ({1: TowerSource(engine=Doubler())}, "the name of a tower is a int; give a str"),
+        ({}, "the source has no towers; give at least one"),
     ],
 )
 def test_what_is_no_source_is_refused_when_opened_and_when_swapped_to(source: Any, words: str):
