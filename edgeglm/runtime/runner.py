@@ -284,6 +284,7 @@ class Runner:
 
     def _check(self, request: Request, generation: Generation) -> None:
         if generation.broken is not None:
+            generation.mend()
             raise EngineFailedError(str(generation.broken))  # a new one: each caller adds its traceback
         if request.sample is not None:
             generation.contract(request.tower).place(request)
