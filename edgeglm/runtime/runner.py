@@ -210,6 +210,15 @@ class Runner:
         return self._usable()[0].contracts
 
     @property
+    def broken(self) -> str:
+        """Why no request is answered; empty where they are. To ask has a lost engine tried again."""
+        generation = self._current
+        if generation is None or generation.broken is None:
+            return ""
+        generation.mend()
+        return str(generation.broken)
+
+    @property
     def closing(self) -> bool:
         """Whether it takes no more requests: it is being closed, or is closed."""
         return self._state in ("closing", "closed")

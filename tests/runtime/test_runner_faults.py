@@ -360,6 +360,7 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
             await until(lambda: served.stats().instances == 0)
             with pytest.raises(EngineFailedError, match="cannot be opened: MemoryError"):
                 await doubled(served, 1)
+            assert "cannot be opened: MemoryError" in served.broken
             doubler.released.set()
             doubler.load_error = None
 
@@ -371,6 +372,7 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
 
             assert await asks_until_answered() == 4.0
             assert len(doubler.made) == 2
+            assert served.broken == ""
             assert await doubled(served, 3) == 6.0
 
     run(main)
