@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.protocol import OutputsError
 from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class GivenUpError(Exception):
 
 def failure_from(error: BaseException) -> EdgeglmError:
     """Return the error that a caller gets for what an engine raised."""
+    if isinstance(error, OutputsError):  # not the caller's fault
+        return EngineFailedError(str(error))
     if isinstance(error, (UserError, EngineFailedError)):
         return error
     failure = EngineFailedError(

@@ -376,3 +376,16 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
             assert await doubled(served, 3) == 6.0
 
     run(main)
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_an_engine_that_gives_another_number_of_outputs_is_not_the_callers_fault(outputs: int):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.made[0]._function = lambda feeds: [feeds["x"]] * outputs
+            with pytest.raises(EngineFailedError, match=f"declares 1 outputs .* gave {outputs}; export"):
+                await doubled(served, 1)
+
+    run(main)
