@@ -82,7 +82,7 @@ def staging_folder(destination: Path) -> Iterator[Path]:
     with _folder_lock(parent):  # nobody sweeps between making the folder and locking it
         for left in parent.iterdir():
             if left.name.startswith(prefix):
-                _sweep(left)
+                sweep(left)
         aside = _aside(destination)
         if aside.exists() and not destination.exists():
             aside.rename(destination)
@@ -149,7 +149,8 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _sweep(left: Path) -> None:
+def sweep(left: Path) -> None:
+    """Remove a folder, unless a process that is alive has locked it."""
     try:
         handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

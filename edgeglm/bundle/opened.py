@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ import msgspec
 
 from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.paths import inside
+from edgeglm.bundle.temporary import remove_temporary
 from edgeglm.bundle.trust import SignatureState
 from edgeglm.core.errors import UserError, unknown_name
 
@@ -72,7 +72,7 @@ class Bundle:
     def close(self) -> None:
         """Remove the temporary folder of an extracted archive; a bundle folder is left alone."""
         if self.temporary is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            remove_temporary(self.temporary)
 
     def variant(self, name: str | None = None) -> VariantRecord:
         """Return the record of a variant, the default one for None. Raises UserError if unknown."""

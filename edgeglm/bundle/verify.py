@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from edgeglm.bundle.manifest import (
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.paths import inside
 from edgeglm.bundle.signing import MAX_SIGNATURES_BYTES
+from edgeglm.bundle.temporary import remove_temporary, temporary_folder
 from edgeglm.bundle.trust import SignatureState, Trust, check_age, check_signatures, trust_here
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
@@ -111,12 +110,11 @@ def verify_report(
 
 
 def _extracted_temporarily(archive: Path, limits: Limits, trust: Trust) -> Bundle:
-    with disk_errors(Path(tempfile.gettempdir())):
-        folder = Path(tempfile.mkdtemp(prefix="edgeglm-bundle-"))
+    folder = temporary_folder()
     try:
         manifest, state = extract_archive(archive, folder, limits=limits, trust=trust)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_temporary(folder)
         raise
     return Bundle(
         path=folder, origin=archive, manifest=manifest, verified=True, signature=state, temporary=folder

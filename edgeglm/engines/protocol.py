@@ -26,6 +26,10 @@ Feeds = Mapping[str, Array]
 E = TypeVar("E", bound="Engine")
 
 
+class OutputsError(UserError):
+    """A model gives what it does not declare, whatever it was fed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One declared input or output.
@@ -100,7 +104,7 @@ class Engine(ABC):
         results = self._run(feeds)
         outputs = self.outputs
         if len(results) != len(outputs):
-            raise UserError(
+            raise OutputsError(
                 f"{self.name} declares {len(outputs)} outputs ({_listed(outputs)}) and gave {len(results)}; "
                 "export the model again"
             )

@@ -14,6 +14,7 @@ class Admission:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0
+        self.promised = 0  # of these: given to one in the line, who has not gone on yet
         self._line: dict[
             int, dict[int, asyncio.Future[None]]
         ] = {}  # by priority, then by arrival; none empty
@@ -35,6 +36,7 @@ class Admission:
             waiter = self._leave(priority, number)
             if waiter is not None and not waiter.done():
                 self.held += 1
+                self.promised += 1
                 waiter.set_result(None)
 
     async def place(self, priority: int, deadline: float | None) -> None:
@@ -48,8 +50,10 @@ class Admission:
             timer = loop.call_later(deadline - time.monotonic(), _time_out, waiter)
         try:
             await waiter
+            self.promised -= 1
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.promised -= 1
                 self.release()  # the place came in the same moment
             raise
         finally:

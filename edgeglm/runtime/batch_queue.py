@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import islice
 
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.plain import make_plain
 from edgeglm.runtime.requests import Request
 
 _LONGEST_DELAY = 3_600_000_000  # microseconds; a lock takes no time-out that is beyond all clocks
@@ -26,7 +27,8 @@ class BatchPolicy:
         max_batch_size: The most samples in one call.
         preferred_batch_sizes: A bucket that holds this many goes at once, cut to the largest such size.
         max_queue_delay_microseconds: How long the oldest request may wait for company. At 0 a free
-            engine takes what there is: batches then grow by themselves while the engine is busy.
+            engine takes what there is: batches then grow by themselves while the engine is busy. One
+            with a deadline waits for company no longer than half of the time it has.
     """
 
     max_batch_size: int = 32
@@ -34,6 +36,7 @@ class BatchPolicy:
     max_queue_delay_microseconds: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         most: object = self.max_batch_size  # whatever a caller without types may give
         delay: object = self.max_queue_delay_microseconds
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:
@@ -68,28 +71,59 @@ class BatchPolicy:
         """The delay in seconds."""
         return self.max_queue_delay_microseconds / 1e6
 
-    def size_now(self, waiting: int, waited: float) -> int:
-        """Return how many of ``waiting`` requests go now, the oldest after ``waited`` seconds; 0: wait."""
+    def due(self, request: Request) -> float:
+        """Return when a request stops waiting for company: the rest of its time is for the engine."""
+        waits = self.delay
+        if request.deadline is not None:
+            waits = min(waits, (request.deadline - request.started) / 2)
+        return request.started + waits
+
+    def size_now(self, waiting: int, *, due: bool) -> int:
+        """Return how many of ``waiting`` requests go now, of which one is ``due`` or none; 0: wait."""
         if waiting >= self.max_batch_size:
             return self.max_batch_size
         if fitting := [size for size in self.preferred_batch_sizes if size <= waiting]:
             return max(fitting)
-        return waiting if waited >= self.delay else 0
+        return waiting if due else 0
 
 
 class _Bucket:
     """Requests that may share a batch: one first-in-first-out line a priority, none of them empty."""
 
-    __slots__ = ("count", "lines")
+    __slots__ = ("count", "known_due", "lines")
 
     def __init__(self) -> None:
         self.lines: dict[int, dict[int, Request]] = {}
         self.count = 0
+        self.known_due: float | None = None
 
-    def oldest(self) -> Request:
-        """Return the request that has waited longest, of any priority."""
-        heads = [next(iter(line.values())) for line in self.lines.values()]
-        return heads[0] if len(heads) == 1 else min(heads, key=lambda head: head.started)
+    def due(self, policy: BatchPolicy) -> float:
+        """Return when the first of its requests stops waiting for company. Kept till one is taken out."""
+        if self.known_due is None:
+            self.known_due = min(
+                policy.due(request) for line in self.lines.values() for request in line.values()
+            )
+        return self.known_due
+
+    def size_now(self, policy: BatchPolicy, now: float) -> int:
+        """Return how many of its requests go now."""
+        if policy.eager:
+            return min(self.count, policy.max_batch_size)
+        # Of many that wait nobody asks when they are due: a full batch goes in any case.
+        return policy.size_now(self.count, due=False) or policy.size_now(
+            self.count, due=self.due(policy) <= now
+        )
+
+    def sooner(self, policy: BatchPolicy, request: Request) -> bool:
+        """Note a newcomer, and say whether it is due before all others, as far as is known."""
+        due = policy.due(request)
+        if self.count == 1:
+            self.known_due = due
+        if self.known_due is None:
+            return True
+        sooner = due < self.known_due
+        self.known_due = min(due, self.known_due)
+        return sooner
 
     def first(self) -> Request:
         """Return the request that would go first."""
@@ -109,6 +143,7 @@ class _Bucket:
                 taken += first
                 break
         self.count -= len(taken)
+        self.known_due = None
         return taken
 
 
@@ -133,7 +168,10 @@ class BatchQueue:
                 yield from line.values()
 
     def put(self, request: Request) -> bool:
-        """Add a request. True if an idle worker should look: its bucket was empty, or is now full."""
+        """Add a request. True if an idle worker should look.
+
+        Its bucket was empty, is now full, or is due sooner than before.
+        """
         key = (request.tower, request.bucket)
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -149,7 +187,8 @@ class BatchQueue:
         self._count += 1
         bucket.count = count = bucket.count + 1
         policy = self._policies[request.tower]
-        return count == 1 or count >= policy.max_batch_size or count in policy.preferred_batch_sizes
+        sooner = not policy.eager and bucket.sooner(policy, request)
+        return count == 1 or sooner or count >= policy.max_batch_size or count in policy.preferred_batch_sizes
 
     def remove(self, request: Request) -> bool:
         """Take out one that is no longer wanted; False if it was not waiting here."""
@@ -160,6 +199,7 @@ class BatchQueue:
         if not line:
             del bucket.lines[request.priority]
         bucket.count -= 1
+        bucket.known_due = None
         self._count -= 1
         self._forget_empty(request)
         return True
@@ -172,11 +212,7 @@ class BatchQueue:
         """
         best: tuple[tuple[int, float, int], _Bucket, int] | None = None
         for (tower, _), bucket in self._buckets.items():
-            policy, count = self._policies[tower], bucket.count
-            if policy.eager:
-                size = min(count, policy.max_batch_size)
-            else:
-                size = policy.size_now(count, now - bucket.oldest().started)
+            size = bucket.size_now(self._policies[tower], now)
             if size:
                 if len(self._buckets) == 1:
                     best = ((0, 0.0, 0), bucket, size)  # no other to compare with
@@ -195,10 +231,9 @@ class BatchQueue:
     def seconds_to_ready(self, now: float) -> float | None:
         """Return how long ``take`` stays empty if nothing arrives: 0 for now, None for ever."""
         waits = [
-            0.0 if policy.size_now(bucket.count, waited) else policy.delay - waited
-            for policy, bucket, waited in (
-                (self._policies[tower], bucket, now - bucket.oldest().started)
-                for (tower, _), bucket in self._buckets.items()
+            0.0 if bucket.size_now(policy, now) else bucket.due(policy) - now
+            for policy, bucket in (
+                (self._policies[tower], bucket) for (tower, _), bucket in self._buckets.items()
             )
         ]
         return max(min(waits), 0.0) if waits else None

@@ -13,7 +13,9 @@ from typing import Any
 from weakref import WeakSet
 
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.plain import plain
 
+_DEAF = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")} - {None}
 _everyone: WeakSet[Signals] = WeakSet()
 
 
@@ -27,10 +29,13 @@ class Signals:
 
     def on(self, loop: asyncio.AbstractEventLoop, number: signal.Signals, do: Callable[[], object]) -> None:
         """Let a signal do something in the loop. Raises UserError where a loop cannot watch for signals."""
+        number = plain(number)
         try:
             former = signal.getsignal(number)
         except (TypeError, ValueError) as error:
             raise UserError(f"{number!r} is no signal; give one, such as signal.SIGTERM") from error
+        if number in _DEAF:
+            raise UserError(f"no process hears {number!r}; give another signal, such as signal.SIGTERM")
         try:
             loop.add_signal_handler(number, _arrived, loop, number)
         except (NotImplementedError, RuntimeError, ValueError) as error:

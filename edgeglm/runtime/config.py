@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeGuard
 
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.plain import make_plain
 from edgeglm.runtime.towers import EngineMaker
 
 WhenFull = Literal["wait", "shed"]
@@ -62,6 +63,7 @@ class RunnerConfig:
     engine: EngineMaker | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("instances", "threads", "preparation_threads", "capacity", "max_replacements"):
             least = 0 if name == "max_replacements" else 1
             value = getattr(self, name)
@@ -97,10 +99,16 @@ class RunnerConfig:
                 raise UserError(f"batching of {tower!r} is a {type(policy).__name__}; give a BatchPolicy")
 
     def policy(self, tower: str) -> BatchPolicy:
-        """Return the batch policy of a tower."""
-        if isinstance(self.batching, BatchPolicy):
-            return self.batching
-        return self.batching.get(tower, BatchPolicy())
+        """Return the batch policy of a tower. No batch is larger than what the runner holds.
+
+        A full runner would else wait for company that it lets nobody be.
+        """
+        given = self.batching
+        policy = given if isinstance(given, BatchPolicy) else given.get(tower, BatchPolicy())
+        if policy.max_batch_size <= self.capacity:
+            return policy
+        fitting = tuple(size for size in policy.preferred_batch_sizes if size <= self.capacity)
+        return replace(policy, max_batch_size=self.capacity, preferred_batch_sizes=fitting)
 
     def check_towers(self, towers: Iterable[str]) -> None:
         """Raise UserError for a batch policy of a tower that is not served."""

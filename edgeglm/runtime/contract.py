@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.protocol import Engine, TensorSpec, check_feeds
+from edgeglm.runtime.plain import make_plain
 from edgeglm.runtime.requests import Array, EngineFailedError, Failure, Request, Results, Sample, is_finite
 
 _MUCH = 2**21  # bytes, of which looking for NaN would hold the event loop up for more than about 0.3 ms
@@ -44,6 +45,7 @@ class TowerSource:
     pad_to_bucket: bool = False
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.ragged and not self.length_buckets:
             raise UserError("a tower with ragged inputs has no length buckets; give at least one length")
         if not all(isinstance(length, int) for length in self.length_buckets):
@@ -129,6 +131,8 @@ class TowerContract:
         for name, array in sample.items():
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{self.name}: {name} is a {type(array).__name__}; feed a numpy array")
+            if isinstance(array, np.ma.MaskedArray):  # an engine does not see the mask, but what is under it
+                raise UserError(f"{self.name}: {name} is a masked array; feed what .filled(...) makes of it")
         feeds = {name: array[None] for name, array in sample.items()}
         check_feeds(self.inputs, feeds, f"tower {self.name!r}, one sample with a batch axis added")
         free = []

@@ -47,6 +47,7 @@ class Generation:
         self.contracts: dict[str, TowerContract] = {}
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
+        self._reopens = False  # whether it is broken for want of an engine, and may be mended
         self._replaced: Counter[str] = Counter()
         self._lately: defaultdict[str, list[float]] = defaultdict(list)
         self._next_try = 0.0
@@ -177,10 +178,20 @@ class Generation:
             if calls:
                 self._replace(crew, len(calls))
             found += len(calls)
-        if self.broken is None and now >= self._next_try:
-            self._next_try = now + limit
-            self.inference.start()  # whose replacement found no memory, say, beside the engine that hung
+        if self.broken is None:
+            self._start_missing(now)
         return found
+
+    def mend(self) -> None:
+        """Try again to open an engine where none is left; called for each request that is refused for it."""
+        if self._reopens:
+            self._start_missing(time.monotonic())
+
+    def _start_missing(self, now: float) -> None:
+        """Start engines whose replacement found no memory, say, beside one that hung; now and then."""
+        if now >= self._next_try:
+            self._next_try = now + self._config.hang_after
+            self.inference.start()
 
     async def emptied(self) -> None:
         """Answer what is held without delay, and wait until nothing is. Nothing may be submitted later."""
@@ -224,6 +235,7 @@ class Generation:
         self._lately[crew.name] = lately
         lost = max(len(lately), crew.left_behind)
         if lost > self._config.max_replacements:
+            self._reopens = False
             self._break(EngineFailedError(f"{lost} {crew.name} workers hung or died; restart the process"))
         else:
             crew.start()
@@ -242,7 +254,10 @@ class Generation:
             elif not self._to_open:
                 self._opening.set_result(None)
         elif error is not None and not crew.alive:
+            self._reopens = self.broken is None or self._reopens
             self._break(_open_failure(error))
+        elif error is None and crew is self.inference and self._reopens:
+            self.broken, self._reopens = None, False
 
     def _crew_left(self, crew: Crew) -> None:
         left = self._left.setdefault(crew.name, self._loop.create_future())

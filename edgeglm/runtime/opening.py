@@ -41,7 +41,12 @@ async def opened_source(source: Source, config: RunnerConfig) -> OpenedSource:
             "an opened bundle, or {name: TowerSource}"
         )
     if isinstance(source, Mapping):
+        if not source:
+            raise UserError("the source has no towers; give at least one, as {name: TowerSource}")
         for name, tower in source.items():
+            given: object = name  # whatever a caller without types may give
+            if not isinstance(given, str):
+                raise UserError(f"the name of a tower is a {type(given).__name__}; give a str")
             if not isinstance(tower, TowerSource):
                 raise UserError(f"tower {name!r} is a {type(tower).__name__}; give a TowerSource")
         return OpenedSource(towers=source, close=_nothing)

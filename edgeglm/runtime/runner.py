@@ -30,6 +30,7 @@ from edgeglm.runtime.ends import Ends, embedding, overloaded
 from edgeglm.runtime.generation import Generation, evicted, requests_of
 from edgeglm.runtime.ledger import Ledger, RunnerStats
 from edgeglm.runtime.opening import Source, opened_source
+from edgeglm.runtime.plain import plain
 from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
@@ -209,6 +210,15 @@ class Runner:
         return self._usable()[0].contracts
 
     @property
+    def broken(self) -> str:
+        """Why no request is answered; empty where they are. To ask has a lost engine tried again."""
+        generation = self._current
+        if generation is None or generation.broken is None:
+            return ""
+        generation.mend()
+        return str(generation.broken)
+
+    @property
     def closing(self) -> bool:
         """Whether it takes no more requests: it is being closed, or is closed."""
         return self._state in ("closing", "closed")
@@ -217,7 +227,7 @@ class Runner:
         """Say what was done so far. Raises UserError in a forked child."""
         if self._home is not None:
             self._home.check_process()
-        return self._ledger.stats(self._generations, self._admission.held)
+        return self._ledger.stats(self._generations, self._admission.held - self._admission.promised)
 
     def times(self) -> StageTimes:
         """Say how long the calls of each stage took, and their oldest requests had waited: (stage, tower).
@@ -238,9 +248,9 @@ class Runner:
         priority: int,
     ) -> dict[str, Array]:
         generation, loop = self._usable()
-        if not isinstance(priority, int):
+        if not isinstance(priority, int) and not isinstance(priority := plain(priority), int):
             raise UserError(f"the priority is {priority!r}; give a whole number, such as Priority.HIGH")
-        if deadline is not None and not is_number(deadline):
+        if deadline is not None and not is_number(deadline) and not is_number(deadline := plain(deadline)):
             raise UserError(f"the deadline is {deadline!r}; give seconds from now, or None")
         now = time.monotonic()
         try:
@@ -283,6 +293,7 @@ class Runner:
 
     def _check(self, request: Request, generation: Generation) -> None:
         if generation.broken is not None:
+            generation.mend()
             raise EngineFailedError(str(generation.broken))  # a new one: each caller adds its traceback
         if request.sample is not None:
             generation.contract(request.tower).place(request)

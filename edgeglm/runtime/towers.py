@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,12 +97,23 @@ def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
             if isinstance(image, (bytes, bytearray, memoryview)):
                 return {"pixels": model_input_from_files([bytes(image)], preprocessing)[0]}
             if isinstance(image, Path):
+                if _is_no_file(image):  # to open a pipe may wait for ever, and a device may have no end
+                    return UserError(f"{image} is a pipe or a device; give the bytes that come from it")
                 return {"pixels": model_input_from_files([image], preprocessing)[0]}
         except EdgeglmError as error:
             return error
         return UserError(f"an image is a {type(image).__name__}; give the bytes of a file, or its Path")
 
     return lambda images: [one(image) for image in images]
+
+
+def _is_no_file(path: Path) -> bool:
+    """Say whether a path names what is neither a file nor a folder. What is not there is told elsewhere."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_text(text: object) -> bool:

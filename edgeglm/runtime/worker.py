@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.engines.protocol import OutputsError
 from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
 
 if TYPE_CHECKING:
@@ -121,6 +123,8 @@ class GivenUpError(Exception):
 
 def failure_from(error: BaseException) -> EdgeglmError:
     """Return the error that a caller gets for what an engine raised."""
+    if isinstance(error, OutputsError):  # not the caller's fault
+        return EngineFailedError(str(error))
     if isinstance(error, (UserError, EngineFailedError)):
         return error
     failure = EngineFailedError(
@@ -146,9 +150,11 @@ def _let_go() -> None:
     """Wait for the calls of runners that were left open, as the process ends; Ctrl-C ends the wait.
 
     A thread that comes back from native code into an interpreter which has ended is unwound there. C++ and
-    Rust answer that with an abort, so that a script with a good result would end with 134.
+    Rust answer that with an abort, so that a script with a good result would end with 134. What is not waited
+    for is not woken, either.
     """
-    workers = [one for one in threading.enumerate() if isinstance(one, Worker) and not one.given_up]
+    everyone = [one for one in threading.enumerate() if isinstance(one, Worker)]
+    workers = [one for one in everyone if not one.given_up]
     for crew in {one.crew for one in workers}:
         crew.clear()
         crew.stop()
@@ -156,3 +162,15 @@ def _let_go() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         for worker in workers:
             worker.join(max(until - time.monotonic(), 0.0))
+    if any(one.is_alive() for one in everyone):
+        _leave_native_code_alone()
+
+
+def _leave_native_code_alone() -> None:
+    """End without the destructors of C++, which pull an engine's state away from under a call that runs.
+
+    The call then fails, and returns. ``_exit`` is put before them, in glibc's way that tells it the code.
+    """
+    library = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # not glibc
+        library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None)

@@ -110,7 +110,16 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return not self.stopping.is_set() and not self.runner.closing and len(self._out) < len(self.models)
+        return not self.why_not_ready
+
+    @property
+    def why_not_ready(self) -> str:
+        """Why requests are not answered; empty where they are."""
+        if self.stopping.is_set() or self.runner.closing:
+            return "the server is stopping; try another one"
+        if len(self._out) == len(self.models):
+            return "all models were unloaded; load one"
+        return self.runner.broken
 
     def model(self, name: str, version: str = "") -> Model:
         """Return a model that is in service.

@@ -113,8 +113,8 @@ def routes(service: Service) -> list[Route]:
         return Response()
 
     async def ready(_: Request) -> Response:
-        if not service.ready:
-            raise NotReadyError("the server is stopping, or all models were unloaded; try later")
+        if why := service.why_not_ready:
+            raise NotReadyError(why)
         return Response()
 
     async def server(_: Request) -> Response:
@@ -122,8 +122,8 @@ def routes(service: Service) -> list[Route]:
 
     async def model_ready(request: Request) -> Response:
         service.model(*_model(request))
-        if not service.ready:
-            raise NotReadyError("the server is stopping; try another one")
+        if why := service.why_not_ready:
+            raise NotReadyError(why)
         return Response()
 
     async def metadata(request: Request) -> Response:

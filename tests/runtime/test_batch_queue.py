@@ -21,7 +21,13 @@ policies = sizes.flatmap(
         max_queue_delay_microseconds=st.sampled_from([0, 1, 5]),
     )
 )
-arrivals = st.tuples(st.just("put"), st.sampled_from(["a", "b"]), st.sampled_from([8, 16]), st.integers(0, 2))
+arrivals = st.tuples(
+    st.just("put"),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([8, 16]),
+    st.integers(0, 2),
+    st.sampled_from([None, 2, 20]),
+)
 steps = st.lists(
     st.one_of(
         arrivals,
@@ -34,8 +40,14 @@ steps = st.lists(
 )
 
 
-def waiting(tower: str = "a", bucket: object = None, priority: int = 1, at: float = 0.0) -> Request:
-    request = Request(tower, priority=priority, started=at)
+def waiting(
+    tower: str = "a",
+    bucket: object = None,
+    priority: int = 1,
+    at: float = 0.0,
+    deadline: float | None = None,
+) -> Request:
+    request = Request(tower, priority=priority, started=at, deadline=deadline)
     request.bucket = bucket
     return request
 
@@ -52,7 +64,8 @@ def test_every_request_leaves_once_in_order_and_in_a_batch_that_fits(
     now, present = 0.0, list[Request]()
     for step in script:
         if step[0] == "put":
-            request = waiting(step[1], step[2], step[3], now)
+            deadline = now + step[4] * 1e-6 if step[4] else None
+            request = waiting(step[1], step[2], step[3], now, deadline)
             line.put(request)
             present.append(request)
         elif step[0] == "wait":
@@ -107,6 +120,39 @@ def test_a_preferred_size_goes_at_once_and_the_rest_waits_for_company():
     assert len(line.take(0.0)) == 4
     assert line.take(0.0) == []
     assert len(line.take(0.002)) == 1
+
+
+def test_a_deadline_that_is_nearer_than_the_delay_sends_the_batch_while_there_is_time():
+    line = queue(max_batch_size=8, max_queue_delay_microseconds=1_000_000)
+    assert line.put(waiting(at=0.0))
+    assert line.seconds_to_ready(0.0) == 1.0
+    hurried = waiting(at=0.1, deadline=0.3)
+    assert line.put(hurried)
+    assert not line.put(waiting(at=0.1, deadline=5.0))
+    assert line.seconds_to_ready(0.1) == pytest.approx(0.1)
+    assert line.take(0.19) == []
+    assert len(line.take(0.2)) == 3
+
+
+def test_once_who_was_in_a_hurry_has_gone_the_others_wait_for_company_again():
+    line = queue(max_batch_size=2, max_queue_delay_microseconds=1_000_000)
+    hurried, patient = waiting(deadline=0.2), waiting()
+    line.put(hurried)
+    line.put(patient)
+    assert len(line.take(0.0)) == 2
+    line.put(hurried)
+    line.put(patient)
+    line.remove(hurried)
+    assert line.seconds_to_ready(0.1) == pytest.approx(0.9)
+    assert line.take(0.1) == []
+
+
+def test_one_that_came_late_and_was_asked_for_early_counts_from_when_it_was_asked_for():
+    line = queue(max_batch_size=8, max_queue_delay_microseconds=1_000_000)
+    line.put(waiting(at=0.5))
+    assert line.seconds_to_ready(0.5) == 1.0
+    assert line.put(waiting(at=0.0))
+    assert line.seconds_to_ready(0.5) == pytest.approx(0.5)
 
 
 def test_an_urgent_request_of_another_bucket_goes_first():

@@ -40,6 +40,7 @@ from tests.runtime.faults import (
     run,
     runner,
     sample,
+    until,
 )
 
 
@@ -134,6 +135,19 @@ def test_the_delay_gathers_a_batch_of_the_preferred_size():
             tasks.append(asyncio.create_task(doubled(served, 3)))
             await asyncio.gather(*tasks)
         assert doubler.batches == [[0.0, 1.0, 2.0, 3.0]]
+
+    run(main)
+
+
+def test_a_deadline_that_is_shorter_than_the_delay_is_kept_by_an_idle_engine():
+    async def main() -> None:
+        policy = BatchPolicy(max_queue_delay_microseconds=300_000_000)
+        async with runner(Doubler(), batching=policy) as served:
+            patient = asyncio.create_task(doubled(served, 1.0))
+            await until(lambda: served.stats().waiting == 1)
+            assert await doubled(served, 2.0, deadline=2.0) == 4.0
+            assert await patient == 2.0
+            assert served.stats().batches == {"double": {2: 1}}
 
     run(main)
 
@@ -282,6 +296,7 @@ def test_answers_in_a_buffer_that_the_next_call_fills_are_each_callers_own():
         ("double", {"x": np.zeros(WIDTH)}, "x is float64"),
         ("double", {"x": np.zeros(WIDTH, ">f4")}, "float32 of another machine's byte order"),
         ("double", {"x": [0.0, 1.0]}, "feed a numpy array"),
+        ("double", {"x": np.ma.zeros(2, np.float32)}, "is a masked array; feed what"),
         ("double", sample(float("nan")), "NaN or infinity; feed finite numbers"),
         ("double", sample(float("inf")), "NaN or infinity; feed finite numbers"),
     ],

@@ -18,7 +18,18 @@ from edgeglm.runtime.requests import (
     OverloadedError,
     RunnerClosedError,
 )
-from tests.runtime.faults import MISCOUNT, NOT_A_NUMBER, POISON, Doubler, doubled, ended, run, runner, towers
+from tests.runtime.faults import (
+    MISCOUNT,
+    NOT_A_NUMBER,
+    POISON,
+    Doubler,
+    doubled,
+    ended,
+    held,
+    run,
+    runner,
+    towers,
+)
 
 ENDS = (DeadlineExceededError, EngineFailedError, OverloadedError, RunnerClosedError, UserError)
 BAD = (POISON, MISCOUNT, NOT_A_NUMBER, float("nan"))
@@ -96,3 +107,26 @@ def test_every_request_ends_once_whatever_happens(
 
     run(main)
     assert not any(engine.loaded for doubler in doublers for engine in doubler.made)
+
+
+def test_the_books_balance_in_the_moment_in_which_a_place_passes_on():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, capacity=1) as served:
+            first = await held(doubler, served, 1.0)
+            second, third = (asyncio.create_task(doubled(served, value)) for value in (2.0, 3.0))
+            await asyncio.sleep(0)
+            first.cancel()
+            for turn in range(6):
+                if turn == 2:
+                    second.cancel()
+                await asyncio.sleep(0)
+                stats = served.stats()
+                ends = (stats.answered, stats.failed, stats.expired, stats.cancelled, stats.shed, stats.held)
+                assert stats.accepted + stats.turned_away == sum(ends), (turn, stats)
+            doubler.gate.set()
+            assert await third == 6.0
+            await ended(first, second)
+
+    run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -257,5 +258,19 @@ def test_a_large_photo_is_prepared_while_texts_go_on(bundle):
             await served.embed_text("red")
             assert not photo.done()
             await photo
+
+    run(main)
+
+
+def test_a_pipe_or_a_device_is_the_callers_error_and_holds_nobody_up(path, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def main() -> None:
+        async with Runner(path, CONFIG) as served:
+            for place in (pipe, Path("/dev/zero")):
+                with pytest.raises(UserError, match=r"is a pipe or a device; give the bytes"):
+                    await served.embed_image(place, deadline=1.0)
+            assert served.stats().replaced == 0
 
     run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -343,5 +344,48 @@ def test_preparations_that_hang_are_replaced_and_cost_no_engine_its_place():
                 await doubled(served, 1)
             preparation.released.set()
             doubler.released.set()
+
+    run(main)
+
+
+def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.2) as served:
+            hangs = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+            doubler.load_error = MemoryError("beside the engine that hangs")
+            await ended(hangs)
+            await until(lambda: served.stats().instances == 0)
+            with pytest.raises(EngineFailedError, match="cannot be opened: MemoryError"):
+                await doubled(served, 1)
+            assert "cannot be opened: MemoryError" in served.broken
+            doubler.released.set()
+            doubler.load_error = None
+
+            async def asks_until_answered() -> float:
+                while True:
+                    with contextlib.suppress(EngineFailedError):
+                        return await doubled(served, 2)
+                    await asyncio.sleep(0.01)
+
+            assert await asks_until_answered() == 4.0
+            assert len(doubler.made) == 2
+            assert served.broken == ""
+            assert await doubled(served, 3) == 6.0
+
+    run(main)
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_an_engine_that_gives_another_number_of_outputs_is_not_the_callers_fault(outputs: int):
+    doubler = Doubler()
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            doubler.made[0]._function = lambda feeds: [feeds["x"]] * outputs
+            with pytest.raises(EngineFailedError, match=f"declares 1 outputs .* gave {outputs}; export"):
+                await doubled(served, 1)
 
     run(main)

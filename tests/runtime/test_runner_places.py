@@ -306,3 +306,18 @@ def test_no_engine_works_on_for_callers_that_a_close_gave_up():
         assert not doubler.made[0].loaded
 
     run(main)
+
+
+def test_a_full_runner_does_not_wait_for_company_that_it_cannot_hold():
+    doubler = Doubler()
+
+    async def main() -> None:
+        policy = BatchPolicy(
+            max_batch_size=8, preferred_batch_sizes=(8,), max_queue_delay_microseconds=60_000_000
+        )
+        async with runner(doubler, capacity=2, batching=policy, warm_up=True) as served:
+            assert sorted(map(len, doubler.batches)) == [1, 2]
+            assert await ended(*(doubled(served, value) for value in (1, 2, 3, 4))) == [2, 4, 6, 8]
+            assert served.stats().batches == {"double": {2: 2}}
+
+    run(main)

@@ -80,6 +80,16 @@ def test_what_is_no_signal_is_refused(number: Any):
     run(main)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_signal_that_no_process_hears_is_refused_in_words(number: signal.Signals):
+    async def main() -> None:
+        async with runner(Doubler()) as served:
+            with pytest.raises(UserError, match=r"no process hears .*; give another signal, such as"):
+                served.close_on(number)
+
+    run(main)
+
+
 def test_a_thread_without_a_loop_is_told_to_ask_in_the_runners_own():
     async def main() -> None:
         async with runner(Doubler()) as served:

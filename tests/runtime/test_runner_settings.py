@@ -6,13 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeglm.core.errors import UserError
 from edgeglm.runtime.batch_queue import BatchPolicy
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
-from edgeglm.runtime.requests import EngineFailedError
+from edgeglm.runtime.requests import DeadlineExceededError, EngineFailedError
 from edgeglm.runtime.runner import Runner
 from tests.runtime.faults import HANG, Doubler, doubled, ended, held, run, runner, sample, towers, until
 
@@ -73,6 +74,28 @@ def test_a_batch_policy_that_makes_no_sense_is_refused(settings: dict[str, Any])
         BatchPolicy(**settings)
 
 
+def test_numbers_of_numpy_are_as_good_as_pythons():
+    policy = BatchPolicy(max_batch_size=np.int64(4), preferred_batch_sizes=(np.int32(2),))  # type: ignore[arg-type]
+    settings = {"instances": np.int8(1), "hang_after": np.float32(3), "warm_up": np.False_}
+    config = RunnerConfig(batching=policy, length_buckets=[np.int64(8)], **settings)  # type: ignore[arg-type]
+    kept = (policy.max_batch_size, *policy.preferred_batch_sizes, config.instances, config.hang_after)
+    assert [type(one) for one in (*kept, config.warm_up, *(config.length_buckets or ()))] == [
+        *(int, int, int, float, bool, int)
+    ]
+    with pytest.raises(UserError, match="max_batch_size is 0; give"):
+        BatchPolicy(max_batch_size=np.int64(0))  # type: ignore[arg-type]
+
+    async def main() -> None:
+        async with Runner(towers(Doubler()), config) as served:
+            assert await doubled(served, 1, deadline=np.float32(5), priority=np.int64(0)) == 2.0
+            with pytest.raises(UserError, match=r"the deadline is nan"):
+                await doubled(served, 1, deadline=np.float32("nan"))
+            with pytest.raises(DeadlineExceededError):
+                await doubled(served, 1, deadline=np.float16(0))
+
+    run(main)
+
+
 def test_a_batch_policy_for_a_tower_that_is_not_there_names_those_that_are():
     async def main() -> None:
         with pytest.raises(UserError, match="unknown tower in batching 'duoble'; known: double"):
@@ -90,6 +113,8 @@ def test_a_batch_policy_for_a_tower_that_is_not_there_names_those_that_are():
         ("fruit.bundle", "'fruit.bundle' is a str; give the pathlib.Path of a bundle"),
         (3, "is a int; give the pathlib.Path"),
         ({"double": "x.onnx"}, "tower 'double' is a str; give a TowerSource"),
+        ({1: TowerSource(engine=Doubler())}, "the name of a tower is a int; give a str"),
+        ({}, "the source has no towers; give at least one"),
     ],
 )
 def test_what_is_no_source_is_refused_when_opened_and_when_swapped_to(source: Any, words: str):

@@ -1,7 +1,8 @@
 """A server whose engine takes its time, for tests of a full queue.
 
 Run it with: a bundle, the rows it holds, the seconds of a call, the most bytes of a body, and of all bodies,
-the requests at a time, and the seconds that a caller may be silent.
+the requests at a time, the seconds that a caller may be silent, and those after which a call is given up, and
+with it the runner.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main(
     buffered: str = "268435456",
     requests: str = "64",
     idle: str = "75",
+    hang_after: str = "",
 ) -> None:
     def slow_engine(path: Path, threads: int) -> FakeEngine:
         engine = colour_engine(path, threads)
@@ -79,6 +81,8 @@ def main(
             when_full="shed",
             capacity=int(capacity),
             warm_up=False,
+            hang_after=float(hang_after or "10"),
+            max_replacements=0 if hang_after else 8,
             batching=BatchPolicy(max_batch_size=1),
         ),
     )
