@@ -28,12 +28,18 @@ _BATCH = 64
 _TOKENS = 8  # of a text whose candidates are timed
 _CODE = (
     "edgeglm.build.reranker_stage",
+    "edgeglm.data.tokenization",
+    "edgeglm.data.transforms",
     "edgeglm.distill.reranking",
+    "edgeglm.distill.text_student",
+    "edgeglm.export",
+    "edgeglm.models.projection",
     "edgeglm.models.reranker",
     "edgeglm.models.students",
     "edgeglm.models.student_shapes",
     "edgeglm.models.efficientnet_lite",
     "edgeglm.train.loop",
+    "edgeglm.train.schedules",
     "edgeglm.train.views",
     "edgeglm.train.concepts",
 )
