@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from edgeglm.build.evaluations import read_preprocessing
 from edgeglm.build.tower_scores import TowerScores
@@ -22,7 +23,7 @@ from edgeglm.calibration.variants import QuantizeConfig as CandidatesConfig
 from edgeglm.calibration.variants import Tune
 from edgeglm.compile.clock import gpu_clock
 from edgeglm.core.digest import sha256_bytes
-from edgeglm.core.recipe import QuantizeConfig, Recipe
+from edgeglm.core.recipe import QuantizeConfig, Recipe, StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
@@ -173,7 +174,8 @@ def quantize_config(
         plans={tower: plan_from_file(Path(path)) for tower, path in paths.items() if path},
         timed_on=None if clock is None else clock.member,
         tuning=TuningConfig(
-            student=recipe.student,
+            # How often a training was kept is no part of what it left.
+            student=replace(recipe.student, checkpoint_epochs=StudentConfig().checkpoint_epochs),
             export=recipe.export,
             steps=recipe.quantize.qat_steps,
             weight_bits=7 if reduced else 8,

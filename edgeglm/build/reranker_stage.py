@@ -20,7 +20,7 @@ from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.timing import measure_latency
 from edgeglm.evaluate.ranked import average_precision
-from edgeglm.evaluate.retrieval import positions_in_gallery, ratio_of_means, top_k
+from edgeglm.evaluate.retrieval import CUTOFF, positions_in_gallery, ratio_of_means, top_k
 from edgeglm.evaluate.towers import TextSettings, gallery_images, image_embeddings, text_embeddings
 from edgeglm.runtime.reranking import RerankerSettings, pair_scores
 
@@ -28,12 +28,18 @@ _BATCH = 64
 _TOKENS = 8  # of a text whose candidates are timed
 _CODE = (
     "edgeglm.build.reranker_stage",
+    "edgeglm.data.tokenization",
+    "edgeglm.data.transforms",
     "edgeglm.distill.reranking",
+    "edgeglm.distill.text_student",
+    "edgeglm.export",
+    "edgeglm.models.projection",
     "edgeglm.models.reranker",
     "edgeglm.models.students",
     "edgeglm.models.student_shapes",
     "edgeglm.models.efficientnet_lite",
     "edgeglm.train.loop",
+    "edgeglm.train.schedules",
     "edgeglm.train.views",
     "edgeglm.train.concepts",
 )
@@ -231,17 +237,17 @@ def reranked_tracks(
         for track in pairs.tracks:
             gallery = np.asarray(track.gallery)
             query_QD = embedded[[text_of[query.text] for query in track.queries]]
-            best_QA, cosine_QA = top_k(
-                query_QD, rows[[row_of[image] for image in track.gallery]], settings.candidates
-            )
+            shown = max(settings.candidates, CUTOFF)  # behind the candidates the order stays
+            best_QS, cosine_QS = top_k(query_QD, rows[[row_of[image] for image in track.gallery]], shown)
             before, after = [], []
             for q, relevant in enumerate(positions_in_gallery(track)):
                 ids = tokenizer.encode([track.queries[q].text], max_length=text.max_length)[0][0]
-                shown = [place[image] for image in gallery[best_QA[q]].tolist()]
-                scores_A = pair_scores(engine, patches_GNC[shown], ids, cosine_QA[q])
-                anew = best_QA[q][np.argsort(-scores_A, kind="stable")]
-                before.append(average_precision(best_QA[q].tolist(), set(relevant)))
-                after.append(average_precision(anew.tolist(), set(relevant)))
+                first_A, rest = np.split(best_QS[q], [settings.candidates])
+                patches_ANC = patches_GNC[[place[image] for image in gallery[first_A].tolist()]]
+                scores_A = pair_scores(engine, patches_ANC, ids, cosine_QS[q][: len(first_A)])
+                anew = [*first_A[np.argsort(-scores_A, kind="stable")].tolist(), *rest.tolist()]
+                before.append(average_precision(best_QS[q].tolist(), set(relevant)))
+                after.append(average_precision(anew, set(relevant)))
             tracks[track.name] = _compared(np.asarray(before), np.asarray(after), seed)
     return {
         "candidates": min(settings.candidates, len(patches_GNC)),

@@ -35,6 +35,19 @@ from edgeglm.targets.schema import Target
 
 C = TypeVar("C", bound=Cost)
 _COST_NAME = "cost.json"
+#: What neither a search nor a cost reads: a change of it searches nothing anew.
+_UNREAD = (
+    "size",
+    "checkpoint_epochs",
+    "image_epochs",
+    "text_epochs",
+    "caption_repeats",
+    "views",
+    "image_target",
+    "patience",
+    "corpus",
+    "losses",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +130,14 @@ def searched_recipe(
     Raises:
         UserError: No student meets the budget; it names the nearest.
     """
+    recipe = undecided(recipe)
     boards, student = peaks_of(target), recipe.student
-    sides = (resolution,) if resolution is not None else resolutions_about(student.resolution)
+    about = resolutions_about(student.resolution, recipe.data.image_size)
+    sides = about if resolution is None else (resolution,)
     plan = plan_build(recipe, target, context.store, context.progress)
     smallest = SmallestStudentStage(
         SmallestConfig(
-            student=student,
+            student=StudentConfig(max_length=student.max_length, vocabulary=student.vocabulary),
             resolution=sides[0],
             embedding_dim=recipe.teacher.embedding_dim,
             opset=recipe.export.opset,
@@ -145,7 +160,7 @@ def searched_recipe(
         if node.name == "targets":
             break
     config = SearchConfig(
-        student=msgspec.structs.replace(student, size="edge-s", checkpoint_epochs=0),
+        student=_by_default(student, _UNREAD),
         embedding_dim=recipe.teacher.embedding_dim,
         resolutions=sides,
         trials=trials,
@@ -170,9 +185,24 @@ def searched_recipe(
     )
 
 
-def resolutions_about(resolution: int) -> tuple[int, ...]:
-    """Return three sides of images to choose from: three quarters, the recipe's own, one and a half."""
-    return tuple(sorted({max(8, resolution * 3 // 4), resolution, resolution * 3 // 2}))
+def undecided(recipe: Recipe) -> Recipe:
+    """Return the recipe with a size that suits any teacher: a budget chooses, so its own forbids nothing."""
+    return msgspec.structs.replace(recipe, student=_by_default(recipe.student, ("size",)))
+
+
+def _by_default(student: StudentConfig, names: Sequence[str]) -> StudentConfig:
+    defaults = StudentConfig()
+    return msgspec.structs.replace(student, **{name: getattr(defaults, name) for name in names})
+
+
+def resolutions_about(resolution: int, kept: int | None = None) -> tuple[int, ...]:
+    """Return three sides of images to choose from: three quarters, the recipe's own, one and a half.
+
+    Pictures of which training keeps ``kept`` pixels a side have no more to show: a larger side than these and
+    the recipe's is left out.
+    """
+    sides = {max(8, resolution * 3 // 4), resolution, resolution * 3 // 2}
+    return tuple(sorted(side for side in sides if kept is None or side <= max(resolution, kept)))
 
 
 def chosen_student(search: Search, budget: Budget) -> Tried:

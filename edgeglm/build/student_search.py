@@ -19,6 +19,7 @@ from edgeglm.build.student_costs import Cost, CostMaker, Peaks, judged_by
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.distill.student_stage import CODE as STUDENT_CODE
 from edgeglm.models.student_shapes import FAMILY, spelled, student_shape
 
 TRIALS, LEAST_TRIALS = 12, 4
@@ -104,12 +105,11 @@ class StudentSearchStage(Stage[SearchConfig]):
         "edgeglm.build.student_costs",
         "edgeglm.build.student_search",
         "edgeglm.build.untrained",
-        "edgeglm.distill",
+        *STUDENT_CODE,
+        "edgeglm.data.tokenization",
+        "edgeglm.data.transforms",
+        "edgeglm.evaluate.retrieval",
         "edgeglm.export",
-        "edgeglm.models.students",
-        "edgeglm.models.student_shapes",
-        "edgeglm.models.efficientnet_lite",
-        "edgeglm.train",
         "edgeglm.targets.roofline",
         "edgeglm.engines.timing",
         "edgeglm.engines.onnxruntime_engine",

@@ -77,7 +77,7 @@ def command(
 ) -> int | None:
     """Build a bundle for TARGET. Finished stages are kept: the same command goes on where it stopped."""
     from edgeglm.bundle.pack import require_free
-    from edgeglm.cli.build_search import search_of, searched
+    from edgeglm.cli.build_search import search_of, searched, undecided_recipe
     from edgeglm.targets.schema import load_target
 
     wanted = load_target(target)
@@ -90,7 +90,9 @@ def command(
             from edgeglm.data.records import source_file
 
             source_file(Path(resolved.data.path), resolved.data.source)  # refused now, not an hour later
-        _print_plan(app, resolved, wanted, destination)
+        _print_plan(app, undecided_recipe(resolved, search), wanted, destination)
+        if search:
+            app.print(f"student: the best of {search.trials} within {search.budget}, not the recipe's size")
         return None
     require_free(destination, resolved.pack.archive)
     sized = searched(app, resolved, wanted, search, threads) if search else None

@@ -50,6 +50,13 @@ def search_of(
     return Wanted(budget=budget, trials=trials or TRIALS, fixed="student.resolution" in set_here)
 
 
+def undecided_recipe(recipe: Recipe, wanted: Wanted | None) -> Recipe:
+    """Return the recipe without the student's size where a budget is to choose it."""
+    from edgeglm.build.student_choice import undecided
+
+    return recipe if wanted is None else undecided(recipe)
+
+
 def searched(app: App, recipe: Recipe, target: Target, wanted: Wanted, threads: int) -> Choice:
     """Search for the student within a budget and show what it was chosen among."""
     from edgeglm.build.student_choice import searched_recipe

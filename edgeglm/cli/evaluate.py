@@ -15,6 +15,7 @@ from edgeglm.core.words import human_bytes
 
 if TYPE_CHECKING:
     from edgeglm.bundle.opened import Bundle
+    from edgeglm.data.records import BadRecords
     from edgeglm.evaluate.evaluator import ClassificationTask, Figure
     from edgeglm.evaluate.teacher_towers import TeacherTowers
     from edgeglm.runtime.evaluation import Checks, Embedded, Embedder, Item, LengthChecks, Percentiles
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads.")
 @click.option("--calls", default=100, show_default=True, type=click.IntRange(min=20), help="Calls to time.")
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(min=0), help="Bootstrap.")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the bootstrap.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
 @trust_options
 @json_option
@@ -74,6 +75,7 @@ def command(
     """
     import msgspec
 
+    from edgeglm.data.records import BadRecords
     from edgeglm.evaluate.evaluator import evaluated
     from edgeglm.evaluate.measures import measures_of
     from edgeglm.runtime.evaluation import embedded, latencies, peak_bytes, retrieval_task
@@ -85,7 +87,11 @@ def command(
     if len(set(names)) < len(names):
         raise UserError("two of the pairs are called the same; rename one")
     told = by or "category"
-    read = {name: items_of(source, told, skip_bad) for name, source in zip(names, sources, strict=True)}
+    bad = BadRecords(skip=skip_bad)
+    read = {name: items_of(source, told, bad) for name, source in zip(names, sources, strict=True)}
+    if skipped := dict(sorted(bad.counts.items())):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
     with ExitStack() as stack:
         judged = _opened(stack, app, bundle, variant, threads)
         with app.progress.task("Evaluate", total=len(read)) as task:
@@ -112,6 +118,7 @@ def command(
             "through": judged.words,
             "direction": direction,
             "classifier": classify,
+            "skipped_pairs": skipped,
             "tasks": {one.name: {"images": len(one.items), "texts": len(one.texts)} for one in found},
             "figures": [
                 figure if by else {key: value for key, value in figure.items() if key not in _BY_CATEGORY}
@@ -191,17 +198,34 @@ def _opened(stack: ExitStack, app: App, bundle: Path, variant: str | None, threa
 _BY_CATEGORY = ("categories", "counts")
 
 
-def items_of(source: Path, by: str, skip_bad: bool) -> tuple[Item, ...]:
-    """Read pairs as a build does, an image once with all its texts. Raises UserError."""
-    from edgeglm.data.records import BadRecords, records_of, source_file
+def items_of(source: Path, by: str, bad: BadRecords) -> tuple[Item, ...]:
+    """Read pairs as a build does, an image once with all its texts. Raises UserError.
+
+    Texts that differ in case, hyphens or encoding alone are one, written as the first of them is. Where bad
+    pairs are left out, so are those whose picture cannot be decoded.
+    """
+    from edgeglm.data.languages import folded
+    from edgeglm.data.records import records_of, source_file
+    from edgeglm.data.transforms import decoded_image
     from edgeglm.runtime.evaluation import Item
 
     kind = "parquet" if source.suffix == ".parquet" else "folder"
     images: dict[str | bytes, Item] = {}
-    for record in records_of(source_file(source, kind), BadRecords(skip=skip_bad)):
+    written: dict[str, str] = {}
+    undecoded: set[str | bytes] = set()
+    for record in records_of(source_file(source, kind), bad):
         key = record.image if isinstance(record.image, bytes) else record.name
         before = images.get(key)
-        texts = () if record.text is None else (record.text,)
+        if bad.skip and before is None and key not in undecoded:
+            try:
+                decoded_image(record.image)
+            except UserError as error:
+                undecoded.add(key)
+                bad.add("corrupt image", f"{record.where}: {error}")
+        if key in undecoded:
+            continue
+        text = record.text
+        texts = () if text is None else (written.setdefault(folded(text), text),)
         category = record.subcategory if by == "subcategory" else record.category
         if before is not None:
             texts = tuple(dict.fromkeys((*before.texts, *texts)))

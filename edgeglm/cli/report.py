@@ -42,6 +42,8 @@ def _copied(page: Path, output: Path) -> Path:
     target = output / page.name if output.is_dir() else output
     try:
         shutil.copyfile(page, target)
+    except shutil.SameFileError:
+        return target
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror}; choose a folder that is there and can be written"

@@ -49,7 +49,9 @@ class BadRecords:
     def add(self, reason: str, message: str) -> None:
         """Count one bad record, or raise UserError with the message."""
         if not self.skip:
-            raise UserError(f"{message}, or set data.skip_bad = true to leave such pairs out and count them")
+            raise UserError(
+                f"{message}, or give --skip-bad (data.skip_bad = true) to leave such pairs out and count them"
+            )
         self.counts[reason] += 1
 
 

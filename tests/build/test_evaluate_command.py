@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.cli.evaluate import items_of
+from edgeglm.data.records import BadRecords
 from edgeglm.data.transforms import ImagePreprocessing
 from edgeglm.runtime.evaluation import Embedded, Item, checks_of, percentiles
 from edgeglm.runtime.retrieval import Retriever
@@ -90,6 +92,38 @@ def test_the_figures_of_a_bundle_are_those_that_trec_eval_computes_from_its_embe
     assert [figure["all"]["value"] for figure in said["figures"]] == pytest.approx(
         [theirs[measure] for measure in asked], abs=1e-6
     )
+
+
+def test_a_text_that_is_spelled_in_two_ways_is_one_query_as_in_a_build(tmp_path: Path) -> None:
+    names = ("a.png", "b.png", "c.png", "b.png")
+    for name in set(names):
+        (tmp_path / name).write_bytes(b"not looked at")
+    texts = ("Café-red", "cafe\u0301 red", "CAFÉ  RED", "blue")
+    rows = [{"image": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    items = items_of(tmp_path, "category", BadRecords(skip=False))
+    assert [item.texts for item in items] == [("Café-red",), ("Café-red", "blue"), ("Café-red",)]
+
+
+def test_pairs_that_are_left_out_are_counted_pictures_that_cannot_be_decoded_among_them(
+    project: Project, bundle: Path, pairs: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(pairs[1], folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    more = ({"image": "broken.png", "text": "a"}, {"image": "broken.png", "text": "b"},
+            {"image": "absent.png", "text": "c"})  # fmt: skip
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in more)
+    refused = project.edgeglm("evaluate", bundle, "--pairs", folder, "--calls", "20")
+    assert refused.code == 2
+    assert "--skip-bad" in refused.err
+    whole = evaluated(project, bundle, [pairs[1]])
+    said = evaluated(project, bundle, [folder], "--skip-bad")
+    assert said["skipped_pairs"] == {"corrupt image": 1, "missing image": 1}
+    assert said["figures"][0]["all"] == whole["figures"][0]["all"]
+    told = project.edgeglm("evaluate", bundle, "--pairs", folder, "--calls", "20", "--skip-bad")
+    assert "2 pairs left out: 1 corrupt image, 1 missing image" in told.err
 
 
 def test_without_by_no_category_is_told_and_the_other_direction_asks_for_texts(

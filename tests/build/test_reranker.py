@@ -41,6 +41,15 @@ def test_the_bundle_says_what_it_adds_and_costs_on_every_track(reranked: tuple[S
         assert track["without"] == pytest.approx(track["with"] / track["ratio"]["value"], abs=1e-9)
 
 
+def test_without_it_is_what_the_towers_reach_although_few_are_ordered_anew(
+    reranked: tuple[Said, Path],
+) -> None:
+    found = json.loads((reranked[1] / "metrics.json").read_text())
+    for name, track in found["reranker"]["tracks"].items():
+        alone = found["export"][name]["map10"]["value"]
+        assert track["without"] == pytest.approx(alone, abs=1e-6), name
+
+
 def test_the_console_and_the_report_say_so_too(reranked: tuple[Said, Path]) -> None:
     said, place = reranked
     found = json.loads((place / "metrics.json").read_text())["reranker"]

@@ -158,6 +158,9 @@ def test_the_named_family_lies_in_the_space_and_keeps_its_names() -> None:
     assert all(getattr(smallest, key) == min(values) for key, values in SPACE.items())
     assert student_shape("b11c64-f64w160l2") == student_shape("edge-s")
     assert resolutions_about(64) == (48, 64, 96)
+    assert resolutions_about(64, 144) == (48, 64, 96)
+    assert resolutions_about(128, 144) == (96, 128), "pictures kept at 144 pixels are no sharper at 192"
+    assert resolutions_about(64, 32) == (48, 64)
 
 
 @pytest.mark.parametrize("size", ["b17c64-f64w160l2", "b11c0-f64w160l2", "b11c64-f64w161l2"])
@@ -204,10 +207,27 @@ def test_a_budget_is_searched_once_built_drawn_and_carried_along(
     assert [msgspec.to_builtins(one) for one in choice.search.students] == search["students"]
     assert project.stored() == before
 
+    # Nor does what no search reads. The recipe's size is not asked whether it suits the teacher.
+    unread = ("student.size=edge-heir", "student.image_epochs=9", "student.views=2", "student.patience=3")
+    again = chosen_in(project, project.store, Budget(memory_bytes=least), unread)
+    assert again.artifact.digest == choice.artifact.digest
+    assert again.recipe.student.image_epochs == 9
+    assert project.stored() == before
 
-def chosen_in(project: Project, store: Path, budget: Budget) -> Choice:
+
+def test_a_size_that_does_not_suit_the_teacher_forbids_no_budget(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["build", "--target", "cpu", "--dry-run", "--set", "teacher.vocabulary=8000"]
+    assert cli.exit_code(asked) == 2, "its own size is an heir, which takes the whole table"
+    capsys.readouterr()
+    assert cli.exit_code([*asked, "--memory-budget", "20MB", "--trials", "5"]) == 0
+    assert "the best of 5 within memory 20 MB" in capsys.readouterr().out
+
+
+def chosen_in(project: Project, store: Path, budget: Budget, overrides: tuple[str, ...] = ()) -> Choice:
     context = Context(store=Store(store), progress=QuietProgress(), threads=1)
-    recipe = load_recipe(str(project.root / "recipe.toml"), ())
+    recipe = load_recipe(str(project.root / "recipe.toml"), overrides)
     return searched_recipe(recipe, load_target("cpu"), budget, context, trials=5)
 
 

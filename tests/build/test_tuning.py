@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from edgeglm.build import tower_scores
+from edgeglm.build.quantize_stage import quantize_config
 from edgeglm.calibration.variants import Verdict
+from edgeglm.core.recipe import Recipe, StudentConfig
+from edgeglm.targets.schema import load_target
 from tests.build.conftest import Project, Said
 
 
@@ -44,3 +47,12 @@ def test_a_build_tunes_the_students_once_int8_misses_and_packs_what_then_passes(
     assert (place / "models/fp32/image.onnx").read_bytes() == (
         bundle / "models/fp32/image.onnx"
     ).read_bytes(), "the reference stays what it was"
+
+
+def test_how_often_a_training_was_kept_makes_no_int8_anew() -> None:
+    rare, often = (
+        quantize_config(Recipe(student=StudentConfig(checkpoint_epochs=every)), load_target("cpu"), ("int8",))
+        for every in (0, 1)
+    )
+    assert rare.tuning is not None
+    assert rare == often

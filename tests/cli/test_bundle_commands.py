@@ -106,5 +106,6 @@ def test_report_is_found_or_copied(bundle: Path, capsys, tmp_path: Path):
     (tmp_path / "out").mkdir()
     ran(capsys, "report", bundle, "--output", tmp_path / "out")
     assert (tmp_path / "out" / "report.html").read_bytes() == b"<html>report</html>"
+    assert ran(capsys, "report", bundle, "--output", bundle).strip() == str(bundle / "report.html")
     assert cli.exit_code(["report", str(bundle), "--output", str(tmp_path / "none" / "r.html")]) == 2
     assert "choose a folder that is there" in capsys.readouterr().err
