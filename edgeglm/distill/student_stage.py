@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 CODE = (
     "edgeglm.distill",
+    "edgeglm.data.tokenization",
+    "edgeglm.data.transforms",
     "edgeglm.data.vocabulary",
     "edgeglm.train",
     "edgeglm.models.students",
     "edgeglm.models.student_shapes",
     "edgeglm.models.efficientnet_lite",
     "edgeglm.models.heirs",
+    "edgeglm.models.hf_towers",
+    "edgeglm.models.packed_text",
+    "edgeglm.models.pretrained_hf",
     "edgeglm.models.projection",
     "edgeglm.models.published",
     "edgeglm.models.reparameterised",
