@@ -22,6 +22,9 @@ from edgeglm.data.tracks import folded
 CLDR = "cldr"
 CLDR_ASSET = "cldr-annotations"
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+#: Letters of scripts that write words without spaces, Chinese and Japanese; and all other word signs.
+_SIGNS = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+_UNPARTED, _PARTED = re.compile(f"[{_SIGNS}]"), rf"[^\W{_SIGNS}]"
 
 Document = Sequence[str]
 
@@ -62,13 +65,9 @@ class Glossary:
             for spelling in spellings:
                 place.setdefault(spelling, index)
         self.place: Mapping[str, int] = place
-        # Longest first, so that "red apple" is not read as "apple". A Chinese term needs no border.
-        ordered = sorted(place, key=lambda spelling: (-len(spelling), spelling))
-        parts = []
-        for spelling in ordered:
-            one = re.escape(spelling).replace(r"\ ", r"[\s-]+")
-            parts.append(one if re.match(r"[\u3400-\u9fff]", spelling) else rf"(?<!\w){one}(?!\w)")
-        self.expression = re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
+        # Longest first, so that "red apple" is not read as "apple".
+        ordered = sorted(filter(None, place), key=lambda spelling: (-len(spelling), spelling))
+        self.expression = re.compile("|".join(map(_bordered, ordered)) or r"(?!)", re.IGNORECASE)
 
     def spans(self, text: str) -> list[Span]:
         """Return the terms that a text names, from left to right, none within another."""
@@ -79,6 +78,17 @@ class Glossary:
             for match in self.expression.finditer("".join(part for part, _ in letters))
             if folded(match[0]) in self.place
         ]
+
+
+def _bordered(spelling: str) -> str:
+    """Return what matches a spelling as a word of its own; a side that is Chinese needs no border there.
+
+    Nor is a Chinese sign beside a word of another script a part of it.
+    """
+    one = re.escape(spelling).replace(r"\ ", r"[\s-]+")
+    before = "" if _UNPARTED.match(spelling[0]) else rf"(?<!{_PARTED})"
+    after = "" if _UNPARTED.match(spelling[-1]) else rf"(?!{_PARTED})"
+    return f"{before}{one}{after}"
 
 
 def glossary_from_file(path: Path) -> Glossary:

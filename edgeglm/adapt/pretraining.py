@@ -43,7 +43,7 @@ class Reading:
     Attributes:
         ids_BL: int64 tokens, some masked; ``mask_BL`` int64 is 0 where a row is filled up.
         place_M2: int64, row and column of each place to be told, ``word_M`` what stood there.
-        swapped_B: int64, 1 where two sentences were swapped, 0 where not, -1 where there is one sentence.
+        swapped_B: int64, 1 where two sentences were swapped, 0 where not, -1 for one, or where nobody asks.
         term_S: int64, the masked terms; ``mean_SL`` float32, the mean over their places, and
             ``row_S`` their rows.
         sentences: The first sentence of each row, unmasked.
@@ -89,7 +89,7 @@ class Reader:
             causal = tower.mask != "bidirectional"
             why = f"reads with {tower.mask} masks" if causal else "has no token for a mask"
             raise UserError(
-                f"the text tower {why}, so nothing can be masked in it; set teacher.pretraining.epochs = 0"
+                f"the text tower {why}, so nothing can be masked in it; leave teacher.pretraining out"
             )
         encoder: Any = tower.encoder
         self.teacher, self.config, self.seed = teacher, config, seed
@@ -150,7 +150,7 @@ class Reader:
         masked_terms: list[tuple[int, int, list[int]]] = []
         for row_number, row in enumerate(rows):
             swap = len(row) == 2 and bool(config.order_weight) and bool(rng.random() < 0.5)
-            swapped.append(int(swap) if len(row) == 2 else -1)
+            swapped.append(int(swap) if len(row) == 2 and config.order_weight else -1)
             line = list(before)
             for text in row[::-1] if swap else row:
                 pieces = self.read[text][:most]

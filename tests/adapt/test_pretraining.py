@@ -121,9 +121,14 @@ def test_swapped_sentences_are_swapped_and_known(teacher: TextTeacher) -> None:
     assert torch.equal(batch.ids_BL, again.ids_BL)
 
 
+def test_nothing_is_told_of_an_order_that_nobody_asks_for(teacher: TextTeacher) -> None:
+    reader = Reader(teacher, DOCUMENTS, GLOSSARY, CONFIG, seed=0)
+    assert set(reader.judged()) == {"mlm"}
+
+
 def test_a_tower_that_cannot_be_masked_says_so(tmp_path: Path) -> None:
     clip = loaded(write_clip(tmp_path / "clip"), tmp_path / "s")
-    with pytest.raises(UserError, match=r"reads with causal masks.*set teacher\.pretraining\.epochs = 0"):
+    with pytest.raises(UserError, match=r"reads with causal masks.*leave teacher\.pretraining out"):
         after(clip)
 
 
@@ -196,6 +201,15 @@ def test_a_glossary_finds_the_longest_term_in_any_spelling(tmp_path: Path) -> No
     (tmp_path / "one.txt").write_text("apple\n")
     with pytest.raises(UserError, match="has 1 terms; give two or more"):
         glossary_from_file(tmp_path / "one.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [("打开WiFi开关", "WiFi"), ("插入U盘后", "U盘"), ("用3D打印机", "3D打印"), ("买 apple 和wifi6", None)],
+)
+def test_a_term_of_another_script_is_found_within_chinese(text: str, term: str | None) -> None:
+    glossary = Glossary([("wifi",), ("u盘",), ("3d打印",), ("pineapple",)])
+    assert [text[s.start : s.end] for s in glossary.spans(text)] == ([term] if term else [])
 
 
 def test_nothing_that_is_evaluated_is_read(tmp_path: Path) -> None:
