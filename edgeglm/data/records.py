@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.core.errors import UserError
+from edgeglm.data.languages import folded
 
 PAIRS_FILE = "pairs.jsonl"
 UNLABELLED_FOLDER = "unlabelled"
@@ -23,8 +24,8 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     text: str | None = None
-    category: str = ""
-    subcategory: str = ""
+    category: str | int | None = None
+    subcategory: str | int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,11 @@ def records_of(file: Path, bad: BadRecords) -> Iterator[Record]:
     rows = _jsonl_rows(file, bad) if file.suffix == ".jsonl" else _parquet_rows(file)
     root = file.parent.resolve()
     for where, image, text, category, subcategory in rows:
-        if text is not None and (not isinstance(text, str) or not text.strip()):
+        if text is not None and not isinstance(text, str):
+            what = type(text).__name__
+            bad.add("no text", f"{where}: the caption is of type {what}; write one text a row")
+            continue
+        if text is not None and not folded(text):
             bad.add("empty caption", f"{where}: the caption is empty; write one")
             continue
         caption = None if text is None else " ".join(text.split())
@@ -127,7 +132,7 @@ def _jsonl_rows(file: Path, bad: BadRecords) -> Iterator[tuple[str, str, str | N
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 bad.add("broken line", f'{where}: {error}; write {{"image": path, "text": caption}}')
                 continue
-            yield where, parsed.image, parsed.text, parsed.category, parsed.subcategory
+            yield where, parsed.image, parsed.text, _kind(parsed.category), _kind(parsed.subcategory)
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any, str, str]]:
@@ -151,8 +156,17 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any, str, str]]:
                 image = row["image"]
                 if isinstance(image, dict):  # as the datasets library writes images
                     image = image.get("bytes") or image.get("path")
-                said = (str(row.get(name) or "") for name in ("category", "subcategory"))
-                yield f"{file} row {number}", image, row["text"], *said
+                category, subcategory = (_kind(row.get(name)) for name in ("category", "subcategory"))
+                yield f"{file} row {number}", image, row["text"], category, subcategory
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a whole Parquet file: {error}; write it again") from error
+
+
+def _kind(value: Any) -> str:
+    """Return a category as text. Zero is the first of a numbered list; what is no number is none."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
