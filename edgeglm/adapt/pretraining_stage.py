@@ -74,7 +74,9 @@ class PretrainingStage(Stage[PretrainingConfig]):
         "edgeglm.adapt",
         "edgeglm.train",
         "edgeglm.models",
+        "edgeglm.data.languages",
         "edgeglm.data.tokenization",
+        "edgeglm.data.unseen_names",
     )
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -107,7 +109,10 @@ class PretrainingStage(Stage[PretrainingConfig]):
         from edgeglm.train.loop import seeded
 
         pairs, counts, config = PairSet.open(inputs["pairs"]), Counter[str](), self.config
-        found = without_unseen(documents_of(inputs, config), pairs, counts)
+        languages = tuple(dict.fromkeys(track.language for track in pairs.tracks if track.language)) or (
+            "en",
+        )
+        found = without_unseen(documents_of(inputs, config, languages), pairs, counts)
         replace = replacer(config.deidentify, config.name_model)
         documents = list(cleaned(found, replace, counts, forbidden=evaluated_texts(pairs)))
         if config.glossary:

@@ -21,6 +21,7 @@ from edgeglm.adapt.corpora import (  # noqa: E402
     Glossary,
     documents_from_cldr,
     documents_from_file,
+    documents_of,
     evaluated_texts,
     glossary_from_file,
     glossary_from_pairs,
@@ -240,3 +241,49 @@ def test_what_is_evaluated_is_known_again_in_full_width_signs_and_markup() -> No
     assert counts == {"asked for by an evaluation": 2}
     documents = [["<b>绿梨（大）</b>。", "a pear"], ["an apple"]]  # noqa: RUF001
     assert list(without_unseen(iter(documents), pairs, counts)) == [["an apple"]]
+
+
+def asking(query: str, concept: str, *captions: str) -> Any:
+    """Return pairs that ask one query, and hold one concept out under its captions."""
+    held = SimpleNamespace(role="held", concept=concept, captions=captions)
+    tracks = [SimpleNamespace(queries=[SimpleNamespace(text=query)])]
+    return SimpleNamespace(tracks=tracks, rows=[held], training_texts=lambda: ("a cook",))
+
+
+@pytest.mark.parametrize(
+    ("concept", "called"),
+    [
+        ("mrs-claus", "Mrs. Claus"),
+        ("eleven-oclock", "eleven o\u2019clock"),
+        ("keycap-6", "keycap: 6"),
+        ("cafe-table", "caf\u00e9 tables"),
+    ],
+)
+def test_a_name_that_is_held_out_is_known_again_however_it_is_spelt(concept: str, called: str) -> None:
+    counts: Counter[str] = Counter()
+    pairs = asking("red", concept, concept.replace("-", " "))
+    assert list(without_unseen(iter([[called, "what else it is called"]]), pairs, counts)) == []
+    assert evaluated_texts(pairs)(f"{called}!")
+    chinese = asking("red", concept, "\u5b83")
+    assert list(without_unseen(iter([[called, "what else it is called"]]), chinese, counts)) == []
+    assert not evaluated_texts(pairs)("a cook.")
+
+
+def test_a_sentence_that_is_asked_for_is_not_read_without_its_name_either() -> None:
+    counts: Counter[str] = Counter()
+    pairs = asking("Mr. Smith on a boat", "x", "x")
+    raw = [["Mr. Smith on a boat.", "Mr. Smith on a red boat"]]
+    read = list(cleaned(raw, by_patterns, counts, forbidden=evaluated_texts(pairs)))
+    assert read == [("Mr. <NAME> on a red boat",)]
+
+
+def test_names_of_emoji_are_read_in_the_languages_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def member(_: Any, name: str) -> bytes:
+        said = "\u82f9\u679c" if "/zh/" in name else "apple"
+        return json.dumps({"annotations": {"annotations": {"x": {"tts": [said]}}}}).encode()
+
+    monkeypatch.setattr("edgeglm.adapt.corpora.asset_member", member)
+    config = msgspec.structs.replace(CONFIG, corpus=("cldr",))
+    inputs: Any = {"cldr-annotations": None}
+    read = [next(iter(document)) for document in documents_of(inputs, config, ("zh", "en"))]
+    assert read == ["\u82f9\u679c", "apple"]
