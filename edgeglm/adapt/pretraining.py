@@ -19,7 +19,7 @@ from edgeglm.adapt.corpora import Glossary
 from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
-from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.core.teacher_config import OptimisationConfig, PretrainingConfig
 from edgeglm.train.checkpoint import Checkpoint
 from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.losses import embedding_distance
@@ -263,8 +263,11 @@ def pretrained(
     seed: int,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
+    stepping: OptimisationConfig | None = None,
 ) -> dict[str, Any]:
     """Let the tower read in place; return the curve, the counts and how well it tells what it did not read.
+
+    It steps as the recipe's other loops do, by ``stepping``; a state is kept after every epoch.
 
     Raises:
         UserError: The tower cannot be asked for masked words, or the corpus holds fewer than two rows, or
@@ -287,7 +290,7 @@ def pretrained(
     tower.train()
     reader.heads.train()
     tuned = [parameter for parameter in tower.encoder.parameters() if parameter.requires_grad]
-    rate = config.learning_rate
+    rate, stepping = config.learning_rate, stepping or OptimisationConfig()
     curve = fit(
         [
             Group(parameters=tuned, learning_rate=rate, weight_decay=_WEIGHT_DECAY),
@@ -301,6 +304,11 @@ def pretrained(
         title="Teacher: reading",
         progress=progress,
         options=FitOptions(
+            schedule=stepping.schedule,
+            adaptive_clip=stepping.adaptive_clip,
+            accumulate=stepping.accumulate,
+            precision=stepping.precision,
+            patience=stepping.patience,
             checkpoint=checkpoint,
             lower="teacher.pretraining.batch_size",
             rate="teacher.pretraining.learning_rate",

@@ -92,12 +92,15 @@ class PretrainingStage(Stage[PretrainingConfig]):
         glossary = "file" if wanted.glossary else ""
         super().__init__(msgspec.structs.replace(wanted, corpus=places, glossary=glossary))
         self.text = config.text
+        # How often a state is kept decides nothing; here it is after every epoch.
+        self.stepping = msgspec.structs.replace(config.optimisation, checkpoint_epochs=0)
         self.seed = seed
         self.max_length = max_length
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what is no part of the table."""
-        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        return {**parts, "optimisation": msgspec.to_builtins(self.stepping)}
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Clean the corpus, read it, and write the encoder."""
@@ -132,6 +135,7 @@ class PretrainingStage(Stage[PretrainingConfig]):
                 seed=self.seed,
                 progress=context.progress,
                 checkpoint=Checkpoint(path=folder / "reading.pt", identity=key),
+                stepping=self.stepping,
             )
         state = {name: value.contiguous() for name, value in text.tower.encoder.state_dict().items()}
         save_file(state, out / ENCODER_FILE)

@@ -33,7 +33,7 @@ from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.teacher_config import PretrainingConfig, TeacherConfig  # noqa: E402
+from edgeglm.core.teacher_config import OptimisationConfig, PretrainingConfig, TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import COLOURS, SHAPES, write_synthetic_pairs  # noqa: E402
@@ -82,6 +82,27 @@ def test_each_objective_is_learned_and_holds_for_what_was_not_read(
     assert told["curve"][-1] < told["curve"][0]
     assert float((teacher.all_features(["a red circle"]) - plain).abs().max()) > 1e-3
     assert not any(parameter.requires_grad for parameter in teacher.tower.parameters())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"schedule": "exponential"}, {"adaptive_clip": 0.01}, {"accumulate": 2}, {"precision": "bfloat16"}],
+)
+def test_a_reading_steps_as_the_recipe_says(option: dict[str, Any], tmp_path: Path) -> None:
+    stepping = msgspec.convert(option, OptimisationConfig)
+    curves = []
+    for place, wanted in enumerate((None, stepping, stepping)):
+        teacher = loaded(write_bert(tmp_path / f"bert-{place}"), tmp_path / f"scratch-{place}")
+        few = msgspec.structs.replace(CONFIG, epochs=2, term_weight=1.0, anchor_weight=1.0)
+        read: Any = {"seed": 0, "progress": QuietProgress(), "stepping": wanted}
+        with seeded(0, threads=1):
+            curves.append(pretrained(teacher, DOCUMENTS, GLOSSARY, few, **read)["curve"])
+    assert curves[0] != curves[1] == curves[2]
+    keys = []
+    for optimisation in (OptimisationConfig(), OptimisationConfig(checkpoint_epochs=3), stepping):
+        config = TeacherConfig(optimisation=optimisation)
+        keys.append(PretrainingStage(config, seed=0, max_length=16).key({}))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_an_anchor_keeps_features_near_what_they_were(teacher: TextTeacher, tmp_path: Path) -> None:
