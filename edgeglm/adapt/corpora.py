@@ -147,6 +147,11 @@ def documents_of(
             yield from documents_from_file(artifact.path / next(iter(artifact.files)))
 
 
+def languages_of(pairs: PairSet) -> tuple[str, ...]:
+    """Return the languages in which the pairs are asked for, in order; English where they say none."""
+    return tuple(dict.fromkeys(track.language for track in pairs.tracks if track.language)) or ("en",)
+
+
 def documents_from_file(path: Path) -> Iterator[Document]:
     """Yield the documents of a text file, or of the lines of a ``.jsonl``. Raises UserError."""
     try:

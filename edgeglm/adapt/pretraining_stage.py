@@ -19,6 +19,7 @@ from edgeglm.adapt.corpora import (
     evaluated_texts,
     glossary_from_file,
     glossary_from_pairs,
+    languages_of,
     without_unseen,
 )
 from edgeglm.core.artifact import Artifact
@@ -112,10 +113,7 @@ class PretrainingStage(Stage[PretrainingConfig]):
         from edgeglm.train.loop import seeded
 
         pairs, counts, config = PairSet.open(inputs["pairs"]), Counter[str](), self.config
-        languages = tuple(dict.fromkeys(track.language for track in pairs.tracks if track.language)) or (
-            "en",
-        )
-        found = without_unseen(documents_of(inputs, config, languages), pairs, counts)
+        found = without_unseen(documents_of(inputs, config, languages_of(pairs)), pairs, counts)
         replace = replacer(config.deidentify, config.name_model)
         documents = list(cleaned(found, replace, counts, forbidden=evaluated_texts(pairs)))
         if config.glossary:

@@ -158,8 +158,9 @@ def require_heard_teacher(teacher: TeacherConfig) -> None:
         for key in () if reader.reads(teacher) else reader.keys:
             value = attrgetter(key)(teacher)
             if value != attrgetter(key)(defaults):
+                shown = list(value) if isinstance(value, tuple) else value
                 raise UserError(
-                    f"teacher.{key} is {value!r} and {reader.why}; {reader.remedy}, or leave it out"
+                    f"teacher.{key} is {shown!r} and {reader.why}; {reader.remedy}, or leave it out"
                 )
     auxiliary = teacher.auxiliary
     if not auxiliary.icons and auxiliary != AuxiliaryConfig():
