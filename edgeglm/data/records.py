@@ -57,6 +57,11 @@ class BadRecords:
 def source_file(path: Path, kind: str) -> Path:
     """Return the file that lists the pairs: of a folder its ``pairs.jsonl``. Raises UserError."""
     if kind == "folder":
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file, and pairs come from a folder with {PAIRS_FILE} and the images, or from "
+                "a Parquet file whose name ends in .parquet; give one of these"
+            )
         if not path.is_dir():
             raise UserError(f"no folder at {path}; give the folder that holds {PAIRS_FILE} and the images")
         path = path / PAIRS_FILE

@@ -194,6 +194,9 @@ def test_a_missing_folder_or_list_says_what_to_make(tmp_path: Path, store: Store
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no file at .*one JSON object a line"):
         built(tmp_path / "empty", store)
+    (tmp_path / "pairs.csv").write_text("image,text\n")
+    with pytest.raises(UserError, match=r"pairs\.csv is a file, .*name ends in \.parquet; give one of these"):
+        built(tmp_path / "pairs.csv", store)
     with pytest.raises(UserError, match=r"needs data\.path"):
         pairs_inputs(DataConfig(source="folder"), store, QuietProgress())
 
