@@ -255,18 +255,20 @@ def cleaned(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the documents whose sentences are worth reading; what is left out or replaced is counted.
 
-    A sentence goes if it has fewer than two letters, if it came before, or if ``forbidden`` says so.
+    A sentence goes if it has fewer than two letters, if it came before, or if ``forbidden`` says so of it as
+    it was before names and numbers were replaced.
     """
     seen: set[str] = set()
     for document in documents:
         kept = []
         for raw in document:
-            sentence = replace(tidied(raw), counts)
+            plain = tidied(raw)
+            sentence = replace(plain, counts)
             if sum(letter.isalpha() for letter in sentence) < 2:
                 counts["too short"] += 1
             elif sentence.casefold() in seen:
                 counts["repeated"] += 1
-            elif forbidden(sentence):
+            elif forbidden(plain):
                 counts["asked for by an evaluation"] += 1
             else:
                 seen.add(sentence.casefold())

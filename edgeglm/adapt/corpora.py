@@ -16,12 +16,17 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.data.concepts import text_of
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tracks import folded
+from edgeglm.data.unseen_names import forms_of, words_of
 
 CLDR = "cldr"
 CLDR_ASSET = "cldr-annotations"
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+#: Letters of scripts that write words without spaces, Chinese and Japanese; and all other word signs.
+_SIGNS = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+_UNPARTED, _PARTED = re.compile(f"[{_SIGNS}]"), rf"[^\W{_SIGNS}]"
 
 Document = Sequence[str]
 
@@ -62,13 +67,9 @@ class Glossary:
             for spelling in spellings:
                 place.setdefault(spelling, index)
         self.place: Mapping[str, int] = place
-        # Longest first, so that "red apple" is not read as "apple". A Chinese term needs no border.
-        ordered = sorted(place, key=lambda spelling: (-len(spelling), spelling))
-        parts = []
-        for spelling in ordered:
-            one = re.escape(spelling).replace(r"\ ", r"[\s-]+")
-            parts.append(one if re.match(r"[\u3400-\u9fff]", spelling) else rf"(?<!\w){one}(?!\w)")
-        self.expression = re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
+        # Longest first, so that "red apple" is not read as "apple".
+        ordered = sorted(filter(None, place), key=lambda spelling: (-len(spelling), spelling))
+        self.expression = re.compile("|".join(map(_bordered, ordered)) or r"(?!)", re.IGNORECASE)
 
     def spans(self, text: str) -> list[Span]:
         """Return the terms that a text names, from left to right, none within another."""
@@ -79,6 +80,17 @@ class Glossary:
             for match in self.expression.finditer("".join(part for part, _ in letters))
             if folded(match[0]) in self.place
         ]
+
+
+def _bordered(spelling: str) -> str:
+    """Return what matches a spelling as a word of its own; a side that is Chinese needs no border there.
+
+    Nor is a Chinese sign beside a word of another script a part of it.
+    """
+    one = re.escape(spelling).replace(r"\ ", r"[\s-]+")
+    before = "" if _UNPARTED.match(spelling[0]) else rf"(?<!{_PARTED})"
+    after = "" if _UNPARTED.match(spelling[-1]) else rf"(?!{_PARTED})"
+    return f"{before}{one}{after}"
 
 
 def glossary_from_file(path: Path) -> Glossary:
@@ -121,15 +133,23 @@ def corpus_artifacts(config: PretrainingConfig) -> dict[str, Artifact]:
     return found
 
 
-def documents_of(inputs: Mapping[str, Artifact], config: PretrainingConfig) -> Iterator[Document]:
-    """Yield the documents of a corpus in the order of the recipe, as they are written."""
+def documents_of(
+    inputs: Mapping[str, Artifact], config: PretrainingConfig, languages: Sequence[str] = ("en",)
+) -> Iterator[Document]:
+    """Yield the documents of a corpus in the order of the recipe, as they are written; CLDR's by language."""
     for i, name in enumerate(config.corpus):
         if name == CLDR:
-            member = asset_named(CLDR_ASSET).members["en"]
-            yield from documents_from_cldr(asset_member(inputs[CLDR_ASSET], member))
+            for language in languages:
+                member = asset_named(CLDR_ASSET).members[language]
+                yield from documents_from_cldr(asset_member(inputs[CLDR_ASSET], member))
         else:
             artifact = inputs[f"corpus-{i}"]
             yield from documents_from_file(artifact.path / next(iter(artifact.files)))
+
+
+def languages_of(pairs: PairSet) -> tuple[str, ...]:
+    """Return the languages in which the pairs are asked for, in order; English where they say none."""
+    return tuple(dict.fromkeys(track.language for track in pairs.tracks if track.language)) or ("en",)
 
 
 def documents_from_file(path: Path) -> Iterator[Document]:
@@ -161,29 +181,42 @@ def _sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE.split(text) if part and part.strip()]
 
 
-def _compared(cleaned: str) -> str:
-    return folded(cleaned.rstrip(".!?\u3002"))
-
-
-def _said(text: str) -> str:
-    """Return what a text is compared as once it is cleaned, without markup and with plain signs."""
-    return _compared(tidied(text))
+def _key(text: str) -> str:
+    """Return what a text is compared as: its words as one, without markup, signs, accents and case."""
+    plain = tidied(text)
+    return "".join(words_of(plain)) or folded(plain)
 
 
 def evaluated_texts(pairs: PairSet) -> Callable[[str], bool]:
-    """Return what tells a cleaned sentence that says no more than some track asks, or a held caption does."""
-    asked = {_said(query.text) for track in pairs.tracks for query in track.queries}
-    asked |= {_said(text) for row in pairs.rows if row.role == "held" for text in row.captions}
-    asked -= {_said(text) for text in pairs.training_texts()}
-    return lambda sentence: _compared(sentence) in asked
+    """Return what tells a tidied sentence that says no more than some track asks, or a held caption does."""
+    trained = {_key(text) for text in pairs.training_texts()}
+    asked = {_key(query.text) for track in pairs.tracks for query in track.queries}
+    asked |= {_key(text) for row in pairs.rows if row.role == "held" for text in row.captions}
+    return _meets(asked - trained, trained)
 
 
 def without_unseen(documents: Iterator[Document], pairs: PairSet, counts: Counter[str]) -> Iterator[Document]:
-    """Leave out whole documents that open with the name of a concept of which nothing may be learned."""
+    """Leave out whole documents that open with the name of a concept of which nothing may be learned.
+
+    A concept has its own name, which is English for icons, besides those in the languages of the pairs.
+    """
     known = {row.concept for row in pairs.rows if row.role == "labelled"}
-    names = {_said(text) for row in pairs.rows if row.concept not in known for text in row.captions}
+    unknown = [row for row in pairs.rows if row.concept not in known]
+    names = {_key(text) for row in unknown for text in (text_of(row.concept), *row.captions)}
+    is_name = _meets(names, set())
     for document in documents:
-        if document and _said(document[0]) in names:
+        if document and is_name(document[0]):
             counts["about an unseen concept"] += 1
         else:
             yield document
+
+
+def _meets(keys: set[str], allowed: set[str]) -> Callable[[str], bool]:
+    """Return what tells a text that is one of ``keys``, in singular or plural, and none that is allowed."""
+    forms = frozenset[str]().union(*map(forms_of, keys))
+
+    def meets(text: str) -> bool:
+        key = _key(text)
+        return key not in allowed and not forms.isdisjoint(forms_of(key))
+
+    return meets

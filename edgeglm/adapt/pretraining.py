@@ -19,7 +19,7 @@ from edgeglm.adapt.corpora import Glossary
 from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
-from edgeglm.core.teacher_config import PretrainingConfig
+from edgeglm.core.teacher_config import OptimisationConfig, PretrainingConfig
 from edgeglm.train.checkpoint import Checkpoint
 from edgeglm.train.loop import FitOptions, Group, fit
 from edgeglm.train.losses import embedding_distance
@@ -43,7 +43,7 @@ class Reading:
     Attributes:
         ids_BL: int64 tokens, some masked; ``mask_BL`` int64 is 0 where a row is filled up.
         place_M2: int64, row and column of each place to be told, ``word_M`` what stood there.
-        swapped_B: int64, 1 where two sentences were swapped, 0 where not, -1 where there is one sentence.
+        swapped_B: int64, 1 where two sentences were swapped, 0 where not, -1 for one, or where nobody asks.
         term_S: int64, the masked terms; ``mean_SL`` float32, the mean over their places, and
             ``row_S`` their rows.
         sentences: The first sentence of each row, unmasked.
@@ -89,7 +89,7 @@ class Reader:
             causal = tower.mask != "bidirectional"
             why = f"reads with {tower.mask} masks" if causal else "has no token for a mask"
             raise UserError(
-                f"the text tower {why}, so nothing can be masked in it; set teacher.pretraining.epochs = 0"
+                f"the text tower {why}, so nothing can be masked in it; leave teacher.pretraining out"
             )
         encoder: Any = tower.encoder
         self.teacher, self.config, self.seed = teacher, config, seed
@@ -150,7 +150,7 @@ class Reader:
         masked_terms: list[tuple[int, int, list[int]]] = []
         for row_number, row in enumerate(rows):
             swap = len(row) == 2 and bool(config.order_weight) and bool(rng.random() < 0.5)
-            swapped.append(int(swap) if len(row) == 2 else -1)
+            swapped.append(int(swap) if len(row) == 2 and config.order_weight else -1)
             line = list(before)
             for text in row[::-1] if swap else row:
                 pieces = self.read[text][:most]
@@ -263,8 +263,11 @@ def pretrained(
     seed: int,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
+    stepping: OptimisationConfig | None = None,
 ) -> dict[str, Any]:
     """Let the tower read in place; return the curve, the counts and how well it tells what it did not read.
+
+    It steps as the recipe's other loops do, by ``stepping``; a state is kept after every epoch.
 
     Raises:
         UserError: The tower cannot be asked for masked words, or the corpus holds fewer than two rows, or
@@ -287,7 +290,7 @@ def pretrained(
     tower.train()
     reader.heads.train()
     tuned = [parameter for parameter in tower.encoder.parameters() if parameter.requires_grad]
-    rate = config.learning_rate
+    rate, stepping = config.learning_rate, stepping or OptimisationConfig()
     curve = fit(
         [
             Group(parameters=tuned, learning_rate=rate, weight_decay=_WEIGHT_DECAY),
@@ -301,6 +304,11 @@ def pretrained(
         title="Teacher: reading",
         progress=progress,
         options=FitOptions(
+            schedule=stepping.schedule,
+            adaptive_clip=stepping.adaptive_clip,
+            accumulate=stepping.accumulate,
+            precision=stepping.precision,
+            patience=stepping.patience,
             checkpoint=checkpoint,
             lower="teacher.pretraining.batch_size",
             rate="teacher.pretraining.learning_rate",

@@ -19,6 +19,7 @@ from edgeglm.adapt.corpora import (
     evaluated_texts,
     glossary_from_file,
     glossary_from_pairs,
+    languages_of,
     without_unseen,
 )
 from edgeglm.core.artifact import Artifact
@@ -74,7 +75,9 @@ class PretrainingStage(Stage[PretrainingConfig]):
         "edgeglm.adapt",
         "edgeglm.train",
         "edgeglm.models",
+        "edgeglm.data.languages",
         "edgeglm.data.tokenization",
+        "edgeglm.data.unseen_names",
     )
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -90,12 +93,15 @@ class PretrainingStage(Stage[PretrainingConfig]):
         glossary = "file" if wanted.glossary else ""
         super().__init__(msgspec.structs.replace(wanted, corpus=places, glossary=glossary))
         self.text = config.text
+        # How often a state is kept decides nothing; here it is after every epoch.
+        self.stepping = msgspec.structs.replace(config.optimisation, checkpoint_epochs=0)
         self.seed = seed
         self.max_length = max_length
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
         """Add what is no part of the table."""
-        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        return {**parts, "optimisation": msgspec.to_builtins(self.stepping)}
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Clean the corpus, read it, and write the encoder."""
@@ -107,7 +113,7 @@ class PretrainingStage(Stage[PretrainingConfig]):
         from edgeglm.train.loop import seeded
 
         pairs, counts, config = PairSet.open(inputs["pairs"]), Counter[str](), self.config
-        found = without_unseen(documents_of(inputs, config), pairs, counts)
+        found = without_unseen(documents_of(inputs, config, languages_of(pairs)), pairs, counts)
         replace = replacer(config.deidentify, config.name_model)
         documents = list(cleaned(found, replace, counts, forbidden=evaluated_texts(pairs)))
         if config.glossary:
@@ -127,6 +133,7 @@ class PretrainingStage(Stage[PretrainingConfig]):
                 seed=self.seed,
                 progress=context.progress,
                 checkpoint=Checkpoint(path=folder / "reading.pt", identity=key),
+                stepping=self.stepping,
             )
         state = {name: value.contiguous() for name, value in text.tower.encoder.state_dict().items()}
         save_file(state, out / ENCODER_FILE)

@@ -2,12 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 from edgeglm.core.errors import UserError
-from edgeglm.core.recipe import AuxiliaryConfig, DataConfig, DomainConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.core.recipe import AuxiliaryConfig, DataConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.auxiliary import auxiliary_assets
 from edgeglm.models.student_shapes import STUDENTS, student_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """Keys of the teacher, when something reads them, and what to tell who set one where nothing does."""
+
+    keys: tuple[str, ...]
+    reads: Callable[[TeacherConfig], bool]
+    why: str
+    remedy: str
+
+
+_ADAPTED = ("lora", "rslora", "dora", "ia3")
+_PROMPTS = ("prompt", "p-tuning")
+_READERS = (
+    _Reader(
+        keys=("domain.pseudo_label_epochs",),
+        reads=lambda teacher: teacher.domain.pseudo_label_rounds > 0,
+        why="there are no rounds of pseudo-labels",
+        remedy="set teacher.domain.pseudo_label_rounds above 0",
+    ),
+    _Reader(
+        keys=tuple(f"multitask.reptile_{name}" for name in ("over", "steps", "reach")),
+        reads=lambda teacher: teacher.multitask.reptile_rounds > 0,
+        why="there are no rounds of Reptile",
+        remedy="set teacher.multitask.reptile_rounds above 0",
+    ),
+    _Reader(
+        keys=("multitask.soft_weight",),
+        reads=lambda teacher: teacher.multitask.sharing == "soft",
+        why="heads are shared whole",
+        remedy='set teacher.multitask.sharing = "soft"',
+    ),
+    _Reader(
+        keys=("multitask.gradnorm_alpha",),
+        reads=lambda teacher: teacher.multitask.balance == "gradnorm",
+        why="losses are balanced otherwise",
+        remedy='set teacher.multitask.balance = "gradnorm"',
+    ),
+    _Reader(
+        keys=("image_epochs", "image_rate", "image_batch_size"),
+        reads=lambda teacher: teacher.image_blocks > 0,
+        why="no block of the image tower is tuned",
+        remedy="set teacher.image_blocks above 0",
+    ),
+    _Reader(
+        keys=("tuning", "tuned_blocks", "lora_targets"),
+        reads=lambda teacher: teacher.lora_epochs > 0,
+        why="the text tower stays frozen",
+        remedy="set teacher.lora_epochs above 0",
+    ),
+    _Reader(
+        keys=("tuned_rate",),
+        reads=lambda teacher: teacher.tuning in ("partial", "full"),
+        why="adapters learn at teacher.lora_learning_rate",
+        remedy="set that one",
+    ),
+    _Reader(
+        keys=("lora_learning_rate",),
+        reads=lambda teacher: teacher.tuning not in ("partial", "full"),
+        why="blocks themselves learn at teacher.tuned_rate",
+        remedy="set that one",
+    ),
+    _Reader(
+        keys=("virtual_tokens",),
+        reads=lambda teacher: teacher.tuning in _PROMPTS,
+        why="there is no prompt",
+        remedy='set teacher.tuning = "prompt" or "p-tuning"',
+    ),
+    _Reader(
+        keys=("lora_targets",),
+        reads=lambda teacher: teacher.tuning in _ADAPTED,
+        why="teacher.tuning adapts no single layers",
+        remedy=f"set it to one of {', '.join(_ADAPTED)}",
+    ),
+    _Reader(
+        keys=tuple(f"pretraining.{name}" for name in PretrainingConfig.__struct_fields__ if name != "epochs"),
+        reads=lambda teacher: teacher.pretraining.epochs > 0,
+        why="nothing is read before the alignment",
+        remedy="set teacher.pretraining.epochs above 0",
+    ),
+    _Reader(
+        keys=("pretraining.glossary",),
+        reads=lambda teacher: teacher.pretraining.term_weight > 0,
+        why="no term is asked for",
+        remedy="set teacher.pretraining.term_weight above 0",
+    ),
+    _Reader(
+        keys=("pretraining.name_model",),
+        reads=lambda teacher: teacher.pretraining.deidentify == "presidio",
+        why="no model finds names",
+        remedy='set teacher.pretraining.deidentify = "presidio"',
+    ),
+)
 
 
 def require_heard(recipe: Recipe) -> None:
@@ -56,12 +153,15 @@ def require_heard(recipe: Recipe) -> None:
 
 def require_heard_teacher(teacher: TeacherConfig) -> None:
     """Raise UserError for a key of the teacher that nothing would read."""
-    domain = teacher.domain
-    if domain.pseudo_label_epochs != DomainConfig().pseudo_label_epochs and not domain.pseudo_label_rounds:
-        raise UserError(
-            f"teacher.domain.pseudo_label_epochs is {domain.pseudo_label_epochs} and there are no rounds of "
-            "pseudo-labels; set teacher.domain.pseudo_label_rounds above 0, or leave it out"
-        )
+    defaults = TeacherConfig()
+    for reader in _READERS:
+        for key in () if reader.reads(teacher) else reader.keys:
+            value = attrgetter(key)(teacher)
+            if value != attrgetter(key)(defaults):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise UserError(
+                    f"teacher.{key} is {shown!r} and {reader.why}; {reader.remedy}, or leave it out"
+                )
     auxiliary = teacher.auxiliary
     if not auxiliary.icons and auxiliary != AuxiliaryConfig():
         raise UserError(

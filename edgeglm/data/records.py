@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.core.errors import UserError
+from edgeglm.data.languages import folded
 
 PAIRS_FILE = "pairs.jsonl"
 UNLABELLED_FOLDER = "unlabelled"
@@ -23,8 +24,8 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 
     image: str
     text: str | None = None
-    category: str = ""
-    subcategory: str = ""
+    category: str | int | None = None
+    subcategory: str | int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class BadRecords:
 def source_file(path: Path, kind: str) -> Path:
     """Return the file that lists the pairs: of a folder its ``pairs.jsonl``. Raises UserError."""
     if kind == "folder":
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file, and pairs come from a folder with {PAIRS_FILE} and the images, or from "
+                "a Parquet file whose name ends in .parquet; give one of these"
+            )
         if not path.is_dir():
             raise UserError(f"no folder at {path}; give the folder that holds {PAIRS_FILE} and the images")
         path = path / PAIRS_FILE
@@ -78,7 +84,11 @@ def records_of(file: Path, bad: BadRecords) -> Iterator[Record]:
     rows = _jsonl_rows(file, bad) if file.suffix == ".jsonl" else _parquet_rows(file)
     root = file.parent.resolve()
     for where, image, text, category, subcategory in rows:
-        if text is not None and (not isinstance(text, str) or not text.strip()):
+        if text is not None and not isinstance(text, str):
+            what = type(text).__name__
+            bad.add("no text", f"{where}: the caption is of type {what}; write one text a row")
+            continue
+        if text is not None and not folded(text):
             bad.add("empty caption", f"{where}: the caption is empty; write one")
             continue
         caption = None if text is None else " ".join(text.split())
@@ -129,7 +139,7 @@ def _jsonl_rows(file: Path, bad: BadRecords) -> Iterator[tuple[str, str, str | N
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 bad.add("broken line", f'{where}: {error}; write {{"image": path, "text": caption}}')
                 continue
-            yield where, parsed.image, parsed.text, parsed.category, parsed.subcategory
+            yield where, parsed.image, parsed.text, _kind(parsed.category), _kind(parsed.subcategory)
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any, str, str]]:
@@ -153,8 +163,17 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any, Any, str, str]]:
                 image = row["image"]
                 if isinstance(image, dict):  # as the datasets library writes images
                     image = image.get("bytes") or image.get("path")
-                said = (str(row.get(name) or "") for name in ("category", "subcategory"))
-                yield f"{file} row {number}", image, row["text"], *said
+                category, subcategory = (_kind(row.get(name)) for name in ("category", "subcategory"))
+                yield f"{file} row {number}", image, row["text"], category, subcategory
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a whole Parquet file: {error}; write it again") from error
+
+
+def _kind(value: Any) -> str:
+    """Return a category as text. Zero is the first of a numbered list; what is no number is none."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

@@ -111,7 +111,7 @@ class GradNormBalance(FixedBalance):
 
     A weight is moved, by a sign and a rate, towards where the norm of its loss's gradient at ``shared`` is
     the mean norm times the loss's relative training rate to the power of ``alpha``; weights sum to their
-    count.
+    count. A batch without a case of some loss, which is then nothing, moves no weight and is no first one.
     """
 
     def __init__(self, count: int, shared: Sequence[Tensor], *, alpha: float) -> None:
@@ -124,17 +124,20 @@ class GradNormBalance(FixedBalance):
     def combined(self, losses: Sequence[Tensor]) -> Tensor:
         """Move the weights, and return the losses weighed by them."""
         loss_T = torch.stack([loss.detach() for loss in losses])
+        first_T = torch.zeros_like(loss_T) if self.first_T is None else self.first_T
+        self.first_T = torch.where(first_T > 0, first_T, loss_T)
+        if bool((loss_T > 0).all()):
+            self._move(loss_T / self.first_T, losses)
+        return (torch.stack(list(losses)) * self.weight_T).sum()
+
+    def _move(self, pace_T: Tensor, losses: Sequence[Tensor]) -> None:
         norm_T = torch.stack([_flat_gradient(loss, self.shared).norm() for loss in losses])
-        if self.first_T is None:
-            self.first_T = loss_T.clamp(min=_NOTHING)
-        pace_T = loss_T / self.first_T
         now_T = self.weight_T * norm_T
         wanted_T = now_T.mean() * (pace_T / pace_T.mean().clamp(min=_NOTHING)) ** self.alpha
         scale = norm_T.mean().clamp(min=_NOTHING)  # so that the rate means the same at any size of loss
         moved_T = self.weight_T - _GRADNORM_RATE * torch.sign(now_T - wanted_T) * norm_T / scale
         moved_T = moved_T.clamp(min=_LEAST_WEIGHT)
         self.weight_T = moved_T * len(losses) / moved_T.sum()
-        return (torch.stack(list(losses)) * self.weight_T).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights and the first losses."""

@@ -187,6 +187,17 @@ def test_gradnorm_makes_a_steep_loss_as_steep_as_the_others() -> None:
     assert torch.equal(other.weight_T, balance.weight_T)
 
 
+def test_a_batch_without_a_case_of_a_loss_leaves_the_others_their_weights() -> None:
+    shared = torch.nn.Parameter(torch.ones(2))
+    balance = GradNormBalance(2, [shared], alpha=1.5)
+    for step in range(60):
+        other = (shared + 1).square().sum() * float(step % 3 > 0)
+        balance.combined([(shared - 3).square().sum(), other])
+    torch.testing.assert_close(balance.weight_T, torch.ones(2), atol=0.03, rtol=0)
+    assert balance.first_T is not None
+    assert balance.first_T.tolist() == [8.0, 8.0]
+
+
 def test_conflicting_gradients_are_projected_at_what_is_shared_and_nowhere_else() -> None:
     pytest.importorskip("torchjd", reason="the host half is not installed as the lock says")
     shared = torch.nn.Parameter(torch.tensor([1.0, 1.0]))

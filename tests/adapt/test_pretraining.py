@@ -21,6 +21,7 @@ from edgeglm.adapt.corpora import (  # noqa: E402
     Glossary,
     documents_from_cldr,
     documents_from_file,
+    documents_of,
     evaluated_texts,
     glossary_from_file,
     glossary_from_pairs,
@@ -32,7 +33,7 @@ from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.teacher_config import PretrainingConfig, TeacherConfig  # noqa: E402
+from edgeglm.core.teacher_config import OptimisationConfig, PretrainingConfig, TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.synthetic import COLOURS, SHAPES, write_synthetic_pairs  # noqa: E402
@@ -83,6 +84,27 @@ def test_each_objective_is_learned_and_holds_for_what_was_not_read(
     assert not any(parameter.requires_grad for parameter in teacher.tower.parameters())
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"schedule": "exponential"}, {"adaptive_clip": 0.01}, {"accumulate": 2}, {"precision": "bfloat16"}],
+)
+def test_a_reading_steps_as_the_recipe_says(option: dict[str, Any], tmp_path: Path) -> None:
+    stepping = msgspec.convert(option, OptimisationConfig)
+    curves = []
+    for place, wanted in enumerate((None, stepping, stepping)):
+        teacher = loaded(write_bert(tmp_path / f"bert-{place}"), tmp_path / f"scratch-{place}")
+        few = msgspec.structs.replace(CONFIG, epochs=2, term_weight=1.0, anchor_weight=1.0)
+        read: Any = {"seed": 0, "progress": QuietProgress(), "stepping": wanted}
+        with seeded(0, threads=1):
+            curves.append(pretrained(teacher, DOCUMENTS, GLOSSARY, few, **read)["curve"])
+    assert curves[0] != curves[1] == curves[2]
+    keys = []
+    for optimisation in (OptimisationConfig(), OptimisationConfig(checkpoint_epochs=3), stepping):
+        config = TeacherConfig(optimisation=optimisation)
+        keys.append(PretrainingStage(config, seed=0, max_length=16).key({}))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_an_anchor_keeps_features_near_what_they_were(teacher: TextTeacher, tmp_path: Path) -> None:
     texts = [document[0] for document in DOCUMENTS]
     plain = teacher.all_features(texts)
@@ -121,9 +143,14 @@ def test_swapped_sentences_are_swapped_and_known(teacher: TextTeacher) -> None:
     assert torch.equal(batch.ids_BL, again.ids_BL)
 
 
+def test_nothing_is_told_of_an_order_that_nobody_asks_for(teacher: TextTeacher) -> None:
+    reader = Reader(teacher, DOCUMENTS, GLOSSARY, CONFIG, seed=0)
+    assert set(reader.judged()) == {"mlm"}
+
+
 def test_a_tower_that_cannot_be_masked_says_so(tmp_path: Path) -> None:
     clip = loaded(write_clip(tmp_path / "clip"), tmp_path / "s")
-    with pytest.raises(UserError, match=r"reads with causal masks.*set teacher\.pretraining\.epochs = 0"):
+    with pytest.raises(UserError, match=r"reads with causal masks.*leave teacher\.pretraining out"):
         after(clip)
 
 
@@ -198,6 +225,15 @@ def test_a_glossary_finds_the_longest_term_in_any_spelling(tmp_path: Path) -> No
         glossary_from_file(tmp_path / "one.txt")
 
 
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [("打开WiFi开关", "WiFi"), ("插入U盘后", "U盘"), ("用3D打印机", "3D打印"), ("买 apple 和wifi6", None)],
+)
+def test_a_term_of_another_script_is_found_within_chinese(text: str, term: str | None) -> None:
+    glossary = Glossary([("wifi",), ("u盘",), ("3d打印",), ("pineapple",)])
+    assert [text[s.start : s.end] for s in glossary.spans(text)] == ([term] if term else [])
+
+
 def test_nothing_that_is_evaluated_is_read(tmp_path: Path) -> None:
     pairs = PairSet.open(write_synthetic_pairs(tmp_path / "pairs", size=16))
     trained = set(pairs.training_texts())
@@ -226,3 +262,49 @@ def test_what_is_evaluated_is_known_again_in_full_width_signs_and_markup() -> No
     assert counts == {"asked for by an evaluation": 2}
     documents = [["<b>绿梨（大）</b>。", "a pear"], ["an apple"]]  # noqa: RUF001
     assert list(without_unseen(iter(documents), pairs, counts)) == [["an apple"]]
+
+
+def asking(query: str, concept: str, *captions: str) -> Any:
+    """Return pairs that ask one query, and hold one concept out under its captions."""
+    held = SimpleNamespace(role="held", concept=concept, captions=captions)
+    tracks = [SimpleNamespace(queries=[SimpleNamespace(text=query)])]
+    return SimpleNamespace(tracks=tracks, rows=[held], training_texts=lambda: ("a cook",))
+
+
+@pytest.mark.parametrize(
+    ("concept", "called"),
+    [
+        ("mrs-claus", "Mrs. Claus"),
+        ("eleven-oclock", "eleven o\u2019clock"),
+        ("keycap-6", "keycap: 6"),
+        ("cafe-table", "caf\u00e9 tables"),
+    ],
+)
+def test_a_name_that_is_held_out_is_known_again_however_it_is_spelt(concept: str, called: str) -> None:
+    counts: Counter[str] = Counter()
+    pairs = asking("red", concept, concept.replace("-", " "))
+    assert list(without_unseen(iter([[called, "what else it is called"]]), pairs, counts)) == []
+    assert evaluated_texts(pairs)(f"{called}!")
+    chinese = asking("red", concept, "\u5b83")
+    assert list(without_unseen(iter([[called, "what else it is called"]]), chinese, counts)) == []
+    assert not evaluated_texts(pairs)("a cook.")
+
+
+def test_a_sentence_that_is_asked_for_is_not_read_without_its_name_either() -> None:
+    counts: Counter[str] = Counter()
+    pairs = asking("Mr. Smith on a boat", "x", "x")
+    raw = [["Mr. Smith on a boat.", "Mr. Smith on a red boat"]]
+    read = list(cleaned(raw, by_patterns, counts, forbidden=evaluated_texts(pairs)))
+    assert read == [("Mr. <NAME> on a red boat",)]
+
+
+def test_names_of_emoji_are_read_in_the_languages_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def member(_: Any, name: str) -> bytes:
+        said = "\u82f9\u679c" if "/zh/" in name else "apple"
+        return json.dumps({"annotations": {"annotations": {"x": {"tts": [said]}}}}).encode()
+
+    monkeypatch.setattr("edgeglm.adapt.corpora.asset_member", member)
+    config = msgspec.structs.replace(CONFIG, corpus=("cldr",))
+    inputs: Any = {"cldr-annotations": None}
+    read = [next(iter(document)) for document in documents_of(inputs, config, ("zh", "en"))]
+    assert read == ["\u82f9\u679c", "apple"]

@@ -99,8 +99,7 @@ def test_a_tuning_that_diverges_names_the_warm_up_which_a_lower_rate_goes_on_fro
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rate(value: float) -> Recipe:
-        return recipe(project, f"teacher.lora_learning_rate={value}", "teacher.tuning=full",
-                      f"teacher.tuned_rate={value}")  # fmt: skip
+        return recipe(project, "teacher.tuning=full", f"teacher.tuned_rate={value}")
 
     whole = adapt_teacher(rate(1e-3), tmp_path / "whole", context(tmp_path / "one"))
     with pytest.raises(UserError, match=r"is nan at .* kept in .*warm-up\.pt; lower teacher\.tuned_rate"):

@@ -17,6 +17,21 @@ TEACHERS = [
     ("teacher.domain.pseudo_label_epochs=5", "set teacher.domain.pseudo_label_rounds above 0"),
     ("teacher.auxiliary.epochs=5", "set teacher.auxiliary.icons, such as"),
     ("teacher.ensemble=scaled", "name a second backbone in teacher.image"),
+    ("teacher.multitask.reptile_steps=9", "set teacher.multitask.reptile_rounds above 0"),
+    ("teacher.multitask.soft_weight=1", 'set teacher.multitask.sharing = "soft"'),
+    ("teacher.multitask.gradnorm_alpha=1", 'set teacher.multitask.balance = "gradnorm"'),
+    ("teacher.image_rate=0.1", "set teacher.image_blocks above 0"),
+    ("teacher.tuned_rate=0.1", "adapters learn at teacher.lora_learning_rate; set that one"),
+    ("teacher.virtual_tokens=4", 'set teacher.tuning = "prompt" or "p-tuning"'),
+    ('teacher.pretraining.corpus=["a.txt"]', "set teacher.pretraining.epochs above 0"),
+    ("teacher.pretraining.glossary=terms.tsv", "set teacher.pretraining.epochs above 0"),
+]
+TOGETHER = [
+    (("teacher.lora_epochs=0", "teacher.tuning=dora"), "set teacher.lora_epochs above 0"),
+    (("teacher.tuning=full", "teacher.lora_learning_rate=0.1"), "learn at teacher.tuned_rate; set that one"),
+    (("teacher.tuning=bottleneck", 'teacher.lora_targets=["query"]'), "set it to one of lora, rslora"),
+    (("teacher.pretraining.epochs=1", "teacher.pretraining.glossary=a.tsv"), "set .*term_weight above 0"),
+    (("teacher.pretraining.epochs=1", "teacher.pretraining.name_model=de"), 'deidentify = "presidio"'),
 ]
 STUDENTS = [
     ("student.losses.steps=50", "set one of labels, feature"),
@@ -36,6 +51,12 @@ def test_a_key_that_nothing_would_read_is_refused_with_what_would_make_it_count(
 def test_a_teacher_alone_is_asked_the_same(override: str, remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):
         require_heard_teacher(recipe(override).teacher)
+
+
+@pytest.mark.parametrize(("overrides", "remedy"), TOGETHER)
+def test_a_key_that_another_silences_is_refused(overrides: tuple[str, ...], remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        require_heard_teacher(recipe(*overrides).teacher)
 
 
 def test_an_heir_of_a_teacher_with_fewer_words_is_refused() -> None:
@@ -66,6 +87,12 @@ def test_a_re_ranker_of_one_candidate_is_refused(key: str) -> None:
         (),
         ("teacher.domain.pseudo_label_epochs=5", "teacher.domain.pseudo_label_rounds=1"),
         ("teacher.ensemble=scaled", 'teacher.image=["dinov2-small", "efficientnet-lite0"]'),
+        ("teacher.tuning=full", "teacher.tuned_rate=0.1", "teacher.tuned_blocks=1"),
+        (
+            "teacher.pretraining.epochs=1",
+            "teacher.pretraining.term_weight=1",
+            "teacher.pretraining.glossary=a",
+        ),
         ("student.losses.steps=50", "student.losses.feature=1"),
         ("student.image_target=each", "student.views=3"),
         ("student.branches=true",),

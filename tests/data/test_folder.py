@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,7 @@ def test_broken_json_names_its_line(folder: Path, store: Store) -> None:
         ('{"image": "images/absent.png", "text": "x"}', "missing image", "absent.png"),
         ('{"image": "images/cut.png", "text": "x"}', "corrupt image", "cut.png"),
         ('{"image": "images/red-circle.png", "text": "  "}', "empty caption", "line 41"),
+        ('{"image": "images/red-circle.png", "text": "\\u200b"}', "empty caption", "line 41"),
         ('{"image": "", "text": "x"}', "missing image", "line 41"),
         ('{"image": 5, "text": "x"}', "broken line", "line 41"),
     ],
@@ -192,6 +194,9 @@ def test_a_missing_folder_or_list_says_what_to_make(tmp_path: Path, store: Store
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no file at .*one JSON object a line"):
         built(tmp_path / "empty", store)
+    (tmp_path / "pairs.csv").write_text("image,text\n")
+    with pytest.raises(UserError, match=r"pairs\.csv is a file, .*name ends in \.parquet; give one of these"):
+        built(tmp_path / "pairs.csv", store)
     with pytest.raises(UserError, match=r"needs data\.path"):
         pairs_inputs(DataConfig(source="folder"), store, QuietProgress())
 
@@ -225,6 +230,30 @@ def test_a_parquet_file_that_is_none_or_lacks_a_column_is_named(folder: Path, st
     parquet.write_table(pyarrow.table({"picture": ["x"], "text": ["y"]}), folder / "other.parquet")
     with pytest.raises(UserError, match="no column 'image', only picture, text; rename"):
         built(folder / "other.parquet", store, source="parquet")
+
+
+@pytest.mark.parametrize("said", [[0, 1, None], [0.0, 1.0, float("nan")], [b"0", b"1", None]])
+def test_numbered_kinds_begin_at_zero_and_what_is_missing_is_none(tmp_path: Path, said: list[Any]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"image": [b"x", b"y", b"z"], "text": ["a", "b", "c"], "category": said})
+    parquet.write_table(table, tmp_path / "own.parquet")
+    found = records_of(tmp_path / "own.parquet", BadRecords(skip=False))
+    assert [record.category for record in found] == ["0", "1", ""]
+
+
+def test_a_line_may_number_its_kind_or_leave_it_open(folder: Path) -> None:
+    append(folder, '{"image": "images/red-circle.png", "text": "x", "category": 0, "subcategory": null}')
+    *_, last = records_of(folder / "pairs.jsonl", BadRecords(skip=False))
+    assert (last.category, last.subcategory) == ("0", "")
+
+
+def test_a_list_of_captions_is_not_called_empty(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [b"x"], "text": [["a", "b"]]}), tmp_path / "own.parquet")
+    with pytest.raises(UserError, match="row 0: the caption is of type list; write one text a row"):
+        list(records_of(tmp_path / "own.parquet", BadRecords(skip=False)))
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
