@@ -28,7 +28,7 @@ def put_lite0(patch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
 
     from edgeglm import assets
     from edgeglm.assets import fetch
-    from edgeglm.build import pipeline
+    from edgeglm.build import sources
     from edgeglm.models.efficientnet_lite import LiteTrunk
 
     folder.mkdir()
@@ -47,6 +47,6 @@ def put_lite0(patch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
         return fetched if spec == "efficientnet-lite0" else real(spec, *others, **named)
 
     patch.setattr(assets, "fetch_asset", here)
-    patch.setattr(pipeline, "fetch_asset", here)
+    patch.setattr(sources, "fetch_asset", here)
     patch.setattr("edgeglm.adapt.backbones.lite0_state", lambda _: state)
     return state

@@ -24,10 +24,8 @@ from edgeglm.adapt.corpora import (
 )
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
-from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
-from edgeglm.core.store import Store
 from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.pairs import PairSet
 
@@ -57,14 +55,6 @@ def pretraining_files(config: TeacherConfig) -> dict[str, Artifact]:
     if not (wanted.mlm_weight or wanted.order_weight or wanted.term_weight):
         raise UserError("teacher.pretraining has no objective; set mlm_weight, order_weight or term_weight")
     return corpus_artifacts(wanted)
-
-
-def pretraining_inputs(config: TeacherConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
-    """Fetch and hash everything that is read; empty where the recipe reads nothing."""
-    from edgeglm.assets import fetch_asset
-
-    assets = {name: fetch_asset(spec, store, progress) for name, spec in pretraining_assets(config).items()}
-    return {**assets, **pretraining_files(config)}
 
 
 class PretrainingStage(Stage[PretrainingConfig]):

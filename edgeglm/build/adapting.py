@@ -6,29 +6,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
-from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_inputs
-from edgeglm.adapt.stages import (
-    AuxiliaryFeaturesStage,
-    BackbonesConfig,
-    BackbonesStage,
-    FeaturesConfig,
-    FeaturesStage,
-    TeacherStage,
-    teacher_inputs,
-)
-from edgeglm.adapt.targets import require_targets
-from edgeglm.build.evaluations import EvaluationConfig, Metrics, TeacherEvaluation, metrics_of
+from edgeglm.adapt.image_tuning_stage import require_tunable
+from edgeglm.build.evaluations import Metrics, metrics_of
+from edgeglm.build.sources import sources_of, teacher_rooms
 from edgeglm.build.stage_memory import run_stage
+from edgeglm.build.teacher_nodes import backbones_of, teacher_nodes
 from edgeglm.build.unheard import require_elsewhere, require_heard_teacher
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
-from edgeglm.core.stage import Context, Inputs, Stage, StageResult
-from edgeglm.data.auxiliary import AuxiliaryPairsConfig, AuxiliaryPairsStage
-from edgeglm.data.sources import auxiliary_inputs, pairs_inputs, pairs_stage
+from edgeglm.core.stage import Context, StageResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,51 +51,20 @@ def adapt_teacher(
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is there already; choose another --output or move it away")
-    store, progress, teacher, seed = context.store, context.progress, recipe.teacher, recipe.seed
-    require_heard_teacher(teacher)
-    require_elsewhere(teacher.auxiliary.icons, recipe.data)
-    require_tunable(teacher)
-    towers = teacher_inputs(teacher, store, progress)
-    require_targets(teacher, towers["text"])
-    corpus = pretraining_inputs(teacher, store, progress)
-    icons = auxiliary_inputs(teacher.auxiliary.icons, store, progress)
-    results: list[StageResult] = []
-
-    def done(stage: Stage[Any], inputs: Inputs) -> Artifact:
-        results.append(run_stage(stage, inputs, context))
+    require_heard_teacher(recipe.teacher)
+    require_elsewhere(recipe.teacher.auxiliary.icons, recipe.data)
+    require_tunable(recipe.teacher)
+    sources = sources_of(recipe, teacher_rooms(recipe), context.store, context.progress)
+    known, results = dict(sources.found), list[StageResult]()
+    for node in teacher_nodes(recipe, sources.needs):
+        inputs = node.inputs(known)
+        assert inputs is not None, node.name
+        results.append(run_stage(node.stage, inputs, context))
+        known[node.name] = results[-1].artifact
         on_stage(results[-1])
-        return results[-1].artifact
-
-    pairs = done(pairs_stage(recipe.data, seed=seed), pairs_inputs(recipe.data, store, progress))
-    images = {name: artifact for name, artifact in towers.items() if name != "text"}
-    views = FeaturesConfig(views=teacher.views, seed=seed)
-    backbones = done(
-        BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution)), images
-    )
-    features = done(FeaturesStage(views), {"pairs": pairs, "backbones": backbones})
-    given = {"pairs": pairs, "features": features, "text": towers["text"]}
-    length = recipe.student.max_length
-    if teacher.pretraining.epochs:
-        reading = PretrainingStage(teacher, seed=seed, max_length=length)
-        given["pretraining"] = done(reading, {"pairs": pairs, "text": towers["text"], **corpus})
-    if teacher.image_blocks:
-        tuning = ImageTuningStage(teacher, seed=seed, max_length=length)
-        backbones = done(tuning, {**given, **images, "backbones": backbones})
-        given["features"] = done(TunedFeaturesStage(views), {"pairs": pairs, "backbones": backbones})
-    if icons:
-        others = AuxiliaryPairsConfig(icons=teacher.auxiliary.icons)
-        more = done(AuxiliaryPairsStage(others), {"pairs": pairs, **icons})
-        given["auxiliary-pairs"] = more
-        given["auxiliary-features"] = done(
-            AuxiliaryFeaturesStage(views), {"pairs": more, "backbones": backbones}
-        )
-    aligned = done(TeacherStage(teacher, seed=seed, max_length=length), given)
-    evaluated = done(
-        TeacherEvaluation(EvaluationConfig(seed=seed)),
-        {"pairs": pairs, "teacher": aligned, "backbones": backbones},
-    )
-    _deliver(aligned, backbones, evaluated, destination)
-    return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=aligned, results=tuple(results))
+    teacher, evaluated = known["teacher"], known["teacher-evaluation"]
+    _deliver(teacher, known[backbones_of(recipe)], evaluated, destination)
+    return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=teacher, results=tuple(results))
 
 
 def _deliver(teacher: Artifact, backbones: Artifact, evaluated: Artifact, destination: Path) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeglm.build.pipeline import Node, Plan
+from edgeglm.build.nodes import Node
+from edgeglm.build.pipeline import Plan
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import changes
 from edgeglm.core.store import Store

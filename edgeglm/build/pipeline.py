@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage, require_tunable
-from edgeglm.adapt.pretraining_stage import PretrainingStage, pretraining_assets, pretraining_files
-from edgeglm.adapt.stages import (
-    AuxiliaryFeaturesStage,
-    BackbonesConfig,
-    BackbonesStage,
-    FeaturesConfig,
-    FeaturesStage,
-    TeacherStage,
-    teacher_assets,
-)
-from edgeglm.adapt.targets import require_heirs_teacher, require_targets
-from edgeglm.assets.fetch import fetch_asset, is_fetched
-from edgeglm.build.evaluations import (
-    EvaluationConfig,
-    ExportEvaluation,
-    StudentEvaluation,
-    TeacherEvaluation,
-)
+from edgeglm.adapt.image_tuning_stage import require_tunable
+from edgeglm.adapt.targets import require_heirs_teacher
+from edgeglm.build.evaluations import EvaluationConfig, ExportEvaluation, StudentEvaluation
 from edgeglm.build.export_stage import ExportStage, ExportStageConfig
 from edgeglm.build.latency_stage import LatencyConfig, LatencyStage
+from edgeglm.build.nodes import Node
 from edgeglm.build.pack_stage import PackStage, PackStageConfig
 from edgeglm.build.quantize_stage import QuantizeStage, quantize_config
 from edgeglm.build.reranker_stage import (
@@ -35,16 +20,15 @@ from edgeglm.build.reranker_stage import (
     RerankerStage,
     RerankerStageConfig,
 )
+from edgeglm.build.sources import TEXT, Needs, sources_of, teacher_rooms
+from edgeglm.build.teacher_nodes import backbones_of, teacher_nodes
 from edgeglm.build.unheard import require_elsewhere, require_heard
 from edgeglm.compile.decision import require_options
 from edgeglm.compile.stage import CompileStage, compile_config
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import Recipe
-from edgeglm.core.stage import Stage
 from edgeglm.core.store import Store
-from edgeglm.data.auxiliary import AuxiliaryPairsConfig, AuxiliaryPairsStage, auxiliary_assets
-from edgeglm.data.sources import pairs_assets, pairs_inputs, pairs_stage
 from edgeglm.distill.stages import (
     ImageStudentStage,
     TargetsConfig,
@@ -64,23 +48,6 @@ ROOMS = ("data", "teacher", "student", "reading", "auxiliary")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
-    """One stage of a plan. ``needs`` maps the names of its inputs to earlier stages or sources.
-
-    ``per_target`` says whether the target is part of its key, and so of its place in the history.
-    """
-
-    stage: Stage[Any]
-    needs: Mapping[str, str]
-    per_target: bool = False
-
-    @property
-    def name(self) -> str:
-        """The stage's name."""
-        return self.stage.name
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a build will do, in order.
 
@@ -96,10 +63,7 @@ class Plan:
 
     def inputs_of(self, node: Node, made: Mapping[str, Artifact]) -> dict[str, Artifact] | None:
         """Return the inputs of a node from what is made; None if an earlier stage is missing."""
-        known = {**self.sources, **made}
-        if any(origin not in known for origin in node.needs.values()):
-            return None
-        return {name: known[origin] for name, origin in node.needs.items()}
+        return node.inputs({**self.sources, **made})
 
 
 def plan_build(
@@ -117,36 +81,13 @@ def plan_build(
     ``download`` the plan holds only the sources that are here: it can be explained, not built.
     """
     _require_consistent(recipe, target)
-    candidates = candidate_precisions(recipe, target)
-    sources: dict[str, Artifact] = {} if search is None else {SEARCH: search}
-    absent: dict[str, str] = {}
-    wanted = {
-        "data": pairs_assets(recipe.data),
-        "teacher": teacher_assets(recipe.teacher),
-        "student": student_assets(recipe.student),
-        "reading": pretraining_assets(recipe.teacher),
-        "auxiliary": auxiliary_assets(recipe.teacher.auxiliary.icons),
-    }
-    needs = {
-        room: {name: f"{room}:{name}" for name in assets if (room, name) != ("teacher", "text")}
-        for room, assets in wanted.items()
-    }
-    if recipe.data.source != "icons":
-        for name, artifact in pairs_inputs(recipe.data, store, progress).items():
-            sources[needs["data"].setdefault(name, f"data:{name}")] = artifact
-    for name, artifact in pretraining_files(recipe.teacher).items():
-        sources[needs["reading"].setdefault(name, f"reading:{name}")] = artifact
-    for room, assets in wanted.items():
-        for name, spec in assets.items():
-            if download or is_fetched(spec, store):
-                sources[f"{room}:{name}"] = fetch_asset(spec, store, progress)
-            else:
-                absent[f"{room}:{name}"] = spec
-    if (text := sources.get("teacher:text")) is not None:
-        require_targets(recipe.teacher, text)
-        require_heirs_teacher(recipe.student.size, recipe.teacher.text, text)
-    nodes = _nodes(recipe, target, candidates, needs, sources)
-    return Plan(recipe=recipe, target=target, nodes=nodes, sources=sources, absent=absent)
+    rooms = {**teacher_rooms(recipe), "student": student_assets(recipe.student)}
+    sources = sources_of(recipe, rooms, store, progress, download=download)
+    if TEXT in sources.found:
+        require_heirs_teacher(recipe.student.size, recipe.teacher.text, sources.found[TEXT])
+    found = {**sources.found, **({} if search is None else {SEARCH: search})}
+    nodes = _nodes(recipe, target, candidate_precisions(recipe, target), sources.needs, found)
+    return Plan(recipe=recipe, target=target, nodes=nodes, sources=found, absent=sources.absent)
 
 
 def stage_names(recipe: Recipe, target: Target) -> list[str]:
@@ -174,7 +115,7 @@ def _nodes(
     recipe: Recipe,
     target: Target,
     candidates: tuple[Literal["fp16", "int8"], ...],
-    needs: Mapping[str, Mapping[str, str]],
+    needs: Needs,
     sources: Mapping[str, Artifact],
 ) -> tuple[Node, ...]:
     upstream = tuple(_upstream(recipe, target, candidates, needs))
@@ -185,64 +126,19 @@ def _upstream(
     recipe: Recipe,
     target: Target,
     candidates: tuple[Literal["fp16", "int8"], ...],
-    needs: Mapping[str, Mapping[str, str]],
+    needs: Needs,
 ) -> Iterator[Node]:
     teacher, student, seed = recipe.teacher, recipe.student, recipe.seed
     evaluation = EvaluationConfig(seed=seed, size=student.size, resolution=student.resolution)
     towers = {"distil-image": "distil-image", "distil-text": "distil-text", "teacher": "teacher"}
-    yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
-    yield Node(
-        stage=BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution)),
-        needs=needs["teacher"],
-    )
-    yield Node(
-        stage=FeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
-        needs={"pairs": "pairs", "backbones": "backbones"},
-    )
-    read = {"pretraining": "pretraining"} if teacher.pretraining.epochs else {}
-    if read:
-        yield Node(
-            stage=PretrainingStage(teacher, seed=seed, max_length=student.max_length),
-            needs={"pairs": "pairs", "text": "teacher:text", **needs["reading"]},
-        )
-    backbones, features = "backbones", "features"
-    if teacher.image_blocks:
-        tuned = {"pairs": "pairs", "backbones": backbones, "features": features, "text": "teacher:text"}
-        yield Node(
-            stage=ImageTuningStage(teacher, seed=seed, max_length=student.max_length),
-            needs={**tuned, **needs["teacher"], **read},
-        )
-        backbones, features = "image-tuning", "tuned-features"
-        yield Node(
-            stage=TunedFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
-            needs={"pairs": "pairs", "backbones": backbones},
-        )
-    auxiliary = {}
-    if teacher.auxiliary.icons:
-        yield Node(
-            stage=AuxiliaryPairsStage(AuxiliaryPairsConfig(icons=teacher.auxiliary.icons)),
-            needs={"pairs": "pairs", **needs["auxiliary"]},
-        )
-        yield Node(
-            stage=AuxiliaryFeaturesStage(FeaturesConfig(views=teacher.views, seed=seed)),
-            needs={"pairs": "auxiliary-pairs", "backbones": backbones},
-        )
-        auxiliary = {name: name for name in ("auxiliary-pairs", "auxiliary-features")}
-    yield Node(
-        stage=TeacherStage(teacher, seed=seed, max_length=student.max_length),
-        needs={"pairs": "pairs", "features": features, "text": "teacher:text", **read, **auxiliary},
-    )
-    yield Node(
-        stage=TeacherEvaluation(EvaluationConfig(seed=seed)),
-        needs={"pairs": "pairs", "teacher": "teacher", "backbones": backbones},
-    )
+    yield from teacher_nodes(recipe, needs)
     yield Node(
         stage=TargetsStage(TargetsConfig(corpus=student.corpus, seed=seed)),
         needs={"pairs": "pairs", "teacher": "teacher"},
     )
     cached = {"pairs": "pairs", "teacher": "teacher", "targets": "targets"}
     inherits = student_shape(student.size).heir
-    heir = {"text": "teacher:text"} if inherits else {}
+    heir = {"text": TEXT} if inherits else {}
     text = teacher.text if inherits else ""
     if any(student.losses.weights().values()):
         both = StudentStageConfig(student=student, seed=seed, view_seed=seed, teacher=text)
@@ -288,7 +184,7 @@ def _upstream(
     models = {"quantize": "quantize", "export": "export"}
     yield Node(
         stage=LatencyStage(LatencyConfig()),
-        needs={**models, "teacher": "teacher", "backbones": backbones},
+        needs={**models, "teacher": "teacher", "backbones": backbones_of(recipe)},
     )
     yield Node(
         stage=CompileStage(compile_config(target, max_length=student.max_length, engine=recipe.engine)),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from edgeglm.build.evaluations import metrics_of, precisions_of
 from edgeglm.build.history import remember
+from edgeglm.build.nodes import Node
 from edgeglm.build.pack_stage import BUNDLE_FOLDER
-from edgeglm.build.pipeline import Node, Plan, candidate_precisions
+from edgeglm.build.pipeline import Plan, candidate_precisions
 from edgeglm.build.pools import gate_pools, pooled_map10, pooled_ratio, required_pools
 from edgeglm.build.stage_memory import run_stage
 from edgeglm.build.student_fit import (

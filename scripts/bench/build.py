@@ -35,15 +35,12 @@ HELP_ROUNDS = 9
 RATIO_AIM = 0.96
 SEEDLESS = ("--work",)  # options that say where, not what
 FETCH = """
-from edgeglm.adapt.stages import teacher_inputs
 from edgeglm.build.shipped import load_recipe
+from edgeglm.build.sources import sources_of, teacher_rooms
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.store import Store, default_store_root
-from edgeglm.data.sources import auxiliary_inputs, pairs_inputs
-recipe, store, quiet = load_recipe({recipe!r}), Store(default_store_root()), QuietProgress()
-pairs_inputs(recipe.data, store, quiet)
-teacher_inputs(recipe.teacher, store, quiet)
-auxiliary_inputs(recipe.teacher.auxiliary.icons, store, quiet)
+recipe = load_recipe({recipe!r})
+sources_of(recipe, teacher_rooms(recipe), Store(default_store_root()), QuietProgress())
 """
 
 

@@ -47,8 +47,7 @@ def local_icons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     def fetched(spec: str, *rest: Any) -> Artifact:
         return made if spec == "temaki" else fetch_asset(spec, *rest)
 
-    for module in ("edgeglm.data.sources", "edgeglm.build.pipeline"):
-        monkeypatch.setattr(f"{module}.fetch_asset", fetched)
+    monkeypatch.setattr("edgeglm.build.sources.fetch_asset", fetched)
     monkeypatch.setattr(room, "MIN_STEPS", 12)
     monkeypatch.setattr(room, "MIN_LORA_STEPS", 4)
     return made
