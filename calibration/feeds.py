@@ -168,6 +168,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npz-") as scratch:
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        raw: dict[str, Path] = {}  # numbered: a name such as "model/input:0" is no file's
         rows = 0
         for chunk in chunks:
             if found and set(chunk) != set(found):
@@ -185,7 +186,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
                         f"{known[0]}{list(known[1][1:])} in another; make all samples alike"
                     )
                 require_finite(name, array)
-                with (Path(scratch) / f"{name}.raw").open("ab") as file:
+                with raw.setdefault(name, Path(scratch, str(len(raw)))).open("ab") as file:
                     file.write(np.ascontiguousarray(array).data)
             rows += counts.pop()
         if rows != samples:
@@ -195,7 +196,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_EPOCH)
                 with (
                     archive.open(entry, "w", force_zip64=True) as out,
-                    (Path(scratch) / f"{name}.raw").open("rb") as file,
+                    raw[name].open("rb") as file,
                 ):
                     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(out, header)
