@@ -174,6 +174,8 @@ def _clamp(model: onnx.ModelProto) -> list[str]:
                     attribute.t.CopyFrom(_clamped(attribute.t))
                 elif attribute.name == "value_float":
                     attribute.f = float(np.clip(attribute.f, MASK, -MASK))
+                elif attribute.name == "value_floats":
+                    attribute.floats[:] = np.clip(attribute.floats, MASK, -MASK).tolist()
     return masks
 
 
