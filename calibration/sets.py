@@ -274,8 +274,9 @@ def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int
 
 
 def _disjoint(tower: str, drawn: Sequence[CalibrationSample], evaluation: Iterable[str]) -> Disjointness:
-    known = sorted(set(evaluation))
-    shared = [sample.id for sample in drawn if sample.sha256 in set(known)]
+    theirs = set(evaluation)
+    known = sorted(theirs)
+    shared = [sample.id for sample in drawn if sample.sha256 in theirs]
     if shared:
         raise UserError(
             f"{len(shared)} {tower} calibration samples are evaluation samples too "
