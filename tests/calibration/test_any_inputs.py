@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,16 +15,19 @@ pytest.importorskip("modelopt")
 
 import onnx
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches, whole_plan
 from edgeglm.calibration.drawing import Drawing, batches_for_model, calibration_set_for_model
 from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.intake import Reading, candidates_from_data
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.smooth import smoothed
 from edgeglm.core.errors import UserError
+from edgeglm.engines.protocol import TensorSpec
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.targets.schema import load_target
 
@@ -112,3 +116,63 @@ def test_a_tensor_that_is_empty_in_every_batch_is_named(tmp_path: Path) -> None:
     x[:, 0] = -1
     with pytest.raises(UserError, match=r"'(a|chosen)' is empty in every batch.*give samples that reach it"):
         ranges_from_batches(prepared_model(source), Batches({"x": x}, 8), ("max", "mse"))
+
+
+def _looked_up() -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+    """Return a model of opset 17 that opset 21 has no words for: its mean says its axes in an attribute."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], "ids", to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"], "look-up"),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], "mean", axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "one"], ["y"], "one/MatMul"),
+    ]
+    return nodes, {"table": _normal(300, WIDTH), "one": _normal(WIDTH, WIDTH, seed=1)}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_tables_become_smaller_whatever_the_models_opset(tmp_path: Path, precision: str) -> None:
+    source = _file(tmp_path / "m.onnx", *_looked_up())
+    batches = Batches({"x": np.random.default_rng(3).integers(0, 300, (16, WIDTH)).astype(np.float32)}, 4)
+    prepared = prepared_model(source)
+    plan = msgspec.structs.replace(whole_plan(prepared, "dynamic"), embeddings=precision)
+    int8_by_plan(prepared, tmp_path / "out.onnx", plan, {})
+    made = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    assert {entry.version for entry in made.opset_import if not entry.domain} == {17}
+    assert fidelity(tmp_path / "out.onnx", source, batches).min_cosine > 0.98
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(embeddings="int8"), r"no embedding table.*leave the option out"),
+        (Settings(smooth=0.5, op_types=("Gemm",)), r"no MatMul that becomes INT8.*leave the option out"),
+    ],
+)
+def test_an_option_that_a_model_has_nothing_for_is_refused(
+    tmp_path: Path, settings: Settings, message: str
+) -> None:
+    gemm = helper.make_node("Gemm", ["x", "one"], ["y"], "one/Gemm")
+    source = _file(tmp_path / "m.onnx", [gemm], {"one": _normal(WIDTH, WIDTH)})
+    batches = Batches({"x": _normal(16, WIDTH)}, 4)
+    with pytest.raises(UserError, match=message):
+        quantize_onnx(source, batches, tmp_path / "out", target=load_target("t4"), settings=settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("reading", [Reading(mean=(0.5, 0.5, 0.5)), Reading(lowercase=True)])
+def test_how_pictures_and_texts_are_read_is_refused_for_arrays(tmp_path: Path, reading: Reading) -> None:
+    gemm = helper.make_node("Gemm", ["x", "one"], ["y"], "one/Gemm")
+    source = _file(tmp_path / "m.onnx", [gemm], {"one": _normal(WIDTH, WIDTH)})
+    np.savez(tmp_path / "x.npz", x=_normal(16, WIDTH))
+    with pytest.raises(UserError, match=r"--(mean|lowercase) would change nothing of .*x.npz.*leave it out"):
+        calibration_set_for_model(
+            tmp_path / "x.npz", source, tmp_path / "set", drawing=Drawing(samples=16, reading=reading)
+        )
+
+
+def test_a_tokenizer_is_refused_for_pictures(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 3, 8, 8))
+    with pytest.raises(UserError, match=r"--tokenizer would change nothing of .*: it is not for pictures"):
+        candidates_from_data(tmp_path, [spec], reading=Reading(), tokenizer=tmp_path / "tokenizer.json")
