@@ -73,7 +73,7 @@ class Batches(Sequence[dict[str, Array]]):
             raise IndexError(index)
         begin = self.start + position * self.batch_size
         rows = slice(begin, min(begin + self.batch_size, self.stop))
-        batch = {name: np.array(array[rows]) for name, array in self.arrays.items()}
+        batch = {name: np.array(native(array[rows])) for name, array in self.arrays.items()}
         forget_pages(self.arrays.values())
         return batch
 
@@ -89,6 +89,11 @@ class Batches(Sequence[dict[str, Array]]):
         middle, size = self.start + half, min(half, self.batch_size)
         head = Batches(self.arrays, size, start=self.start, stop=min(middle, self.stop))
         return head, Batches(self.arrays, size, start=middle, stop=self.stop)
+
+
+def native(array: Array) -> Array:
+    """Return an array in the order of bytes that runtimes take every array to be in."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def forget_pages(arrays: Iterable[Array]) -> None:

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.calibration.feeds import forget_pages, mapped_npz
+from edgeglm.calibration.feeds import forget_pages, mapped_npz, native
 from edgeglm.calibration.sets import Candidates
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError, unknown_name
@@ -173,7 +173,7 @@ def _from_arrays(
                 forget_pages(chosen.values())
             ids.append(f"{path.relative_to(root).as_posix()}/{row}")
             strata.append(str(groups[row]) if groups is not None else group)
-            parts = (np.ascontiguousarray(chosen[name][row]).tobytes() for name in sorted(chosen))
+            parts = (native(chosen[name][row]).tobytes() for name in sorted(chosen))
             digests.append(sha256_bytes(b"".join(parts)))
         forget_pages(chosen.values())
 
@@ -182,7 +182,7 @@ def _from_arrays(
         for position in positions:
             number = bisect_right(starts, position) - 1
             for name, array in opened[number].items():
-                found[name].append(np.array(array[position - starts[number]]))
+                found[name].append(np.array(native(array[position - starts[number]])))
             forget_pages(opened[number].values())  # row by row: a fault maps neighbours that nobody reads
         return {name: np.stack(values) for name, values in found.items()}
 

@@ -29,6 +29,7 @@ from edgeglm.calibration.smooth import smoothed
 from edgeglm.core.errors import UserError
 from edgeglm.engines.protocol import TensorSpec
 from edgeglm.export.anonymous import save_deterministic
+from edgeglm.export.fp16_lint import lint_file
 from edgeglm.targets.schema import load_target
 
 WIDTH = 64
@@ -176,3 +177,31 @@ def test_a_tokenizer_is_refused_for_pictures(tmp_path: Path) -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 3, 8, 8))
     with pytest.raises(UserError, match=r"--tokenizer would change nothing of .*: it is not for pictures"):
         candidates_from_data(tmp_path, [spec], reading=Reading(), tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_arrays_of_the_other_byte_order_hold_the_same_numbers(tmp_path: Path) -> None:
+    gemm = helper.make_node("Gemm", ["x", "one"], ["y"], "one/Gemm")
+    source, x = _file(tmp_path / "m.onnx", [gemm], {"one": _normal(WIDTH, WIDTH)}), _normal(16, WIDTH)
+    foreign = x.astype(x.dtype.newbyteorder("S"))
+    np.savez(tmp_path / "foreign.npz", x=foreign)
+    np.savez(tmp_path / "own.npz", x=x)
+    assert lint_file(source, data=tmp_path / "foreign.npz").findings == ()
+    assert Batches({"x": foreign}, 8)[0]["x"].dtype.isnative
+    specs = [TensorSpec(name="x", dtype="float32", shape=("n", WIDTH))]
+    found = [
+        candidates_from_data(tmp_path / f"{name}.npz", specs, reading=Reading())
+        for name in ("own", "foreign")
+    ]
+    assert found[0].digests == found[1].digests  # else no overlap with an evaluation would be seen
+    assert found[1].tensors([3])["x"].tolist() == x[3:4].tolist()
+
+
+def test_samples_that_are_all_equal_are_refused(tmp_path: Path) -> None:
+    gemm = helper.make_node("Gemm", ["x", "one"], ["y"], "one/Gemm")
+    source = _file(tmp_path / "m.onnx", [gemm], {"one": _normal(WIDTH, WIDTH)})
+    np.savez(tmp_path / "x.npz", x=np.zeros((16, WIDTH), np.float32))
+    with pytest.raises(
+        UserError, match=r"all 16 samples drawn for model are equal.*give samples that differ"
+    ):
+        calibration_set_for_model(tmp_path / "x.npz", source, tmp_path / "set", drawing=Drawing(samples=16))
+    assert not (tmp_path / "set").exists()
