@@ -16,7 +16,13 @@ import msgspec
 
 from edgeglm.bundle.atomic import disk_errors, put_in_place, require_ours, staging_folder
 from edgeglm.calibration.conversion import file_by_plan, ranges_from_batches
-from edgeglm.calibration.demands import fixed_batch, require_computed, require_samples, split_batches
+from edgeglm.calibration.demands import (
+    fixed_batch,
+    require_computed,
+    require_effect,
+    require_samples,
+    split_batches,
+)
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.lane_files import legal_file
 from edgeglm.calibration.origin import Origin
@@ -118,6 +124,8 @@ def quantize_onnx(
         prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
         if target.kind != "cpu":
             require_standard(prepared.model)
+        if plan is None:
+            require_effect(prepared, settings)
         checked_feeds(source, batches)
         if plan is not None:
             require_fitting(plan, prepared.sha256, {n for g in prepared.groups for n in g.nodes})

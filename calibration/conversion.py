@@ -28,6 +28,7 @@ from edgeglm.calibration.precision import (
     int8_from_fp32,
     ready_for_fp16,
     require_legal,
+    restore_inner_types,
 )
 from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.ranges import RangeCollector
@@ -165,6 +166,7 @@ def _fp8_file(
             ) from error
     strip_traces(model)
     model.graph.ClearField("value_info")
+    restore_inner_types(model, source_model)
     require_legal(model, prepared.path.name)
     save_deterministic(model, out)
     graph = Graph(model)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeglm.calibration.drawing import model_inputs
+from edgeglm.calibration.embeddings import tables_of
 from edgeglm.calibration.feeds import Batches, Feeds
 from edgeglm.calibration.outcome import Settings
 from edgeglm.calibration.plan import PrecisionPlan
+from edgeglm.calibration.preparation import Prepared
 from edgeglm.calibration.schemes import require_scheme, scheme_named
 from edgeglm.core.errors import UserError
 from edgeglm.targets.legality import require_precision
@@ -33,6 +35,23 @@ def require_computed(target: Target, settings: Settings, plan: PrecisionPlan | N
         raise UserError(
             f"INT4 tables are an operator of ONNX Runtime, and {target.name} runs TensorRT; "
             "take --embeddings int8"
+        )
+
+
+def require_effect(prepared: Prepared, settings: Settings) -> None:
+    """Raise UserError for an option that this model has nothing for, which its plan would yet tell of."""
+    if settings.embeddings != "high" and not tables_of(prepared.model):
+        raise UserError(
+            f"{prepared.path.name} has no embedding table that --embeddings could make smaller (FP32, "
+            "256 rows or more, looked up by rows alone); leave the option out"
+        )
+    names = {node for group in prepared.groups for node in group.nodes}
+    if settings.smooth and not any(
+        node.op_type == "MatMul" and node.name in names for node in prepared.model.graph.node
+    ):
+        raise UserError(
+            f"{prepared.path.name} has no MatMul that becomes INT8, whose inputs alone --smooth evens out; "
+            "leave the option out"
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeglm.calibration.plan import Embeddings
-from edgeglm.export.graph import Graph, attribute_of
+from edgeglm.export.graph import Graph, attribute_of, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 _INT8_MAX = 127
 _LEAST_ROWS = 256  # below, a table is no vocabulary and saves nothing
 _BLOCK = 32
+_INT4_IR = 10  # the first that knows tensors of four bits
 
 
 def quantize_tables(model: onnx.ModelProto, precision: Embeddings) -> list[str]:
     """Quantize the tables that only Gather nodes read by rows, in place; return their names."""
-    tables = _tables(model)
+    tables = tables_of(model)
     if precision == "high" or not tables:
         return []
     if precision == "int4":
@@ -37,7 +38,8 @@ def quantize_tables(model: onnx.ModelProto, precision: Embeddings) -> list[str]:
     return tables
 
 
-def _tables(model: onnx.ModelProto) -> list[str]:
+def tables_of(model: onnx.ModelProto) -> list[str]:
+    """Return the tables that only Gather nodes read by rows, of so many rows that they are vocabularies."""
     from onnx import TensorProto
 
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -103,6 +105,7 @@ def _to_int4(model: onnx.ModelProto, tables: list[str]) -> None:
         op_types_to_quantize=("Gather",),
         quant_axes=(("Gather", 1),),
     )
+    opset = opset_of(model)
     others = [n.name for n in model.graph.node if n.op_type == "Gather" and n.input[0] not in tables]
     level, disabled = logging.getLogger().level, logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -113,4 +116,9 @@ def _to_int4(model: onnx.ModelProto, tables: list[str]) -> None:
     finally:
         logging.disable(disabled)
         logging.getLogger().setLevel(level)
-    model.CopyFrom(quantizer.model.model)
+    made = quantizer.model.model
+    for entry in made.opset_import:  # it writes 21, where other nodes mean something else or nothing
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = opset
+    made.ir_version = max(made.ir_version, _INT4_IR)
+    model.CopyFrom(made)

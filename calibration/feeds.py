@@ -73,7 +73,7 @@ class Batches(Sequence[dict[str, Array]]):
             raise IndexError(index)
         begin = self.start + position * self.batch_size
         rows = slice(begin, min(begin + self.batch_size, self.stop))
-        batch = {name: np.array(array[rows]) for name, array in self.arrays.items()}
+        batch = {name: np.array(native(array[rows])) for name, array in self.arrays.items()}
         forget_pages(self.arrays.values())
         return batch
 
@@ -89,6 +89,11 @@ class Batches(Sequence[dict[str, Array]]):
         middle, size = self.start + half, min(half, self.batch_size)
         head = Batches(self.arrays, size, start=self.start, stop=min(middle, self.stop))
         return head, Batches(self.arrays, size, start=middle, stop=self.stop)
+
+
+def native(array: Array) -> Array:
+    """Return an array in the order of bytes that runtimes take every array to be in."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def forget_pages(arrays: Iterable[Array]) -> None:
@@ -168,6 +173,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npz-") as scratch:
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        raw: dict[str, Path] = {}  # numbered: a name such as "model/input:0" is no file's
         rows = 0
         for chunk in chunks:
             if found and set(chunk) != set(found):
@@ -185,7 +191,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
                         f"{known[0]}{list(known[1][1:])} in another; make all samples alike"
                     )
                 require_finite(name, array)
-                with (Path(scratch) / f"{name}.raw").open("ab") as file:
+                with raw.setdefault(name, Path(scratch, str(len(raw)))).open("ab") as file:
                     file.write(np.ascontiguousarray(array).data)
             rows += counts.pop()
         if rows != samples:
@@ -195,7 +201,7 @@ def write_npz(path: Path, chunks: Iterable[Feeds], samples: int) -> dict[str, tu
                 entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_EPOCH)
                 with (
                     archive.open(entry, "w", force_zip64=True) as out,
-                    (Path(scratch) / f"{name}.raw").open("rb") as file,
+                    raw[name].open("rb") as file,
                 ):
                     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(out, header)

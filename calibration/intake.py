@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeglm.calibration.feeds import forget_pages, mapped_npz
+from edgeglm.calibration.feeds import forget_pages, mapped_npz, native
 from edgeglm.calibration.sets import Candidates
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError, unknown_name
@@ -30,6 +30,13 @@ from edgeglm.engines.protocol import TensorSpec
 
 Array = npt.NDArray[Any]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+#: What of a Reading, and besides, decides the tensors of samples of a kind.
+_HEEDED = {
+    "arrays": (),
+    "files": ("resolution", "mean", "std"),
+    "texts": ("max_length", "lowercase", "tokenizer"),
+}
+_SAMPLES = {"files": "pictures", "texts": "texts"}
 _ALL_ROWS = 1 << 30
 _MAPPED_BYTES = 1 << 20  # of mapped rows that count as this process's memory at a time
 
@@ -90,6 +97,7 @@ def candidates_from_data(
     if min(reading.std) <= 0:
         raise UserError(f"std of {reading.std} cannot divide values; give three positive numbers")
     found = _read(data, inputs, reading, tokenizer)
+    _require_heeded(data, found.digest_kind, reading, tokenizer)
     if evaluation is None:
         return found
     theirs = _read(evaluation, inputs, reading, tokenizer)
@@ -99,6 +107,17 @@ def candidates_from_data(
             f"{theirs.digest_kind}, which never agree; give both in one form"
         )
     return replace(found, evaluation_digests=theirs.digests)
+
+
+def _require_heeded(data: Path, kind: str, reading: Reading, tokenizer: Path | None) -> None:
+    """Raise UserError for what would change nothing of such samples, and yet be recorded as done to them."""
+    given = [name for name in reading.__struct_fields__ if getattr(reading, name) != getattr(Reading(), name)]
+    given += [] if tokenizer is None else ["tokenizer"]
+    ignored = [name for name in given if name not in _HEEDED[kind]]
+    if ignored:
+        option = f"--{ignored[0].replace('_', '-')}"
+        how = "arrays are taken as they are" if kind == "arrays" else f"it is not for {_SAMPLES[kind]}"
+        raise UserError(f"{option} would change nothing of {data}: {how}; leave it out")
 
 
 def _read(data: Path, inputs: Sequence[TensorSpec], reading: Reading, tokenizer: Path | None) -> Candidates:
@@ -154,7 +173,7 @@ def _from_arrays(
                 forget_pages(chosen.values())
             ids.append(f"{path.relative_to(root).as_posix()}/{row}")
             strata.append(str(groups[row]) if groups is not None else group)
-            parts = (np.ascontiguousarray(chosen[name][row]).tobytes() for name in sorted(chosen))
+            parts = (native(chosen[name][row]).tobytes() for name in sorted(chosen))
             digests.append(sha256_bytes(b"".join(parts)))
         forget_pages(chosen.values())
 
@@ -163,7 +182,7 @@ def _from_arrays(
         for position in positions:
             number = bisect_right(starts, position) - 1
             for name, array in opened[number].items():
-                found[name].append(np.array(array[position - starts[number]]))
+                found[name].append(np.array(native(array[position - starts[number]])))
             forget_pages(opened[number].values())  # row by row: a fault maps neighbours that nobody reads
         return {name: np.stack(values) for name, values in found.items()}
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgeglm.calibration.feeds import batches_of, write_npz
 from edgeglm.calibration.source import weight_files
 from edgeglm.core.errors import EdgeglmError, UserError
 
@@ -66,7 +67,7 @@ def fp16_model(
         folder = copy.parent / "feeds"
         folder.mkdir()
         for index, feeds in enumerate(batches):
-            np.savez(folder / f"{index:06d}.npz", allow_pickle=False, **dict(feeds))
+            write_npz(folder / f"{index:06d}.npz", [feeds], batches_of([feeds]))
         model: onnx.ModelProto = convert_to_mixed_precision(
             str(copy),
             low_precision_type="fp16",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ from edgeglm.engines.protocol import check_feeds
 from edgeglm.evaluate.parity import Parity, parity
 from edgeglm.export.anonymous import save_deterministic, strip_traces
 from edgeglm.export.fp16_lint import Fp16Report, fp16_ready
-from edgeglm.export.graph import inner_graphs, name_of
+from edgeglm.export.graph import all_nodes, inner_graphs, name_of
 from edgeglm.export.plain import plain, plain_file, why_illegal
 from edgeglm.export.rewrites import file_with_scales_before
 
@@ -298,6 +298,7 @@ def _finish(model: onnx.ModelProto, onnx_in: Path, onnx_out: Path) -> None:
             value.type.CopyFrom(original.type)
     keep_used_opsets(model)
     model.ir_version = source.ir_version
+    restore_inner_types(model, source)
     require_legal(model, onnx_in.name)
     save_deterministic(model, onnx_out)
 
@@ -307,13 +308,34 @@ def require_legal(model: onnx.ModelProto, name: str) -> None:
     reason = why_illegal(model)
     if not reason:
         return
-    bodies = [node for node in model.graph.node if any(inner_graphs(node))]
-    if bodies:
-        raise UserError(
-            f"ModelOpt cannot convert {name}: {name_of(bodies[0])!r} ({bodies[0].op_type}) holds a graph of "
-            f"its own, whose types no longer fit ({reason}); export the model without it, unrolled or traced"
-        )
+    if error := _inner_graph_error(model, name, f"whose types no longer fit ({reason})"):
+        raise error
     raise EdgeglmError(f"the variant of {name} is no legal ONNX model ({reason}); report this model")
+
+
+def restore_inner_types(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """Give values of inner graphs, in place, the types that ModelOpt forgets; it converts none of them."""
+    known = {value.name: value.type for value in _inner_values(source.graph)}
+    for value in _inner_values(model.graph):
+        if not value.type.tensor_type.elem_type and value.name in known:
+            value.type.CopyFrom(known[value.name])
+
+
+def _inner_values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    for node in all_nodes(graph):
+        for inner in inner_graphs(node):
+            yield from (*inner.input, *inner.output, *inner.value_info)
+
+
+def _inner_graph_error(model: onnx.ModelProto, name: str, what: str) -> UserError | None:
+    """Build the error for a model with a Loop or an If, whose graphs ModelOpt may not take."""
+    bodies = [node for node in model.graph.node if any(inner_graphs(node))]
+    if not bodies:
+        return None
+    return UserError(
+        f"ModelOpt cannot convert {name}: {name_of(bodies[0])!r} ({bodies[0].op_type}) holds a graph of "
+        f"its own, {what}; export the model without it, unrolled or traced"
+    )
 
 
 def _computing_from_int8(model: onnx.ModelProto) -> list[str]:
@@ -341,10 +363,13 @@ def _computing_in_fp32(model: onnx.ModelProto) -> list[str]:
 
 
 def _failed(onnx_in: Path, precision: str, error: Exception) -> EdgeglmError:
+    import onnx
+
     if isinstance(error, EdgeglmError):
         return error
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EdgeglmError(
+    model = onnx.load(onnx_in, load_external_data=False)
+    return _inner_graph_error(model, onnx_in.name, f"at which it fails ({reason})") or EdgeglmError(
         f"ModelOpt cannot make the {precision} variant of {onnx_in.name}: {reason}; "
         "leave this precision out of the recipe, or exclude the node it names"
     )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgeglm.calibration.ort_calls import Range, fp32_session, with_outputs
 from edgeglm.calibration.schemes import Method
+from edgeglm.core.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -72,9 +73,10 @@ class RangeCollector:
         self._folder.cleanup()
 
     def see(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Run one batch and take its values into the histograms."""
+        """Run one batch and take its values into the histograms; a tensor may be empty in some batches."""
         values = dict(zip(self.tensors, self._session.run(self.tensors, dict(feeds)), strict=True))
         values |= {name: feeds[name] for name in self.inputs}
+        values = {name: array for name, array in values.items() if array.size}
         for name, array in values.items():
             low, high = float(array.min()), float(array.max())
             seen = self._extremes.get(name, (low, high))
@@ -84,7 +86,15 @@ class RangeCollector:
                 histogram.collect(values)
 
     def ranges(self) -> dict[str, dict[Method, Range]]:
-        """Return the ranges found so far: tensor -> method -> (lowest, highest). More may be seen after."""
+        """Return the ranges found so far: tensor -> method -> (lowest, highest). More may be seen after.
+
+        Raises UserError for a tensor that was empty in every batch.
+        """
+        if empty := sorted({*self.tensors, *self.inputs} - set(self._extremes)):
+            raise UserError(
+                f"{empty[0]!r} is empty in every batch that ranges are found on; "
+                "give samples that reach it, such as pictures with something to detect"
+            )
         found: dict[str, dict[Method, Range]] = {name: {"max": r} for name, r in self._extremes.items()}
         with contextlib.redirect_stdout(io.StringIO()):
             for method, histogram in self._histograms.items():

@@ -188,6 +188,11 @@ def calibration_set_from_arrays(
         step = max(1, candidates.rows_at_once)
         chunks = (candidates.tensors(chosen[i : i + step]) for i in range(0, len(chosen), step))
         records[tower] = _write_tower(folder, tower, chunks, drawn, proof, covered)
+        if len({sample.sha256 for sample in drawn}) < MIN_SAMPLES:
+            raise UserError(
+                f"all {len(drawn)} samples drawn for {tower} are equal, so that ranges and cosines are those "
+                "of one; give samples that differ"
+            )
     return _write_record(
         folder,
         CalibrationRecord(
@@ -274,8 +279,9 @@ def stratified_draw(strata: Sequence[str], count: int, *, seed: int) -> list[int
 
 
 def _disjoint(tower: str, drawn: Sequence[CalibrationSample], evaluation: Iterable[str]) -> Disjointness:
-    known = sorted(set(evaluation))
-    shared = [sample.id for sample in drawn if sample.sha256 in set(known)]
+    theirs = set(evaluation)
+    known = sorted(theirs)
+    shared = [sample.id for sample in drawn if sample.sha256 in theirs]
     if shared:
         raise UserError(
             f"{len(shared)} {tower} calibration samples are evaluation samples too "

@@ -127,6 +127,6 @@ def _channel_maxima(
             values = dict(zip(inner, made, strict=True))
             values |= {name: feeds[name] for name in tensors if name in feeds}
             for name, array in values.items():
-                channels = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+                channels = np.abs(array).max(axis=tuple(range(array.ndim - 1)), initial=0.0)
                 found[name] = np.maximum(found.get(name, channels), channels)
     return found

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from edgeglm.export.graph import Graph, attribute_of, name_of
+from edgeglm.export.graph import Graph, all_nodes, attribute_of, inner_graphs, name_of
 from edgeglm.export.patterns import Match, is_large_negative, norms
 from edgeglm.export.ranges import Range
 
@@ -23,13 +23,19 @@ FP16_LEAST = 2.0**-24
 
 FindingKind = Literal[
     "decomposed-layer-norm", "decomposed-rms-norm", "softmax-mask", "large-constant", "large-values",
-    "large-sum", "vanishing-epsilon", "not-finite",
+    "large-sum", "vanishing-epsilon", "not-finite", "inner-graph",
 ]  # fmt: skip
 Remedy = Literal["fuse", "clamp", "keep-fp32", "mend-model"]
 
 _CARRY = (
     "Add", "Sub", "Mul", "Where", "Min", "Max", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Cast",
     "Transpose", "Slice", "Concat", "Identity", "Gather", "Tile", "ScatterND", "Trilu",
+)  # fmt: skip
+#: What leaves values as they are, or makes integers and truths.
+_HARMLESS = (
+    "Identity", "Constant", "ConstantOfShape", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose",
+    "Slice", "Split", "Concat", "Gather", "Expand", "Tile", "Cast", "Shape", "Size", "Range", "Equal",
+    "Greater", "Less", "And", "Or", "Not",
 )  # fmt: skip
 _SQUARE_SUMS = ("LpNormalization", "InstanceNormalization", "GroupNormalization")
 _LOG_SUMS = ("ReduceLogSum", "ReduceLogSumExp")
@@ -65,6 +71,7 @@ def judged(
     found = [
         *_norm_findings(graph, ranges),
         *_constant_findings(graph),
+        *_inner_findings(graph),
         *(_measured_findings(graph, ranges) if ranges else ()),
         *(_broken_findings(graph, ranges) if ranges else ()),
     ]
@@ -133,6 +140,23 @@ def _constant_findings(graph: Graph) -> Iterator[tuple[Finding, tuple[str, ...]]
                     ),
                     tuple(name for node in guarded for name in _guarded_division(graph, node)),
                 )
+
+
+def _inner_findings(graph: Graph) -> Iterator[tuple[Finding, tuple[str, ...]]]:
+    """Name what holds a graph of its own that computes: patterns and samples tell of the main graph alone."""
+    for node in graph.nodes:
+        steps = [step for inner in inner_graphs(node) for step in all_nodes(inner)]
+        if computing := [step for step in steps if step.op_type not in _HARMLESS]:
+            finding = Finding(
+                kind="inner-graph",
+                node=name_of(node),
+                why=f"{node.op_type} computes in a graph of its own, where {name_of(computing[0])} "
+                f"({computing[0].op_type}) and {len(computing) - 1} more are not looked at",
+                largest=None,
+                remedy="keep-fp32",
+                certain=False,
+            )
+            yield finding, (name_of(node),)
 
 
 def float_constants(graph: Graph) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -128,9 +128,11 @@ def lint_file(path: Path, *, data: Path | None = None, output: Path | None = Non
 def _samples(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read the samples {path}: {error}; write them with numpy.savez") from error
+    # ONNX Runtime takes every array to be in this machine's order of bytes
+    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
 def _in_batches(
@@ -174,6 +176,8 @@ def _clamp(model: onnx.ModelProto) -> list[str]:
                     attribute.t.CopyFrom(_clamped(attribute.t))
                 elif attribute.name == "value_float":
                     attribute.f = float(np.clip(attribute.f, MASK, -MASK))
+                elif attribute.name == "value_floats":
+                    attribute.floats[:] = np.clip(attribute.floats, MASK, -MASK).tolist()
     return masks
 
 

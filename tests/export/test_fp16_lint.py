@@ -185,3 +185,32 @@ def test_samples_are_cut_for_a_model_of_a_fixed_batch_and_those_that_do_not_fit_
     np.savez(tmp_path / "few.npz", x=rows[:3])
     with pytest.raises(UserError, match="Got: 3 Expected: 4"):
         lint_file(tmp_path / "m.onnx", data=tmp_path / "few.npz")
+
+
+def test_a_branch_that_computes_is_kept_in_fp32_and_one_that_arranges_is_not():
+    value = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    same = helper.make_graph([helper.make_node("Identity", ["x"], ["z"], "same")], "same", [], [value])
+    square = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["z"], "square")], "square", [], [value])
+    for branch, expected in ((square, [("inner-graph", "choice", "keep-fp32", False)]), (same, [])):
+        choice = helper.make_node("If", ["yes"], ["y"], "choice", then_branch=branch, else_branch=same)
+        found = lint_fp16(graph_model([choice], {"yes": np.array(True)}))
+        assert [(f.kind, f.node, f.remedy, f.certain) for f in found] == expected
+        assert all("square (Mul)" in f.why for f in found)
+
+
+def test_a_mask_in_a_list_of_numbers_is_clamped(tmp_path: Path):
+    nodes = [
+        helper.make_node("Constant", [], ["mask"], "mask", value_floats=[0.0, -1e9]),
+        helper.make_node("Concat", ["mask", "mask", "mask", "mask"], ["wide"], "wide", axis=0),
+        helper.make_node("Add", ["x", "wide"], ["a"], "masked"),
+        helper.make_node("Softmax", ["a"], ["y"], "softmax"),
+    ]
+    onnx.save(graph_model(nodes, {}), tmp_path / "m.onnx")
+    x = normal(3, 4, 8, seed=7)
+    report = fp16_ready(tmp_path / "m.onnx", tmp_path / "mended.onnx", [{"x": x}])
+    assert report.clamped == ("mask",)
+    assert (
+        apart(answers(onnx.load(report.path), {"x": x})[0], answers(graph_model(nodes, {}), {"x": x})[0])
+        < 1e-6
+    )
+    assert lint_fp16(onnx.load(report.path)) == ()
