@@ -16,6 +16,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.picture_files import metadata_from_jsonl
 from edgeglm.index.pictures import thumbnail_of
+from edgeglm.index.records import metadata_of
 from edgeglm.index.vector_index import VectorIndex, header_of
 from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
 
@@ -88,6 +89,36 @@ def test_adding_again_embeds_only_what_has_changed_and_prunes_what_is_gone(
             "shop/new.png",
             "shop/red/red.png",
         ]
+
+
+def said_of(index: Path) -> dict[str, dict[str, object]]:
+    with VectorIndex(index) as found:
+        return {entry.id: metadata_of(entry.metadata) for entry in found.view().entries}
+
+
+def test_what_was_said_of_a_picture_stays_until_something_else_is_said(
+    bundle: Path, folder: Path, tmp_path: Path
+):
+    index, shop = tmp_path / "index", "shop/red/red.png"
+    build(
+        bundle,
+        folder,
+        index,
+        metadata={"red/red.png": {"text": "mine", "name": "R"}, "blue/blue.png": {"n": 1}},
+    )
+    assert add(bundle, folder, index, prune=True).unchanged == 3
+    (folder / "red" / "red.png").write_bytes(picture((0, 0, 255)) + b" ")
+    assert add(bundle, folder, index, metadata={"blue/blue.png": {"n": 2}}).replaced == 2
+    (folder / "blue" / "blue.png").write_bytes(picture((0, 0, 255)) + b"  ")
+    assert add(bundle, folder / "blue" / "blue.png", index).replaced == 1
+    said = said_of(index)
+    assert (said[shop]["text"], said[shop]["name"], said["shop/blue/blue.png"]["n"]) == ("mine", "R", 2)
+    assert said[shop]["bytes"] == (folder / "red" / "red.png").stat().st_size
+    assert add(bundle, folder, index).unchanged == 3
+    assert add(bundle, folder, index, metadata={"red/red.png": {}}).replaced == 1
+    assert "text" not in said_of(index)[shop]
+    with pytest.raises(UserError, match=r"say nothing of .* call it 'red.png' there"):
+        add(bundle, folder / "red" / "red.png", index, metadata={"red/red.png": {"text": "x"}})
 
 
 def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Path, tmp_path: Path):
