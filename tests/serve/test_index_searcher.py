@@ -149,6 +149,30 @@ def test_a_server_refuses_an_index_of_another_space_and_names_the_way_out(bundle
     assert "edgeglm index build" in result.stderr
 
 
+def test_an_index_that_is_replaced_serves_its_rows_only_within_the_space(
+    bundles: Path, index: Path, folder: Path, tmp_path: Path
+):
+    served = tmp_path / "shop.index"
+    shutil.copytree(index, served)
+    for name, bundle, pictures in (
+        ("same", "colours", folder / "red?#%2e&.png"),
+        ("other", "turned", folder),
+    ):
+        with open_bundle(bundles / bundle) as opened:
+            built_index(opened, FolderSource(folder=pictures), tmp_path / name, QUIET)
+    command = serve_command(bundles / "colours", "--index", str(served), "--no-grpc")
+    with running(tmp_path / "log", command) as server:
+        assert searched(server, q="red")["searched"]["rows"] == 3
+        served.rename(tmp_path / "former")
+        assert got(server, "/v1/search?q=red")[0] == 503
+        (tmp_path / "other").rename(served)
+        status, _, body = got(server, "/v1/search?q=red")
+        assert (status, b"another embedding space" in body) == (503, True)
+        shutil.rmtree(served)
+        (tmp_path / "same").rename(served)
+        assert searched(server, q="red")["searched"]["rows"] == 1
+
+
 def test_searches_go_on_while_bundles_are_swapped_and_each_answer_is_of_one_bundle(
     bundles: Path, index: Path, tmp_path: Path
 ):
