@@ -77,6 +77,13 @@ def searched(site: Server, **query: Any) -> dict[str, Any]:
     return found
 
 
+def got_hits(site: Server, query: str) -> list[Any]:
+    status, _, body = got(site, f"/v1/search?q=red&{query}")
+    assert status == 200, body
+    hits: list[Any] = json.loads(body)["hits"]
+    return hits
+
+
 def test_a_search_names_its_pictures_and_serves_them(site: Server):
     found = searched(site, q="red", k=3, inline=1)
     first, second = found["hits"][:2]
@@ -115,6 +122,9 @@ def test_a_filter_is_taken_from_the_url_and_a_wrong_one_explained(site: Server):
     assert not searched(site, q="red", where='{"bytes": {"<": 1}}')["hits"]
     assert searched(site, q="red", where="kind=png bytes>1")["hits"]
     assert not searched(site, q="red", where="bytes<1")["hits"]
+    assert not got_hits(site, "where=kind%3Dpng&where=bytes%3C1")
+    assert not got_hits(site, "where=bytes%3C1&where=kind%3Dpng")
+    assert len(got_hits(site, "where=name!%3Dred&where=kind%3Dpng")) == 3
     for where, why in (
         ("kind", "write it like"),
         ('{"knd": "png"}', "did you mean 'kind'"),
