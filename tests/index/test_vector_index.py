@@ -238,10 +238,10 @@ def test_altered_vectors_are_found_by_a_check(path: Path):
     with IndexWriter(path) as writer, pytest.raises(UserError, match=r"exact\.npy; restore the index"):
         writer.fold()  # whose digests would vouch for them
     with IndexWriter(path, fold_bytes=1) as writer:
-        writer.add([NewRow(id="new")], unit(1))
+        writer.add([NewRow(id=f"new{i}") for i in range(20)], unit(20))
         assert "exact.npy" in writer.unfolded
     with VectorIndex(path) as index:
-        assert (len(index), index.check()) == (4, ["exact.npy"])
+        assert (len(index), index.check()) == (23, ["exact.npy"])
 
 
 def test_a_query_that_fits_nothing_is_refused(path: Path):
