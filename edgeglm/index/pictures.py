@@ -118,6 +118,10 @@ async def index_pictures(
     for found in picture_files(folder, prefix=prefix):
         if isinstance(found, PictureFile):
             listed.append(found)
+        elif prune and found[0] == "unreadable":
+            raise UserError(
+                f"{found[1]}, and so nobody knows what is gone; make it readable, or leave --prune out"
+            )
         else:
             _bad(counts, *found, skip=skip_bad)
     if not listed and not prune:

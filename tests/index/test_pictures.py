@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -136,6 +137,26 @@ def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Pat
     assert len(counts.examples) == 5
 
 
+def test_a_folder_that_cannot_be_listed_is_told_and_nothing_of_it_is_pruned(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index, scandir = tmp_path / "index", os.scandir
+    build(bundle, folder, index)
+
+    def closed(path: str) -> object:
+        if Path(path).name == "red":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"shop/red: Permission denied, or give --skip-bad"):
+        add(bundle, folder, index)
+    with pytest.raises(UserError, match="leave --prune out"):
+        add(bundle, folder, index, prune=True, skip_bad=True)
+    assert add(bundle, folder, index, skip_bad=True).skipped == {"unreadable": 1}
+    assert len(said_of(index)) == 3
+
+
 def test_pictures_of_every_kind_are_taken(bundle: Path, tmp_path: Path):
     folder = tmp_path / "kinds"
     folder.mkdir()
@@ -189,7 +210,7 @@ def test_metadata_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: 
 
 def test_metadata_of_no_picture_are_counted_and_named(bundle: Path, folder: Path, tmp_path: Path):
     lines = tmp_path / "more.jsonl"
-    lines.write_text('{"image": "red/red.png", "n": 1}\n{"image": "rde/red.png", "n": 2}\n')
+    lines.write_text('{"image": "red/red.png", "n": 1}\n{"image": "rde/red.png", "n": 2}\n', "utf-8-sig")
     counts = build(bundle, folder, tmp_path / "index", metadata=metadata_from_jsonl(lines))
     assert (counts.added, counts.unmatched) == (3, 1)
     assert "'rde/red.png'" in counts.examples[0]
