@@ -107,6 +107,15 @@ def test_bad_input_exits_with_2_and_one_message(
     assert words in captured.err
 
 
+@pytest.mark.parametrize("group", [[], ["index"], ["cache"]])
+def test_a_group_without_a_command_shows_its_help_and_calls_it_no_error(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+):
+    cli.exit_code(group)
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).startswith("Usage: edgeglm")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
