@@ -90,6 +90,8 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["targets", "jetson-agz"], "did you mean 'jetson-agx'?"),
         (["run", "bundle"], "give either --query TEXT or --image FILE"),
         (["run", "bundle", "-k", "0", "--query", "x"], "see edgeglm run --help"),
+        (["run", "bundle", "--query", "x", "--threads", "20000"], "1<=x<=256"),
+        (["evaluate", "bundle", "--threads", "20000"], "1<=x<=256"),
         (["inspect", "no-such-bundle"], "no-such-bundle"),
         (["verify", "no-such-bundle"], "no-such-bundle"),
         (["report", "no-such-bundle"], "no-such-bundle"),
