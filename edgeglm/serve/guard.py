@@ -282,7 +282,7 @@ def refused_answer(error: BaseException) -> tuple[int, bytes, list[tuple[bytes, 
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
     if isinstance(error, UnknownEncodingError):
-        headers.append((b"accept-encoding", b"gzip, deflate"))
+        headers.append((b"accept-encoding", error.known))
     if isinstance(error, (TooLargeError, SlowCallerError, GoneError, CrowdedError)):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     return refusal.status, msgspec.json.encode({"error": words_of(error)}), headers

@@ -23,7 +23,7 @@ from edgeglm.serve.forms import form_of
 from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import all_of, checked_text, text_from_bytes
-from edgeglm.serve.refusals import TooLargeError
+from edgeglm.serve.refusals import CompressedError, TooLargeError
 from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
 
@@ -271,7 +271,9 @@ def _filter(where: dict[str, Any] | str | None) -> dict[str, Any] | None:
 
 
 def _query(request: Request) -> dict[str, list[str]]:
-    """Return what the URL says, by name. Raises UserError for bytes that are no text."""
+    """Return what the URL says, by name. Raises UserError for bytes that are no text, and a packed body."""
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise CompressedError("this path takes no compressed body; send it as it is")
     query: bytes = request.scope["query_string"]
     if b"%" in query:  # reading it would put other characters there
         text_from_bytes(unquote_to_bytes(query))
