@@ -227,6 +227,14 @@ def test_a_damaged_index_is_refused_with_a_remedy(path: Path, name: str, data: b
         VectorIndex(path)
 
 
+def test_no_score_is_more_than_a_cosine_can_be(path: Path):
+    vectors = filled(path, 50)
+    with VectorIndex(path) as index:
+        found = [best[0].score for best in index.search(vectors, 1)]
+    assert min(found) > 0.999
+    assert max(found) == 1.0
+
+
 def test_altered_vectors_are_found_by_a_check(path: Path):
     filled(path, 3)
     with IndexWriter(path) as writer:
