@@ -267,7 +267,7 @@ def _shipped(name: str) -> Target:
 
 def _from_file(path: Path) -> Target:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no target profile at {path}; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:

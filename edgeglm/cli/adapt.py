@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help="Your own pairs: a folder or a Parquet file.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True, help="CPU threads.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
 @json_option
 @click.pass_obj

@@ -35,7 +35,7 @@ _COLUMNS = (("step", -18), ("time", 7), ("names", 5), ("unseen", 6), ("keyw.", 5
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 @click.option("--data", type=click.Path(path_type=Path), help="Your own pairs: a folder or a Parquet file.")
 @click.option("--output", type=click.Path(path_type=Path), help="The bundle folder. Default: bundles/TARGET.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True, help="CPU threads.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pairs whose image or caption is unusable.")
 @click.option("--on", "devices", multiple=True, metavar="USER@HOST", help="Build its engines there too.")
 @click.option("--on-python", help="An interpreter on those devices that has edgeglm already.")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--direction", type=click.Choice(["text-to-image", "image-to-text"]), default="text-to-image",
               show_default=True, help="What is asked for by what.")  # fmt: skip
 @click.option("--variant", help="Which variant; by default what finalize chose.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 256), help="Threads.")
 @click.option("--calls", default=100, show_default=True, type=click.IntRange(min=20), help="Calls to time.")
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(min=0), help="Bootstrap.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the bootstrap.")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "TensorRT) and ONNX Runtime where there is none.",
 )
 @click.option("--any-board", is_flag=True, help="Go on although this board is outside the target.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=7), help="Timed calls.")
 @trust_options
 @json_option

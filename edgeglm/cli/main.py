@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -59,6 +60,9 @@ _DEVICE_PARTS = ("onnxruntime", "tokenizers", "PIL")
 _SERVE_PARTS = (
     "uvicorn", "starlette", "httptools", "uvloop", "grpc", "google", "prometheus_client", "python_multipart",
 )  # fmt: skip
+
+
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of click 8.2; 8.1 prints the help itself
 
 
 class LazyGroup(click.Group):
@@ -114,6 +118,8 @@ def exit_code(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted; run the same command again to resume", INTERRUPTED, label=False)
     except click.UsageError as error:
+        if isinstance(error, _HELP):
+            return _say(error.format_message(), error.exit_code, label=False)
         command = error.ctx.command_path if error.ctx is not None else "edgeglm"
         return _say(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
     except click.ClickException as error:

@@ -47,7 +47,7 @@ _SHOWN = 12  # rows of a ranking on the terminal; report.json has all
 )
 @click.option("--rank", is_flag=True, help="Measure each part alone, even if the whole model passes.")
 @click.option("--precision-plan", type=click.Path(path_type=Path), help="Apply this plan; no search.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="CPU threads.")
 @drawing_options
 @json_option
 @click.pass_obj

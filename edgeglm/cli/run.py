@@ -17,7 +17,7 @@ from edgeglm.cli.console import App, bundle_argument, json_option, trust_options
 @click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="Results.")
 @click.option("--variant", help="Which variant; by default what finalize chose.")
 @click.option("--rerank", is_flag=True, help="Order the first results anew by the bundle's re-ranker.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 256), help="Threads.")
 @trust_options
 @json_option
 @click.pass_obj

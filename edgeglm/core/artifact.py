@@ -40,8 +40,12 @@ class Artifact:
 
 def listing_of(directory: Path) -> dict[str, str]:
     """Hash every regular file below ``directory``. Symbolic links are refused with ValueError."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     files: dict[str, str] = {}
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names in os.walk(directory, onerror=fail):
         for name in (*folders, *names):
             if (Path(folder) / name).is_symlink():
                 raise ValueError(f"{Path(folder) / name} is a symbolic link; artifacts hold plain files")

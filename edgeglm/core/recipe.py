@@ -165,7 +165,7 @@ def recipe_from_toml(text: str, *, origin: str, overrides: Iterable[str] = ()) -
 def recipe_from_file(path: Path, *, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file. Relative paths in it are taken from the file's own folder."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:

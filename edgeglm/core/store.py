@@ -73,14 +73,22 @@ class Store:
             ) from error
 
     def get(self, key: str) -> Artifact | None:
-        """Return the verified artifact stored under ``key``, or None. Every byte is hashed."""
+        """Return the verified artifact stored under ``key``, or None. Every byte is hashed.
+
+        Raises UserError for an entry that cannot be read just now, which says nothing of what it holds.
+        """
         folder = self.root / "entries" / key
         try:
             record = json.loads((folder / "entry.json").read_bytes())
             recorded = record["files"]
             intact = record["schema"] == ENTRY_SCHEMA and listing_of(folder / "files") == recorded
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError):
             intact, record = False, {}
+        except OSError as error:
+            raise UserError(
+                f"cannot read the store's entry {folder}: {error.strerror}; "
+                "try again, or remove that folder to have its content made anew"
+            ) from error
         if not intact:
             if folder.exists():
                 self._drop(folder)

@@ -28,6 +28,7 @@ _ORDERINGS: dict[str, Callable[[Any, Any], bool]] = {
 _MISSING = object()
 _WORDS = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 _PARTS = re.compile(r'(?:[^\s"]|"[^"]*")+')
+_LONG = 100  # characters of it that a message repeats
 _MOST = 64  # conditions of one filter: it may come from outside
 
 
@@ -54,7 +55,7 @@ class Columns:
         column = [row.get(name, _MISSING) for row in self._rows]
         if column and all(found is _MISSING for found in column):
             fields = {field for row in self._rows for field in row}
-            raise unknown_name("metadata field", name, fields)
+            raise unknown_name("metadata field", name[:_LONG], fields)
         if sign in _ORDERINGS:
             holds = _ORDERINGS[sign]
             found = (_kind(cell) == _kind(value) is not None and holds(cell, value) for cell in column)
@@ -76,13 +77,13 @@ def where_from_words(words: Sequence[str]) -> dict[str, Any]:
     for text in words:
         match = _WORDS.fullmatch(text)
         if match is None:
-            raise UserError(f"cannot read the filter {text!r}; write it like field=value or field>=3")
+            raise UserError(f"cannot read the filter {_short(text)}; write it like field=value or field>=3")
         name, sign, value = match[1].strip(), match[2], _value(match[3].strip())
         signs = where.setdefault(name, {})
         if sign in ("=", "!="):
             signs.setdefault(sign, []).append(value)
         elif sign in signs:
-            raise UserError(f"the filter says {name}{sign} twice; give it once")
+            raise UserError(f"the filter says {_short(name)} {sign} twice; give it once")
         else:
             signs[sign] = value
     return dict(where)
@@ -101,16 +102,24 @@ def _conditions(name: str, wanted: Any) -> list[tuple[str, Any]]:
     found = []
     for sign, value in wanted.items():
         if sign not in ("=", "!=", *_ORDERINGS):
-            raise unknown_name("operator of a filter", str(sign), ("=", "!=", *_ORDERINGS))
+            raise unknown_name("operator of a filter", str(sign)[:_LONG], ("=", "!=", *_ORDERINGS))
         many = isinstance(value, list) and sign in ("=", "!=")
         if not all(map(_plain, value if many else [value])):
             raise UserError(
-                f"the filter on {name!r} compares with {value!r}; give a text, number or true/false"
+                f"the filter on {_short(name)} compares with {_short(value)}; "
+                "give a text, number or true/false"
             )
         if sign in _ORDERINGS and _kind(value) is None:
-            raise UserError(f"the filter {name!r} {sign} {value!r} has no order; give a number or a text")
+            raise UserError(
+                f"the filter {_short(name)} {sign} {_short(value)} has no order; give a number or a text"
+            )
         found.append((sign, value))
     return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONG else text[:_LONG] + "..."
 
 
 def _plain(value: Any) -> bool:

@@ -44,6 +44,10 @@ def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[Pictur
     root = folder if folder.is_dir() else folder.parent
     before = prefix if prefix is not None else (root.resolve().name if folder.is_dir() else "")
     for path in _files(folder):
+        if isinstance(path, OSError):
+            shown = os.fsencode(path.filename).decode("utf-8", "replace")
+            yield "unreadable", f"{shown}: {path.strerror}"
+            continue
         if path.suffix.lower() not in SUFFIXES:
             continue
         name = path.relative_to(root).as_posix()
@@ -86,7 +90,7 @@ def metadata_from_jsonl(path: Path) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a JSON Lines file") from error
     for number, line in enumerate(lines, start=1):
@@ -123,11 +127,14 @@ def known_folder(picture: Path, ids: Iterable[str]) -> str | None:
     return next((way for way in ways if way in folders), None)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[Path | OSError]:
+    """Yield the files, and an error for each folder that cannot be listed."""
     if folder.is_file():
         yield folder
         return
-    for place, folders, names in os.walk(folder):
+    errors: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=errors.append):
         folders.sort()
         for name in sorted(names):
             yield Path(place) / name
+    yield from errors

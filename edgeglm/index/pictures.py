@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from edgeglm.data.transforms import (
     model_input_from_pixels,
     pixels_from_image,
 )
+from edgeglm.index.contents import Entry
 from edgeglm.index.picture_files import SUFFIXES, PictureFile, known_folder, picture_files
+from edgeglm.index.records import metadata_of
 from edgeglm.index.writer import IndexWriter, NewRow
 from edgeglm.runtime.runner import Runner
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 _BATCH = 256  # rows of one log record: what a kill can cost
 _WINDOW = 64  # pictures decoded or waiting for the tower at a time
 _SHOWN = 5
+_CHANGING = ("bytes", "modified")  # what a file says of itself that may differ under the same id
+_STAMP = re.compile(r"\d+--?\d+(-[0-9a-f]{16})?")  # of a file, and what was said of it
 
 
 @dataclass(kw_only=True)
@@ -84,7 +89,8 @@ async def index_pictures(
     """Bring an index up to date with a folder.
 
     Pictures whose size and time of change are as before are left alone. Every batch is on disk before the
-    next begins, so a run that was killed goes on where it stopped.
+    next begins, so a run that was killed goes on where it stopped. What was said of a picture stays until
+    ``metadata`` says something else of it.
 
     Args:
         writer: The index.
@@ -99,7 +105,8 @@ async def index_pictures(
         threads: That decode.
 
     Raises:
-        UserError: The first bad picture, unless they are skipped; a full disk; no pictures at all.
+        UserError: The first bad picture, unless they are skipped; a full disk; no pictures at all; metadata
+            that say nothing of the one picture.
     """
     counts = PictureCounts()
     listed, more = [], metadata or {}
@@ -111,6 +118,10 @@ async def index_pictures(
     for found in picture_files(folder, prefix=prefix):
         if isinstance(found, PictureFile):
             listed.append(found)
+        elif prune and found[0] == "unreadable":
+            raise UserError(
+                f"{found[1]}, and so nobody knows what is gone; make it readable, or leave --prune out"
+            )
         else:
             _bad(counts, *found, skip=skip_bad)
     if not listed and not prune:
@@ -120,17 +131,15 @@ async def index_pictures(
     root = folder if folder.is_dir() else folder.parent
     wanted = []
     names = {picture.path.relative_to(root).as_posix() for picture in listed}
+    if folder.is_file() and more and not names & more.keys():
+        raise UserError(f"the metadata say nothing of {folder}; call it {folder.name!r} there")
     for name in more if folder.is_dir() else ():
         if name not in names:
             counts.miss(name)
     for picture in listed:
-        fields = dict(more.get(picture.path.relative_to(root).as_posix(), {}))
-        stamp = picture.stamp + (f"-{_hash(fields)}" if fields else "")
-        one = PictureFile(
-            id=picture.id, path=picture.path, stamp=stamp, metadata={**picture.metadata, **fields}
-        )
-        known = writer.stamp(one.id)
-        if known == stamp:
+        known = writer.contents.entries.get(picture.id)
+        one = _described(picture, more.get(picture.path.relative_to(root).as_posix()), known)
+        if known is not None and known.stamp == one.stamp:
             counts.unchanged += 1
             continue
         wanted.append(one)
@@ -249,6 +258,19 @@ def _bad(counts: PictureCounts, reason: str, example: str, *, skip: bool) -> Non
     if not skip:
         raise UserError(f"{example.rstrip('.')}, or give --skip-bad to leave such files out and count them")
     counts.skip(reason, example)
+
+
+def _described(picture: PictureFile, fields: Mapping[str, Any] | None, known: Entry | None) -> PictureFile:
+    """Return a picture with what is said of it: ``fields``, or for None what its row says already."""
+    if fields is not None:
+        mark = f"-{_hash(fields)}" if fields else ""
+    elif known is not None:
+        fields = {name: value for name, value in metadata_of(known.metadata).items() if name not in _CHANGING}
+        match = _STAMP.fullmatch(known.stamp)
+        mark = (match[1] if match else None) or ""
+    else:
+        fields, mark = {}, ""
+    return replace(picture, stamp=picture.stamp + mark, metadata={**picture.metadata, **fields})
 
 
 def _pruned(writer: IndexWriter, folder: Path, prefix: str | None, present: set[str]) -> int:

@@ -71,7 +71,7 @@ class Scanner:
             candidates = list(self._by_bits(queries, min(max(40 * count, 1024), total), count, chosen))
         for number, (query, among) in enumerate(zip(queries, candidates, strict=True)):
             rows[number], scores[number] = self._best(query, among, count)
-        return rows, scores
+        return rows, np.clip(scores, -1.0, 1.0)  # rows in float16 may be longer than 1 by a rounding
 
     def _best(
         self, query_D: npt.NDArray[np.float32], among: Rows | None, count: int

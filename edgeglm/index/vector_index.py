@@ -113,11 +113,9 @@ class VectorIndex:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header = header_of(path)
         self._lock = threading.Lock()
         self._closed = False
-        self._current = _identity(path / CURRENT_NAME)
-        self._contents = opened_contents(path, self.header.dimensions)
+        self._current, self.header, self._contents = _opened(path)
 
     def __enter__(self) -> VectorIndex:
         """Return the index."""
@@ -141,16 +139,23 @@ class VectorIndex:
     def view(self) -> View:
         """Return the rows as they are now, writers' changes included, as something that holds still.
 
-        Raises UserError once the index is closed.
+        Another index of the same embedding space may have taken its place. Raises UserError for one of
+        another space, where there is none any more, or a damaged one, and once this is closed.
         """
         with self._lock:
             if self._closed:
                 raise UserError(f"{self.path} was closed; open it again")
             contents = self._contents
-            if (current := _identity(self.path / CURRENT_NAME)) != self._current:
-                fresh = opened_contents(self.path, self.header.dimensions)
+            if _identity(self.path / CURRENT_NAME) != self._current:
+                current, header, fresh = _opened(self.path)
+                if header.space != self.header.space:
+                    fresh.close()
+                    raise UserError(
+                        f"the index {self.path} was replaced by one of another embedding space, "
+                        f"{header.space[:12]} instead of {self.header.space[:12]}; open it again"
+                    )
                 fresh.version = contents.version + 1
-                self._contents, self._current = fresh, current
+                self._contents, self._current, self.header = fresh, current, header
                 contents.close()
             elif contents.log_bytes > contents.end:
                 contents.catch_up()
@@ -218,6 +223,17 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _opened(path: Path) -> tuple[tuple[int, int], IndexHeader, Contents]:
+    """Open what is there, and say what tells it from what takes its place. Raises UserError."""
+    while True:
+        current = _identity(path / CURRENT_NAME)
+        header = header_of(path)
+        contents = opened_contents(path, header.dimensions)
+        if _identity(path / CURRENT_NAME) == current:
+            return current, header, contents
+        contents.close()  # a header and rows that may be of two
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 from edgeglm.index.codes import FloatRows, unit_rows
 from edgeglm.index.contents import Contents
-from edgeglm.index.generation import LOG_NAME, write_generation
+from edgeglm.index.generation import LOG_NAME, damaged_files, write_generation
 from edgeglm.index.log import AppendLog, LogRecord
 from edgeglm.index.records import ADDED, REMOVED, Added, AddedRow, Removed, StoredRow
 from edgeglm.index.vector_index import current_generation, header_of, opened_contents, write_current
@@ -125,8 +125,16 @@ class IndexWriter:
         return len(known)
 
     def fold(self) -> None:
-        """Write a new generation of what is there now and let it count. Raises UserError on a full disk."""
+        """Write a new generation of what is there now and let it count.
+
+        Raises UserError on a full disk, and for a damaged generation: the new one would vouch for the damage.
+        """
         contents = self.contents
+        if damaged := ", ".join(damaged_files(contents.generation)):
+            folder = contents.generation.folder
+            raise UserError(
+                f"{folder} is damaged: {damaged}; restore the index from a copy, or build it again"
+            )
         former = contents.generation.folder
         name = f"gen-{int(former.name[4:]) + 1:06d}"
         staging = self.path / f".{name}.writing"

@@ -209,7 +209,7 @@ class _Body:
             self._book(self._announced)
 
     async def receive(self) -> Message:
-        """Return the next part. Raises TooLargeError and SlowCallerError."""
+        """Return the next part. Raises TooLargeError, SlowCallerError and, if it never comes, GoneError."""
         if self._ended:
             return await self._receive()
         if self._timer is None:  # a timer of our own: wait_for would make a task for each request
@@ -222,11 +222,12 @@ class _Body:
             if not self._late:
                 raise
             raise SlowCallerError("the body did not come in time; send it faster") from None
-        if message["type"] == "http.request":
-            self._seen += len(message.get("body", b""))
-            self._gate.check_size(self._seen)
-            if self._seen > self.reserved:
-                self._book(self._seen - self.reserved)
+        if message["type"] != "http.request":
+            raise GoneError("the caller hung up; send the whole request")
+        self._seen += len(message.get("body", b""))
+        self._gate.check_size(self._seen)
+        if self._seen > self.reserved:
+            self._book(self._seen - self.reserved)
         if not message.get("more_body"):
             self.end()
         return message
@@ -253,21 +254,16 @@ def answered_by(scope: MutableMapping[str, Any], identity: Identity) -> None:
 
 
 async def whole_body(receive: Receive) -> bytes:
-    """Read a request's body. Raises GoneError if the caller hangs up in the middle."""
+    """Read a request's body. The guard's ``receive`` raises if the caller hangs up in the middle."""
     message = await receive()
-    if message["type"] != "http.request":
-        raise GoneError("the caller hung up; send the whole request")
     first: bytes = message.get("body", b"")
     if not message.get("more_body"):
         return first
     parts = [first]
-    while True:
+    while message.get("more_body"):
         message = await receive()
-        if message["type"] != "http.request":
-            raise GoneError("the caller hung up; send the whole request")
         parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
+    return b"".join(parts)
 
 
 async def send_answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -286,7 +282,7 @@ def refused_answer(error: BaseException) -> tuple[int, bytes, list[tuple[bytes, 
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b'Bearer realm="edgeglm"'))
     if isinstance(error, UnknownEncodingError):
-        headers.append((b"accept-encoding", b"gzip, deflate"))
+        headers.append((b"accept-encoding", error.known))
     if isinstance(error, (TooLargeError, SlowCallerError, GoneError, CrowdedError)):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     return refusal.status, msgspec.json.encode({"error": words_of(error)}), headers

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgeglm.bundle.opened import Bundle
+from edgeglm.core.errors import UserError
 from edgeglm.index.space import require_index_space
 from edgeglm.index.vector_index import VectorIndex
-from edgeglm.serve.refusals import NotFoundError
+from edgeglm.serve.refusals import NotFoundError, NotReadyError
 from edgeglm.serve.search import FloatRow, Found
 
 
@@ -40,7 +41,15 @@ class IndexSearcher:
         return len(self._index)
 
     def search(self, query_D: FloatRow, count: int, where: Mapping[str, Any] | None) -> Sequence[Found]:
-        """Return the best rows, the best first. Raises UserError for a filter that cannot be applied."""
+        """Return the best rows, the best first.
+
+        Raises UserError for a filter that cannot be applied, NotReadyError where the index was damaged,
+        removed or replaced by one of another space: no caller can help that.
+        """
+        try:
+            self._index.view()
+        except UserError as error:
+            raise NotReadyError(str(error)) from error
         (matches,) = self._index.search(query_D, count, where=where)
         found = []
         for match in matches:

@@ -23,7 +23,7 @@ from edgeglm.serve.forms import form_of
 from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import all_of, checked_text, text_from_bytes
-from edgeglm.serve.refusals import TooLargeError
+from edgeglm.serve.refusals import CompressedError, TooLargeError
 from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
 
@@ -130,8 +130,12 @@ def routes(service: Service) -> list[Route]:
 
 async def _embed_request(request: Request) -> tuple[EmbedRequest, list[bytes]]:
     kind = _content_type(request)
+    query = _query(request)
     if kind.startswith("image/"):
-        return EmbedRequest(), [await request.body()]
+        if unknown := set(query) - {"timeout_ms"}:
+            raise UserError(f"{min(unknown)[:40]!r} in the URL is not known; send 'timeout_ms' or nothing")
+        return EmbedRequest(timeout_ms=_timeout(query)), [await request.body()]
+    _check_no_query(query)
     if kind == "multipart/form-data":
         fields, pictures = await form_of(request)
         if unknown := set(fields) - {"text", "timeout_ms"}:
@@ -169,16 +173,19 @@ async def _embedded(service: Service, asked: EmbedRequest, pictures: list[bytes]
 async def _search_request(request: Request) -> tuple[SearchRequest, bytes | None]:
     """Read a query from the URL, from JSON, from a form, or from a picture as the body."""
     kind = _content_type(request)
-    _check_utf8(request)
-    query = dict(request.query_params)
-    if request.method == "GET" or kind.startswith("image/"):
-        asked = _from_strings(query, SearchRequest)
+    query = _query(request)
+    if request.method != "POST" or kind.startswith("image/"):
+        asked = _from_strings(query)
         picture = await request.body() if request.method == "POST" else None
     elif kind == "multipart/form-data":
+        _check_no_query(query)
         fields, pictures = await form_of(request)
-        asked = _from_strings({name: values[-1] for name, values in fields.items()}, SearchRequest)
+        if len(pictures) > 1:
+            raise UserError(f"a search takes one query, not {len(pictures)} images; send one at a time")
+        asked = _from_strings(fields)
         picture = pictures[0] if pictures else None
     else:
+        _check_no_query(query)
         asked = parsed(await request.body(), SearchRequest, "search")
         picture = None
     if picture is None and asked.image is not None:
@@ -238,13 +245,19 @@ def picture_from_base64(text: str) -> bytes:
         raise UserError("an image is no base64; encode the bytes of the file") from None
 
 
-def _from_strings(values: dict[str, str], kind: type[SearchRequest]) -> SearchRequest:
-    """Read a query whose values are all text. ``q`` is short for ``text``."""
-    named: dict[str, object] = {("text" if name == "q" else name): value for name, value in values.items()}
+def _from_strings(values: Mapping[str, list[str]]) -> SearchRequest:
+    """Read a query whose values are all text. ``q`` is short for ``text``; filters in words add up."""
+    named: dict[str, object] = {}
+    for name, given in values.items():
+        kept = "text" if name == "q" else name
+        words = kept == "where" and not any(one.startswith("{") for one in given)
+        if kept in named or (len(given) > 1 and not words):
+            raise UserError(f"the query says {kept[:40]!r} more than once; give it once")
+        named[kept] = " ".join(given)
     try:
         if str(named.get("where", "")).startswith("{"):
             named["where"] = msgspec.json.decode(str(named["where"]))
-        return msgspec.convert(named, kind, strict=False)
+        return msgspec.convert(named, SearchRequest, strict=False)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UserError(f"the query is no search: {error}; see /openapi.json") from None
 
@@ -257,14 +270,28 @@ def _filter(where: dict[str, Any] | str | None) -> dict[str, Any] | None:
     return where_from_text(where)
 
 
-def _check_utf8(request: Request) -> None:
-    """Raise UserError for a query whose bytes are no text; reading it would put other characters there."""
+def _query(request: Request) -> dict[str, list[str]]:
+    """Return what the URL says, by name. Raises UserError for bytes that are no text, and a packed body."""
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise CompressedError("this path takes no compressed body; send it as it is")
     query: bytes = request.scope["query_string"]
-    if b"%" in query:
+    if b"%" in query:  # reading it would put other characters there
         text_from_bytes(unquote_to_bytes(query))
+    found: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        found.setdefault(name, []).append(value)
+    return found
 
 
-def _timeout(fields: dict[str, list[str]]) -> float | None:
+def _check_no_query(query: Mapping[str, list[str]]) -> None:
+    """Raise UserError for what a URL says beside a body that says everything."""
+    if query:
+        raise UserError(
+            f"{min(query)[:40]!r} in the URL is not read beside such a body; put it into the body"
+        )
+
+
+def _timeout(fields: Mapping[str, list[str]]) -> float | None:
     given = fields.get("timeout_ms")
     try:
         return msgspec.convert(given[-1], Milliseconds, strict=False) if given else None

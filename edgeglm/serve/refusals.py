@@ -24,6 +24,14 @@ class TooLargeError(UserError):
 class UnknownEncodingError(UserError):
     """A body is compressed in a way that the server does not read."""
 
+    known = b"gzip, deflate"
+
+
+class CompressedError(UnknownEncodingError):
+    """A body is compressed where none may be."""
+
+    known = b"identity"
+
 
 class ForbiddenError(UserError):
     """The server was not started in a way that allows this."""

@@ -90,6 +90,8 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["targets", "jetson-agz"], "did you mean 'jetson-agx'?"),
         (["run", "bundle"], "give either --query TEXT or --image FILE"),
         (["run", "bundle", "-k", "0", "--query", "x"], "see edgeglm run --help"),
+        (["run", "bundle", "--query", "x", "--threads", "20000"], "1<=x<=256"),
+        (["evaluate", "bundle", "--threads", "20000"], "1<=x<=256"),
         (["inspect", "no-such-bundle"], "no-such-bundle"),
         (["verify", "no-such-bundle"], "no-such-bundle"),
         (["report", "no-such-bundle"], "no-such-bundle"),
@@ -105,6 +107,15 @@ def test_bad_input_exits_with_2_and_one_message(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert words in captured.err
+
+
+@pytest.mark.parametrize("group", [[], ["index"], ["cache"]])
+def test_a_group_without_a_command_shows_its_help_and_calls_it_no_error(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+):
+    cli.exit_code(group)
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).startswith("Usage: edgeglm")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,11 @@ def test_a_missing_recipe_says_where_it_was_looked_for(tmp_path: Path):
         recipe_from_file(tmp_path / "none.toml")
 
 
+def test_a_recipe_saved_with_a_byte_order_mark_is_read(tmp_path: Path):
+    (tmp_path / "r.toml").write_text("seed = 3\n", "utf-8-sig")
+    assert recipe_from_file(tmp_path / "r.toml").seed == 3
+
+
 def test_a_recipe_that_is_not_text_is_bad_input(tmp_path: Path):
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="UTF-8"):

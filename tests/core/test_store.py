@@ -71,6 +71,23 @@ def test_a_damaged_entry_is_made_again_and_never_returned(tmp_path: Path, harm: 
     assert again.files == artifact.files
 
 
+@pytest.mark.parametrize("broken", ["edgeglm.core.artifact.sha256_file", "os.scandir"])
+def test_an_entry_that_cannot_be_read_just_now_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+):
+    store = Store(tmp_path)
+    store.put(KEY, "teacher", write_text("hours of training"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(broken, fail)
+        with pytest.raises(UserError, match="try again, or remove that folder"):
+            store.put(KEY, "teacher", must_not_run)
+    assert store.put(KEY, "teacher", must_not_run)[1]
+
+
 def test_a_failing_writer_leaves_nothing_behind(tmp_path: Path):
     store = Store(tmp_path)
 

@@ -105,6 +105,13 @@ def test_a_filter_from_outside_that_means_nothing_is_refused(where, why):
         columns([{"kind": "png", "list": [1]}]).mask(where)
 
 
+@pytest.mark.parametrize("where", ["=" * 9000, "a" * 9000, "{0}<1 {0}<2".format("b" * 9000)])
+def test_a_refusal_does_not_repeat_a_long_filter(where: str):
+    with pytest.raises(UserError) as refused:
+        where_from_text(where)
+    assert len(str(refused.value)) < 300
+
+
 def test_metadata_that_is_no_plain_value_is_never_equal():
     rows = columns([{"x": [1]}, {"x": {"a": 1}}, {"x": 1}])
     assert rows.mask({"x": 1}).tolist() == [False, False, True]

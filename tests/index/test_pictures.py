@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.index.opening import FolderSource, added_to_index, built_index
 from edgeglm.index.picture_files import metadata_from_jsonl
 from edgeglm.index.pictures import thumbnail_of
+from edgeglm.index.records import metadata_of
 from edgeglm.index.vector_index import VectorIndex, header_of
 from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
 
@@ -90,6 +92,36 @@ def test_adding_again_embeds_only_what_has_changed_and_prunes_what_is_gone(
         ]
 
 
+def said_of(index: Path) -> dict[str, dict[str, object]]:
+    with VectorIndex(index) as found:
+        return {entry.id: metadata_of(entry.metadata) for entry in found.view().entries}
+
+
+def test_what_was_said_of_a_picture_stays_until_something_else_is_said(
+    bundle: Path, folder: Path, tmp_path: Path
+):
+    index, shop = tmp_path / "index", "shop/red/red.png"
+    build(
+        bundle,
+        folder,
+        index,
+        metadata={"red/red.png": {"text": "mine", "name": "R"}, "blue/blue.png": {"n": 1}},
+    )
+    assert add(bundle, folder, index, prune=True).unchanged == 3
+    (folder / "red" / "red.png").write_bytes(picture((0, 0, 255)) + b" ")
+    assert add(bundle, folder, index, metadata={"blue/blue.png": {"n": 2}}).replaced == 2
+    (folder / "blue" / "blue.png").write_bytes(picture((0, 0, 255)) + b"  ")
+    assert add(bundle, folder / "blue" / "blue.png", index).replaced == 1
+    said = said_of(index)
+    assert (said[shop]["text"], said[shop]["name"], said["shop/blue/blue.png"]["n"]) == ("mine", "R", 2)
+    assert said[shop]["bytes"] == (folder / "red" / "red.png").stat().st_size
+    assert add(bundle, folder, index).unchanged == 3
+    assert add(bundle, folder, index, metadata={"red/red.png": {}}).replaced == 1
+    assert "text" not in said_of(index)[shop]
+    with pytest.raises(UserError, match=r"say nothing of .* call it 'red.png' there"):
+        add(bundle, folder / "red" / "red.png", index, metadata={"red/red.png": {"text": "x"}})
+
+
 def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Path, tmp_path: Path):
     (folder / "empty.png").write_bytes(b"")
     (folder / "cut.png").write_bytes(picture((1, 2, 3))[:40])
@@ -103,6 +135,26 @@ def test_bad_files_stop_with_their_name_or_are_counted(bundle: Path, folder: Pat
     assert counts.added == 3
     assert counts.skipped == {"link": 1, "name is not UTF-8": 1, "not a readable picture": 3}
     assert len(counts.examples) == 5
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_nothing_of_it_is_pruned(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index, scandir = tmp_path / "index", os.scandir
+    build(bundle, folder, index)
+
+    def closed(path: str) -> object:
+        if Path(path).name == "red":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"shop/red: Permission denied, or give --skip-bad"):
+        add(bundle, folder, index)
+    with pytest.raises(UserError, match="leave --prune out"):
+        add(bundle, folder, index, prune=True, skip_bad=True)
+    assert add(bundle, folder, index, skip_bad=True).skipped == {"unreadable": 1}
+    assert len(said_of(index)) == 3
 
 
 def test_pictures_of_every_kind_are_taken(bundle: Path, tmp_path: Path):
@@ -158,7 +210,7 @@ def test_metadata_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: 
 
 def test_metadata_of_no_picture_are_counted_and_named(bundle: Path, folder: Path, tmp_path: Path):
     lines = tmp_path / "more.jsonl"
-    lines.write_text('{"image": "red/red.png", "n": 1}\n{"image": "rde/red.png", "n": 2}\n')
+    lines.write_text('{"image": "red/red.png", "n": 1}\n{"image": "rde/red.png", "n": 2}\n', "utf-8-sig")
     counts = build(bundle, folder, tmp_path / "index", metadata=metadata_from_jsonl(lines))
     assert (counts.added, counts.unmatched) == (3, 1)
     assert "'rde/red.png'" in counts.examples[0]

@@ -227,6 +227,14 @@ def test_a_damaged_index_is_refused_with_a_remedy(path: Path, name: str, data: b
         VectorIndex(path)
 
 
+def test_no_score_is_more_than_a_cosine_can_be(path: Path):
+    vectors = filled(path, 50)
+    with VectorIndex(path) as index:
+        found = [best[0].score for best in index.search(vectors, 1)]
+    assert min(found) > 0.999
+    assert max(found) == 1.0
+
+
 def test_altered_vectors_are_found_by_a_check(path: Path):
     filled(path, 3)
     with IndexWriter(path) as writer:
@@ -235,8 +243,13 @@ def test_altered_vectors_are_found_by_a_check(path: Path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
+    with IndexWriter(path) as writer, pytest.raises(UserError, match=r"exact\.npy; restore the index"):
+        writer.fold()  # whose digests would vouch for them
+    with IndexWriter(path, fold_bytes=1) as writer:
+        writer.add([NewRow(id=f"new{i}") for i in range(20)], unit(20))
+        assert "exact.npy" in writer.unfolded
     with VectorIndex(path) as index:
-        assert index.check() == ["exact.npy"]
+        assert (len(index), index.check()) == (23, ["exact.npy"])
 
 
 def test_a_query_that_fits_nothing_is_refused(path: Path):

@@ -147,6 +147,14 @@ def test_names_of_encodings_are_read_in_any_case(server: Server, way: str):
     assert asked(server, "POST", "/v2/models/embed_text/infer", packed, headers)[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embed"])
+def test_a_compressed_body_is_told_where_none_is_taken(server: Server, path: str):
+    body = gzip.compress(b'{"text": "red"}')
+    status, headers, answer = asked(server, "POST", path, body, {"Content-Encoding": "gzip"})
+    assert (status, headers["accept-encoding"]) == (415, "identity")
+    assert "send it as it is" in json.loads(answer)["error"]
+
+
 def test_an_encoding_that_is_not_known_is_told_with_those_that_are(server: Server):
     status, headers, body = asked(
         server, "POST", "/v2/models/embed_text/infer", b"{}", {"Content-Encoding": "br"}

@@ -72,6 +72,26 @@ def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
     assert [[round(x) for x in row] for row in both["embeddings"]] == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
+def test_nothing_that_is_asked_for_in_a_url_or_form_is_passed_over(server: Server):
+    head = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + picture(
+        COLOURS["red"]
+    )
+    blue = picture(COLOURS["blue"])
+    for path, body, headers, words in (
+        ("/v1/search?k=1", b'{"text": "red"}', {}, "'k' in the URL is not read beside such a body"),
+        ("/v1/search?k=1", part + b"\r\n--x--\r\n", head, "'k' in the URL"),
+        ("/v1/search", (part + b"\r\n") * 2 + b"--x--\r\n", head, "one query, not 2 images"),
+        ("/v1/embed?timeout_ms=5", b'{"text": "red"}', {}, "'timeout_ms' in the URL"),
+        ("/v1/embed?timeout=5", blue, {"Content-Type": "image/png"}, "'timeout' in the URL is not known"),
+    ):
+        status, _, answer = asked(server, "POST", path, body, headers)
+        assert (status, words in json.loads(answer)["error"]) == (400, True), answer
+    for path, status in (("/v1/embed?timeout_ms=60000", 200), ("/v1/embed?timeout_ms=0.000001", 504)):
+        assert asked(server, "POST", path, blue, {"Content-Type": "image/png"})[0] == status
+    assert asked(server, "HEAD", "/v1/search?q=red")[0] == 200
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -79,6 +99,9 @@ def test_words_and_pictures_embed_and_search_in_every_plain_way(server: Server):
         ("/v1/search?q=red&k=0", 400),
         ("/v1/search?q=red&k=many", 400),
         ("/v1/search?q=red&where=3", 400),
+        ("/v1/search?q=red&q=blue", 400),
+        ("/v1/search?q=red&text=blue", 400),
+        ("/v1/search?q=red&k=1&k=2", 400),
         ("/v1/search?q=red&where=%7B%22a%22%3A1%7D", 400),
         ("/v1/search?q=", 400),
         ("/v1/search?q=%ff", 400),

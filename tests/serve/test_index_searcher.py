@@ -77,6 +77,13 @@ def searched(site: Server, **query: Any) -> dict[str, Any]:
     return found
 
 
+def got_hits(site: Server, query: str) -> list[Any]:
+    status, _, body = got(site, f"/v1/search?q=red&{query}")
+    assert status == 200, body
+    hits: list[Any] = json.loads(body)["hits"]
+    return hits
+
+
 def test_a_search_names_its_pictures_and_serves_them(site: Server):
     found = searched(site, q="red", k=3, inline=1)
     first, second = found["hits"][:2]
@@ -115,6 +122,9 @@ def test_a_filter_is_taken_from_the_url_and_a_wrong_one_explained(site: Server):
     assert not searched(site, q="red", where='{"bytes": {"<": 1}}')["hits"]
     assert searched(site, q="red", where="kind=png bytes>1")["hits"]
     assert not searched(site, q="red", where="bytes<1")["hits"]
+    assert not got_hits(site, "where=kind%3Dpng&where=bytes%3C1")
+    assert not got_hits(site, "where=bytes%3C1&where=kind%3Dpng")
+    assert len(got_hits(site, "where=name!%3Dred&where=kind%3Dpng")) == 3
     for where, why in (
         ("kind", "write it like"),
         ('{"knd": "png"}', "did you mean 'kind'"),
@@ -147,6 +157,30 @@ def test_a_server_refuses_an_index_of_another_space_and_names_the_way_out(bundle
     assert result.returncode == 2
     assert "they cannot be compared" in result.stderr
     assert "edgeglm index build" in result.stderr
+
+
+def test_an_index_that_is_replaced_serves_its_rows_only_within_the_space(
+    bundles: Path, index: Path, folder: Path, tmp_path: Path
+):
+    served = tmp_path / "shop.index"
+    shutil.copytree(index, served)
+    for name, bundle, pictures in (
+        ("same", "colours", folder / "red?#%2e&.png"),
+        ("other", "turned", folder),
+    ):
+        with open_bundle(bundles / bundle) as opened:
+            built_index(opened, FolderSource(folder=pictures), tmp_path / name, QUIET)
+    command = serve_command(bundles / "colours", "--index", str(served), "--no-grpc")
+    with running(tmp_path / "log", command) as server:
+        assert searched(server, q="red")["searched"]["rows"] == 3
+        served.rename(tmp_path / "former")
+        assert got(server, "/v1/search?q=red")[0] == 503
+        (tmp_path / "other").rename(served)
+        status, _, body = got(server, "/v1/search?q=red")
+        assert (status, b"another embedding space" in body) == (503, True)
+        shutil.rmtree(served)
+        (tmp_path / "same").rename(served)
+        assert searched(server, q="red")["searched"]["rows"] == 1
 
 
 def test_searches_go_on_while_bundles_are_swapped_and_each_answer_is_of_one_bundle(

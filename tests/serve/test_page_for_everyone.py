@@ -49,6 +49,9 @@ def test_it_fits_a_phone_in_light_and_dark(site: Server, visit: Callable[..., Pa
     page = visit(site, "/?q=green", viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
     expect(page.locator(".hit")).to_have_count(24)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.get_by_role("searchbox").fill("green https://example.org/" + "a" * 300)
+    expect(page.locator(".status")).to_contain_text("example.org")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     tops = page.eval_on_selector_all(".hit", "all => all.slice(0, 4).map((one) => one.offsetTop)")
     assert tops[0] == tops[1] < tops[2] == tops[3]
     small = page.eval_on_selector_all(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ import pytest
 from edgeglm.cli import main as cli
 from tests.serve.asking import IDENTITY, TEXT, asked, asked_json, infer_bytes, raw, refused, shed
 from tests.serve.conftest import TOKEN, Server, running, serve_command
+
+
+def about(path: str, event: dict[str, Any]) -> bool:
+    return event.get("path") == path
+
+
+def hung_up(server: Server, path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: {server.address}\r\nContent-Length: 99\r\n\r\n"
+    return raw(server, head.encode() + b'{"text":', shut=True, silence=15)
 
 
 def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Path, tmp_path: Path):
@@ -40,6 +50,9 @@ def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Pat
         began = time.monotonic()
         assert raw(server, cut, shut=True, silence=15) == b""  # nobody is there to be told
         assert time.monotonic() - began < 10
+        for path in ("/v1/search", "/v1/embed"):
+            assert hung_up(server, path) == b""
+            assert server.logged(partial(about, path))["status"] == 499
         host, _, port = server.address.rpartition(":")
         with closing(socket.create_connection((host, int(port)), timeout=10)) as slow:
             slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")  # and never the end of the head
