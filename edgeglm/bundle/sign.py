@@ -34,6 +34,7 @@ def sign_bundle(path: Path, keys: Sequence[Path], *, replace: bool = False) -> t
         manifest = (bundle.path / MANIFEST_NAME).read_bytes()
         kept = () if replace else _present(bundle)
         content = signatures_bytes([*kept, *(signature_of(manifest, key) for key in keys)])
+        signatures = signatures_from_bytes(content, str(path)).signatures  # before anything is written
         with disk_errors(path), staging_folder(path) as staging:
             new = staging / SIGNATURES_NAME
             new.write_bytes(content)
@@ -44,7 +45,7 @@ def sign_bundle(path: Path, keys: Sequence[Path], *, replace: bool = False) -> t
                 kind: ArchiveKind = "zip" if is_zip(path) else "tar.zst"
                 archive_from_folder(bundle.path, bundle.manifest.files, staging / "archive", kind)
                 put_in_place(staging / "archive", path)
-    return signatures_from_bytes(content, str(path)).signatures
+    return signatures
 
 
 def _present(bundle: Bundle) -> tuple[Signature, ...]:
