@@ -32,6 +32,7 @@ def ssh_options(host: HostName, seconds: float) -> asyncssh.SSHClientConnectionO
         "login_timeout": seconds,
         "keepalive_interval": ALIVE_SECONDS,
         "keepalive_count_max": ALIVE_COUNT,
+        "request_pty": False,  # RequestTTY is for people: a terminal would change the bytes on their way
     }
     try:
         read = ssh.SSHClientConnectionOptions(**given, client_keys=None)

@@ -83,6 +83,16 @@ def test_a_device_behind_a_jump_host_is_reached(sender, device, bundle, deploy):
     assert pear.answers() == content(path)
 
 
+def test_a_terminal_that_the_configuration_asks_for_changes_no_byte(sender, device, bundle, deploy):
+    pear = device("pear")
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("Host pear\n", "Host pear\n  RequestTTY force\n"))
+    path = bundle()
+    (one,) = deploy(path).devices
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(path)
+
+
 def test_a_jump_host_whose_key_is_not_known_is_refused(sender, device, bundle, deploy):
     pear = device("pear")
     device("hop")

@@ -354,6 +354,15 @@ def test_a_malformed_device_is_bad_input(text):
         host_from_text(text)
 
 
+def test_an_address_of_one_link_names_its_interface():
+    found = host_from_text("anna@[fe80::1%usb0]:2222")
+    assert (found.user, found.host, found.port) == ("anna", "fe80::1%usb0", 2222)
+
+
+def test_a_name_that_no_device_can_have_is_not_blamed_on_the_configuration(sender, bundle, deploy):
+    assert "pear..local is no name of a device" in reason(deploy(bundle(), "pear..local"))
+
+
 def test_devices_are_named_once(cli):
     with pytest.raises(UserError, match="named twice"):
         hosts_from_texts(["pear", "pear"])
