@@ -30,6 +30,7 @@ def sign_bundle(path: Path, keys: Sequence[Path], *, replace: bool = False) -> t
     """
     if not keys:
         raise UserError("no key to sign with; give at least one .key file")
+    path = path.resolve()  # or a link would be replaced, and what it names stay unsigned
     with open_bundle(path, trust=Trust(allow_unsigned=True)) as bundle:
         manifest = (bundle.path / MANIFEST_NAME).read_bytes()
         kept = () if replace else _present(bundle)

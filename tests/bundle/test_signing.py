@@ -138,6 +138,15 @@ def test_signing_again_adds_and_does_not_repeat(packed: Path, key: Keys):
     assert [s.name for s in sign_bundle(packed, [key("one"), key("two")])].count("one") == 1
 
 
+def test_what_a_link_names_is_signed_and_not_the_link(form: Path, key: Keys, tmp_path: Path):
+    link = tmp_path / "latest"
+    link.symlink_to(form)
+    sign_bundle(link, [key("maker")])
+    assert link.is_symlink()
+    with open_bundle(form, trust=Trust()) as bundle:
+        assert bundle.signature.signed
+
+
 def test_a_bundle_outlives_more_signatures_than_it_may_carry(form: Path, key: Keys):
     sign_bundle(form, [key("first")])
     with pytest.raises(UserError, match="these are 17 signatures, and a bundle carries 16 at most"):
