@@ -71,10 +71,8 @@ def _write(lines: Sequence[str]) -> None:
 
 def _crontab(argument: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = ["crontab", argument]
-    utf8: dict[str, Any] = {
-        "encoding": "utf-8",
-        "errors": "surrogateescape",
-    }  # other bytes come back as they were
+    # Bytes that are no UTF-8 come back as they were.
+    utf8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
     try:
         return subprocess.run(command, input=text, capture_output=True, timeout=20, check=False, **utf8)
     except (OSError, subprocess.SubprocessError) as error:
