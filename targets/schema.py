@@ -33,6 +33,8 @@ Builder = Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]
 Lane = Literal["A", "B"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+_LARGEST = 1e9
+"""Far above any figure of a device, and below infinity."""
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}$")]
 
 
@@ -43,7 +45,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Figure(_Table, frozen=True, kw_only=True):
     """A number with where it was seen. ``verified = false`` marks one from memory or derivation."""
 
-    value: Annotated[float, msgspec.Meta(gt=0)]
+    value: Annotated[float, msgspec.Meta(gt=0, le=_LARGEST)]
     source: Text
     verified: bool = True
 

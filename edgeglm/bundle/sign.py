@@ -30,10 +30,12 @@ def sign_bundle(path: Path, keys: Sequence[Path], *, replace: bool = False) -> t
     """
     if not keys:
         raise UserError("no key to sign with; give at least one .key file")
+    path = path.resolve()  # or a link would be replaced, and what it names stay unsigned
     with open_bundle(path, trust=Trust(allow_unsigned=True)) as bundle:
         manifest = (bundle.path / MANIFEST_NAME).read_bytes()
         kept = () if replace else _present(bundle)
         content = signatures_bytes([*kept, *(signature_of(manifest, key) for key in keys)])
+        signatures = signatures_from_bytes(content, str(path)).signatures  # before anything is written
         with disk_errors(path), staging_folder(path) as staging:
             new = staging / SIGNATURES_NAME
             new.write_bytes(content)
@@ -44,7 +46,7 @@ def sign_bundle(path: Path, keys: Sequence[Path], *, replace: bool = False) -> t
                 kind: ArchiveKind = "zip" if is_zip(path) else "tar.zst"
                 archive_from_folder(bundle.path, bundle.manifest.files, staging / "archive", kind)
                 put_in_place(staging / "archive", path)
-    return signatures_from_bytes(content, str(path)).signatures
+    return signatures
 
 
 def _present(bundle: Bundle) -> tuple[Signature, ...]:

@@ -29,6 +29,7 @@ MAX_SIGNATURES_BYTES = 64 << 10
 
 _CONTEXT = b"edgeglm bundle manifest, signature 1\0"
 _MAX_KEY_BYTES = 8 << 10
+_MAX_SIGNATURES, _MAX_NAME = 16, 100
 _PUBLIC_BYTES, _SIGNATURE_BYTES = 32, 64
 
 Base64 = Annotated[str, msgspec.Meta(max_length=128)]
@@ -40,14 +41,14 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     algorithm: Literal["ed25519"] = "ed25519"
     public_key: Base64
     signature: Base64
-    name: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    name: Annotated[str, msgspec.Meta(max_length=_MAX_NAME)] = ""
 
 
 class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of ``signatures.json``."""
 
     schema: Literal[1] = 1
-    signatures: Annotated[tuple[Signature, ...], msgspec.Meta(min_length=1, max_length=16)]
+    signatures: Annotated[tuple[Signature, ...], msgspec.Meta(min_length=1, max_length=_MAX_SIGNATURES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,13 @@ def signature_of(manifest: bytes, key: Path) -> Signature:
     return Signature(
         public_key=base64.b64encode(raw).decode(),
         signature=base64.b64encode(private.sign(_CONTEXT + manifest)).decode(),
-        name=key.stem,
+        name=_name_of(key),
     )
+
+
+def _name_of(key: Path) -> str:
+    """Return what a signature calls its key: a word for people, as long as one may be and of plain text."""
+    return os.fsencode(key.stem).decode("utf-8", "replace")[:_MAX_NAME]
 
 
 def signatures_from_bytes(data: bytes, origin: str) -> Signatures:
@@ -131,8 +137,16 @@ def signatures_from_bytes(data: bytes, origin: str) -> Signatures:
 
 
 def signatures_bytes(signatures: Iterable[Signature]) -> bytes:
-    """Return the bytes of ``signatures.json``: one signature a key, the last one counts."""
+    """Return the bytes of ``signatures.json``: one signature a key, the last one counts.
+
+    Raises UserError for more than a bundle may carry.
+    """
     by_key = {signature.public_key: signature for signature in signatures}
+    if len(by_key) > _MAX_SIGNATURES:
+        raise UserError(
+            f"these are {len(by_key)} signatures, and a bundle carries {_MAX_SIGNATURES} at most; "
+            "sign with fewer keys, or drop the former signatures with --replace"
+        )
     whole = Signatures(signatures=tuple(by_key[key] for key in sorted(by_key)))
     return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
 

@@ -144,7 +144,7 @@ def check_age(trust: Trust, manifest: Manifest, origin: str) -> None:
     if trust.folder is None or not trust.keys or trust.allow_downgrade:
         return
     newest = _seen(trust.folder).newest.get(manifest.name)
-    if newest is not None and _moment(manifest.created) < _moment(newest):
+    if newest is not None and moment_of(manifest.created) < moment_of(newest):
         raise UserError(
             f"{origin} was made on {manifest.created}, and this machine has had {manifest.name} of {newest}: "
             "an old one may be a replay; pass --allow-downgrade if you mean it"
@@ -182,6 +182,7 @@ def _seen(folder: Path) -> _Seen:
         raise UserError(f"cannot read {path}: {error}; mend it, or remove it to forget the past") from error
 
 
-def _moment(text: str) -> datetime.datetime:
+def moment_of(text: str) -> datetime.datetime:
+    """Return the moment that an ISO date means, in UTC where it names no zone. Raises ValueError."""
     moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)

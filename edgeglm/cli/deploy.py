@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,20 @@ _PATH = click.Path(path_type=Path)
 _PORT = click.IntRange(0, 65_535)
 
 
+class FiniteRange(click.FloatRange):
+    """A number that can be waited for and compared with: neither infinite nor nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it. Ends the command for any other."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return found
+
+
+SECONDS = FiniteRange(min=0)
+
+
 def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--root``."""
     text = "Where edgeglm lies on the device; by default what was used before, or the user's data folder."
@@ -47,15 +62,17 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--retries", default=1, show_default=True, type=click.IntRange(min=0), help="Of a lost connection."
 )
 @click.option("--reference", type=_PATH, help="Folder with pairs.jsonl: mAP@10 there must not fall.")
-@click.option("--tolerance", default=0.0, show_default=True, help="How much it may fall.")
+@click.option("--tolerance", default=0.0, show_default=True, type=FiniteRange(), help="How much it may fall.")
 @click.option("--stage", is_flag=True, help="Finalize it in the spare slot, and do not serve it.")
 @click.option("--service", type=click.Choice(["auto", "system", "user", "cron", "process"]), default="auto")
 @click.option("--python", help="An interpreter on the device that has edgeglm; nothing is then installed.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on there.")
 @click.option("--port", default=8000, show_default=True, type=_PORT, help="HTTP port; 0 for a free one.")
 @click.option("--serve-flag", "serve_flags", multiple=True, help="A further word for edgeglm serve.")
-@click.option("--ready-seconds", default=120.0, show_default=True, help="Until it must answer.")
-@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@click.option("--ready-seconds", default=120.0, show_default=True, type=SECONDS, help="Until it must answer.")
+@click.option(
+    "--lock-seconds", default=20.0, show_default=True, type=SECONDS, help="To wait for another deployer."
+)
 @click.option("--engine", type=click.Choice(["auto", "native", "onnxruntime"]), default="auto")
 @click.option("--any-board", is_flag=True, help="Go on although the board is outside the target.")
 @click.option("--any-clock", is_flag=True, help="Go on although the device's clock is off.")

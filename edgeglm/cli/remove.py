@@ -5,14 +5,16 @@ from __future__ import annotations
 import click
 
 from edgeglm.cli.console import App, json_option
-from edgeglm.cli.deploy import root_option
+from edgeglm.cli.deploy import SECONDS, root_option
 from edgeglm.core.words import human_bytes
 
 
 @click.command(name="remove")
 @click.argument("devices", nargs=-1, required=True)
 @click.option("--old", is_flag=True, help="Only the former bundle and what it alone needs.")
-@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@click.option(
+    "--lock-seconds", default=20.0, show_default=True, type=SECONDS, help="To wait for another deployer."
+)
 @root_option
 @json_option
 @click.pass_context

@@ -5,17 +5,19 @@ from __future__ import annotations
 import click
 
 from edgeglm.cli.console import App, json_option
-from edgeglm.cli.deploy import root_option
+from edgeglm.cli.deploy import SECONDS, root_option
 
 
 @click.command(name="rollback")
 @click.argument("devices", nargs=-1, required=True)
 @click.option(
     "--ready-seconds",
-    type=float,
+    type=SECONDS,
     help="Until it must answer. Default: as long as its deploy waited, 60 at least.",
 )
-@click.option("--lock-seconds", default=20.0, show_default=True, help="To wait for another deployer.")
+@click.option(
+    "--lock-seconds", default=20.0, show_default=True, type=SECONDS, help="To wait for another deployer."
+)
 @root_option
 @json_option
 @click.pass_context

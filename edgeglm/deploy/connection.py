@@ -255,6 +255,12 @@ async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.
         ) from error
     except asyncssh.Error as error:
         raise ConnectionLostError(f"cannot talk to {host}: {error.reason}; try 'ssh {host}' first") from error
+    except RecursionError as error:
+        raise UserError(
+            f"ProxyJump leads back to {host} itself; give the host on the way a 'ProxyJump none' above that"
+        ) from error
+    except UnicodeError as error:
+        raise UserError(f"{host} is no name of a device ({error}); write it as ssh takes it") from error
     except ValueError as error:
         raise UserError(
             f"cannot read the known hosts or the SSH configuration for {host}: {error}; mend that line"

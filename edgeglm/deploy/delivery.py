@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from edgeglm.bundle.trust import moment_of
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.core.words import printable
@@ -227,12 +228,19 @@ async def _assembled(
 def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployOptions) -> None:
     running = status["slots"].get(status["current"] or "", {})
     same = running.get("bundle") == parcel.manifest.name
-    if same and not options.allow_downgrade and parcel.manifest.created < str(running.get("created", "")):
+    if same and not options.allow_downgrade and _is_older(parcel, str(running.get("created", ""))):
         raise UserError(
             f"the running {running['bundle']} was made on {running['created']}, this one on "
             f"{parcel.manifest.created}: it is older; pass --allow-downgrade if you mean it, "
             "or use edgeglm rollback"
         )
+
+
+def _is_older(parcel: Parcel, running: str) -> bool:
+    try:
+        return moment_of(parcel.manifest.created) < moment_of(running)
+    except ValueError:  # what runs there says no date
+        return False
 
 
 def _wheels(tools: Tools, facts: Mapping[str, Any]) -> Wheels:

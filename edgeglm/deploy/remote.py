@@ -73,7 +73,7 @@ async def removed(
         answer = await device.ask("remove", old=old)
         if old:
             await _seen(host, device, inventory)
-    if not old and any(one.name == str(host) for one in inventory.devices()):
+    if not old and inventory.root_of(str(host)) == device.root:
         inventory.forget(str(host))
     return answer
 

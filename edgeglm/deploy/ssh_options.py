@@ -32,10 +32,11 @@ def ssh_options(host: HostName, seconds: float) -> asyncssh.SSHClientConnectionO
         "login_timeout": seconds,
         "keepalive_interval": ALIVE_SECONDS,
         "keepalive_count_max": ALIVE_COUNT,
+        "request_pty": False,  # RequestTTY is for people: a terminal would change the bytes on their way
     }
     try:
         read = ssh.SSHClientConnectionOptions(**given, client_keys=None)
-        changed = _without_absent_files(read)
+        changed = {**_without_absent_files(read), **_proxy_command(read)}
         options: asyncssh.SSHClientConnectionOptions = ssh.SSHClientConnectionOptions(**given, **changed)
     except (ssh.ConfigParseError, ValueError, OSError) as error:
         raise UserError(f"cannot read the SSH configuration for {host}: {error}; mend it") from error
@@ -71,6 +72,15 @@ def host_key_error(host: HostName, options: Any, error: Exception) -> UserError:
         f"the host key of {host} is not known ({error}); "
         f"compare its fingerprint and connect once with ssh, which adds {name} to known_hosts"
     )
+
+
+def _proxy_command(read: Any) -> Mapping[str, Any]:
+    """Return a ProxyCommand as ``ssh`` starts it: by a shell, for it may hold a pipe or ``2>/dev/null``.
+
+    The shell stays: asyncssh takes a stderr that is closed for the end of the connection.
+    """
+    command = read.config.get("ProxyCommand")
+    return {"proxy_command": ["/bin/sh", "-c", f"{command}\nexit"]} if command else {}
 
 
 def _without_absent_files(read: Any) -> Mapping[str, Any]:

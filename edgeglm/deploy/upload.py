@@ -6,13 +6,16 @@ lies there only the lines that changed.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeglm.core.digest import sha256_bytes
+from edgeglm.core.errors import UserError
 from edgeglm.deploy.connection import Device
 
 _CHUNK_BYTES = 1 << 18
@@ -30,9 +33,9 @@ async def send_files(
 
     Args:
         device: The device, which holds the lock.
-        missing: ``{sha256, have}`` of each, as the device says.
+        missing: ``{sha256, have, part}`` of each, as the device says.
         objects: Where each lies here.
-        moved: Is told how many bytes have gone.
+        moved: Is told how many bytes of the files are there now, as they lie here.
 
     Raises:
         UserError, ConnectionLostError: what came through counts the next time.
@@ -41,10 +44,18 @@ async def send_files(
         return 0
     await device.ask_for_files()
     for one in missing:
-        digest = one["sha256"]
-        for part in _parts(digest, objects[digest], int(one["have"])):
-            await device.write(part)
-            moved(len(part))
+        digest, have = one["sha256"], int(one["have"])
+        path = objects[digest]
+        try:
+            left = path.stat().st_size - have
+            for part in _parts(digest, path, have, str(one["part"])):
+                await device.write(part)
+                step = min(len(part), left)
+                left -= step
+                moved(step)
+        except FileNotFoundError as error:
+            raise _changed(path) from error
+        moved(left)  # what was deflated away
     return await device.files_sent()
 
 
@@ -91,18 +102,38 @@ def line_recipe(base: bytes, new: bytes) -> list[Any]:
     return recipe
 
 
-def _parts(digest: str, path: Path, have: int) -> Iterator[bytes]:
-    size = path.stat().st_size
-    if size <= _SMALL_BYTES and not have:
-        data = path.read_bytes()
-        packed = zlib.compress(data, 6)
-        if len(packed) < _WORTH * size:
-            header = {"sha256": digest, "deflated": True, "length": len(packed)}
-            yield json.dumps(header).encode() + b"\n" + packed
-            return
-    header = {"sha256": digest, "offset": have, "length": size - have}
-    yield json.dumps(header).encode() + b"\n"
+def _parts(digest: str, path: Path, have: int, part: str) -> Iterator[bytes]:
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if have and (have > size or _sha256_of(file, have) != part):
+            have = 0  # what came is damaged there, and goes anew
+        if size <= _SMALL_BYTES and not have:
+            file.seek(0)
+            data = file.read()
+            packed = zlib.compress(data, 6)
+            if len(packed) < _WORTH * size:
+                header = {"sha256": digest, "deflated": True, "length": len(packed)}
+                yield json.dumps(header).encode() + b"\n" + packed
+                return
+        header = {"sha256": digest, "offset": have, "length": size - have}
+        yield json.dumps(header).encode() + b"\n"
         file.seek(have)
-        while chunk := file.read(_CHUNK_BYTES):
+        while have < size:
+            chunk = file.read(min(_CHUNK_BYTES, size - have))
+            if not chunk:
+                raise _changed(path)
+            have += len(chunk)
             yield chunk
+
+
+def _sha256_of(file: BinaryIO, size: int) -> str:
+    """Return the digest of the first ``size`` bytes of a file."""
+    digest = hashlib.sha256()
+    while size and (chunk := file.read(min(_CHUNK_BYTES, size))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest()
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} was replaced or shortened while it travelled; deploy again when it is finished")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgeglm.bundle import signing
 from edgeglm.bundle.archive import archive_from_folder
 from edgeglm.bundle.bom import BOM_NAME
 from edgeglm.bundle.manifest import MANIFEST_NAME, SIGNATURES_NAME, Manifest
+from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.sign import sign_bundle
 from edgeglm.bundle.signing import make_key, public_key_from_file, signatures_from_bytes
@@ -59,6 +61,10 @@ def archived(folder: Path, kind: str) -> Path:
     with open_bundle(folder, trust=Trust()) as bundle:
         archive_from_folder(folder, bundle.manifest.files, path, kind)  # type: ignore[arg-type]
     return path
+
+
+def bundle_signatures(bundle: Bundle) -> bytes:
+    return (bundle.path / SIGNATURES_NAME).read_bytes()
 
 
 @pytest.fixture(params=["folder", "zip", "tar.zst"])
@@ -130,6 +136,32 @@ def test_a_key_is_rotated_without_a_day_on_which_no_bundle_opens(packed: Path, k
 def test_signing_again_adds_and_does_not_repeat(packed: Path, key: Keys):
     sign_bundle(packed, [key("one")])
     assert [s.name for s in sign_bundle(packed, [key("one"), key("two")])].count("one") == 1
+
+
+def test_what_a_link_names_is_signed_and_not_the_link(form: Path, key: Keys, tmp_path: Path):
+    link = tmp_path / "latest"
+    link.symlink_to(form)
+    sign_bundle(link, [key("maker")])
+    assert link.is_symlink()
+    with open_bundle(form, trust=Trust()) as bundle:
+        assert bundle.signature.signed
+
+
+def test_a_bundle_outlives_more_signatures_than_it_may_carry(form: Path, key: Keys):
+    sign_bundle(form, [key("first")])
+    with pytest.raises(UserError, match="these are 17 signatures, and a bundle carries 16 at most"):
+        sign_bundle(form, [key(f"k{number}") for number in range(16)])
+    with open_bundle(form, trust=Trust()) as bundle:
+        assert [s.name for s in signatures_from_bytes(bundle_signatures(bundle), "").signatures] == ["first"]
+
+
+@pytest.mark.parametrize("name", [b"k" * 120, b"k\xff"])
+def test_a_key_of_any_name_signs_what_can_be_opened(name: bytes, form: Path, key: Keys):
+    named = key("maker").with_name(os.fsdecode(name + b".key"))
+    key("maker").rename(named)
+    sign_bundle(form, [named])
+    with open_bundle(form, trust=Trust()) as bundle:
+        assert bundle.signature.signed
 
 
 def test_an_older_bundle_is_a_replay_unless_it_is_meant(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 import threading
 import time
 
@@ -147,6 +149,23 @@ def test_a_cut_in_the_middle_of_a_step_is_mended_by_the_next_run(
         waiting = msgspec.structs.replace(options, lock_seconds=20.0)
         assert deploy(fresh, options=waiting).exit_code == 0
         assert pear.answers() == content(fresh)
+
+
+def test_a_finalize_whose_agent_is_killed_writes_nothing_into_what_is_served_next(device, bundle, deploy):
+    pear = device("pear")
+    deploy(bundle("good"))
+
+    def kill(name: str, state: str, note: str) -> None:
+        if note == "finalize: fp32":  # the child is at work
+            os.kill(json.loads((pear.root / "lock").read_bytes())["pid"], signal.SIGKILL)
+
+    (one,) = deploy(bundle("slow", recipe="finalize takes 1.5 s"), on_change=kill).devices
+    assert "run the same command again" in one.reason, one.reason
+    fresh = bundle("fresh")
+    assert deploy(fresh).exit_code == 0
+    time.sleep(2)
+    receipt = json.loads((pear.root / "current/bundle.finalized/receipt.json").read_bytes())
+    assert receipt["content_digest"] == content(fresh) == pear.answers()
 
 
 def test_a_switch_that_was_killed_is_judged_by_the_next_run(device, bundle, deploy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,19 @@ import pytest
 from scripts.fixtures.loopback import Device
 from tests.deploy.test_deploy import content
 from tests.deploy.test_refusals import reason
+
+RELAY = """
+import os, socket, sys, threading
+_, host, port = sys.argv
+there = socket.create_connection((host, int(port)))
+def come():
+    while data := there.recv(65536):
+        os.write(1, data)
+    os._exit(0)
+threading.Thread(target=come, daemon=True).start()
+while data := os.read(0, 65536):
+    there.sendall(data)
+"""
 
 
 @pytest.fixture
@@ -80,6 +94,34 @@ def test_a_device_behind_a_jump_host_is_reached(sender, device, bundle, deploy):
     config.write_text(config.read_text().replace("Host pear\n", "Host pear\n  ProxyJump hop\n"))
     path = bundle()
     assert deploy(path).exit_code == 0
+    assert pear.answers() == content(path)
+
+
+def test_a_proxy_command_is_one_of_a_shell(sender, device, bundle, deploy):
+    pear = device("pear")
+    relay = sender / "a relay.py"
+    relay.write_text(RELAY)
+    config = sender / ".ssh/config"
+    command = f"{sys.executable} '{relay}' %h %p 2>/dev/null"
+    config.write_text(config.read_text().replace("Host pear\n", f"Host pear\n  ProxyCommand {command}\n"))
+    path = bundle()
+    (one,) = deploy(path).devices
+    assert one.outcome == "done", one.reason
+    assert pear.answers() == content(path)
+
+
+def test_a_jump_host_that_is_reached_through_itself_is_told(sender, bundle, deploy):
+    (sender / ".ssh/config").write_text("Host pear*\n  ProxyJump pear\n")
+    assert "ProxyJump leads back to pear itself" in reason(deploy(bundle()))
+
+
+def test_a_terminal_that_the_configuration_asks_for_changes_no_byte(sender, device, bundle, deploy):
+    pear = device("pear")
+    config = sender / ".ssh/config"
+    config.write_text(config.read_text().replace("Host pear\n", "Host pear\n  RequestTTY force\n"))
+    path = bundle()
+    (one,) = deploy(path).devices
+    assert one.outcome == "done", one.reason
     assert pear.answers() == content(path)
 
 

@@ -338,6 +338,20 @@ def test_an_older_bundle_than_the_running_one_needs_a_flag(device, bundle, deplo
     assert pear.answers() == content(old)
 
 
+def test_which_bundle_is_older_is_a_matter_of_moments_not_of_letters(device, bundle, deploy):
+    device("pear")
+    deploy(bundle("noon", created="2026-11-28T12:00:00+00:00"))
+    assert deploy(bundle("later", created="2026-11-28T09:00:00-05:00")).exit_code == 0
+    assert "it is older" in reason(deploy(bundle("sooner", created="2026-11-28T15:00:00+02:00")))
+
+
+@pytest.mark.parametrize(
+    "given", [("--ready-seconds", "nan"), ("--lock-seconds", "-1"), ("--tolerance", "nan")]
+)
+def test_a_wait_without_end_and_a_gate_that_is_none_are_bad_input(given, cli):
+    assert f"Invalid value for '{given[0]}'" in cli("deploy", "bundle", "pear", *given, code=2)
+
+
 def test_a_device_whose_shell_talks_is_told_so(device, bundle, deploy, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sh").write_text('#!/bin/bash\necho Welcome\nexec /bin/sh "$@"\n')
@@ -352,6 +366,15 @@ def test_a_device_whose_shell_talks_is_told_so(device, bundle, deploy, tmp_path)
 def test_a_malformed_device_is_bad_input(text):
     with pytest.raises(UserError, match="is no device; write it as"):
         host_from_text(text)
+
+
+def test_an_address_of_one_link_names_its_interface():
+    found = host_from_text("anna@[fe80::1%usb0]:2222")
+    assert (found.user, found.host, found.port) == ("anna", "fe80::1%usb0", 2222)
+
+
+def test_a_name_that_no_device_can_have_is_not_blamed_on_the_configuration(sender, bundle, deploy):
+    assert "pear..local is no name of a device" in reason(deploy(bundle(), "pear..local"))
 
 
 def test_devices_are_named_once(cli):

@@ -63,6 +63,28 @@ def test_what_else_lies_in_a_root_outlives_its_removal(device, bundle, deploy, c
     assert names(pear.root) == ["notes.txt", "pictures"]
 
 
+def test_a_root_that_is_a_link_is_emptied_and_forgotten(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    disk = pear.home / "disk"
+    disk.mkdir()
+    (pear.home / "link").symlink_to(disk)
+    assert deploy(bundle(), options=msgspec.structs.replace(options, root="link")).exit_code == 0
+    assert "freed" in cli("remove", "pear")
+    assert names(disk) == []
+    assert json.loads(cli("devices", "--json")) == []
+
+
+def test_taking_one_root_away_forgets_no_other(device, bundle, deploy, options, cli):
+    pear = device("pear")
+    path = bundle()
+    for root in ("first", "second"):
+        assert deploy(path, options=msgspec.structs.replace(options, root=root)).exit_code == 0
+    cli("remove", "pear", "--root", "first")
+    assert json.loads(cli("devices", "--json"))[0]["root"] == str(pear.home / "second")
+    cli("remove", "pear")
+    assert not (pear.home / "second").exists()
+
+
 def test_a_root_that_was_made_before_roots_were_marked_is_known(device, bundle, deploy, cli):
     pear = device("pear")
     deploy(bundle("one"))

@@ -69,6 +69,18 @@ def test_the_bundle_before_the_former_one_goes_once_the_new_one_serves(device, b
         assert len(slots(pear)) <= 2
 
 
+def test_a_former_bundle_that_was_not_waited_for_can_be_gone_back_to_again(device, bundle, deploy, cli):
+    pear = device("pear")
+    slow, quick = bundle("slow", recipe="loads for 1 s"), bundle("quick")
+    deploy(slow)
+    deploy(quick)
+    words = cli("rollback", "pear", "--ready-seconds", "0.2", code=3)
+    assert "the former bundle never got ready: it did not answer within 0.2 s" in words
+    assert pear.answers() == content(quick)
+    cli("rollback", "pear")
+    assert pear.answers() == content(slow)
+
+
 def test_the_same_deploy_again_leaves_what_a_rollback_goes_back_to(device, bundle, deploy, cli, options):
     pear = device("pear")
     one, two = bundle("one"), bundle("two")

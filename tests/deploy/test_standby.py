@@ -157,3 +157,12 @@ print(json.dumps([same, *map(bytes.decode, get_default_kex_algs())]))
     assert same
     # What keeps quantum computers out comes from cryptography, and not from a library that is looked for.
     assert "mlkem768x25519-sha256" in exchanges
+
+
+def test_a_supervisor_that_never_said_it_runs_is_ended_with_the_others(layout):
+    activated(layout, "a", **SETTINGS)
+    unheard = json.loads((layout.run / "state.json").read_bytes())["pid"]
+    (layout.run / "state.json").unlink()  # as where who started it was killed at once
+    activated(layout, "b")
+    assert not alive(unheard)
+    assert json.loads((layout.run / "state.json").read_bytes())["slot"] == "b"

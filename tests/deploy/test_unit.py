@@ -424,6 +424,17 @@ def test_a_reboot_brings_the_server_back_where_cron_keeps_it(device, bundle, dep
     assert crontab.read_text() == "0 3 * * * backup\n"
 
 
+def test_lines_of_a_crontab_stay_as_they_are_to_the_byte(device, bundle, deploy, options, cli, crontab):
+    lines = b"# caf\xe9\n0 3 * * * backup \x0c \xc2\x85\n"
+    crontab.write_bytes(lines)
+    device("pear", PATH=f"{crontab.parent / 'bin'}:{os.environ['PATH']}")
+    (one,) = deploy(bundle(), options=msgspec.structs.replace(options, service="cron")).devices
+    assert one.outcome == "done", one.reason
+    assert crontab.read_bytes().startswith(lines + b"@reboot ")
+    cli("remove", "pear")
+    assert crontab.read_bytes() == lines
+
+
 def test_another_way_of_service_ends_the_former_one(device, bundle, deploy, options, crontab):
     pear = device("pear", PATH=f"{crontab.parent / 'bin'}:{os.environ['PATH']}")
     deploy(bundle("one"), options=msgspec.structs.replace(options, service="cron"))

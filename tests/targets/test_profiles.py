@@ -107,6 +107,7 @@ def test_the_users_own_profile_is_read_and_joins_a_family(tmp_path: Path) -> Non
         (('precisions = ["fp16"]', 'precisions = ["fp12"]'), "precisions"),
         (('builder = "tensorrt"', 'builder = "tensorrt-rtx"'), "does not build for sm = 87"),
         (("value = 8", "value = -8"), "memory_gb.value"),
+        (("value = 8", "value = inf"), "memory_gb.value"),
         ((', source = "label" }', " }"), "memory_gb: .*source"),
         (('lanes = ["B"]', ""), "lanes is empty"),
         (('kind = "device"', 'kind = "family"'), "members"),

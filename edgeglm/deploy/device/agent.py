@@ -147,7 +147,7 @@ class Agent:
     def run(self, question: Message) -> Message:
         """Run a program of the slot's environment there; what it writes to stderr is streamed back.
 
-        It ends when the sender goes: what it finished is found again by the next run.
+        It ends when the sender or this goes: what it finished is found again by the next run.
         """
         folder = self.layout.slots / question["slot"]
         command = [str(folder / "environment" / "bin" / "python"), *question["arguments"]]
@@ -160,6 +160,7 @@ class Agent:
             stderr=subprocess.PIPE,
             env={**quiet, "EDGEGLM_PROGRESS": "lines"},
             start_new_session=True,
+            preexec_fn=environment.ends_with_us,
         )
         assert child.stdout is not None
         assert child.stderr is not None

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgeglm.deploy.device.wire import Refused
 
@@ -57,7 +58,7 @@ def _lines() -> list[str]:
         raise Refused("there is no crontab on the device; install cron there, or pass --service process")
     # It ends with 1 where the user has none yet.
     done = _crontab("-l")
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return done.stdout.removesuffix("\n").split("\n") if done.returncode == 0 and done.stdout else []
 
 
 def _write(lines: Sequence[str]) -> None:
@@ -70,7 +71,9 @@ def _write(lines: Sequence[str]) -> None:
 
 def _crontab(argument: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = ["crontab", argument]
+    # Bytes that are no UTF-8 come back as they were.
+    utf8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
     try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=20, check=False)
+        return subprocess.run(command, input=text, capture_output=True, timeout=20, check=False, **utf8)
     except (OSError, subprocess.SubprocessError) as error:
         raise Refused(f"crontab on the device failed: {error}; mend it, or pass --service process") from error

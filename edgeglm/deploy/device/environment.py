@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,9 @@ from pathlib import Path
 from edgeglm.deploy.device.layout import Layout, read_json, sync_all, write_json
 from edgeglm.deploy.device.objects import linked, object_path, remove_tree
 from edgeglm.deploy.device.wire import Refused
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 Say = Callable[[str], None]
 
@@ -67,11 +72,21 @@ def borrowed(slot: Path, python: str) -> None:
     launcher.chmod(0o755)
 
 
+def ends_with_us() -> None:
+    """Have the kernel kill a child as soon as this process ends, however that ends (prctl(2)).
+
+    The lock ends then, too: who takes it next writes into the slot that the child still writes into.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _run(command: Sequence[str]) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, preexec_fn=ends_with_us, check=False
+    )
     if done.returncode:
         words = "; ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise Refused(f"cannot make a Python environment ({words}); mend that, or pass --python")

@@ -86,7 +86,8 @@ class Layout:
                 shutil.rmtree(path)
         left = sorted(self._names())
         if not left:
-            self.root.rmdir()
+            with suppress(OSError):  # a link, where a disk is mounted, or in a folder that is another user's
+                self.root.rmdir()
         return size, left
 
     def _names(self) -> set[str]:

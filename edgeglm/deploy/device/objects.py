@@ -30,7 +30,9 @@ def object_path(layout: Layout, digest: str) -> Path:
 
 
 def missing(layout: Layout, wanted: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
-    """Return ``{sha256, have}`` of the (sha256, size) that are not here; ``have`` counts bytes that came.
+    """Return ``{sha256, have, part}`` of the (sha256, size) that are not here.
+
+    ``have`` counts bytes that came, and ``part`` is their own sha256: a power cut may have damaged them.
 
     What is here is read and hashed: a damaged object is a missing one.
     """
@@ -46,7 +48,7 @@ def missing(layout: Layout, wanted: Iterable[tuple[str, int]]) -> list[dict[str,
         if have > size:
             part.unlink()
             have = 0
-        lacking.append({"sha256": digest, "have": have})
+        lacking.append({"sha256": digest, "have": have, "part": _sha256(part) if have else ""})
     return lacking
 
 

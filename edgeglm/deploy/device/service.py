@@ -125,9 +125,8 @@ class ProcessService:
                     self._child.stdin.close()
 
     def stop(self) -> None:
-        """Ask it to end, and make it."""
-        pid = self._running()
-        if pid is not None:
+        """Ask it to end, and make it; and whatever a start that was killed has left."""
+        for pid in self._all_running():
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with suppress(ProcessLookupError):
                     os.killpg(pid, number)
@@ -188,6 +187,21 @@ class ProcessService:
             standby=standby,
         )
         return command, environment
+
+    def _all_running(self) -> list[int]:
+        """Return every supervisor of this root: one whose starter was killed may not have said that it runs.
+
+        The one that stands by for this start is none of them.
+        """
+        wanted = b"\0--state\0" + os.fsencode(self._state) + b"\0"
+        own = self._child.pid if self._child is not None else None
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            pid = int(folder.name)
+            with suppress(OSError):
+                if pid != own and wanted in (folder / "cmdline").read_bytes() and alive(pid):
+                    found.append(pid)
+        return found
 
     def _running(self) -> int | None:
         pid = read_json(self._state).get("pid")

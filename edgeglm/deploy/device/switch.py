@@ -25,6 +25,10 @@ _JOURNAL = re.compile(r"\S+ \S+ (?P<name>[^\s\[]+)\[(?P<process>\d+)\]: ")
 """What journalctl sets before a line: when, where and who."""
 _BACK_SECONDS = 60.0
 _WHAT_SERVES = ("manifest_sha256", "environment", "serve_flags")
+_REMEDIES = {
+    False: "mend the bundle and deploy again",
+    True: "then go back with more --ready-seconds, or deploy",
+}
 _FAULTS = (Refused, OSError, subprocess.SubprocessError)
 
 Settings = dict[str, Any]
@@ -93,11 +97,13 @@ def activate(
     if reason is not None:
         words = "; ".join(_words(service, [others.get("pid"), others.get("child")]))
         back = _go_back(layout, journal)
+        again = slot == layout.pointed("previous")  # it did serve, and may be tried again with more patience
         with suppress(OSError):
-            layout.write_record(slot, state="failed", reason=reason)
+            layout.write_record(slot, **({} if again else {"state": "failed"}), reason=reason)
         raise Refused(
-            f"the new bundle never got ready: {reason}{f' ({words})' if words else ''}; {back}, "
-            "see 'edgeglm logs', mend the bundle and deploy again",
+            f"the {'former' if again else 'new'} bundle never got ready: "
+            f"{reason}{f' ({words})' if words else ''}; {back}, "
+            f"see 'edgeglm logs', {_REMEDIES[again]}",
             code=3,
         )
     _judged(layout, journal)
