@@ -54,6 +54,12 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id; not their number less one where the file leaves some out."""
+        entries: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return max(entries.values(), default=0)
+
     def vocabulary(self) -> list[str]:
         """Return all entries in the order of their ids."""
         entries: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)

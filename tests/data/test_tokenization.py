@@ -108,6 +108,12 @@ def test_what_takes_long_is_encoded_without_the_interpreter_lock(path: Path, tex
     assert set(map(tuple, ids.tolist())) <= {(2, 6, 6, 3), (2, 6, 3)}
 
 
+def test_the_largest_id_counts_and_not_how_many_there_are(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "red": 9}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path / "tokenizer.json").largest_id == 9
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text("{}")
