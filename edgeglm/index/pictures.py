@@ -84,6 +84,7 @@ async def index_pictures(
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     skip_bad: bool = False,
     prune: bool = False,
+    allow_empty: bool = False,
     threads: int = 2,
 ) -> PictureCounts:
     """Bring an index up to date with a folder.
@@ -102,6 +103,7 @@ async def index_pictures(
         metadata: More fields by path within the folder.
         skip_bad: Leave out and count what cannot be decoded, instead of stopping.
         prune: Remove rows of this prefix whose file is gone.
+        allow_empty: Prune for a folder without a picture too. It may well be a mount that is not there.
         threads: That decode.
 
     Raises:
@@ -124,9 +126,10 @@ async def index_pictures(
             )
         else:
             _bad(counts, *found, skip=skip_bad)
-    if not listed and not prune:
+    if not listed and not (prune and allow_empty):
+        rest = ", mount what belongs there, or give --allow-empty to remove all of its rows" if prune else ""
         raise UserError(
-            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder that does"
+            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder that does{rest}"
         )
     root = folder if folder.is_dir() else folder.parent
     wanted = []

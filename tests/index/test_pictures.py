@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,25 @@ def test_a_folder_that_cannot_be_listed_is_told_and_nothing_of_it_is_pruned(
         add(bundle, folder, index, prune=True, skip_bad=True)
     assert add(bundle, folder, index, skip_bad=True).skipped == {"unreadable": 1}
     assert len(said_of(index)) == 3
+
+
+@pytest.mark.parametrize("left", ["nothing", "no picture"])
+def test_a_folder_whose_mount_is_not_there_prunes_nothing_unless_that_is_meant(
+    bundle: Path, folder: Path, tmp_path: Path, left: str
+):
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    if left == "no picture":
+        (folder / "MOUNT-HERE.txt").write_text("the share goes here")
+    with pytest.raises(UserError, match="mount what belongs there, or give --allow-empty"):
+        add(bundle, folder, index, prune=True)
+    assert len(said_of(index)) == 3
+    with pytest.raises(UserError, match=r"give a folder that does$"):
+        add(bundle, folder, index, allow_empty=True)
+    assert add(bundle, folder, index, prune=True, allow_empty=True).removed == 3
+    assert said_of(index) == {}
 
 
 def test_pictures_of_every_kind_are_taken(bundle: Path, tmp_path: Path):
