@@ -41,7 +41,7 @@ class Tokenizer:
         if not path.is_file():
             raise UserError(f"no tokenizer at {path}; give the path of a tokenizer.json")
         try:
-            self._backend: Any = Backend.from_file(str(path))
+            self._backend: Any = Backend.from_buffer(path.read_bytes())  # it opens no path that is not UTF-8
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a tokenizer.json: {error}; give one of `tokenizers`") from error
         self._backend.no_padding()
