@@ -102,7 +102,7 @@ def build(
 @click.argument("index", type=_PATH)
 @click.argument("bundle", type=_PATH)
 @click.argument("folder", type=_PATH)
-@click.option("--prune", is_flag=True, help="Also remove the rows of this folder whose file is gone.")
+@click.option("--prune", is_flag=True, help="Also remove the rows under the prefix that FOLDER has not.")
 @click.option("--allow-empty", is_flag=True, help="Let --prune remove all of them where FOLDER is empty.")
 @source_options
 @trust_options
