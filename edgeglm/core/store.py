@@ -167,7 +167,8 @@ class Store:
         """Remove the longest unused entries until the rest fits the quota; return what went.
 
         What another store was given, in this process or another, stays; what this one was given may go.
-        Checkpoints that no training touched for a week go as well; with a quota of 0 all of them.
+        Checkpoints that no training touched for a week go as well; with a quota of 0 all of them, unless
+        something is being written: it may be what they belong to.
         """
         quota = self.quota_bytes if quota_bytes is None else quota_bytes
         entries = self.entries()
@@ -182,7 +183,7 @@ class Store:
             total -= entry.size_bytes
             removed.append(entry)
         self._sweep_scratch()
-        self._sweep_checkpoints(0 if quota == 0 else CHECKPOINT_SECONDS)
+        self._sweep_checkpoints(0 if quota == 0 and not self._writing() else CHECKPOINT_SECONDS)
         return removed
 
     def _dropped_unused(self, key: str) -> bool:
@@ -192,6 +193,15 @@ class Store:
             self._drop(self.root / "entries" / key)
             (self.root / "used" / key).unlink(missing_ok=True)
             return True
+
+    def _writing(self) -> bool:
+        for path in (self.root / "locks").iterdir():
+            with suppress(OSError), path.open("rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
 
     @property
     def checkpoints(self) -> Path:

@@ -339,3 +339,19 @@ def test_states_of_trainings_that_were_given_up_go_after_a_week(tmp_path: Path):
     assert [path.name for path in store.checkpoints.iterdir()] == ["fresh"]
     store.collect(quota_bytes=0)
     assert list(store.checkpoints.iterdir()) == []
+
+
+def test_the_states_of_a_training_that_runs_stay_when_all_is_collected(tmp_path: Path):
+    store = Store(tmp_path)
+    state = store.checkpoints / "phase" / "heads.pt"
+
+    def train(folder: Path) -> dict[str, int]:
+        state.parent.mkdir(parents=True)
+        state.write_bytes(b"state")
+        Store(tmp_path).collect(quota_bytes=0)
+        assert state.read_bytes() == b"state"
+        return {}
+
+    store.put(KEY, "teacher", train)
+    store.collect(quota_bytes=0)
+    assert not state.parent.exists()
