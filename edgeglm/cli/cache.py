@@ -48,12 +48,19 @@ def list_entries(app: App) -> None:
 @json_option
 @click.pass_obj
 def collect(app: App, quota: str | None) -> None:
-    """Remove the longest unused entries until the rest fits the quota."""
-    limit = None if quota is None else size_in_bytes(quota)
-    removed = app.store().collect(quota_bytes=limit)
+    """Remove the longest unused entries until the rest fits the quota.
+
+    What a running command works with stays, and so does what devices sent home.
+    """
+    store = app.store()
+    limit = store.quota_bytes if quota is None else size_in_bytes(quota)
+    removed = store.collect(quota_bytes=limit)
     freed = sum(entry.size_bytes for entry in removed)
+    left = sum(entry.size_bytes for entry in store.entries())
     app.print(f"removed {len(removed)} entries, freed {human_bytes(freed)}")
-    app.emit({"removed": removed, "freed_bytes": freed})
+    if left > limit:
+        app.note(f"{human_bytes(left)} are left, which running commands work with or devices sent home")
+    app.emit({"removed": removed, "freed_bytes": freed, "left_bytes": left})
 
 
 @command.command(name="path")

@@ -102,7 +102,8 @@ def build(
 @click.argument("index", type=_PATH)
 @click.argument("bundle", type=_PATH)
 @click.argument("folder", type=_PATH)
-@click.option("--prune", is_flag=True, help="Also remove the rows of this folder whose file is gone.")
+@click.option("--prune", is_flag=True, help="Also remove the rows under the prefix that FOLDER has not.")
+@click.option("--allow-empty", is_flag=True, help="Let --prune remove all of them where FOLDER is empty.")
 @source_options
 @trust_options
 @json_option
@@ -113,6 +114,7 @@ def add(
     bundle: Path,
     folder: Path,
     prune: bool,
+    allow_empty: bool,
     prefix: str | None,
     metadata: Path | None,
     skip_bad: bool,
@@ -123,7 +125,9 @@ def add(
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.index.opening import added_to_index
 
-    source = _source(folder, prefix, metadata, skip_bad, threads, prune=prune)
+    if allow_empty and not prune:
+        raise click.UsageError("--allow-empty changes nothing by itself; give --prune too, or leave it out")
+    source = _source(folder, prefix, metadata, skip_bad, threads, prune=prune, allow_empty=allow_empty)
     with open_bundle(bundle, trust=app.trust()) as opened:
         counts = added_to_index(opened, source, index, app.progress, variant=variant)
     _say(app, index, counts)
@@ -181,6 +185,7 @@ def _source(
     threads: int,
     *,
     prune: bool = False,
+    allow_empty: bool = False,
 ) -> FolderSource:
     from edgeglm.index.opening import FolderSource
     from edgeglm.index.picture_files import metadata_from_jsonl
@@ -191,6 +196,7 @@ def _source(
         metadata=metadata_from_jsonl(metadata) if metadata is not None else None,
         skip_bad=skip_bad,
         prune=prune,
+        allow_empty=allow_empty,
         threads=threads,
     )
 

@@ -6,7 +6,8 @@ An entry that no longer matches its digests is dropped and counts as a miss.
 
     <root>/entries/<key>/entry.json     what the entry is, with the sha256 of each file
     <root>/entries/<key>/files/...      the files, read-only
-    <root>/used/<key>                   touched at every hit; orders the garbage collection
+    <root>/used/<key>                   touched at every hit; orders the garbage collection. Who was given an
+                                        entry holds a shared lock on it, and no collection removes it then
     <root>/locks/<key>                  one writer a key
     <root>/scratch/                     unfinished work; swept when no process owns it
     <root>/checkpoints/<key>/           states of trainings that were cut off; they go after a week
@@ -31,6 +32,7 @@ from typing import Any
 from edgeglm.core.artifact import Artifact, listing_of
 from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
+from edgeglm.core.holds import Holds
 
 ENTRY_SCHEMA = 1
 DEFAULT_QUOTA_BYTES = 20 << 30
@@ -58,7 +60,10 @@ class StoreEntry:
 
 
 class Store:
-    """A directory of artifacts by key. Safe for several processes at once."""
+    """A directory of artifacts by key. Safe for several processes at once.
+
+    What it gave stays while it lives, or until it collects itself: other stores' collections leave it.
+    """
 
     def __init__(self, root: Path, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
         self.root = root
@@ -71,6 +76,7 @@ class Store:
                 f"cannot use the store at {root}: {error.strerror}; "
                 "set EDGEGLM_STORE to a folder that can be written"
             ) from error
+        self._holds = Holds(root / "used")
 
     def get(self, key: str) -> Artifact | None:
         """Return the verified artifact stored under ``key``, or None. Every byte is hashed.
@@ -95,6 +101,9 @@ class Store:
             return None
         with suppress(OSError):
             (self.root / "used" / key).touch()
+            self._holds.take(key)
+        if not folder.exists():  # collected before it was held
+            return None
         return Artifact(
             kind=record["kind"],
             path=folder / "files",
@@ -121,7 +130,7 @@ class Store:
         """Remove the entry under ``key``, if there is one."""
         with self._locked(key):
             self._drop(self.root / "entries" / key)
-        (self.root / "used" / key).unlink(missing_ok=True)
+            (self.root / "used" / key).unlink(missing_ok=True)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -157,25 +166,42 @@ class Store:
     def collect(self, *, quota_bytes: int | None = None) -> list[StoreEntry]:
         """Remove the longest unused entries until the rest fits the quota; return what went.
 
-        Checkpoints that no training touched for a week go as well; with a quota of 0 all of them.
+        What another store was given, in this process or another, stays; what this one was given may go.
+        Checkpoints that no training touched for a week go as well; with a quota of 0 all of them, unless
+        something is being written: it may be what they belong to.
         """
         quota = self.quota_bytes if quota_bytes is None else quota_bytes
         entries = self.entries()
         total = sum(entry.size_bytes for entry in entries)
         removed = []
+        self._holds.release()
         for entry in entries:
             if total <= quota:
                 break
-            if entry.kind == SENT_HOME:
+            if entry.kind == SENT_HOME or not self._dropped_unused(entry.key):
                 continue
-            with self._locked(entry.key):
-                self._drop(self.root / "entries" / entry.key)
-            (self.root / "used" / entry.key).unlink(missing_ok=True)
             total -= entry.size_bytes
             removed.append(entry)
         self._sweep_scratch()
-        self._sweep_checkpoints(0 if quota == 0 else CHECKPOINT_SECONDS)
+        self._sweep_checkpoints(0 if quota == 0 and not self._writing() else CHECKPOINT_SECONDS)
         return removed
+
+    def _dropped_unused(self, key: str) -> bool:
+        with self._locked(key, wait=False) as unwritten, self._holds.alone(key) as unused:
+            if not (unwritten and unused):
+                return False
+            self._drop(self.root / "entries" / key)
+            (self.root / "used" / key).unlink(missing_ok=True)
+            return True
+
+    def _writing(self) -> bool:
+        for path in (self.root / "locks").iterdir():
+            with suppress(OSError), path.open("rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
 
     @property
     def checkpoints(self) -> Path:
@@ -202,13 +228,20 @@ class Store:
         staged.rename(target)
         sync_path(target.parent)
         (self.root / "used" / key).touch()
+        with suppress(OSError):
+            self._holds.take(key)
         return Artifact(kind=kind, path=target / "files", files=listing, provenance=provenance)
 
     @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _locked(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """Be the one writer of a key; False where another is, and nobody waits."""
         with (self.root / "locks" / key).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

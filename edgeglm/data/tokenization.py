@@ -41,7 +41,7 @@ class Tokenizer:
         if not path.is_file():
             raise UserError(f"no tokenizer at {path}; give the path of a tokenizer.json")
         try:
-            self._backend: Any = Backend.from_file(str(path))
+            self._backend: Any = Backend.from_buffer(path.read_bytes())  # it opens no path that is not UTF-8
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a tokenizer.json: {error}; give one of `tokenizers`") from error
         self._backend.no_padding()
@@ -53,6 +53,12 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Number of ids, added tokens included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id; not their number less one where the file leaves some out."""
+        entries: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return max(entries.values(), default=0)
 
     def vocabulary(self) -> list[str]:
         """Return all entries in the order of their ids."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,7 @@ class OnnxRuntimeEngine(Engine):
                 raise unknown_name("ONNX Runtime provider", provider, available)
         if not self.path.is_file():
             raise UserError(f"no ONNX file at {self.path}; give the path of a model")
+        _require_utf8(self.path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -167,6 +169,18 @@ class OnnxRuntimeEngine(Engine):
                 "run 'edgeglm doctor', or use CPUExecutionProvider"
             )
         return session
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise UserError for a path that Python opens and C++ cannot be told."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        raise UserError(
+            f"the path {shown} is not UTF-8, and ONNX Runtime opens no such file; "
+            "move it into a folder whose name is UTF-8"
+        ) from None
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.data.tokenization import is_unicode
 from edgeglm.index.records import metadata_of
 
 Mask = npt.NDArray[np.bool_]
@@ -71,10 +72,12 @@ def where_from_words(words: Sequence[str]) -> dict[str, Any]:
     """Parse ``field=value``, ``field!=value`` and the four orderings; a repeated ``=`` means any of them.
 
     A value that is JSON (a number, true, a quoted text) is that; anything else is a text.
-    Raises UserError for words without an operator.
+    Raises UserError for words without an operator, or that are no Unicode.
     """
     where: dict[str, dict[str, Any]] = {}
     for text in words:
+        if not is_unicode(text):
+            raise UserError("a filter is no Unicode; type it in a terminal that writes UTF-8")
         match = _WORDS.fullmatch(text)
         if match is None:
             raise UserError(f"cannot read the filter {_short(text)}; write it like field=value or field>=3")

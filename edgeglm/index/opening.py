@@ -29,6 +29,7 @@ class FolderSource:
     metadata: Mapping[str, Mapping[str, Any]] | None = None
     skip_bad: bool = False
     prune: bool = False
+    allow_empty: bool = False
     threads: int = 2
 
 
@@ -87,6 +88,7 @@ def added_to_index(
                     metadata=source.metadata,
                     skip_bad=source.skip_bad,
                     prune=source.prune,
+                    allow_empty=source.allow_empty,
                     threads=source.threads,
                 )
 

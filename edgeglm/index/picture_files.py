@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgeglm.core.errors import UserError
+from edgeglm.data.tokenization import is_unicode
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MAX_FILE_BYTES = 256 << 20
@@ -37,12 +38,12 @@ def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[Pictur
         Pictures by their suffix, or (reason, which) for what cannot be taken.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or its ids would begin with what is no Unicode.
     """
     if not folder.exists():
         raise UserError(f"there is no folder at {folder}; give a folder of pictures")
     root = folder if folder.is_dir() else folder.parent
-    before = prefix if prefix is not None else (root.resolve().name if folder.is_dir() else "")
+    before = first_part(folder, prefix)
     for path in _files(folder):
         if isinstance(path, OSError):
             shown = os.fsencode(path.filename).decode("utf-8", "replace")
@@ -81,6 +82,19 @@ def picture_files(folder: Path, *, prefix: str | None = None) -> Iterator[Pictur
                 "modified": round(found.st_mtime, 3),
             },
         )
+
+
+def first_part(folder: Path, prefix: str | None) -> str:
+    """Return what the ids of a folder's pictures begin with, without a slash at its end.
+
+    Raises UserError for what cannot be written as UTF-8.
+    """
+    found = prefix if prefix is not None else (folder.resolve().name if folder.is_dir() else "")
+    if is_unicode(found):
+        return "/".join(part for part in found.split("/") if part)
+    what = "the name of the folder" if prefix is None else "the prefix"
+    shown = found.encode("utf-8", "replace").decode()
+    raise UserError(f"{what}, {shown}, is not UTF-8 and no id can begin with it; give another --prefix")
 
 
 def metadata_from_jsonl(path: Path) -> dict[str, dict[str, Any]]:

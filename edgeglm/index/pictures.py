@@ -25,7 +25,7 @@ from edgeglm.data.transforms import (
     pixels_from_image,
 )
 from edgeglm.index.contents import Entry
-from edgeglm.index.picture_files import SUFFIXES, PictureFile, known_folder, picture_files
+from edgeglm.index.picture_files import SUFFIXES, PictureFile, first_part, known_folder, picture_files
 from edgeglm.index.records import metadata_of
 from edgeglm.index.writer import IndexWriter, NewRow
 from edgeglm.runtime.runner import Runner
@@ -84,6 +84,7 @@ async def index_pictures(
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     skip_bad: bool = False,
     prune: bool = False,
+    allow_empty: bool = False,
     threads: int = 2,
 ) -> PictureCounts:
     """Bring an index up to date with a folder.
@@ -101,7 +102,8 @@ async def index_pictures(
         prefix: First part of the ids, see ``picture_files``.
         metadata: More fields by path within the folder.
         skip_bad: Leave out and count what cannot be decoded, instead of stopping.
-        prune: Remove rows of this prefix whose file is gone.
+        prune: Remove rows of this prefix, all of them for "", whose file the folder has not.
+        allow_empty: Prune for a folder without a picture too. It may well be a mount that is not there.
         threads: That decode.
 
     Raises:
@@ -124,9 +126,10 @@ async def index_pictures(
             )
         else:
             _bad(counts, *found, skip=skip_bad)
-    if not listed and not prune:
+    if not listed and not (prune and allow_empty):
+        rest = ", mount what belongs there, or give --allow-empty to remove all of its rows" if prune else ""
         raise UserError(
-            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder that does"
+            f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give a folder that does{rest}"
         )
     root = folder if folder.is_dir() else folder.parent
     wanted = []
@@ -274,7 +277,7 @@ def _described(picture: PictureFile, fields: Mapping[str, Any] | None, known: En
 
 
 def _pruned(writer: IndexWriter, folder: Path, prefix: str | None, present: set[str]) -> int:
-    before = prefix if prefix is not None else folder.resolve().name
+    before = first_part(folder, prefix)
     start = f"{before}/" if before else ""
     gone = [id for id in writer.contents.entries if id.startswith(start) and id not in present]
     return writer.remove(gone)

@@ -36,6 +36,8 @@ class TowerSource:
         length_buckets: Ragged samples share a batch up to each of these lengths, so that a short one
             is not padded to the longest of all. The last one is the most that is taken.
         pad_to_bucket: Fill up to the bucket's length, for engines with one graph a shape.
+        largest: ``{input: value}`` for inputs of whole numbers that may hold 0 to that value: an engine may
+            read beyond a table, or count from its end, without a word. What ``prepare`` made always fits.
     """
 
     engine: Callable[[], Engine]
@@ -43,6 +45,7 @@ class TowerSource:
     ragged: Mapping[str, int] = field(default_factory=dict)
     length_buckets: tuple[int, ...] = ()
     pad_to_bucket: bool = False
+    largest: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -81,7 +84,7 @@ class TowerContract:
         for spec in self.inputs:
             if spec.name in source.ragged and len(spec.shape) < 2:
                 raise UserError(f"{engine.name}: {spec} has no axis 1 to be ragged; leave it out of ragged")
-        if unknown := set(source.ragged) - {spec.name for spec in self.inputs}:
+        if unknown := {*source.ragged, *source.largest} - {spec.name for spec in self.inputs}:
             raise UserError(f"{engine.name} has no input {', '.join(sorted(unknown))}; name one it takes")
         self._fixed = [
             (spec.name, np.dtype(spec.dtype), spec.shape[1:])
@@ -97,6 +100,11 @@ class TowerContract:
         """Set the length and bucket of a request's sample. Raises UserError for one that does not fit."""
         sample = request.sample
         assert sample is not None
+        self._place(request, sample)
+        if self.source.largest and request.raw is None:
+            self._check_range(sample)
+
+    def _place(self, request: Request, sample: Sample) -> None:
         if self._only is not None and type(sample) is dict and len(sample) == 1:
             name, dtype, shape = self._only
             array = sample.get(name)
@@ -148,6 +156,15 @@ class TowerContract:
                 elif not isinstance(declared, int):
                     free.append(shape[axis])
         request.bucket = (self.bucket_length(request.length), *free) if self.source.ragged else tuple(free)
+
+    def _check_range(self, sample: Sample) -> None:
+        for name, largest in self.source.largest.items():
+            array = sample[name]
+            if array.size and (array.max() > largest or array.min() < 0):
+                wrong = array[(array > largest) | (array < 0)].flat[0]
+                raise UserError(
+                    f"tower {self.name!r}: {name} holds {wrong}; give whole numbers from 0 to {largest}"
+                )
 
     def bucket_length(self, length: int) -> int:
         """Return the length of the bucket that ``length`` falls in. Raises UserError if none holds it."""

@@ -64,6 +64,7 @@ def sources_from_bundle(
                 prepare=text_preparation(tokenizer, limit),
                 ragged={"input_ids": tokenizer.pad_id, "attention_mask": 0},
                 length_buckets=buckets,
+                largest={"input_ids": tokenizer.largest_id, "attention_mask": 1},
             )
         else:
             prepare = image_preparation(preprocessing.image) if tower == "image" else None

@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.towers import MAX_TEXT
 from edgeglm.serve.refusals import TooLargeError
 from edgeglm.serve.tensors import datatype_of
+from edgeglm.serve.together import all_of
 
 Feed = Literal["arrays", "text", "image"]
 Outputs = dict[str, Array]
@@ -127,18 +127,6 @@ async def answers(
         return {name: array[None] for name, array in (await calls[0]).items()}
     found = await all_of(calls)
     return {name: np.stack([row[name] for row in found]) for name in found[0]}
-
-
-async def all_of(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Await all; should one fail, cancel the others and raise its error."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _rows(model: Model, inputs: Mapping[str, Array], max_rows: int) -> int:

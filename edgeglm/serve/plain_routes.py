@@ -22,10 +22,11 @@ from edgeglm.runtime.retrieval import FloatRows
 from edgeglm.serve.forms import form_of
 from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
-from edgeglm.serve.models import all_of, checked_text, text_from_bytes
+from edgeglm.serve.models import checked_text, text_from_bytes
 from edgeglm.serve.refusals import CompressedError, TooLargeError
 from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
+from edgeglm.serve.together import all_of
 
 MOST_RESULTS = 1000
 MOST_INLINE = 100

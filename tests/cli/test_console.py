@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -84,11 +85,22 @@ def test_cache_lists_and_makes_room(capsys: pytest.CaptureFixture[str]):
     assert entry["key"] == "a" * 64
     assert cli.exit_code(["cache", "gc", "--quota", "1GB"]) == 0
     assert "removed 0 entries" in capsys.readouterr().out
+    assert cli.exit_code(["cache", "gc", "--quota", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "removed 0 entries" in captured.out
+    assert "are left, which running commands work with" in captured.err
+    root = store.root
+    del store  # whoever works with it has ended
     assert cli.exit_code(["cache", "gc", "--quota", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == entry["size_bytes"]
     assert cli.exit_code(["cache", "path"]) == 0
-    assert capsys.readouterr().out.strip() == str(store.root)
-    assert store.entries() == []
+    assert capsys.readouterr().out.strip() == str(root)
+    assert Store(root).entries() == []
+
+
+def test_a_command_has_one_store_that_holds_what_it_was_given():
+    app = App()
+    assert app.store() is dataclasses.replace(app, json=True).store()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,19 @@ def test_a_log_that_could_not_be_folded_is_told(
     assert "free some space" in told["unfolded"]
 
 
+def test_an_empty_folder_prunes_nothing_unless_that_is_said(
+    index: Path,
+    bundle: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "mount" / "shop").mkdir(parents=True)
+    asked = ("add", index, bundle, tmp_path / "mount" / "shop")
+    assert "or give --allow-empty" in ran(capsys, *asked, "--prune", code=2)
+    assert "give --prune too" in ran(capsys, *asked, "--allow-empty", code=2)
+    assert "0 pictures; 0 added, 3 removed" in ran(capsys, *asked, "--prune", "--allow-empty")
+
+
 def test_what_cannot_be_done_exits_with_2_and_a_remedy(
     index: Path,
     bundle: Path,  # noqa: F811

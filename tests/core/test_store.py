@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,54 @@ def test_gc_removes_the_longest_unused_until_the_rest_fits(tmp_path: Path):
     assert store.get("c" * 64) is not None
 
 
+_COLLECT = """
+import sys
+from pathlib import Path
+from edgeglm.core.store import Store
+
+for entry in Store(Path(sys.argv[1])).collect(quota_bytes=0):
+    print(entry.key)
+"""
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["made", "found"])
+def test_gc_leaves_what_another_process_was_given_and_takes_it_afterwards(tmp_path: Path, again: bool):
+    def collected() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", _COLLECT, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    Store(tmp_path).put("d" * 64, "pairs", write_text("of a build that is over"))
+    if again:
+        Store(tmp_path).put(KEY, "teacher", write_text("input of the next stage"))
+    building = Store(tmp_path)
+    artifact, reused = building.put(KEY, "teacher", write_text("input of the next stage"))
+    assert reused == again
+    assert collected() == ["d" * 64]
+    assert all((artifact.path / name).is_file() for name in artifact.files)
+    assert [entry.key for entry in building.collect(quota_bytes=0)] == [KEY], "its own it may give up"
+    building.put(KEY, "teacher", write_text("made again"))
+    assert collected() == [], "it is held anew"
+    del building
+    assert collected() == [KEY]
+
+
+def test_gc_does_not_wait_for_what_is_being_written(tmp_path: Path):
+    store, seen = Store(tmp_path), []
+
+    def write(folder: Path) -> dict[str, int]:
+        junk = tmp_path / "entries" / KEY
+        junk.mkdir()
+        (junk / "entry.json").write_text("{}")
+        seen.append(Store(tmp_path).collect(quota_bytes=0))
+        shutil.rmtree(junk)
+        return {}
+
+    store.put(KEY, "pairs", write)
+    assert seen == [[]]
+
+
 def test_gc_within_the_quota_removes_nothing(tmp_path: Path):
     store = Store(tmp_path)
     store.put(KEY, "pairs", write_text("hello"))
@@ -290,3 +339,19 @@ def test_states_of_trainings_that_were_given_up_go_after_a_week(tmp_path: Path):
     assert [path.name for path in store.checkpoints.iterdir()] == ["fresh"]
     store.collect(quota_bytes=0)
     assert list(store.checkpoints.iterdir()) == []
+
+
+def test_the_states_of_a_training_that_runs_stay_when_all_is_collected(tmp_path: Path):
+    store = Store(tmp_path)
+    state = store.checkpoints / "phase" / "heads.pt"
+
+    def train(folder: Path) -> dict[str, int]:
+        state.parent.mkdir(parents=True)
+        state.write_bytes(b"state")
+        Store(tmp_path).collect(quota_bytes=0)
+        assert state.read_bytes() == b"state"
+        return {}
+
+    store.put(KEY, "teacher", train)
+    store.collect(quota_bytes=0)
+    assert not state.parent.exists()

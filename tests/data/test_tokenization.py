@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,19 @@ def test_what_takes_long_is_encoded_without_the_interpreter_lock(path: Path, tex
     tokenizer._backend = _Lockless(tokenizer._backend)
     ids, _ = tokenizer.encode(texts, max_length=4)
     assert set(map(tuple, ids.tolist())) <= {(2, 6, 6, 3), (2, 6, 3)}
+
+
+def test_the_largest_id_counts_and_not_how_many_there_are(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "red": 9}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path / "tokenizer.json").largest_id == 9
+
+
+def test_a_tokenizer_is_found_under_a_path_that_is_not_utf8(path: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    shutil.copy(path, folder / "tokenizer.json")
+    assert Tokenizer(folder / "tokenizer.json").vocabulary() == WORDS
 
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,16 @@ def test_a_broken_or_missing_model_is_a_user_error_that_names_it(tmp_path: Path)
     broken.write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"cannot load .*broken\.onnx"):
         OnnxRuntimeEngine(broken).load()
+
+
+def test_a_path_that_cannot_be_told_to_cpp_is_told_and_not_blamed_on_the_model(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    shutil.copy(model, folder / "text.onnx")
+    with pytest.raises(UserError, match=r"not UTF-8, .*; move it into a folder whose name is UTF-8"):
+        OnnxRuntimeEngine(folder / "text.onnx").load()
 
 
 def test_wrong_options_name_the_right_ones(model: Path) -> None:

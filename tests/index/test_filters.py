@@ -56,6 +56,11 @@ def test_a_filter_takes_the_rows_that_it_says(rows, value, sign):
     assert columns(rows).mask({"x": {sign: value}}).tolist() == [holds(row) for row in rows]
 
 
+def test_words_of_another_encoding_are_refused_and_no_fault_of_the_index():
+    with pytest.raises(UserError, match="no Unicode; type it in a terminal that writes UTF-8"):
+        where_from_words(["kind=caf\udce9"])
+
+
 @given(st.lists(st.text(max_size=12), max_size=4))
 def test_any_words_are_a_filter_or_a_refusal(words):
     try:

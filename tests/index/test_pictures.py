@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,46 @@ def test_a_folder_that_cannot_be_listed_is_told_and_nothing_of_it_is_pruned(
         add(bundle, folder, index, prune=True, skip_bad=True)
     assert add(bundle, folder, index, skip_bad=True).skipped == {"unreadable": 1}
     assert len(said_of(index)) == 3
+
+
+@pytest.mark.parametrize("prefix", ["old/shop/", "/old//shop"])
+def test_a_slash_too_many_in_a_prefix_does_not_keep_every_picture_twice(
+    bundle: Path, folder: Path, tmp_path: Path, prefix: str
+):
+    index = tmp_path / "index"
+    build(bundle, folder, index, prefix="old/shop")
+    again = add(bundle, folder, index, prefix=prefix, prune=True)
+    assert (again.unchanged, again.added, again.removed) == (3, 0, 0)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_told_how_it_can_be_taken(
+    bundle: Path, folder: Path, tmp_path: Path
+):
+    odd = folder.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    with pytest.raises(UserError, match=r"the name of the folder, .* give another --prefix"):
+        build(bundle, odd, tmp_path / "index", skip_bad=True)
+    with pytest.raises(UserError, match=r"the prefix, .* give another --prefix"):
+        build(bundle, odd, tmp_path / "index", prefix=odd.name)
+    assert build(bundle, odd, tmp_path / "index", prefix="cafe").added == 3
+
+
+@pytest.mark.parametrize("left", ["nothing", "no picture"])
+def test_a_folder_whose_mount_is_not_there_prunes_nothing_unless_that_is_meant(
+    bundle: Path, folder: Path, tmp_path: Path, left: str
+):
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    if left == "no picture":
+        (folder / "MOUNT-HERE.txt").write_text("the share goes here")
+    with pytest.raises(UserError, match="mount what belongs there, or give --allow-empty"):
+        add(bundle, folder, index, prune=True)
+    assert len(said_of(index)) == 3
+    with pytest.raises(UserError, match=r"give a folder that does$"):
+        add(bundle, folder, index, allow_empty=True)
+    assert add(bundle, folder, index, prune=True, allow_empty=True).removed == 3
+    assert said_of(index) == {}
 
 
 def test_pictures_of_every_kind_are_taken(bundle: Path, tmp_path: Path):

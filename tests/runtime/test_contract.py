@@ -75,3 +75,11 @@ def test_an_input_without_a_second_axis_cannot_be_ragged():
     source = TowerSource(engine=lambda: engine, ragged={"x": 0}, length_buckets=(4,))
     with pytest.raises(UserError, match="has no axis 1 to be ragged; leave it out of ragged"):
         TowerContract("text", engine, source)
+
+
+def test_a_range_for_an_input_that_the_tower_has_not_is_refused():
+    spec = TensorSpec(name="x", dtype="int64", shape=("B", 2))
+    engine = FakeEngine(inputs=[spec], outputs=[], function=lambda _: [])
+    source = TowerSource(engine=lambda: engine, largest={"y": 3})
+    with pytest.raises(UserError, match="has no input y; name one it takes"):
+        TowerContract("text", engine, source)

@@ -197,6 +197,33 @@ def test_raw_ids_that_do_not_fit_are_refused(bundle, lengths, words):
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("input_ids", 10**6, "input_ids holds 1000000; give whole numbers from 0 to "),
+        ("input_ids", -1, "input_ids holds -1; give whole numbers from 0 to "),
+        ("attention_mask", 7, "attention_mask holds 7; give whole numbers from 0 to 1"),
+    ],
+)
+def test_ids_that_no_token_has_fail_alone_and_never_reach_the_engine(bundle, name, number, words):
+    def sample(one: int) -> dict[str, np.ndarray]:
+        ids = np.ones(2, np.int64)
+        return {"input_ids": ids, "attention_mask": ids, name: np.array([1, one])}
+
+    async def main() -> None:
+        async with Runner(bundle, CONFIG) as served:
+            rows = [served.infer("text", sample(one)) for one in (1, number, 1)]
+            first, bad, last = await asyncio.gather(*rows, return_exceptions=True)
+            assert isinstance(bad, UserError)
+            assert words in str(bad)
+            for row in (first, last):
+                assert not isinstance(row, BaseException)
+                np.testing.assert_array_equal(row["embedding"], np.eye(3)[1])
+            assert served.stats().accepted == 2
+
+    run(main)
+
+
 def test_a_swap_takes_the_tokenizer_with_it(path, tmp_path):
     other = colour_bundle(tmp_path / "other")
 

@@ -201,7 +201,7 @@ def test_wrong_names_shapes_and_dtypes_are_told(server: Server, face: Any, name,
 
 
 @pytest.mark.parametrize("face", FACES, ids=["http", "grpc"])
-def test_numbers_that_are_none_and_texts_that_are_no_utf8_are_told(server: Server, face: Any):
+def test_numbers_that_are_none_ids_of_no_token_and_texts_that_are_no_utf8_are_told(server: Server, face: Any):
     pixels = np.full((1, 3, SIDE, SIDE), np.nan, np.float32)
     tensor = face.InferInput("pixels", list(pixels.shape), "FP32")
     tensor.set_data_from_numpy(pixels)
@@ -214,6 +214,10 @@ def test_numbers_that_are_none_and_texts_that_are_no_utf8_are_told(server: Serve
             client.infer("embed_image", [raw_input(face, "image", [b"GIF"])])
         with pytest.raises(InferenceServerException, match="over the limit of 64"):
             client.infer("text", text_inputs(face, [[0]] * 65))
+        for id in (10**6, -1):
+            with pytest.raises(InferenceServerException, match=f"input_ids holds {id}; give whole") as caught:
+                client.infer("text", text_inputs(face, [[0], [id]]))
+            assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
 @pytest.mark.parametrize("face", FACES, ids=["http", "grpc"])
