@@ -15,7 +15,8 @@ async def all_of(calls: Sequence[Work]) -> list[Any]:
     """Await all; should one fail, cancel the others and raise its error.
 
     Each takes its first step at once and not, as a task of its own would, a turn later: a bundle that takes
-    the place of another in between would answer in its name.
+    the place of another in between would answer in its name. In that step it must not ask for its task, as
+    ``asyncio.timeout`` does.
     """
     tasks: list[asyncio.Task[Any]] = []
     try:
