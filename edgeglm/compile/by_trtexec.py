@@ -28,7 +28,7 @@ from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.compile.contract import target_of
 from edgeglm.compile.owner import alone
 from edgeglm.compile.route import member_for
-from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
+from edgeglm.compile.shell import SCRIPT_NAME, jetsons, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board, Conditions
@@ -126,7 +126,13 @@ def finalize_by_trtexec(
     """
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
-    sources = shell_sources(bundle, target_of(bundle))
+    target = target_of(bundle)
+    if not jetsons(target):
+        raise UserError(
+            f"trtexec builds for Jetsons, and {target.target.name} has none among its members; "
+            "leave --engine out"
+        )
+    sources = shell_sources(bundle, target)
     with scratch_folder("edgeglm-trtexec-") as folder:
         for name, data in sources.items():
             place = inside(Path(folder), name)

@@ -17,6 +17,7 @@ from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import board_from_files
 from tests.compile.shell_board import ORIN, XAVIER, board, with_shell
+from tests.compile.stand_ins import made
 
 QUIET = QuietProgress()
 
@@ -133,3 +134,11 @@ def test_a_name_that_could_end_or_leave_the_script_is_refused(name: str, tmp_pat
         object.__setattr__(bundle, "manifest", manifest)
         with pytest.raises(UserError, match="cannot stand in a shell script"):
             finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+
+
+def test_a_target_without_a_jetson_is_refused_with_the_option_that_asked(tmp_path: Path):
+    with (
+        open_bundle(made(tmp_path / "demo", "cpu")) as bundle,
+        pytest.raises(UserError, match="cpu has none among its members; leave --engine out"),
+    ):
+        finalize_by_trtexec(bundle, progress=QuietProgress())
