@@ -24,6 +24,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
+from edgeglm.export.plain import require_shapes
 
 TOWER = "model"
 _WRITTEN = (f"{TOWER}.npz", "curve.json")
@@ -40,8 +41,12 @@ class Drawing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def model_inputs(onnx_path: Path) -> tuple[TensorSpec, ...]:
-    """Return what a model takes. Raises UserError when ONNX Runtime cannot load it."""
+    """Return what a model takes. Raises UserError when ONNX Runtime cannot load it, or a shape is missing."""
+    import onnx
+
     with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
+        if any(not spec.shape for spec in engine.inputs):  # which of the two it is, ONNX Runtime does not say
+            require_shapes(onnx.load(onnx_path, load_external_data=False), onnx_path.name)
         return engine.inputs
 
 

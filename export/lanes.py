@@ -29,6 +29,7 @@ from edgeglm.export.emit import types_of
 from edgeglm.export.graph import QUANTIZERS, Graph, all_nodes, model_from_file, name_of, opset_of
 from edgeglm.export.lowering import Lowered, lane_a, lane_b
 from edgeglm.export.outputs import require_other_file
+from edgeglm.export.plain import require_no_float64, require_shapes
 from edgeglm.targets.legality import check_lane, check_opset
 from edgeglm.targets.schema import Lane, Target
 
@@ -164,6 +165,8 @@ def lane_file(
     if cache is not None:
         require_other_file(cache, path, out)
     model = model_from_file(path)
+    require_shapes(model, path.name)
+    require_no_float64(model, path.name)
     lowered = lane_a(model, keep_fp32=keep_fp32) if lane == "A" else lane_b(model)
     ranges = None
     if cache is not None:  # of the lowered graph: the cache names the tensors that the builder will see
