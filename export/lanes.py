@@ -44,6 +44,11 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 _LANE_A_TYPES = (
     TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL,
 )  # fmt: skip
+#: What no parser of ONNX files makes a tensor of: DataType of TensorRT has none of them, in any release.
+_UNPARSED = (
+    TensorProto.STRING, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+    TensorProto.COMPLEX64, TensorProto.COMPLEX128,
+)  # fmt: skip
 #: Operators whose inputs are meant to be of several types.
 _MIXED = (*QUANTIZERS, "Cast", "CastLike", "Where", "Resize", "Loop", "If", "Scan")
 
@@ -89,6 +94,11 @@ def lane_problems(model: onnx.ModelProto, lane: Lane, target: Target | None = No
     except Exception as error:  # onnx raises several classes of its own, and protobuf's
         problems.append(f"onnx.checker refuses it: {' '.join(str(error).split())[:200]}")
         return tuple(problems)
+    problems += [
+        f"{name!r} is {TensorProto.DataType.Name(kind)}, and TensorRT has no such type"
+        for name, kind in types_of(model).items()
+        if kind in _UNPARSED
+    ]
     problems += _quantizer_problems(model, lane)
     problems += _lane_a_types(model) if lane == "A" else _mixed_types(model)
     if target is not None:
