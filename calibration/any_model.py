@@ -48,7 +48,7 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.progress import Progress, QuietProgress
 from edgeglm.engines.environment import cpu_flags
-from edgeglm.export.plain import require_standard
+from edgeglm.export.plain import require_no_float64, require_standard
 from edgeglm.targets.legality import check_lane
 from edgeglm.targets.schema import Target
 
@@ -124,6 +124,7 @@ def quantize_onnx(
         prepared = prepared_model(source, op_types=OP_TYPES if plan is not None else settings.op_types)
         if target.kind != "cpu":
             require_standard(prepared.model)
+            require_no_float64(prepared.model, source.name)
         if plan is None:
             require_effect(prepared, settings)
         checked_feeds(source, batches)

@@ -17,16 +17,17 @@ from edgeglm.calibration.sets import (
     RECORD_NAME,
     CalibrationSet,
     calibration_set_from_arrays,
-    open_calibration_set,
     random_calibration_set,
 )
 from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.protocol import TensorSpec, check_feeds
+from edgeglm.export.plain import require_shapes
 
 TOWER = "model"
 _WRITTEN = (f"{TOWER}.npz", "curve.json")
+Finish = Callable[[CalibrationSet], object]
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(x\d+)*)")
 
 
@@ -40,8 +41,12 @@ class Drawing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def model_inputs(onnx_path: Path) -> tuple[TensorSpec, ...]:
-    """Return what a model takes. Raises UserError when ONNX Runtime cannot load it."""
+    """Return what a model takes. Raises UserError when ONNX Runtime cannot load it, or a shape is missing."""
+    import onnx
+
     with OnnxRuntimeEngine(onnx_path, threads=1, spinning=False) as engine:
+        if any(not spec.shape for spec in engine.inputs):  # which of the two it is, ONNX Runtime does not say
+            require_shapes(onnx.load(onnx_path, load_external_data=False), onnx_path.name)
         return engine.inputs
 
 
@@ -53,11 +58,11 @@ def calibration_set_for_model(
     drawing: Drawing,
     tokenizer: Path | None = None,
     evaluation: Path | None = None,
-    accept: Callable[[int], object] | None = None,
+    finish: Finish | None = None,
 ) -> CalibrationSet:
     """Draw samples for a model and write the set to ``out``; an earlier set there is replaced as a whole.
 
-    ``accept`` is told how many samples were drawn before anything is put in place, and may raise. The other
+    ``finish`` is given the set before it is put in place, to write files beside it, and may raise. The other
     arguments are those of ``intake.candidates_from_data``.
 
     Raises:
@@ -82,8 +87,8 @@ def calibration_set_for_model(
         )
         _require_batch(inputs, drawing.batch_size, made.batches(TOWER).samples)
         check_feeds(inputs, made.batches(TOWER)[0], onnx_path.name)
-        if accept is not None:
-            accept(made.batches(TOWER).samples)
+        if finish is not None:
+            finish(made)
         put_in_place(new, out)
     return CalibrationSet(folder=out, record=made.record)
 
@@ -95,12 +100,19 @@ def _preprocessing(reading: Reading, tokenizer: Path | None) -> dict[str, Any]:
 
 
 def random_set_for_model(
-    onnx_path: Path, out: Path, *, drawing: Drawing, shapes: Sequence[str], allow_random: bool
+    onnx_path: Path,
+    out: Path,
+    *,
+    drawing: Drawing,
+    shapes: Sequence[str],
+    allow_random: bool,
+    finish: Finish | None = None,
 ) -> CalibrationSet:
     """Write noise for a model, which the record then says. Needs ``allow_random``, and every dimension.
 
     ``shapes`` are ``name:1x3x224x224`` for inputs whose dimensions the model leaves open; the first of
-    each is replaced by the number of samples. ``out`` is as in :func:`calibration_set_for_model`.
+    each is replaced by the number of samples. ``out`` and ``finish`` are as in
+    :func:`calibration_set_for_model`.
 
     Raises UserError for a shape that the model does not take, or of no input.
     """
@@ -116,7 +128,7 @@ def random_set_for_model(
     )
     with disk_errors(out), staging_folder(out) as staged:
         new = staged / "new"
-        random_calibration_set(
+        made = random_calibration_set(
             new,
             {TOWER: tensors},
             preprocessing={},
@@ -124,8 +136,10 @@ def random_set_for_model(
             batch_size=drawing.batch_size,
             seed=drawing.seed,
         )
+        if finish is not None:
+            finish(made)
         put_in_place(new, out)
-    return open_calibration_set(out)
+    return CalibrationSet(folder=out, record=made.record)
 
 
 def is_calibration_set(data: Path) -> bool:

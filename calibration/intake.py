@@ -3,6 +3,7 @@
 - ``.npz``: one array for each input, samples along the first axis; an array ``stratum`` may name groups.
 - folder of ``.npz`` files: the rows of all of them; a file's sub-folder is its stratum.
 - folder of images: the sub-folder is the stratum, as in a folder of classes.
+  Of a folder, hidden files and sets that were drawn into it are left out.
 - ``.jsonl``: ``{"image": path, "text": words, "stratum": name}`` a line, paths relative to the file.
 
 Only what is drawn is decoded; digests are read from files a block at a time.
@@ -10,6 +11,7 @@ Only what is drawn is decoded; digests are read from files a block at a time.
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.calibration.feeds import forget_pages, mapped_npz, native
-from edgeglm.calibration.sets import Candidates
+from edgeglm.calibration.sets import RECORD_NAME, Candidates
 from edgeglm.core.digest import sha256_bytes, sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 from edgeglm.data.tokenization import Tokenizer
@@ -29,7 +31,7 @@ from edgeglm.data.transforms import decoded_image, model_input_from_pixels, pixe
 from edgeglm.engines.protocol import TensorSpec
 
 Array = npt.NDArray[Any]
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: What of a Reading, and besides, decides the tensors of samples of a kind.
 _HEEDED = {
     "arrays": (),
@@ -128,13 +130,18 @@ def _read(data: Path, inputs: Sequence[TensorSpec], reading: Reading, tokenizer:
         return _from_samples(_lines(data), inputs, reading, tokenizer)
     if not data.is_dir():
         raise UserError(f"no calibration data at {data}; give an .npz, a .jsonl or a folder")
-    files = sorted(path for path in data.rglob("*") if path.is_file())
+    files = _files_in(data)
     archives = [path for path in files if path.suffix == ".npz"]
+    images = [path for path in files if path.suffix.lower() in _IMAGES]
+    if archives and images:
+        raise UserError(
+            f"{data} holds {len(archives)} .npz and {len(images)} images, and a set is drawn from one kind; "
+            "give the folder of either"
+        )
     if archives:
         return _from_arrays([(path, _stratum(path, data)) for path in archives], inputs, root=data)
     if (data / "pairs.jsonl").is_file():
         return _from_samples(_lines(data / "pairs.jsonl"), inputs, reading, tokenizer)
-    images = [path for path in files if path.suffix.lower() in _IMAGES]
     if not images:
         raise UserError(f"{data} holds no image and no .npz; give the folder of the samples")
     samples = [
@@ -142,6 +149,17 @@ def _read(data: Path, inputs: Sequence[TensorSpec], reading: Reading, tokenizer:
         for path in images
     ]
     return _from_samples(samples, inputs, reading, tokenizer)
+
+
+def _files_in(data: Path) -> list[Path]:
+    """Return the files under a folder but for hidden ones and those of sets that were drawn into it."""
+    files = [
+        path
+        for path in sorted(data.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(data).parts)
+    ]
+    drawn = {path.parent for path in files if path.name == RECORD_NAME} - {data}
+    return [path for path in files if path.parent not in drawn]
 
 
 def _stratum(path: Path, root: Path) -> str:
@@ -312,9 +330,11 @@ def _size_of(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return f"{image.width}x{image.height}"
-    except OSError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return f"{image.width}x{image.height}"
+    except Exception:  # what Pillow raises on damaged and on very large files has no base
         return "unreadable"  # decoding says why, if it is drawn
 
 

@@ -16,7 +16,7 @@ from edgeglm.calibration.groups import own_weights
 from edgeglm.calibration.schemes import Method, Scheme
 from edgeglm.core.errors import UserError
 from edgeglm.export.graph import named
-from edgeglm.export.plain import plain
+from edgeglm.export.plain import plain, require_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -59,6 +59,7 @@ def inferred_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} has no node; export it again")
+    require_shapes(model, path.name)
     plain(model)
     _one_opset_each(model)
     _forget_shapes_of_weights(model)

@@ -72,6 +72,11 @@ class TowerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     disjointness: Disjointness
     coverage: dict[str, Coverage] = {}
 
+    @property
+    def repeated(self) -> int:
+        """How many samples say nothing that an earlier one does not: their content is the same."""
+        return len(self.samples) - len({sample.sha256 for sample in self.samples})
+
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``calibration.json``.

@@ -29,6 +29,7 @@ from edgeglm.export.emit import types_of
 from edgeglm.export.graph import QUANTIZERS, Graph, all_nodes, model_from_file, name_of, opset_of
 from edgeglm.export.lowering import Lowered, lane_a, lane_b
 from edgeglm.export.outputs import require_other_file
+from edgeglm.export.plain import require_no_float64, require_shapes
 from edgeglm.targets.legality import check_lane, check_opset
 from edgeglm.targets.schema import Lane, Target
 
@@ -42,6 +43,11 @@ _PARSERS: dict[Lane, str] = {"A": "8.5", "B": "10.1"}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _LANE_A_TYPES = (
     TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL,
+)  # fmt: skip
+#: What no parser of ONNX files makes a tensor of: DataType of TensorRT has none of them, in any release.
+_UNPARSED = (
+    TensorProto.STRING, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+    TensorProto.COMPLEX64, TensorProto.COMPLEX128,
 )  # fmt: skip
 #: Operators whose inputs are meant to be of several types.
 _MIXED = (*QUANTIZERS, "Cast", "CastLike", "Where", "Resize", "Loop", "If", "Scan")
@@ -88,6 +94,11 @@ def lane_problems(model: onnx.ModelProto, lane: Lane, target: Target | None = No
     except Exception as error:  # onnx raises several classes of its own, and protobuf's
         problems.append(f"onnx.checker refuses it: {' '.join(str(error).split())[:200]}")
         return tuple(problems)
+    problems += [
+        f"{name!r} is {TensorProto.DataType.Name(kind)}, and TensorRT has no such type"
+        for name, kind in types_of(model).items()
+        if kind in _UNPARSED
+    ]
     problems += _quantizer_problems(model, lane)
     problems += _lane_a_types(model) if lane == "A" else _mixed_types(model)
     if target is not None:
@@ -164,6 +175,8 @@ def lane_file(
     if cache is not None:
         require_other_file(cache, path, out)
     model = model_from_file(path)
+    require_shapes(model, path.name)
+    require_no_float64(model, path.name)
     lowered = lane_a(model, keep_fp32=keep_fp32) if lane == "A" else lane_b(model)
     ranges = None
     if cache is not None:  # of the lowered graph: the cache names the tensors that the builder will see

@@ -70,6 +70,29 @@ def require_standard(model: onnx.ModelProto) -> None:
             )
 
 
+def require_shapes(model: onnx.ModelProto, name: str) -> None:
+    """Raise UserError for an input without a shape, which is not the same as one of no axes."""
+    for value in model.graph.input:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise UserError(
+                f"the input {value.name!r} of {name} has no shape, not even a number of axes; export it with "
+                "one, in which a name stands for each size that may vary"
+            )
+
+
+def require_no_float64(model: onnx.ModelProto, name: str) -> None:
+    """Raise UserError for an input or output of a type that TensorRT does not have."""
+    import onnx
+
+    for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            if value.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+                raise UserError(
+                    f"the {kind} {value.name!r} of {name} is float64, which TensorRT does not have; "
+                    "export it as float32"
+                )
+
+
 def why_illegal(model: onnx.ModelProto) -> str:
     """Return what ``onnx.checker`` says against a model, in one line; "" for a legal one."""
     import onnx.checker

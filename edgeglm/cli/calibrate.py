@@ -16,7 +16,7 @@ from edgeglm.core.words import human_bytes
 if TYPE_CHECKING:
     from edgeglm.calibration.curve import Point
     from edgeglm.calibration.schemes import Method
-    from edgeglm.calibration.sets import CalibrationSet
+    from edgeglm.calibration.sets import CalibrationSet, TowerRecord
 
 #: The options of :func:`drawing_options`.
 DRAWING = (
@@ -130,19 +130,33 @@ def command(
         refuse_options(("shapes", "allow_random_calibration"), "it is for random numbers; leave DATA out")
     if curve is None:
         refuse_options(("metric", "method"), "it is of the curve; give --curve too")
-    sizes, accept = None, None
+    points: list[Point] = []
+    finish = None
     if curve is not None:  # before anything is written
         from edgeglm.calibration.curve import curve_of_sizes, largest_size, sizes_from_text
         from edgeglm.calibration.demands import fixed_batch
         from edgeglm.calibration.scoring import metric_from_name
 
         sizes = sizes_from_text(curve)
-        accept = functools.partial(largest_size, sizes=sizes, fixed=fixed_batch(model))
-        accept(drawing.samples)
+        largest_size(drawing.samples, sizes, fixed=fixed_batch(model))
         function = None if metric is None else metric_from_name(metric)
+
+        def finish(made: CalibrationSet) -> None:
+            batches = made.batches(TOWER)
+            points.extend(
+                curve_of_sizes(model, batches, sizes, method=method, metric=function, progress=app.progress)
+            )
+            text = msgspec.json.format(msgspec.json.encode(points), indent=1) + b"\n"
+            (made.folder / "curve.json").write_bytes(text)
+
     if data is None:
         drawn = random_set_for_model(
-            model, output, drawing=drawing, shapes=shapes, allow_random=allow_random_calibration
+            model,
+            output,
+            drawing=drawing,
+            shapes=shapes,
+            allow_random=allow_random_calibration,
+            finish=finish,
         )
     else:
         drawn = calibration_set_for_model(
@@ -152,18 +166,17 @@ def command(
             drawing=drawing,
             tokenizer=tokenizer,
             evaluation=evaluation,
-            accept=accept,
-        )
-    points: list[Point] = []
-    if sizes is not None:
-        points = curve_of_sizes(
-            model, drawn.batches(TOWER), sizes, method=method, metric=function, progress=app.progress
-        )
-        (output / "curve.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(points), indent=1) + b"\n"
+            finish=finish,
         )
     _show(app, drawn, points)
     app.emit({"output": output, "record": drawn.record, "curve": points})
+
+
+def note_repeated(app: App, part: TowerRecord) -> None:
+    """Say how many of the samples are copies: they weigh more than others, and widen no range."""
+    if part.repeated:
+        distinct = len(part.samples) - part.repeated
+        app.note(f"{part.repeated} of {len(part.samples)} samples equal an earlier one; {distinct} differ")
 
 
 def _show(app: App, drawn: CalibrationSet, points: list[Point]) -> None:
@@ -173,6 +186,7 @@ def _show(app: App, drawn: CalibrationSet, points: list[Point]) -> None:
             f"{drawn.folder / part.file}: {len(part.samples)} samples, batches of "
             f"{drawn.record.batch_size}, {human_bytes(size)}, from {drawn.record.source} data"
         )
+        note_repeated(app, part)
         if part.coverage:
             app.table(
                 ["trait", ">values drawn", ">of", ">share of all samples", "most frequent"],

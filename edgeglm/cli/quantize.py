@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeglm.cli.calibrate import DRAWING, METHODS, drawing_options
+from edgeglm.cli.calibrate import DRAWING, METHODS, drawing_options, note_repeated
 from edgeglm.cli.console import App, json_option
 from edgeglm.cli.unused_options import refuse_options
 from edgeglm.core.words import human_bytes
@@ -115,11 +115,13 @@ def command(
     )
     if scheme == "fp8" and set(methods) - {"max"}:
         raise click.UsageError("--scheme fp8 finds ranges by the largest value; leave --method out")
+    if scheme.startswith("dynamic"):
+        refuse_options(("methods",), f"--scheme {scheme} finds ranges at run time; leave --method out")
     plan = None if precision_plan is None else plan_from_file(precision_plan)
     function = None if metric is None else metric_from_name(metric)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeglm-samples-")))
-        batches, origin = _batches(model, data, scratch, drawing, tokenizer)
+        batches, origin = _batches(app, model, data, scratch, drawing, tokenizer)
         if origin.source == "random":
             app.note("the ranges come from RANDOM NUMBERS; do not ship this file")
         outcome = quantize_onnx(
@@ -149,7 +151,7 @@ def _said(app: App, clock: GpuClock | None) -> GpuClock | None:
 
 
 def _batches(
-    model: Path, data: Path, scratch: Path, drawing: Drawing, tokenizer: Path | None
+    app: App, model: Path, data: Path, scratch: Path, drawing: Drawing, tokenizer: Path | None
 ) -> tuple[Batches, Origin]:
     from edgeglm.calibration.drawing import (
         TOWER,
@@ -166,6 +168,7 @@ def _batches(
     else:
         found = calibration_set_for_model(data, model, scratch / "set", drawing=drawing, tokenizer=tokenizer)
         tower = TOWER
+    note_repeated(app, found.record.towers[tower])
     return found.batches(tower), origin_of(found, tower)
 
 

@@ -28,7 +28,7 @@ from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.compile.contract import target_of
 from edgeglm.compile.owner import alone
 from edgeglm.compile.route import member_for
-from edgeglm.compile.shell import SCRIPT_NAME, shell_sources
+from edgeglm.compile.shell import SCRIPT_NAME, jetsons, shell_sources
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board, Conditions
@@ -126,7 +126,13 @@ def finalize_by_trtexec(
     """
     if not bundle.verified:
         raise UserError("the bundle was not verified; open it with its digests checked")
-    sources = shell_sources(bundle, target_of(bundle))
+    target = target_of(bundle)
+    if not jetsons(target):
+        raise UserError(
+            f"trtexec builds for Jetsons, and {target.target.name} has none among its members; "
+            "leave --engine out"
+        )
+    sources = shell_sources(bundle, target)
     with scratch_folder("edgeglm-trtexec-") as folder:
         for name, data in sources.items():
             place = inside(Path(folder), name)
@@ -146,8 +152,9 @@ def finalize_by_trtexec(
         }
         if root != Path("/"):
             environment["EDGEGLM_ROOT"] = str(root)
-        with alone(finalized):  # the lock that the script takes where it is run by hand
-            _run(command, environment, progress, title=f"finalize {bundle.manifest.name} by trtexec")
+        with alone(finalized) as lock:  # which the script takes where it is run by hand
+            title = f"finalize {bundle.manifest.name} by trtexec"
+            _run(command, environment, progress, title=title, lock=lock)
     written = finalized / RECEIPT_NAME
     try:
         return msgspec.json.decode(written.read_bytes(), type=TrtexecReceipt)
@@ -155,8 +162,13 @@ def finalize_by_trtexec(
         raise EdgeglmError(f"{written} is no receipt: {error}; run the same command again") from error
 
 
-def _run(command: list[str], environment: dict[str, str], progress: Progress, *, title: str) -> None:
-    """Run the script, show its lines, and turn its exit into an error."""
+def _run(
+    command: list[str], environment: dict[str, str], progress: Progress, *, title: str, lock: int
+) -> None:
+    """Run the script, show its lines, and turn its exit into an error.
+
+    It inherits the lock: should this process be killed, ``trtexec`` goes on until its engine is built.
+    """
     with tempfile.TemporaryFile() as words, progress.task(title, None) as task:
         child = subprocess.Popen(
             command,
@@ -166,6 +178,7 @@ def _run(command: list[str], environment: dict[str, str], progress: Progress, *,
             stderr=words,
             text=True,
             errors="replace",
+            pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops it in order
         )
         assert child.stdout is not None

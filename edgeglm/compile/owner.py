@@ -21,8 +21,11 @@ class _Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a finalized folder; a second one is refused with the first one's number."""
+def alone(folder: Path) -> Iterator[int]:
+    """Hold the lock of a finalized folder; a second one is refused with the first one's number.
+
+    Yields its handle: a child that inherits it holds the lock too, as long as it lives.
+    """
     path = folder / ".lock"
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +41,7 @@ def alone(folder: Path) -> Iterator[None]:
         with disk_errors(path):
             os.ftruncate(handle, 0)
             os.pwrite(handle, msgspec.json.encode(_Owner(pid=os.getpid(), started=started)), 0)
-        yield
+        yield handle
     finally:
         os.close(handle)
 

@@ -46,6 +46,11 @@ _DEQUANTIZE = b"\x22\x10DequantizeLinear"
 """``NodeProto.op_type`` as it stands in an ONNX file: field 4, 16 characters. A device has no onnx."""
 
 
+def jetsons(target: ResolvedTarget) -> list[Target]:
+    """Return the members whose engines the script builds."""
+    return [m for m in target.members if m.builder == "tensorrt" and m.arch == "aarch64" and m.sm]
+
+
 def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
     """Return the files of the shell finalize, ``{path in the bundle: content}``.
 
@@ -57,7 +62,7 @@ def shell_sources(bundle: Bundle, target: ResolvedTarget) -> dict[str, bytes]:
         UserError: no member of the target is a Jetson, the bundle has no goldens, or the manifest does
             not say what the towers take.
     """
-    boards = [m for m in target.members if m.builder == "tensorrt" and m.arch == "aarch64" and m.sm]
+    boards = jetsons(target)
     sms = sorted({member.sm for member in boards if member.sm})
     if not sms:
         raise UserError(f"{target.target.name} has no Jetson among its members; leave {SCRIPT_NAME} out")

@@ -146,6 +146,11 @@ def write_repository(
     """Write the repository in one step. Raises UserError when the place is taken or cannot be written."""
     if destination.exists():
         raise UserError(f"{destination} is there already; choose a new folder for the model repository")
+    if destination.resolve().is_relative_to(bundle.origin.resolve()):
+        raise UserError(
+            f"{destination} lies in the bundle, which would no longer hold what it was packed with; "
+            "choose a folder outside it"
+        )
     about: dict[str, Any] = {
         "bundle": bundle.manifest.name,
         "content_digest": bundle.manifest.content_digest,

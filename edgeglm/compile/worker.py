@@ -2,7 +2,8 @@
 
 The builder's C++ prints to stdout past every logger, which would break ``--json``; it may abort the
 process; and it keeps memory. Apart, its words go into the log, a crash is an error with the file's
-name, and the memory comes back. The child answers with one JSON object a line:
+name, and the memory comes back. It never outlives its parent: what runs next times engines.
+The child answers with one JSON object a line:
 
     {"phase": "Building engine", "parent": null} | {"step": "Building engine"} | {"done": {...}}
     {"error": "...", "user": true}
@@ -13,6 +14,7 @@ The plan, and where the builder gives them the timing cache and the layers, come
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -34,6 +36,7 @@ from edgeglm.targets.build_options import BuildOptions
 from edgeglm.targets.schema import Target
 
 _STOP_SECONDS = 10
+_PR_SET_PDEATHSIG = 1
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +106,7 @@ def _beside(plan: Path) -> tuple[Path, Path]:
 def _child(plan: Path, words: int) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C reaches the parent alone, which then stops the child in order.
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgeglm.compile.worker", str(plan)],
+        [sys.executable, "-m", "edgeglm.compile.worker", str(plan), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=words,
@@ -165,7 +168,16 @@ class _Sender:
         yield _SentTask(self)
 
 
-def _main(plan: Path) -> int:
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, also by ``kill -9`` (Linux; see prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        sys.exit(1)
+
+
+def _main(plan: Path, parent: int) -> int:
+    _end_with(parent)
     send = _Sender()
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
     try:
@@ -196,4 +208,4 @@ def _main(plan: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    sys.exit(_main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -44,6 +44,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -
     "unknown target 'jetson-agz'; known: a10, jetson-agx; did you mean 'jetson-agx'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    last = f"did you mean {near[0]!r}?" if near else remedy or "use one of those"
+    folded = {known_name.casefold(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    last = f"did you mean {folded[near[0]]!r}?" if near else remedy or "use one of those"
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}; {last}")

@@ -32,6 +32,8 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _LOG_ERRORS_ONLY = 3
+#: What to do about some of what ONNX Runtime says when it loads a file.
+_REMEDIES = {"same node name": "give each node a name of its own"}
 
 
 class OnnxRuntimeEngine(Engine):
@@ -160,9 +162,10 @@ class OnnxRuntimeEngine(Engine):
             session = runtime.InferenceSession(str(self.path), options, providers=chosen)
         except Exception as error:  # its exceptions share no base of their own
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"ONNX Runtime cannot load {self.path}: {reason}; export the model again"
-            ) from error
+            remedy = next(
+                (cure for said, cure in _REMEDIES.items() if said in reason), "export the model again"
+            )
+            raise UserError(f"ONNX Runtime cannot load {self.path}: {reason}; {remedy}") from error
         if self.providers[0] not in session.get_providers():
             raise UserError(
                 f"{self.providers[0]} does not work on this machine; "

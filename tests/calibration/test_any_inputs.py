@@ -30,6 +30,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.engines.protocol import TensorSpec
 from edgeglm.export.anonymous import save_deterministic
 from edgeglm.export.fp16_lint import lint_file
+from edgeglm.export.lanes import lane_file
 from edgeglm.targets.schema import load_target
 
 WIDTH = 64
@@ -205,3 +206,58 @@ def test_samples_that_are_all_equal_are_refused(tmp_path: Path) -> None:
     ):
         calibration_set_for_model(tmp_path / "x.npz", source, tmp_path / "set", drawing=Drawing(samples=16))
     assert not (tmp_path / "set").exists()
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Return a good model of two products; a test writes it again with what is wrong."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], "cast", to=_FLOAT),
+        helper.make_node("MatMul", ["f", "one"], ["a"], "one/MatMul"),
+        helper.make_node("MatMul", ["a", "two"], ["y"], "two/MatMul"),
+    ]
+    return _file(tmp_path / "m.onnx", nodes, {"one": _normal(WIDTH, WIDTH), "two": _normal(WIDTH, WIDTH)})
+
+
+def test_a_float64_input_is_refused_for_tensorrt_and_taken_on_a_cpu(odd: Path, tmp_path: Path) -> None:
+    model = onnx.load(odd)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(model, odd)
+    batches = Batches({"x": _normal(16, WIDTH).astype(np.float64)}, 4)
+    said = r"the input 'x' of m.onnx is float64, which TensorRT does not have; export it as float32"
+    with pytest.raises(UserError, match=said):
+        quantize_onnx(odd, batches, tmp_path / "out", target=load_target("t4"))
+    for lane in ("A", "B"):
+        with pytest.raises(UserError, match=said):
+            lane_file(odd, tmp_path / "lowered.onnx", lane)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    prepared = prepared_model(odd)
+    int8_by_plan(prepared, tmp_path / "cpu.onnx", whole_plan(prepared, "dynamic"), {})
+    assert fidelity(tmp_path / "cpu.onnx", odd, batches).min_cosine > 0.98
+
+
+def test_an_input_without_a_shape_is_told_from_one_without_axes(odd: Path, tmp_path: Path) -> None:
+    model = onnx.load(odd)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, odd)
+    np.savez(tmp_path / "x.npz", x=_normal(16, WIDTH))
+    said = r"the input 'x' of m.onnx has no shape, not even a number of axes; export it with one"
+    with pytest.raises(UserError, match=said):
+        calibration_set_for_model(tmp_path / "x.npz", odd, tmp_path / "set", drawing=Drawing())
+    with pytest.raises(UserError, match=said):
+        prepared_model(odd)
+    with pytest.raises(UserError, match=said):
+        lane_file(odd, tmp_path / "lowered.onnx", "A")
+    spec = TensorSpec(name="x", dtype="float32", shape=())
+    with pytest.raises(UserError, match="it has no axis for samples"):
+        candidates_from_data(tmp_path / "x.npz", [spec], reading=Reading())
+
+
+def test_nodes_of_one_name_are_told_as_such(odd: Path, tmp_path: Path) -> None:
+    model = onnx.load(odd)
+    for node in model.graph.node[1:]:
+        node.name = "twin"
+    onnx.save(model, odd)
+    np.savez(tmp_path / "x.npz", x=_normal(16, WIDTH))
+    with pytest.raises(UserError, match=r"\(twin\)\.?; give each node a name of its own$"):
+        calibration_set_for_model(tmp_path / "x.npz", odd, tmp_path / "set", drawing=Drawing())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -11,12 +13,14 @@ from edgeglm.bundle.archive import ArchiveKind
 from edgeglm.bundle.pack import write_bundle
 from edgeglm.bundle.receipt import finalized_folder
 from edgeglm.bundle.verify import open_bundle
+from edgeglm.compile import by_trtexec
 from edgeglm.compile.by_trtexec import RECEIPT_NAME, finalize_by_trtexec, needs_trtexec
 from edgeglm.compile.owner import alone
 from edgeglm.core.errors import EdgeglmError, GateError, UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.engines.board import board_from_files
 from tests.compile.shell_board import ORIN, XAVIER, board, with_shell
+from tests.compile.stand_ins import made
 
 QUIET = QuietProgress()
 
@@ -133,3 +137,35 @@ def test_a_name_that_could_end_or_leave_the_script_is_refused(name: str, tmp_pat
         object.__setattr__(bundle, "manifest", manifest)
         with pytest.raises(UserError, match="cannot stand in a shell script"):
             finalize_by_trtexec(bundle, progress=QUIET, root=stub)
+
+
+def test_a_target_without_a_jetson_is_refused_with_the_option_that_asked(tmp_path: Path):
+    with (
+        open_bundle(made(tmp_path / "demo", "cpu")) as bundle,
+        pytest.raises(UserError, match="cpu has none among its members; leave --engine out"),
+    ):
+        finalize_by_trtexec(bundle, progress=QuietProgress())
+
+
+def test_what_a_killed_finalize_leaves_at_work_keeps_the_next_one_waiting(
+    tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The script starts something that outlives it, as ``trtexec`` outlives a killed edgeglm."""
+    bundle = with_shell(tmp_path)
+    place = finalized_folder(bundle)
+    script = f"sleep 60 >/dev/null 2>&1 & echo $! >{tmp_path}/left; exit 2"
+    run = by_trtexec._run
+    monkeypatch.setattr(
+        by_trtexec, "_run", lambda _, *rest, **named: run(["sh", "-c", script], *rest, **named)
+    )
+    monkeypatch.setattr(
+        by_trtexec, "_stopped", lambda child: child.stdout.close()
+    )  # nobody is there to stop it
+    with open_bundle(bundle) as opened, pytest.raises(UserError):
+        finalize_by_trtexec(opened, progress=QUIET, root=stub)
+    left = int((tmp_path / "left").read_text())
+    try:
+        with pytest.raises(UserError, match="another finalize is at work"), alone(place):
+            pass
+    finally:
+        os.kill(left, signal.SIGKILL)

@@ -133,6 +133,17 @@ def test_a_folder_that_is_there_is_left_alone(path: Path, tmp_path: Path):
     assert list((tmp_path / "taken").iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["repository", "models/repository"])
+def test_a_repository_never_goes_into_the_bundle_whose_digests_it_would_break(
+    path: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "link").symlink_to(path)
+    for bundle in (path, tmp_path / "link"):
+        assert cli.exit_code(["export-repository", str(path), "--output", str(bundle / place)]) == 2
+        assert "choose a folder outside it" in capsys.readouterr().err.replace("\n", " ")
+    assert cli.exit_code(["verify", str(path)]) == 0
+
+
 def test_the_command_writes_it_and_asks_for_a_receipt_where_one_is_needed(path: Path, tmp_path: Path, capsys):
     assert cli.exit_code(["export-repository", str(path), "--output", str(tmp_path / "r"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == ["colours_image", "colours_text"]

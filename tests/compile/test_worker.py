@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,3 +117,44 @@ class Interrupted:
 def test_ctrl_c_stops_the_child_and_is_passed_on(half: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         engine_built_apart(request_for(half), Interrupted())
+
+
+def test_a_builder_does_not_outlive_a_killed_finalize(half: Path, tmp_path: Path) -> None:
+    """It would hold the memory and the GPU that the next finalize measures on."""
+    begun = tmp_path / "begun"
+    (tmp_path / "shim").mkdir()
+    (tmp_path / "shim" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'edgeglm.compile.worker' in ' '.join(sys.orig_argv):\n"
+        "    import time\n"
+        "    from edgeglm.compile import builder\n"
+        "    def slow(*_, **__):\n"
+        f"        open({str(begun)!r} + '.new', 'w').write(str(os.getpid()))\n"
+        f"        os.rename({str(begun)!r} + '.new', {str(begun)!r})\n"
+        "        time.sleep(60)\n"
+        "    builder.engine_from_onnx = slow\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.compile.test_worker import request_for, engine_built_apart, QuietProgress\n"
+        "engine_built_apart(request_for(Path(sys.argv[1])), QuietProgress())"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(half), str(tmp_path / "shim")],
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        assert _within(30, begun.exists)
+    finally:
+        parent.kill()
+        parent.wait()
+    child = Path("/proc") / begun.read_text()
+    assert _within(5, lambda: not child.exists() or ") Z " in (child / "stat").read_text())
+
+
+def _within(seconds: float, true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()

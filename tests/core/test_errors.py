@@ -11,6 +11,9 @@ def test_a_typo_names_the_nearest_known_name_and_all_others():
 
 
 def test_a_name_near_to_nothing_still_ends_in_a_remedy():
+    assert str(unknown_name("target", "JETSON-AGX", ["jetson-agx", "a10"])).endswith(
+        "did you mean 'jetson-agx'?"
+    )
     assert str(unknown_name("track", "xyz", ["alpha"], "see docs")).endswith("; see docs")
     assert str(unknown_name("track", "xyz", [])) == "unknown track 'xyz'; known: none; use one of those"
 

@@ -14,9 +14,9 @@ from onnx.reference import ReferenceEvaluator
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.export.attention import attentions
 from edgeglm.export.graph import Graph
-from edgeglm.export.lanes import checked_lane, lane_problems, parsed_operators
+from edgeglm.export.lanes import checked_lane, lane_file, lane_problems, parsed_operators
 from edgeglm.export.lowering import lane_a, lane_a_from_onnx, lane_b, raised
-from edgeglm.targets.schema import load_target
+from edgeglm.targets.schema import Lane, load_target
 from scripts.fixtures.graphs import answers, graph_model, normal
 from scripts.fixtures.planted import fp16_answers
 from tests.calibration.towers import image_tower, text_tower, tower_tensors
@@ -330,3 +330,16 @@ def test_what_onnxruntime_computes_under_onnx_s_own_name_is_named(lane: Any) -> 
     model.graph.node[0].CopyFrom(node)
     with pytest.raises(UserError, match=r"'norm' is a onnxruntime\.Simplified"):
         lane(model)
+
+
+@pytest.mark.parametrize("lane", ["A", "B"])
+@pytest.mark.parametrize("kind", ["INT16", "UINT64", "STRING"])
+def test_a_tensor_of_a_type_that_tensorrt_lacks_is_named(lane: Lane, kind: str, tmp_path: Path):
+    through = [
+        helper.make_node("Cast", ["x"], ["between"], to=TensorProto.DataType.Value(kind)),
+        helper.make_node("Cast", ["between"], ["y"], to=TensorProto.FLOAT),
+    ]
+    onnx.save(graph_model(through, {}, shape=("n", 4), opset=17), tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=f"'between' is {kind}, and TensorRT has no such type"):
+        lane_file(tmp_path / "m.onnx", tmp_path / "out.onnx", lane)
+    assert not (tmp_path / "out.onnx").exists()
