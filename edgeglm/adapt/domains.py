@@ -177,7 +177,13 @@ class DomainTerms:
         return self.statistics.moved(x_BF, domain_B, share_B)
 
     def loss(self, image_head: Callable[[Tensor], Tensor], source_BD: Tensor) -> Tensor:
-        """Return the weighted sum of the terms for fresh unlabelled images, and count the step."""
+        """Return the weighted sum of the terms for fresh unlabelled images, and count the step.
+
+        ``source_BD`` is whatever has a label in the step, auxiliary pictures left out. In the papers on MMD,
+        CORAL and DANN that is the source domain alone. In rounds of pseudo-labels it holds the paired images
+        of the target too, which count as labelled from then on, as in self-training: the terms then compare
+        a mixture with the target, and pull less the more of it was paired.
+        """
         config, unlabelled_M = self.config, self.domains.unlabelled_M
         share = self.step / self.total
         self.step += 1

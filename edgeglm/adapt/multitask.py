@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeglm.adapt.targets import require_shared
 from edgeglm.core.errors import UserError
 from edgeglm.core.teacher_config import MultitaskConfig
 from edgeglm.data.pairs import Pair, PairSet
@@ -109,11 +110,7 @@ class Multitask:
             return FixedBalance(count)
         if name == "uncertainty":
             return UncertaintyBalance(count)
-        if self.own_head is not None:
-            raise UserError(
-                f"teacher.multitask.balance = {name!r} weighs gradients of shared parameters, and soft "
-                'sharing has none; set teacher.multitask.sharing = "hard"'
-            )
+        require_shared(self.config)
         if name == "gradnorm":
             last = self.image_head.last_layers()
             return GradNormBalance(count, last, alpha=self.config.gradnorm_alpha)

@@ -14,12 +14,22 @@ from edgeglm.assets.members import member_head
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
+from edgeglm.core.teacher_config import MultitaskConfig
 from edgeglm.models.student_shapes import require_inheritance, student_shape
 
 #: What LoRA was published with (Hu et al., 2022), by the names that models give these two layers.
 QUERY_AND_VALUE = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"))
 _USES_TARGETS = ("lora", "rslora", "dora", "ia3")
 _MOST_HEADER = 1 << 26
+
+
+def require_shared(config: MultitaskConfig) -> None:
+    """Raise UserError where gradients of shared parameters are to be weighed, and none are shared."""
+    if config.sharing == "soft" and config.balance in ("gradnorm", "pcgrad"):
+        raise UserError(
+            f"teacher.multitask.balance = {config.balance!r} weighs gradients of shared parameters, and soft "
+            'sharing has none; set teacher.multitask.sharing = "hard"'
+        )
 
 
 def chosen_targets(

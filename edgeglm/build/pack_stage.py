@@ -21,6 +21,7 @@ from edgeglm.build.pack_sources import (
 )
 from edgeglm.build.report_data import report_of
 from edgeglm.build.space import agreement_of_files, measured_space
+from edgeglm.build.student_budget import Asked
 from edgeglm.build.table import quantize_report
 from edgeglm.build.tower_scores import TowerScores
 from edgeglm.bundle.goldens import golden_sources
@@ -44,14 +45,20 @@ FIT_NAME = "preflight.json"
 
 
 class PackStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the bundle says of itself; ``weights`` are the licences of the pretrained towers."""
+    """What the bundle says of itself; ``weights`` are the licences of the pretrained towers.
+
+    ``asked`` is what the search was asked for that chose the recipe's student, if one did.
+    """
 
     recipe: Recipe
     target: ResolvedTarget
     weights: tuple[LicenceRecord, ...] = ()
+    asked: Asked | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, target: Target, sources: Mapping[str, Artifact]) -> PackStageConfig:
+    def of(
+        cls, recipe: Recipe, target: Target, sources: Mapping[str, Artifact], asked: Asked | None = None
+    ) -> PackStageConfig:
         """Make it from a recipe, a target and the fetched sources."""
         found = {
             name: licence_of(name, artifact.provenance)
@@ -63,6 +70,7 @@ class PackStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             recipe=portable_recipe(recipe),
             target=resolve_target(target, recipe.engine),
             weights=tuple(weights.values()),
+            asked=asked,
         )
 
 
@@ -141,7 +149,8 @@ class PackStage(Stage[PackStageConfig]):
             metrics = metrics_of_bundle(inputs, pairs, recipe, manifest)
             sources["metrics.json"] = json.dumps(metrics, indent=1, sort_keys=True).encode()
             digest = content_digest(_listed(sources))  # the report quotes it, and is no part of it
-            page = render_report(report_of(inputs, pairs, recipe, target, manifest, digest, lanes))
+            told = report_of(inputs, pairs, recipe, target, manifest, digest, lanes, asked=self.config.asked)
+            page = render_report(told)
             sources["report.html"] = page.encode()
             folder = write_bundle(out / BUNDLE_FOLDER, sources=sources, manifest=manifest, archive="none")
             if any(member.arch == "aarch64" for member in target.members):

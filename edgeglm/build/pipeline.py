@@ -21,6 +21,7 @@ from edgeglm.build.reranker_stage import (
     RerankerStageConfig,
 )
 from edgeglm.build.sources import TEXT, Needs, sources_of, teacher_rooms
+from edgeglm.build.student_budget import Asked
 from edgeglm.build.teacher_nodes import backbones_of, teacher_nodes
 from edgeglm.build.unheard import require_elsewhere, require_heard
 from edgeglm.compile.decision import require_options
@@ -73,12 +74,14 @@ def plan_build(
     progress: Progress,
     *,
     search: Artifact | None = None,
+    asked: Asked | None = None,
     download: bool = True,
 ) -> Plan:
     """Fetch the sources of a recipe and lay out its stages. Raises UserError for what cannot work.
 
-    ``search`` is what a student within a budget was chosen in; bundle and report show it. Without
-    ``download`` the plan holds only the sources that are here: it can be explained, not built.
+    ``search`` is what a student within a budget was chosen in, ``asked`` what it was asked for; bundle and
+    report show both. Without ``download`` the plan holds only the sources that are here: it can be explained,
+    not built.
     """
     _require_consistent(recipe, target)
     rooms = {**teacher_rooms(recipe), "student": student_assets(recipe.student)}
@@ -86,7 +89,7 @@ def plan_build(
     if TEXT in sources.found:
         require_heirs_teacher(recipe.student.size, recipe.teacher.text, sources.found[TEXT])
     found = {**sources.found, **({} if search is None else {SEARCH: search})}
-    nodes = _nodes(recipe, target, candidate_precisions(recipe, target), sources.needs, found)
+    nodes = _nodes(recipe, target, candidate_precisions(recipe, target), sources.needs, found, asked)
     return Plan(recipe=recipe, target=target, nodes=nodes, sources=found, absent=sources.absent)
 
 
@@ -117,9 +120,10 @@ def _nodes(
     candidates: tuple[Literal["fp16", "int8"], ...],
     needs: Needs,
     sources: Mapping[str, Artifact],
+    asked: Asked | None = None,
 ) -> tuple[Node, ...]:
     upstream = tuple(_upstream(recipe, target, candidates, needs))
-    return (*upstream, _pack_node(recipe, target, sources, upstream))
+    return (*upstream, _pack_node(recipe, target, sources, upstream, asked))
 
 
 def _upstream(
@@ -194,12 +198,16 @@ def _upstream(
 
 
 def _pack_node(
-    recipe: Recipe, target: Target, sources: Mapping[str, Artifact], upstream: Sequence[Node]
+    recipe: Recipe,
+    target: Target,
+    sources: Mapping[str, Artifact],
+    upstream: Sequence[Node],
+    asked: Asked | None,
 ) -> Node:
     """Return the last node. It takes every stage before it, so that the bundle tells where it came from."""
     shown = {"student-search": SEARCH} if SEARCH in sources else {}
     return Node(
-        stage=PackStage(PackStageConfig.of(recipe, target, sources)),
+        stage=PackStage(PackStageConfig.of(recipe, target, sources, asked)),
         needs={**{node.name: node.name for node in upstream}, **shown},
         per_target=True,
     )

@@ -15,6 +15,7 @@ from edgeglm.build.evaluations import metrics_of, read_preprocessing, student_ra
 from edgeglm.build.lane_a import LaneTrial
 from edgeglm.build.pools import gate_pools, pool_gates, required_pools
 from edgeglm.build.report_rows import lane_rows, stage_rows
+from edgeglm.build.student_budget import Asked
 from edgeglm.build.student_search import read_search
 from edgeglm.build.table import TITLES, best_trial, quantize_report
 from edgeglm.bundle.manifest import Manifest
@@ -58,8 +59,13 @@ def report_of(
     manifest: Manifest,
     digest: str,
     lanes: Mapping[str, LaneTrial],
+    *,
+    asked: Asked | None = None,
 ) -> ReportData:
-    """Gather the report of one bundle; ``lanes`` is what was measured of lane A when it was packed."""
+    """Gather the report of one bundle.
+
+    ``lanes`` is what was measured of lane A when it was packed, ``asked`` what a search was asked for.
+    """
     rows = (*stage_rows(inputs, recipe), *lane_rows(inputs, recipe, lanes))
     by_name = {row.name: row for row in rows}
     main = pairs.tracks[0].name
@@ -96,7 +102,7 @@ def report_of(
             )
             for record in manifest.licences
         ),
-        command=command_of(recipe, target.target.name),
+        command=command_of(recipe, target.target.name, asked),
         made=_made(manifest, recipe),
         notes=(
             "Latency was measured with one thread, on the machine above and not on the target: "

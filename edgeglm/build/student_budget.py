@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Protocol
 
 import msgspec
@@ -47,6 +48,27 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return ", ".join(filter(None, asked))
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a command line asked a search for. ``fixed`` says that it set the side of the images itself.
+
+    ``resolution`` is the recipe's, before a student was chosen.
+    """
+
+    budget: Budget
+    trials: int
+    resolution: int
+    fixed: bool
+
+    def options(self, *, usual_trials: int) -> list[str]:
+        """Return the options that ask for it again."""
+        budget, words = self.budget, list[str]()
+        if budget.latency_ms is not None:
+            words += ["--latency-budget", f"{_plain(budget.latency_ms)}ms"]
+        if budget.memory_bytes is not None:
+            words += ["--memory-budget", _sized(budget.memory_bytes)]
+        return words if self.trials == usual_trials else [*words, "--trials", str(self.trials)]
+
+
 def budget_of(latency: str | None, memory: str | None) -> Budget | None:
     """Read budgets such as ``10ms`` and ``20MB``; None for neither. Raises UserError."""
     if latency is None and memory is None:
@@ -67,3 +89,18 @@ def _amount(text: str, kind: str, example: str) -> float:
             f"write it as {example} (a positive number and one of {units})"
         )
     return float(found[1]) * factor
+
+
+def _sized(amount: float) -> str:
+    """Write bytes in the largest unit in which they are read as the very same."""
+    for unit in ("GB", "MB", "KB"):
+        text = _plain(amount / _UNITS["memory"][unit.lower()])
+        if float(text) >= 1 and float(text) * _UNITS["memory"][unit.lower()] == amount:
+            return f"{text}{unit}"
+    return f"{_plain(amount)}B"
+
+
+def _plain(value: float) -> str:
+    """Write a number without an exponent, which no budget is read with."""
+    text = format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeglm.build.pipeline import plan_build
 from edgeglm.build.stage_memory import run_stage
-from edgeglm.build.student_budget import Budget
+from edgeglm.build.student_budget import Asked, Budget
 from edgeglm.build.student_costs import Cost, CostMaker, Peaks, judged_by, peaks_of
 from edgeglm.build.student_search import (
     STEPS,
@@ -52,12 +52,16 @@ _UNREAD = (
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A recipe with the student that a budget chose, the search it was chosen in, and where that is kept."""
+    """A recipe with the student that a budget chose, the search it was chosen in, and where that is kept.
+
+    ``asked`` is what the search was asked for.
+    """
 
     recipe: Recipe
     chosen: Tried
     search: Search
     artifact: Artifact
+    asked: Asked
 
 
 class SmallestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +186,9 @@ def searched_recipe(
         chosen=chosen,
         search=search,
         artifact=result.artifact,
+        asked=Asked(
+            budget=budget, trials=trials, resolution=student.resolution, fixed=resolution is not None
+        ),
     )
 
 

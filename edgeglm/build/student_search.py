@@ -8,20 +8,24 @@ floor where its peaks are known, else as operations. Afterwards all students are
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
 from edgeglm.build.student_costs import Cost, CostMaker, Peaks, judged_by
 from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.distill.student_stage import CODE as STUDENT_CODE
+from edgeglm.evaluate.retrieval import UnusableEmbeddingsError
 from edgeglm.models.student_shapes import FAMILY, spelled, student_shape
 
+_Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 TRIALS, LEAST_TRIALS = 12, 4
 STEPS = 150
 FILE_NAME = "student_search.json"
@@ -72,7 +76,10 @@ class Tried(Cost, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``student_search.json``: what was tried, how it was judged, and what the teacher reaches there."""
+    """``student_search.json``: what was tried, how it was judged, and what the teacher reaches there.
+
+    ``diverged`` are the students, as ``size resolution``, whose short training came to no number.
+    """
 
     judged: str
     trials: int
@@ -81,13 +88,14 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queries: int
     teacher_map10: float
     students: tuple[Tried, ...]
+    diverged: tuple[str, ...] = ()
 
 
 class Estimating(Protocol):
     """What says how good a student is."""
 
     def map10(self, size: str, resolution: int) -> float:
-        """Return its mAP@10 after a short training."""
+        """Return its mAP@10 after a short training. Raises DivergedError or UnusableEmbeddingsError."""
 
 
 class Costed(Protocol):
@@ -140,8 +148,14 @@ class StudentSearchStage(Stage[SearchConfig]):
                 [
                     Tried(**{**msgspec.to_builtins(cost), "map10": found[cost.size, cost.resolution]})
                     for cost in maker.timed()
+                    if found[cost.size, cost.resolution] is not None
                 ]
             )
+            if not students:
+                raise UserError(
+                    "the short training of every student of the search diverged; "
+                    "lower student.image_learning_rate and student.text_learning_rate"
+                )
             search = Search(
                 judged=judged_by(config.boards),
                 trials=config.trials,
@@ -150,6 +164,7 @@ class StudentSearchStage(Stage[SearchConfig]):
                 queries=estimator.queries,
                 teacher_map10=round(estimator.teacher_map10(), 6),
                 students=students,
+                diverged=tuple(f"{size} {side}" for (size, side), value in found.items() if value is None),
             )
         (out / FILE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(search), indent=1))
         shutil.rmtree(kept.parent, ignore_errors=True)
@@ -183,14 +198,19 @@ def smallest_size() -> str:
 
 def proposals(
     config: SearchConfig, estimator: Estimating, maker: Costed, kept: Path, context: Context
-) -> dict[tuple[str, int], float]:
-    """Let Optuna propose shapes; return the mAP@10 of each. What ``kept`` has is not trained again."""
+) -> dict[tuple[str, int], float | None]:
+    """Let Optuna propose shapes; return the mAP@10 of each, None for one whose training diverged.
+
+    What ``kept`` has is not trained again; a damaged ``kept`` is set aside.
+    """
     import optuna
 
-    before: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    found: dict[tuple[str, int], float] = {}
+    from edgeglm.train.loop import DivergedError
+
+    before = _kept_trials(kept)
+    found: dict[tuple[str, int], float | None] = {}
     space = {**SPACE, "resolution": config.resolutions}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of each that diverged
     sampler = optuna.samplers.TPESampler(
         seed=config.seed, n_startup_trials=max(LEAST_TRIALS, config.trials // 2)
     )
@@ -208,19 +228,33 @@ def proposals(
             cost = maker.cost(size, side)
             name = f"{size} {side}"
             if name not in before:
-                before[name] = round(estimator.map10(size, side), 6)
+                try:
+                    before[name] = round(estimator.map10(size, side), 6)
+                except (DivergedError, UnusableEmbeddingsError):
+                    before[name] = None
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 beside = kept.with_suffix(".new")
                 beside.write_text(json.dumps(before))
                 beside.replace(kept)
-            found[size, side] = before[name]
-            task.note(f"{name}: {before[name]:.3f}")
+            found[size, side] = value = before[name]
+            task.note(f"{name}: {'diverged' if value is None else f'{value:.3f}'}")
             task.advance()
             guide = cost.flops / 1e9 if cost.floor_ms is None else cost.floor_ms
-            return before[name], guide, float(cost.file_bytes)
+            return math.nan if value is None else value, guide, float(cost.file_bytes)
 
         study.optimize(objective, n_trials=config.trials)
     return found
+
+
+def _kept_trials(kept: Path) -> dict[str, float | None]:
+    """Read what an earlier run of the search found; a file that nobody can read is set aside."""
+    if not kept.exists():
+        return {}
+    try:
+        return msgspec.json.decode(kept.read_bytes(), type=dict[str, _Share | None])
+    except msgspec.DecodeError:
+        kept.replace(kept.with_suffix(".damaged"))
+        return {}
 
 
 def _first(config: SearchConfig) -> list[dict[str, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from edgeglm.adapt.targets import require_shared
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import AuxiliaryConfig, DataConfig, LossesConfig, Recipe, TeacherConfig
 from edgeglm.core.teacher_config import PretrainingConfig
@@ -152,7 +153,8 @@ def require_heard(recipe: Recipe) -> None:
 
 
 def require_heard_teacher(teacher: TeacherConfig) -> None:
-    """Raise UserError for a key of the teacher that nothing would read."""
+    """Raise UserError for a key of the teacher that nothing would read, or that another one forbids."""
+    require_shared(teacher.multitask)
     defaults = TeacherConfig()
     for reader in _READERS:
         for key in () if reader.reads(teacher) else reader.keys:

@@ -152,7 +152,14 @@ def _built(
             app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
 
     with app.progress.task(f"Building for {target.name}"):
-        plan: Plan = plan_build(recipe, target, store, app.progress, search=sized.artifact if sized else None)
+        plan: Plan = plan_build(
+            recipe,
+            target,
+            store,
+            app.progress,
+            search=sized.artifact if sized else None,
+            asked=sized.asked if sized else None,
+        )
         app.print(f"recipe {recipe.name}, target {target.name}, {len(plan.nodes)} stages; mAP@10 on names, "
                   "unseen names and keywords, recall on names")  # fmt: skip
         app.print("both ways, milliseconds of an image and a text together (1 thread, batch 1 and 8), size")

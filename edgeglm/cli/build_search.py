@@ -88,5 +88,7 @@ def searched(app: App, recipe: Recipe, target: Target, wanted: Wanted, threads: 
         rows,
         title=f"{found.search.steps} steps each, {found.search.queries} names; * is built",
     )
+    if found.search.diverged:
+        app.print(f"training diverged, so not counted: {', '.join(found.search.diverged)}")
     app.print(f"latency is judged as {found.search.judged}")
     return found

@@ -9,13 +9,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 
+from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import UserError
 from edgeglm.data.transforms import (
     ImagePreprocessing,
@@ -119,17 +120,39 @@ class Embedded:
 
 
 def embedded(retriever: Embedder, name: str, items: Sequence[Item]) -> Embedded:
-    """Embed all images and all distinct texts. Raises UserError for what cannot be read, or for no pair."""
+    """Embed all images and all distinct texts; equal pictures share theirs.
+
+    Raises UserError for what cannot be read, or for no pair.
+    """
     texts = tuple(dict.fromkeys(text for item in items for text in item.texts))
     if not items or not texts:
         raise UserError(f"{name} holds no image with a text; give pairs of both")
     return Embedded(
         name=name,
-        items=tuple(items),
+        items=sharing_texts(items),
         image_ND=retriever.embed_images([item.image for item in items]),
         texts=texts,
         text_TD=retriever.embed_text(texts),
     )
+
+
+def sharing_texts(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the items, each with the texts of all that have the very same pixels.
+
+    No model tells such pictures apart, so that what is right for one is right for all, as in a build.
+    """
+    pixels = [_pixel_digest(item.image) for item in items]
+    texts_of: dict[str, dict[str, None]] = {}
+    for digest, item in zip(pixels, items, strict=True):
+        texts_of.setdefault(digest, {}).update(dict.fromkeys(item.texts))
+    return tuple(
+        replace(item, texts=tuple(texts_of[digest])) for digest, item in zip(pixels, items, strict=True)
+    )
+
+
+def _pixel_digest(image: Path | bytes) -> str:
+    decoded = decoded_image(image)
+    return sha256_bytes(repr((decoded.mode, decoded.size)).encode() + decoded.tobytes())
 
 
 def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:

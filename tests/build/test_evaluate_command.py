@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli.evaluate import items_of
 from edgeglm.data.records import BadRecords
-from edgeglm.data.transforms import ImagePreprocessing
-from edgeglm.runtime.evaluation import Embedded, Item, checks_of, percentiles
+from edgeglm.data.transforms import ImagePreprocessing, decoded_image
+from edgeglm.runtime.evaluation import Embedded, Item, checks_of, embedded, percentiles, retrieval_task
 from edgeglm.runtime.retrieval import Retriever
 from tests.build.conftest import Project
 
@@ -81,7 +82,9 @@ def test_the_figures_of_a_bundle_are_those_that_trec_eval_computes_from_its_embe
         images = retriever.embed_images([pairs[0] / name for name in names])
         texts = list(dict.fromkeys(row["text"] for row in rows))
         scores = retriever.embed_text(texts) @ images.T
-    qrels = [ir_measures.Qrel(row["text"], row["image"], 1) for row in rows]
+    pixels = {name: decoded_image(pairs[0] / name).tobytes() for name in names}
+    right = {(row["text"], name) for row in rows for name in names if pixels[name] == pixels[row["image"]]}
+    qrels = [ir_measures.Qrel(text, name, 1) for text, name in sorted(right)]
     run = [  # ranks for scores, since equal pictures are equally near, and trec_eval orders those by name
         ir_measures.ScoredDoc(text, names[place], float(-rank))
         for text, order in zip(texts, np.argsort(-scores, axis=1, kind="stable"), strict=True)
@@ -92,6 +95,25 @@ def test_the_figures_of_a_bundle_are_those_that_trec_eval_computes_from_its_embe
     assert [figure["all"]["value"] for figure in said["figures"]] == pytest.approx(
         [theirs[measure] for measure in asked], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("direction", ["text-to-image", "image-to-text"])
+def test_pictures_of_equal_pixels_are_equally_right_as_in_a_build(
+    project: Project, bundle: Path, tmp_path: Path, direction: str
+) -> None:
+    lines = lines_of(project)[:12]
+    for line in lines:
+        shutil.copy(project.root / "data" / line["image"], tmp_path / Path(line["image"]).name)
+    rows = [{"image": Path(line["image"]).name, "text": line["text"]} for line in lines]
+    rows += [{"image": "again.bmp", "text": "something round"}]
+    with Image.open(tmp_path / rows[0]["image"]) as picture:
+        picture.save(tmp_path / "again.bmp")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    items = items_of(tmp_path, "category", BadRecords(skip=False))
+    with open_bundle(bundle) as opened, Retriever(opened) as retriever:
+        task = retrieval_task(embedded(retriever, "one", items), direction)  # type: ignore[arg-type]
+    assert list(task.relevant[0]) == list(task.relevant[12]) == [0, 12]
+    assert [len(right) for right in task.relevant[1:12]] == [1] * 11
 
 
 def test_a_text_that_is_spelled_in_two_ways_is_one_query_as_in_a_build(tmp_path: Path) -> None:

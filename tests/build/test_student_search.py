@@ -35,6 +35,7 @@ from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.models.student_shapes import FAMILY, spelled, student_shape
 from edgeglm.targets.schema import load_target
+from edgeglm.train.loop import DivergedError
 from tests.build.conftest import Project, Said
 
 
@@ -195,6 +196,8 @@ def test_a_budget_is_searched_once_built_drawn_and_carried_along(
     page = (bundle / "report.html").read_text()
     assert "Students to choose from" in page
     assert f"chosen: {best['size']} at {best['resolution']}" in page
+    asked = " --latency-budget 10000ms --memory-budget 1GB --trials 5"  # of a recipe file, about its own side
+    assert f"--recipe recipe.toml{asked if best['resolution'] == 32 else ''}</code>" in page
     assert project.edgeglm("verify", bundle).code == 0
     assert project.edgeglm("run", bundle, "--query", "a red circle", "--json").code == 0
 
@@ -270,6 +273,49 @@ def test_the_same_seed_proposes_the_same_students_and_what_was_killed_goes_on(tm
     kept.write_text(json.dumps({name: whole[name] for name in first.trained[:7]}))
     assert proposals(config, resumed, resumed, kept, context) == found
     assert resumed.trained == first.trained[7:]
+
+
+class Diverging(Shapes):
+    """Shapes of which every other one learns to no number."""
+
+    def map10(self, size: str, resolution: int) -> float:
+        found = super().map10(size, resolution)
+        if len(self.trained) % 2:
+            raise DivergedError("the loss of batch 0 is nan")
+        return found
+
+
+def test_a_student_that_diverges_is_counted_as_failed_and_the_search_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = Context(store=Store(tmp_path / "store"), progress=QuietProgress(), threads=1)
+    config = SearchConfig(
+        student=StudentConfig(), embedding_dim=8, resolutions=(48, 64), trials=9, steps=1, seed=3, opset=20
+    )
+    kept = tmp_path / "one" / "trials.json"
+    shapes, resumed = Diverging(), Diverging()
+    found = proposals(config, shapes, shapes, kept, context)
+    assert len(shapes.trained) > 6
+    assert [value is None for value in found.values()] == [place % 2 == 0 for place in range(len(found))]
+    assert proposals(config, resumed, resumed, kept, context) == found
+    assert resumed.trained == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"b6c32-f32w96l1 48": 0.', b"[1]", b'{"a 48": "good"}', b"\xff\x00"]
+)
+def test_trials_that_nobody_can_read_are_set_aside(tmp_path: Path, content: bytes) -> None:
+    context = Context(store=Store(tmp_path / "store"), progress=QuietProgress(), threads=1)
+    config = SearchConfig(
+        student=StudentConfig(), embedding_dim=8, resolutions=(48, 64), trials=4, steps=1, seed=3, opset=20
+    )
+    kept = tmp_path / "trials.json"
+    kept.write_bytes(content)
+    shapes = Shapes()
+    assert len(proposals(config, shapes, shapes, kept, context)) == len(shapes.trained) == 4
+    assert kept.with_suffix(".damaged").read_bytes() == content
+    assert len(json.loads(kept.read_text())) == 4
 
 
 def test_a_budget_below_the_smallest_student_is_refused_before_a_teacher_is_trained(

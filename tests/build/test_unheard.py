@@ -27,6 +27,10 @@ TEACHERS = [
     ("teacher.pretraining.glossary=terms.tsv", "set teacher.pretraining.epochs above 0"),
 ]
 TOGETHER = [
+    (
+        ("teacher.multitask.sharing=soft", "teacher.multitask.balance=pcgrad"),
+        'soft sharing has none; set teacher.multitask.sharing = "hard"',
+    ),
     (("teacher.lora_epochs=0", "teacher.tuning=dora"), "set teacher.lora_epochs above 0"),
     (("teacher.tuning=full", "teacher.lora_learning_rate=0.1"), "learn at teacher.tuned_rate; set that one"),
     (("teacher.tuning=bottleneck", 'teacher.lora_targets=["query"]'), "set it to one of lora, rslora"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.train import loop  # noqa: E402
 from edgeglm.train.checkpoint import CarriedTensor, Checkpoint  # noqa: E402
 from edgeglm.train.loop import DivergedError, FitOptions, Group, fit, seeded, shuffled  # noqa: E402
+from edgeglm.train.memory import memory_advice  # noqa: E402
 from edgeglm.train.schedules import AdaptiveLR, clip_adaptively, warmup_exponential  # noqa: E402
 
 EPOCHS = 12
@@ -210,6 +212,42 @@ def test_too_little_memory_says_what_to_lower(tmp_path: Path, allocate: Any) -> 
             options=FitOptions(checkpoint=Checkpoint(path=path, identity="x"), lower="teacher.x"),
         )
     assert torch.load(path, weights_only=True)["epoch"] == 0
+
+
+def wrapped(cause: Exception) -> Exception:
+    """Return an error of an exporter, as one is raised that met another."""
+    try:
+        try:
+            raise cause
+        except Exception as met:
+            raise ValueError("cannot serialize the model") from met
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (wrapped(MemoryError()), r"^Stage: memory does not suffice; lower teacher\.x$"),
+        (OSError(errno.ENOMEM, "Cannot allocate"), r"^Stage: memory does not suffice; lower teacher\.x$"),
+        (wrapped(ImportError("x.so: failed to map segment from shared object")), "give the process more$"),
+        (UserError("told already; lower teacher.y"), "^told already; lower teacher.y$"),
+    ],
+)
+def test_too_little_memory_is_known_whatever_it_is_wrapped_in(error: Exception, message: str) -> None:
+    with pytest.raises(UserError, match=message), memory_advice("Stage", "teacher.x"):
+        raise error
+
+
+def test_what_a_training_told_of_memory_is_not_told_anew() -> None:
+    told = pytest.raises(UserError, match=r"^inner: memory does not suffice; lower a$")
+    with told, memory_advice("outer", "b"), memory_advice("inner", "a"):
+        raise MemoryError
+
+
+def test_another_error_that_is_wrapped_is_no_lack_of_memory() -> None:
+    with pytest.raises(ValueError, match="cannot serialize"), memory_advice("Stage", "teacher.x"):
+        raise wrapped(KeyError("a"))
 
 
 def test_another_error_of_a_step_is_not_taken_for_too_little_memory() -> None:
