@@ -50,7 +50,10 @@ TRIED = {
         " takes a whole line of the queue at once, and notes the end of a call with the beginning of the "
         "next. By CPU time, which other work disturbs less, its own share of a batch fell from 134 to 55 "
         "us (387 to 409 us for the raw call), the event loop's from 430 to 276. A switch interval of 0.1 "
-        "ms changed nothing."
+        "ms changed nothing. 0.671 at 7efd954, and 0.963 of long calls; with the rows of 28d9871 in, both "
+        "were run in turn, three processes each (no script was kept): 976263e gave 0.59, 0.54 and 0.49, "
+        "28d9871 0.57, 0.53 and 0.60, of long calls 0.94, 0.90 and 0.98 beside 0.92, 0.92 and 0.97. The "
+        "machine was slower that day, then; the code is not."
     ),
     "throughput / raw, calls of 3 ms and more, 49 kB a sample": (
         "joining 32 samples copies 1.5 MB in the engine's thread in each call, 90 us of CPU if it lies in"
@@ -61,9 +64,9 @@ TRIED = {
         "the other core's cache. What came later is in the row of short calls."
     ),
     "throughput / raw, calls of 3 ms and more": (
-        "0.965 at e692185 on an AMD EPYC, whose raw call took 3.83 ms; 0.945 at 6ae13ce. What came later "
-        "is in the row of short calls: by CPU time a batch costs the engine's thread about 60 us beside "
-        "the call."
+        "0.965 at e692185 on an AMD EPYC, whose raw call took 3.83 ms; 0.945 at 6ae13ce, 0.963 at "
+        "7efd954. What came later is in the row of short calls: by CPU time a batch costs the engine's "
+        "thread about 60 us beside the call."
     ),
     "added us a request, engine that does nothing, 64 callers": (
         "12 before answers were booked by the batch, 7.8 at 6ae13ce; from the call to the queue a request"
