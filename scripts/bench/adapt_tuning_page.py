@@ -18,14 +18,14 @@ NOTES: tuple[str, ...] = (
     "Step and memory leave out what keeping a prefix costs: one pass of the captions through the "
     "frozen blocks, and 1.5 kB a token. Memory on the CPU is summed from saved tensors, and is no "
     "measured peak; on the GPU it is the allocator's.",
-    "On the CPU, LoRA on all blocks is 1.3 times faster in the median (1.5 at 30fa47f, on a processor"
-    " with AVX-512), short of the aim of 1.4. What takes it beyond 4 and 8 times is the kept prefix "
-    "of frozen blocks, not larger batches. On an H200 a tower of 22 M parameters is bound by the "
-    "launches of its kernels: LoRA adds some, and is no faster on all blocks at any batch that was "
+    "On the CPU, LoRA on all blocks is 1.24 times faster in the median (1.29 at a15a995, and 1.5 at "
+    "30fa47f on a processor with AVX-512), short of the aim of 1.4. What takes it to 3.8 and 7.8 times is"
+    " the kept prefix of frozen blocks, not larger batches. On an H200 a tower of 22 M parameters is bound"
+    " by the launches of its kernels: LoRA adds some, and is no faster on all blocks at any batch that was "
     "tried (0.87x at 128 captions, 0.99x at 1,024); with a kept prefix it is 2.7x at 128. Its share "
     "of the memory grows with the batch, 0.39x at 128 captions, 0.69x at 1,024, as activations "
     "outgrow gradients and moments (`gpu_1024` in the JSON has the rows at 1,024).",
-    "Retrieval of LoRA is 0.998 of full fine-tuning, on all blocks and on the last one alone, at 8.7 times"
+    "Retrieval of LoRA is 0.998 of full fine-tuning, on all blocks and on the last one alone, at 7.8 times"
     " the speed there; the aim is 0.995. How far that goes: with three seeds the ratio of one seed is 0.97 "
     "to 1.02, and with the tower on an H200 (f5efcb1) the means were 0.978 on all blocks and 0.994 on the "
     "last. The last two blocks themselves, over a kept prefix, are at 1.000 here as there, 3.1 times "
@@ -38,7 +38,8 @@ def table(found: dict[str, Any], names: Sequence[str]) -> str:
     lines = [
         "# Ways to tune a text tower (MiniLM-L6), beside full fine-tuning",
         "",
-        f"Steps made by `scripts/bench/adapt_tuning.py` at commit {found['commit']} on {found['machine']}"
+        f"Steps made by `scripts/bench/adapt_tuning.py` at commit {found['commit']} on {found['machine']}, "
+        "one thread"
         + (
             f"; retrieval at commit {made['commit']}, the tower on {made['device']}, heads on one thread, "
             f"torch {made['machine'].rpartition(' ')[2]}."
