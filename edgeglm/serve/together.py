@@ -3,61 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Coroutine, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from edgeglm.serve.driven import Driven
+
 Work = Coroutine[Any, Any, Any]
+End = asyncio.Future[Any]
 
 
 async def all_of(calls: Sequence[Work]) -> list[Any]:
     """Await all; should one fail, cancel the others and raise its error.
 
     Each takes its first step at once and not, as a task of its own would, a turn later: a bundle that takes
-    the place of another in between would answer in its name. In that step it must not ask for its task, as
-    ``asyncio.timeout`` does.
+    the place of another in between would answer in its name. None may ask for its task; see ``Driven``.
     """
-    tasks: list[asyncio.Task[Any]] = []
+    ends: list[End] = []
+    begun: list[Driven[Any]] = []
+    for call in calls:
+        if ends and _error_of(ends[-1]) is not None:
+            call.close()  # after one that failed at once none is begun
+            continue
+        ends.append(asyncio.get_running_loop().create_future())
+        begun.append(Driven(call, _settling(ends[-1])))
     try:
-        steps = [_first_step(call) for call in calls]
-        tasks = [asyncio.ensure_future(_rest(call, *step)) for call, step in zip(calls, steps, strict=True)]
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for call in calls:  # of a task that was cancelled before it began, the call has not heard
-            _end(call)
-        raise
+        if ends:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_EXCEPTION)
+        failed = next((error for end in ends if (error := _error_of(end)) is not None), None)
+    finally:
+        if any(one.waits for one in begun):
+            for one in begun:
+                one.cancel()
+            await asyncio.wait(ends)
+            for end in ends:
+                _error_of(end)  # or the loop says that nobody asked for it
+    if failed is not None:
+        raise failed
+    return [end.result() for end in ends]
 
 
-def _first_step(call: Work) -> tuple[bool, Any]:
-    """Return whether it has ended, and what it gave; else what it waits for."""
-    try:
-        return False, call.send(None)
-    except StopIteration as end:
-        return True, end.value
+def _error_of(end: End) -> BaseException | None:
+    return end.exception() if end.done() else None
 
 
-async def _rest(call: Work, ended: bool, given: Any) -> Any:
-    return given if ended else await _going_on(call, given)
+def _settling(end: End) -> Callable[[Any, BaseException | None], None]:
+    def settle(result: Any, error: BaseException | None) -> None:
+        if error is None:
+            end.set_result(result)
+        else:
+            end.set_exception(error)
 
-
-@types.coroutine
-def _going_on(call: Work, waits_for: Any) -> Generator[Any, Any, Any]:
-    while True:
-        error = sent = None
-        try:
-            sent = yield waits_for
-        except BaseException as thrown:
-            error = thrown
-        try:
-            waits_for = call.send(sent) if error is None else call.throw(error)
-        except StopIteration as end:
-            return end.value
-
-
-def _end(call: Work) -> None:
-    with suppress(asyncio.CancelledError, StopIteration, RuntimeError):
-        call.throw(asyncio.CancelledError())
+    return settle
