@@ -141,7 +141,13 @@ class Generation:
         return self.contracts[results.answered[0].tower].looked_over(results)
 
     def resubmit(self, requests: Sequence[Request]) -> None:
-        """Queue requests once more, of which another one spoilt the batch."""
+        """Queue requests once more, of which another one spoilt the batch.
+
+        They are known to be finite and share batches with their like alone: beside newcomers, of which one in
+        ten may hold NaN, hardly a batch would be without, and they would be asked again for ever.
+        """
+        for request in requests:
+            request.bucket = ("finite", request.bucket)
         self.inference.put(requests)
 
     def check_raw(self, tower: str) -> None:

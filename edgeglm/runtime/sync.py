@@ -79,6 +79,7 @@ class SyncRunner:
         """Return float32 [N, D], row i for text i. Raises the error of the first text that has one.
 
         At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
+        All rows are of one bundle: those of a list that meets a swap are asked for again.
         """
         return self._result(self._stacked("text", self._runner.embed_text, _listed(texts, "text")))
 
@@ -116,8 +117,18 @@ class SyncRunner:
     async def _stacked(
         self, tower: str, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
     ) -> FloatRows:
+        """Embed all with one set of towers: vectors of two spaces in one array would be compared."""
         if not inputs:
             return np.zeros((0, self._width(tower)), np.float32)
+        while True:
+            swaps = self._runner.swaps
+            rows = await self._rows(embed, inputs)
+            if self._runner.swaps == swaps:
+                return np.stack(rows)
+
+    async def _rows(
+        self, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
+    ) -> list[FloatRow]:
         rows: dict[int, FloatRow] = {}
         errors: dict[int, Exception] = {}
         turns = iter(range(len(inputs)))
@@ -135,7 +146,7 @@ class SyncRunner:
         await asyncio.gather(*(some() for _ in range(at_once)))
         if errors:
             raise errors[min(errors)]
-        return np.stack([rows[turn] for turn in range(len(inputs))])
+        return [rows[turn] for turn in range(len(inputs))]
 
     def _width(self, tower: str) -> int:
         """Return how long an embedding is; 0 where the model does not declare it."""
