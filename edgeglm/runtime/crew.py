@@ -102,7 +102,7 @@ class Crew:
         return total
 
     def start(self) -> None:
-        """Start as many workers as are missing. One that gets no thread is told as one that cannot be made."""
+        """Start as many workers as are missing. One without a thread is told as one that cannot be made."""
         with self._lock:
             missing = 0 if self._stopping else self.size - len(self._workers)
             fresh = [Worker(self, self._made + i) for i in range(missing)]

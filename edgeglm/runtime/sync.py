@@ -25,6 +25,8 @@ T = TypeVar("T")
 Raw = TypeVar("Raw")
 FloatRows = npt.NDArray[np.float32]
 
+_TRIES = 5  # to embed a list with one bundle
+
 
 class SyncRunner:
     """Serves the towers of a bundle to callers that block. Use it as a context manager.
@@ -120,15 +122,21 @@ class SyncRunner:
         """Embed all with one set of towers: vectors of two spaces in one array would be compared."""
         if not inputs:
             return np.zeros((0, self._width(tower)), np.float32)
-        while True:
+        for _ in range(_TRIES):
             swaps = self._runner.swaps
             rows = await self._rows(embed, inputs)
             if self._runner.swaps == swaps:
                 return np.stack(rows)
+        raise UserError(
+            f"the bundle was swapped during each of {_TRIES} tries to embed {len(inputs)} inputs with one; "
+            "give fewer at a time, or swap less often"
+        )
 
     async def _rows(
         self, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
     ) -> list[FloatRow]:
+        """Embed all, or the first of them where another set of towers takes over meanwhile."""
+        swaps = self._runner.swaps
         rows: dict[int, FloatRow] = {}
         errors: dict[int, Exception] = {}
         turns = iter(range(len(inputs)))
@@ -139,14 +147,14 @@ class SyncRunner:
                     rows[turn] = await embed(inputs[turn])
                 except Exception as error:  # those before it are under way, and may have one too
                     errors[turn] = error
-                if errors:
+                if errors or self._runner.swaps != swaps:
                     return
 
         at_once = min(self._runner.config.capacity, len(inputs))
         await asyncio.gather(*(some() for _ in range(at_once)))
         if errors:
             raise errors[min(errors)]
-        return [rows[turn] for turn in range(len(inputs))]
+        return [rows[turn] for turn in sorted(rows)]
 
     def _width(self, tower: str) -> int:
         """Return how long an embedding is; 0 where the model does not declare it."""

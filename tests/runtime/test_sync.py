@@ -104,6 +104,20 @@ def test_a_list_that_meets_a_swap_has_the_rows_of_one_bundle():
     assert found[0][:, 0].tolist() == [100.0 + number for number in range(20)]
 
 
+def test_a_list_during_which_the_bundle_is_swapped_again_and_again_ends_with_what_to_do():
+    with script(Words(), capacity=4) as served:
+        embed = served._runner.embed_text
+
+        async def swapped(*given: Any, **options: Any) -> Any:
+            served._runner.swaps += 1
+            return await embed(*given, **options)
+
+        served._runner.embed_text = swapped  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="swapped during each of 5 tries to embed 9 inputs with one;"):
+            served.embed_texts([*"123456789"])
+        assert served.stats().held == 0
+
+
 def test_the_first_bad_text_of_a_list_is_told_and_nothing_stays_behind():
     policy = BatchPolicy(max_batch_size=1)
     with script(Words(), capacity=8, batching=policy) as served:
