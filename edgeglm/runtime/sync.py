@@ -40,6 +40,7 @@ class SyncRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # nobody may come between the last call and the end of the loop
+        self._leaving = threading.RLock()  # two that stop one loop would wait for it for ever
         self._open = False
         self._pid = 0
 
@@ -61,15 +62,20 @@ class SyncRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what was accepted, then close. Does nothing a second time, and in a forked child."""
+        """Answer what was accepted, then close. Does nothing a second time, and in a forked child.
+
+        Where several threads leave at once, all wait for the end.
+        """
         if self._open and os.getpid() != self._pid:
             self._open = False  # its threads are the parent's
         if not self._open:
             return
-        try:
-            self._result(self._runner.close())
-        finally:
-            self._stop()
+        with self._leaving:
+            if self._open:
+                try:
+                    self._result(self._runner.close())
+                finally:
+                    self._stop()
 
     def embed_text(
         self, text: str, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -182,8 +188,8 @@ class SyncRunner:
 
     def _stop(self) -> None:
         with self._lock:
-            self._open = False
-        if self._loop is not None and self._thread is not None:
+            was, self._open = self._open, False
+        if was and self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 

@@ -153,6 +153,26 @@ def test_a_runner_may_be_left_twice():
             served.embed_text("1")
 
 
+def test_a_runner_that_several_threads_leave_at_once_ends_for_all_of_them():
+    """As a handler of a signal in one thread and the end of a ``with`` in another do: the process hung."""
+    for _ in range(10):
+        served, found = script(Words()), []
+        served.__enter__()
+        together = threading.Barrier(3)
+
+        def leave(served: SyncRunner = served, together: threading.Barrier = together) -> None:
+            together.wait(LIMIT)
+            served.__exit__(None, None, None)
+            found.append(served._thread is not None and not served._thread.is_alive())  # noqa: B023
+
+        threads = [threading.Thread(target=leave, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        assert found == [True] * 3
+
+
 def test_a_forked_child_leaves_a_with_statement_with_its_own_error(repository: Path):
     code = """
 import os, sys
