@@ -13,6 +13,7 @@ from edgeglm.bundle.manifest import Manifest, VariantRecord
 from edgeglm.bundle.paths import inside
 from edgeglm.bundle.temporary import remove_temporary
 from edgeglm.bundle.trust import SignatureState
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -94,6 +95,25 @@ class Bundle:
         if name not in self.manifest.files:
             raise UserError(f"the bundle {self.origin} has no {name}; build it again with that part")
         return inside(self.path, name)
+
+    def unchanged(self, name: str) -> Path:
+        """Return the path of a listed file that is what the manifest says to this day.
+
+        For whoever opens one long after the bundle was: a build puts another bundle under the same path.
+        Raises UserError for a file that is gone, or another.
+        """
+        path = self.file(name)
+        try:
+            same = sha256_file(path) == self.manifest.files[name].sha256
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise self.broken(name, error.strerror or error) from error
+        if not same:
+            raise UserError(
+                f"{path} is gone or another since the bundle was opened; open the bundle that is there now"
+            )
+        return path
 
     def names(self, folder: str) -> list[str]:
         """List the files below a folder of the bundle, sorted."""

@@ -13,7 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
-from edgeglm.runtime.requests import DeadlineExceededError, Failure, Request, Results, late_text
+from edgeglm.runtime.requests import (
+    DeadlineExceededError,
+    EngineFailedError,
+    Failure,
+    Request,
+    Results,
+    late_text,
+)
 from edgeglm.runtime.times import StageTimes, Times, added
 from edgeglm.runtime.worker import Call, GivenUpError, Handler, Worker, failure_from
 
@@ -95,14 +102,22 @@ class Crew:
         return total
 
     def start(self) -> None:
-        """Start as many workers as are missing."""
+        """Start as many workers as are missing. One without a thread is told as one that cannot be made."""
         with self._lock:
             missing = 0 if self._stopping else self.size - len(self._workers)
             fresh = [Worker(self, self._made + i) for i in range(missing)]
             self._made += len(fresh)
             self._workers.update(fresh)
         for worker in fresh:
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError as error:
+                failure = EngineFailedError(
+                    f"no thread for {self.name} can be started: {error}; "
+                    "raise the limit of the process (ulimit -u, pids.max), or end other programs"
+                )
+                failure.__cause__ = error
+                self.worker_opened(worker, failure)
 
     def put(self, requests: Sequence[Request]) -> None:
         """Queue requests; those that have ended meanwhile are dropped."""

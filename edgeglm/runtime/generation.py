@@ -47,7 +47,7 @@ class Generation:
         self.contracts: dict[str, TowerContract] = {}
         self.held: set[Request] = set()
         self.broken: EdgeglmError | None = None
-        self._reopens = False  # whether it is broken for want of an engine, and may be mended
+        self._reopens = False  # whether it is broken for want of a worker, and may be mended
         self._replaced: Counter[str] = Counter()
         self._lately: defaultdict[str, list[float]] = defaultdict(list)
         self._next_try = 0.0
@@ -91,6 +91,8 @@ class Generation:
             left=lambda crew: self._tell(self._crew_left, crew),
         )
         self.crews = (self.preparation, self.inference)
+        prepares = any(source.prepare for source in sources.values())
+        self._needed = self.crews if prepares else (self.inference,)
 
     async def open(self) -> None:
         """Load and warm up every instance. Raises the first one's error, with nothing left behind."""
@@ -102,12 +104,17 @@ class Generation:
                     f"the engines did not open within {self._config.open_timeout:g} s; raise open_timeout"
                 )
             self._opening.result()
+            if self.preparation in self._needed:
+                self.preparation.start()
+                if not self.preparation.alive:
+                    raise EngineFailedError(
+                        "no thread for preparation can be started; "
+                        "raise the limit of the process (ulimit -u, pids.max), or end other programs"
+                    )
         except BaseException:
             self._opening.cancel()  # nobody asks for its error any more
             await self.shut()
             raise
-        if any(source.prepare for source in self.source.towers.values()):
-            self.preparation.start()
 
     @property
     def instances(self) -> int:
@@ -141,7 +148,13 @@ class Generation:
         return self.contracts[results.answered[0].tower].looked_over(results)
 
     def resubmit(self, requests: Sequence[Request]) -> None:
-        """Queue requests once more, of which another one spoilt the batch."""
+        """Queue requests once more, of which another one spoilt the batch.
+
+        They are known to be finite and share batches with their like alone: beside newcomers, of which one in
+        ten may hold NaN, hardly a batch would be without, and they would be asked again for ever.
+        """
+        for request in requests:
+            request.bucket = ("finite", request.bucket)
         self.inference.put(requests)
 
     def check_raw(self, tower: str) -> None:
@@ -183,15 +196,16 @@ class Generation:
         return found
 
     def mend(self) -> None:
-        """Try again to open an engine where none is left; called for each request that is refused for it."""
+        """Try again to make a worker where none is left; called for each request that is refused for it."""
         if self._reopens:
             self._start_missing(time.monotonic())
 
     def _start_missing(self, now: float) -> None:
-        """Start engines whose replacement found no memory, say, beside one that hung; now and then."""
+        """Start workers whose replacement found no memory, say, beside one that hung; now and then."""
         if now >= self._next_try:
             self._next_try = now + self._config.hang_after
-            self.inference.start()
+            for crew in self._needed:
+                crew.start()
 
     async def emptied(self) -> None:
         """Answer what is held without delay, and wait until nothing is. Nothing may be submitted later."""
@@ -256,7 +270,7 @@ class Generation:
         elif error is not None and not crew.alive:
             self._reopens = self.broken is None or self._reopens
             self._break(_open_failure(error))
-        elif error is None and crew is self.inference and self._reopens:
+        elif error is None and self._reopens and all(crew.alive for crew in self._needed):
             self.broken, self._reopens = None, False
 
     def _crew_left(self, crew: Crew) -> None:

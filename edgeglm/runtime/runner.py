@@ -70,6 +70,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals = Signals()
         self._home: Residence | None = None
+        self.swaps = 0  # how often other towers took over
 
     async def __aenter__(self) -> Runner:
         """Load and warm up. Raises UserError for a bundle or an engine that cannot be used."""
@@ -149,6 +150,7 @@ class Runner:
         self._usable()
         fresh = await self._opened(source)
         former, self._current = self._current, fresh
+        self.swaps += 1
         assert former is not None
         retiring = self._spawn(self._retire(former))
         if switched is not None:

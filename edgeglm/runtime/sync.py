@@ -25,6 +25,8 @@ T = TypeVar("T")
 Raw = TypeVar("Raw")
 FloatRows = npt.NDArray[np.float32]
 
+_TRIES = 5  # to embed a list with one bundle
+
 
 class SyncRunner:
     """Serves the towers of a bundle to callers that block. Use it as a context manager.
@@ -38,6 +40,7 @@ class SyncRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # nobody may come between the last call and the end of the loop
+        self._leaving = threading.RLock()  # two that stop one loop would wait for it for ever
         self._open = False
         self._pid = 0
 
@@ -59,15 +62,20 @@ class SyncRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what was accepted, then close. Does nothing a second time, and in a forked child."""
+        """Answer what was accepted, then close. Does nothing a second time, and in a forked child.
+
+        Where several threads leave at once, all wait for the end.
+        """
         if self._open and os.getpid() != self._pid:
             self._open = False  # its threads are the parent's
         if not self._open:
             return
-        try:
-            self._result(self._runner.close())
-        finally:
-            self._stop()
+        with self._leaving:
+            if self._open:
+                try:
+                    self._result(self._runner.close())
+                finally:
+                    self._stop()
 
     def embed_text(
         self, text: str, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -79,6 +87,7 @@ class SyncRunner:
         """Return float32 [N, D], row i for text i. Raises the error of the first text that has one.
 
         At most as many as the runner holds are asked at a time, so a list may be longer than ``capacity``.
+        All rows are of one bundle: those of a list that meets a swap are asked for again.
         """
         return self._result(self._stacked("text", self._runner.embed_text, _listed(texts, "text")))
 
@@ -116,8 +125,24 @@ class SyncRunner:
     async def _stacked(
         self, tower: str, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
     ) -> FloatRows:
+        """Embed all with one set of towers: vectors of two spaces in one array would be compared."""
         if not inputs:
             return np.zeros((0, self._width(tower)), np.float32)
+        for _ in range(_TRIES):
+            swaps = self._runner.swaps
+            rows = await self._rows(embed, inputs)
+            if self._runner.swaps == swaps:
+                return np.stack(rows)
+        raise UserError(
+            f"the bundle was swapped during each of {_TRIES} tries to embed {len(inputs)} inputs with one; "
+            "give fewer at a time, or swap less often"
+        )
+
+    async def _rows(
+        self, embed: Callable[[Raw], Coroutine[Any, Any, FloatRow]], inputs: Sequence[Raw]
+    ) -> list[FloatRow]:
+        """Embed all, or the first of them where another set of towers takes over meanwhile."""
+        swaps = self._runner.swaps
         rows: dict[int, FloatRow] = {}
         errors: dict[int, Exception] = {}
         turns = iter(range(len(inputs)))
@@ -128,14 +153,14 @@ class SyncRunner:
                     rows[turn] = await embed(inputs[turn])
                 except Exception as error:  # those before it are under way, and may have one too
                     errors[turn] = error
-                if errors:
+                if errors or self._runner.swaps != swaps:
                     return
 
         at_once = min(self._runner.config.capacity, len(inputs))
         await asyncio.gather(*(some() for _ in range(at_once)))
         if errors:
             raise errors[min(errors)]
-        return np.stack([rows[turn] for turn in range(len(inputs))])
+        return [rows[turn] for turn in sorted(rows)]
 
     def _width(self, tower: str) -> int:
         """Return how long an embedding is; 0 where the model does not declare it."""
@@ -163,8 +188,8 @@ class SyncRunner:
 
     def _stop(self) -> None:
         with self._lock:
-            self._open = False
-        if self._loop is not None and self._thread is not None:
+            was, self._open = self._open, False
+        if was and self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 

@@ -48,8 +48,8 @@ def sources_from_bundle(
     record = bundle.variant(variant)
     preprocessing = bundle.preprocessing
     sources = {}
-    for tower in record.files:
-        path = bundle.model(record.name, tower)
+    for tower, name in record.files.items():
+        make = _maker(engine, bundle, name, threads)
         if tower == "text":
             limit = preprocessing.text.max_length
             tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=preprocessing.text.lowercase)
@@ -60,7 +60,7 @@ def sources_from_bundle(
                     f"the longest length bucket is {max(buckets)} and texts have up to {limit} ids; {remedy}"
                 )
             sources[tower] = TowerSource(
-                engine=_maker(engine, path, threads),
+                engine=make,
                 prepare=text_preparation(tokenizer, limit),
                 ragged={"input_ids": tokenizer.pad_id, "attention_mask": 0},
                 length_buckets=buckets,
@@ -68,7 +68,7 @@ def sources_from_bundle(
             )
         else:
             prepare = image_preparation(preprocessing.image) if tower == "image" else None
-            sources[tower] = TowerSource(engine=_maker(engine, path, threads), prepare=prepare)
+            sources[tower] = TowerSource(engine=make, prepare=prepare)
     return sources
 
 
@@ -131,5 +131,9 @@ def _not_a_text(text: object) -> UserError:
     return UserError(f"a text is a {type(text).__name__}; give a str")
 
 
-def _maker(engine: EngineMaker, path: Path, threads: int) -> Callable[[], Engine]:
-    return lambda: engine(path, threads)
+def _maker(engine: EngineMaker, bundle: Bundle, name: str, threads: int) -> Callable[[], Engine]:
+    """Return what makes an engine of a file, be it for an instance that is replaced after days.
+
+    By then another bundle may lie there, whose answers would pass for those of this one.
+    """
+    return lambda: engine(bundle.unchanged(name), threads)

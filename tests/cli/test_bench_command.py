@@ -224,3 +224,8 @@ def test_ctrl_c_in_a_run_exits_with_130_though_loadgen_goes_on(scenario, bundle)
         _, text = process.communicate(timeout=30)
     assert process.returncode == 130
     assert text == "\ninterrupted; run the same command again to resume\n"
+
+
+def test_engines_without_number_are_refused_before_any_is_loaded(bundle, capsys):
+    assert cli.exit_code(["bench", str(bundle), "--instances", "5000"]) == 2
+    assert "5000 is not in the range 1<=x<=64" in capsys.readouterr().err

@@ -221,6 +221,41 @@ def test_one_sample_with_nan_does_not_spoil_the_answers_of_its_batch():
     run(main)
 
 
+def test_who_was_asked_again_beside_nan_is_not_put_beside_newcomers_that_may_hold_it_too():
+    """Where one in ten holds NaN hardly a batch has none: good ones were asked again till their deadline."""
+    doubler, turns = Doubler(), threading.Semaphore(0)
+
+    def in_turn(feeds: Feeds, _: object) -> list[np.ndarray]:
+        doubler.batches.append(feeds["x"][:, 0].tolist())
+        assert turns.acquire(timeout=20)
+        return [feeds["x"] * 2]
+
+    doubler.function = in_turn  # type: ignore[assignment]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            nan = float("nan")
+            tasks = [asyncio.create_task(doubled(served, 1))]
+            await until(lambda: len(doubler.batches) == 1)
+            tasks += [asyncio.create_task(doubled(served, value)) for value in (2, nan)]
+            await asyncio.sleep(0)
+            turns.release()
+            await until(lambda: len(doubler.batches) == 2)
+            tasks.append(asyncio.create_task(doubled(served, nan)))
+            await asyncio.sleep(0)
+            turns.release()
+            await until(tasks[2].done)  # and the one beside it waits once more
+            tasks.append(asyncio.create_task(doubled(served, nan)))
+            await asyncio.sleep(0)
+            turns.release(10)
+            answers = await ended(*tasks)
+            assert answers[:2] == [2.0, 4.0]
+            assert all(isinstance(answer, UserError) for answer in answers[2:])
+            assert doubler.batches[3] == [2.0]
+
+    run(main)
+
+
 def test_nan_in_much_data_is_found_in_the_engines_thread_and_fails_alone():
     width = 700_000  # 2.8 MB a sample
     spec = [TensorSpec(name="x", dtype="float32", shape=("B", width))]

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from edgeglm.bundle.atomic import put_in_place
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.errors import UserError
+from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
+from edgeglm.engines.protocol import Feeds
 from edgeglm.runtime.config import RunnerConfig
-from edgeglm.runtime.requests import RunnerClosedError
+from edgeglm.runtime.requests import EngineFailedError, RunnerClosedError
 from edgeglm.runtime.retrieval import Retriever
 from edgeglm.runtime.runner import Runner
 from edgeglm.runtime.sync import SyncRunner
@@ -246,6 +250,42 @@ def test_a_bundle_that_lost_a_model_is_refused_by_the_name_of_the_file(path):
         with pytest.raises(UserError, match=r"text\.onnx"):
             async with Runner(path, CONFIG):
                 pass
+
+    run(main)
+
+
+def test_an_instance_that_is_replaced_after_a_build_does_not_answer_for_another_bundle(tmp_path):
+    """A build puts its bundle under the same path: its vectors passed for those of the opened one."""
+    hangs, released = threading.Event(), threading.Event()
+
+    class Hanging(OnnxRuntimeEngine):
+        def _run(self, feeds: Feeds) -> list[np.ndarray]:
+            if hangs.is_set():
+                hangs.clear()
+                released.wait(20)
+            return super()._run(feeds)
+
+    def made(place: str, scale: float) -> Path:
+        names = [(variant, kind) for variant in ("fp32", "int8") for kind in ("image", "text")]
+        parts = {f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale) for variant, kind in names}
+        return colour_bundle(tmp_path / place, **parts)
+
+    def engine(file: Path, threads: int) -> Hanging:
+        return Hanging(file, threads=threads)
+
+    path, other = made("b", 1.0), made("other", -1.0)
+
+    async def main() -> None:
+        async with Runner(path, RunnerConfig(threads=1, engine=engine, hang_after=0.5)) as served:
+            put_in_place(other, path)
+            hangs.set()
+            with pytest.raises(EngineFailedError, match="was given up"):
+                await served.embed_text("red")
+            with pytest.raises(EngineFailedError, match="another since the bundle was opened"):
+                await served.embed_text("red")
+            await served.swap(path)
+            np.testing.assert_array_equal(await served.embed_text("red"), [-1, 0, 0])
+            released.set()
 
     run(main)
 

@@ -378,6 +378,86 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
     run(main)
 
 
+class Threads:
+    """Lets the process have so many more threads of a runner, then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 10
+        start = threading.Thread.start
+
+        def limited(thread: threading.Thread) -> None:
+            if thread.name.startswith("edgeglm-"):
+                if not self.left:
+                    raise RuntimeError("can't start new thread")
+                self.left -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):
+    """The watchdog fell over it and never looked again: whoever had no deadline waited for ever."""
+    doubler, threads = Doubler(), Threads(monkeypatch)
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=0.2) as served:
+            threads.left = 0
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await doubled(served, HANG)
+            with pytest.raises(EngineFailedError, match=r"no thread for engine .*; raise the"):
+                await doubled(served, 1)
+            threads.left = 10
+            await until(lambda: not served.broken)
+            assert await doubled(served, 2) == 4.0
+            doubler.released.set()
+
+    run(main)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_runner_that_gets_no_thread_says_so_and_leaves_nothing_behind(monkeypatch, threads: int):
+    doubler = Doubler()
+    Threads(monkeypatch).left = threads
+    tower = TowerSource(engine=doubler, prepare=lambda words: [sample(1) for _ in words])
+
+    async def main() -> None:
+        with pytest.raises(EngineFailedError, match=r"no thread for .*; raise the limit of the process"):
+            async with Runner({"text": tower}, RunnerConfig(warm_up=False)):
+                pass
+        assert not any(engine.loaded for engine in doubler.made)
+
+    run(main)
+
+
+def test_preparation_without_a_thread_is_made_up_for_later(monkeypatch):
+    doubler, threads, hangs = Doubler(), Threads(monkeypatch), threading.Event()
+    released = threading.Event()
+
+    def prepare(words: Sequence[object]) -> list[Sample]:
+        if hangs.is_set():
+            released.wait(LIMIT)
+        return [sample(1) for _ in words]
+
+    tower = TowerSource(engine=doubler, prepare=prepare)
+    config = RunnerConfig(warm_up=False, hang_after=0.2, preparation_threads=1)
+
+    async def main() -> None:
+        async with Runner({"text": tower}, config) as served:
+            threads.left = 0
+            hangs.set()
+            with pytest.raises(EngineFailedError, match=r"preparation .* did not return"):
+                await served._answer("text", raw="a", deadline=None, priority=1)
+            with pytest.raises(EngineFailedError, match="no thread for preparation"):
+                await served._answer("text", raw="a", deadline=None, priority=1)
+            hangs.clear()
+            threads.left = 10
+            await until(lambda: not served.broken)
+            assert (await served._answer("text", raw="a", deadline=None, priority=1))["y"][0] == 2.0
+            released.set()
+
+    run(main)
+
+
 @pytest.mark.parametrize("outputs", [0, 2])
 def test_an_engine_that_gives_another_number_of_outputs_is_not_the_callers_fault(outputs: int):
     doubler = Doubler()

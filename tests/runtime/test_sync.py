@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ DECLARED = 3
 class Words:
     """A text tower whose embedding is the number that a text is; "bad" and "worse" are none."""
 
-    def __init__(self, *, width: int | str = DECLARED) -> None:
-        self.width = width
+    def __init__(self, *, width: int | str = DECLARED, more: float = 0.0) -> None:
+        self.width, self.more = width, more
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -42,7 +43,7 @@ class Words:
         def function(feeds: Any) -> list[np.ndarray]:
             self.entered.set()
             assert self.gate.wait(LIMIT)
-            return [np.repeat(feeds["x"], DECLARED, axis=1)]
+            return [np.repeat(feeds["x"], DECLARED, axis=1) + np.float32(self.more)]
 
         return FakeEngine(
             inputs=[TensorSpec(name="x", dtype="float32", shape=("B", 1))],
@@ -59,9 +60,12 @@ class Words:
         ]
 
 
+def towers(words: Words) -> dict[str, TowerSource]:
+    return {"text": TowerSource(engine=words.engine, prepare=words.prepare)}
+
+
 def script(words: Words, **changes: Any) -> SyncRunner:
-    tower = TowerSource(engine=words.engine, prepare=words.prepare)
-    return SyncRunner({"text": tower}, RunnerConfig(warm_up=False, **changes))
+    return SyncRunner(towers(words), RunnerConfig(warm_up=False, **changes))
 
 
 @pytest.mark.parametrize(("width", "shape"), [(DECLARED, (0, DECLARED)), ("D", (0, 0))])
@@ -79,6 +83,39 @@ def test_a_list_longer_than_the_capacity_is_answered_in_order(when_full: str):
         found = served.embed_texts([str(number) for number in range(50)])
         assert found[:, 0].tolist() == list(range(50))
         assert served.stats().shed == 0
+
+
+def test_a_list_that_meets_a_swap_has_the_rows_of_one_bundle():
+    """Rows of two spaces in one array rank one another, and nobody is told."""
+    former, fresh, found = Words(), Words(more=100.0), []
+    with script(former, capacity=4, batching=BatchPolicy(max_batch_size=1)) as served:
+        former.gate.clear()
+        asks = threading.Thread(target=lambda: found.append(served.embed_texts([*map(str, range(20))])))
+        asks.start()
+        assert former.entered.wait(LIMIT)
+        swaps = threading.Thread(target=served.swap, args=(towers(fresh),))
+        swaps.start()
+        until = time.monotonic() + LIMIT
+        while len(served._runner._generations) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        former.gate.set()
+        for thread in (asks, swaps):
+            thread.join(LIMIT)
+    assert found[0][:, 0].tolist() == [100.0 + number for number in range(20)]
+
+
+def test_a_list_during_which_the_bundle_is_swapped_again_and_again_ends_with_what_to_do():
+    with script(Words(), capacity=4) as served:
+        embed = served._runner.embed_text
+
+        async def swapped(*given: Any, **options: Any) -> Any:
+            served._runner.swaps += 1
+            return await embed(*given, **options)
+
+        served._runner.embed_text = swapped  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="swapped during each of 5 tries to embed 9 inputs with one;"):
+            served.embed_texts([*"123456789"])
+        assert served.stats().held == 0
 
 
 def test_the_first_bad_text_of_a_list_is_told_and_nothing_stays_behind():
@@ -114,6 +151,26 @@ def test_a_runner_may_be_left_twice():
         served.__exit__(None, None, None)
         with pytest.raises(RunnerClosedError):
             served.embed_text("1")
+
+
+def test_a_runner_that_several_threads_leave_at_once_ends_for_all_of_them():
+    """As a handler of a signal in one thread and the end of a ``with`` in another do: the process hung."""
+    for _ in range(10):
+        served, found = script(Words()), []
+        served.__enter__()
+        together = threading.Barrier(3)
+
+        def leave(served: SyncRunner = served, together: threading.Barrier = together) -> None:
+            together.wait(LIMIT)
+            served.__exit__(None, None, None)
+            found.append(served._thread is not None and not served._thread.is_alive())  # noqa: B023
+
+        threads = [threading.Thread(target=leave, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        assert found == [True] * 3
 
 
 def test_a_forked_child_leaves_a_with_statement_with_its_own_error(repository: Path):
