@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -125,6 +126,42 @@ def test_a_receipt_that_came_with_a_copied_folder_is_not_believed(change, words,
     here = choice(path, msgspec.structs.replace(LAPTOP, **change))
     assert here.receipt is None
     assert words in here.words
+
+
+def test_a_link_to_a_bundle_serves_what_was_finalized_under_its_name(tmp_path: Path, choice):
+    for name in ("fruit-1", "fruit-2"):
+        finalized(made(tmp_path / name, "jetson-agx-orin-64gb"), ORIN)
+    (tmp_path / "current").symlink_to("fruit-1")
+    assert choice(tmp_path / "current", ORIN).receipt == read_receipt(finalized_folder(tmp_path / "fruit-1"))
+    assert finalized(tmp_path / "current", ORIN).candidate("int8").engines["text"].reused
+    assert not (tmp_path / "current.finalized").exists(), "or the receipt of one would hide that of the next"
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("fruit-2")
+    assert choice(tmp_path / "current", ORIN).receipt == read_receipt(finalized_folder(tmp_path / "fruit-2"))
+
+
+def test_a_link_to_a_bundle_that_nobody_can_write_may_have_a_receipt_of_its_own(tmp_path: Path, choice):
+    medium = made(tmp_path / "medium" / "demo")
+    (tmp_path / "demo").symlink_to(medium)
+    (tmp_path / "demo.finalized").mkdir()
+    receipt = finalized(tmp_path / "demo")
+    assert choice(tmp_path / "demo", LAPTOP).receipt == receipt
+    assert not finalized_folder(medium).exists()
+
+
+def test_a_receipt_that_this_user_may_not_read_is_not_called_broken(tmp_path: Path, choice, monkeypatch):
+    path = made(tmp_path / "demo")
+    finalized(path)
+    read = Path.read_bytes
+
+    def refused(self: Path) -> bytes:
+        if self.name == "receipt.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # the tests may be run by root, who reads all
+    with pytest.raises(UserError, match=r"cannot read .*receipt.json: Permission denied; let this user"):
+        choice(path, LAPTOP)
 
 
 def test_a_receipt_of_the_bundle_that_was_there_before_is_not_believed(tmp_path: Path):
