@@ -15,6 +15,7 @@ import pytest
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import finalized_folder, read_receipt, why_foreign
+from edgeglm.bundle.trust import TRUST_VARIABLE
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli import main as cli
 from edgeglm.cli.finalize import _embedder
@@ -290,6 +291,29 @@ def test_a_bundle_that_was_not_verified_is_not_finalized(tmp_path: Path):
     tools = Tools(embedder=_embedder, portable=portable, native=Builder().run)
     with open_bundle(path, verify=False) as bundle, pytest.raises(UserError, match="not verified"):
         finalize(bundle, board=LAPTOP, tools=tools, progress=QuietProgress())
+
+
+def test_keys_that_are_mounted_read_only_end_it_before_an_engine_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """As in a container: it ended with 2 and 'nothing was changed' after all had been built and chosen."""
+    pytest.importorskip("cryptography")
+    path = made(tmp_path / "demo")
+    assert cli.exit_code(["keygen", "maker", "--folder", str(tmp_path / "keys")]) == 0
+    assert cli.exit_code(["sign", str(path), "--key", str(tmp_path / "keys/maker.key")]) == 0
+    monkeypatch.setenv(TRUST_VARIABLE, str(tmp_path / "keys"))
+    allowed = os.access
+
+    def refused(place: object, mode: int) -> bool:  # the tests may be run by root, who may do all
+        return Path(str(place)).name != "keys" and allowed(str(place), mode)
+
+    monkeypatch.setattr("os.access", refused)
+    assert cli.exit_code(["finalize", str(path), "--rounds", "7"]) == 2
+    assert "make it writable, or pass --allow-downgrade" in capsys.readouterr().err
+    assert not finalized_folder(path).exists()
+    assert cli.exit_code(["finalize", str(path), "--rounds", "7", "--allow-downgrade"]) == 0
+    assert read_receipt(finalized_folder(path)) is not None
+    assert not (tmp_path / "keys/seen.json").exists()
 
 
 def test_a_broken_receipt_is_said_and_not_worked_around(tmp_path: Path, choice):
