@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -184,7 +185,9 @@ class App:
     def emit(self, value: Any) -> None:
         """Write one JSON document to stdout under ``--json``; nothing otherwise."""
         if self.json:
-            click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+            # JSON is UTF-8, whatever the locale.
+            escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+            click.echo(json.dumps(value, indent=2, ensure_ascii=escaped, allow_nan=False, default=_plain))
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
         """Print rows under headings; a heading that starts with ``>`` is right-aligned."""
