@@ -206,6 +206,24 @@ def test_engines_are_reused_until_something_that_decides_them_changes(tmp_path: 
     assert len(list((finalized_folder(path) / "engines").iterdir())) == 2, "the old ones are swept"
 
 
+def test_engines_are_on_the_disk_before_the_receipt_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or a board that loses power after its finalize has a receipt, and a server that opens empty plans."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        sync(handle)
+
+    path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
+    monkeypatch.setattr(os, "fsync", recorded)
+    finalized(path, ORIN)
+    before = synced[: next(at for at, name in enumerate(synced) if name.startswith(".receipt.json"))]
+    assert before.count("engine.plan") == before.count("engine.json") == 2
+
+
 def test_an_engine_that_rotted_on_the_disk_is_built_again(tmp_path: Path):
     path, builder = made(tmp_path / "demo", "jetson-agx-orin-64gb"), Builder()
     receipt = finalized(path, ORIN, builder=builder)
