@@ -55,11 +55,13 @@ class Console:
     def print(self, *parts: Any) -> None:
         """Print results. While bars are live on the same screen, print above them."""
         live = self.progress.live and self.out.is_terminal
-        (self.err if live else self.out).print(*parts)
+        # A program that reads a line gets the whole of it; tables are cut into parts by whoever makes them.
+        whole = not self.out.is_terminal and all(isinstance(part, str) for part in parts)
+        (self.err if live else self.out).print(*parts, soft_wrap=whole)
 
     def note(self, text: str) -> None:
         """Print a remark that is no result."""
-        self.err.print(text, style="dim")
+        self.err.print(text, style="dim", soft_wrap=not self.err.is_terminal)
 
 
 class RichProgress:

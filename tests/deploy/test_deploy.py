@@ -308,6 +308,15 @@ def variants(table: str) -> list[str]:
     return re.findall(r"ready\s+(\S+)", table)
 
 
+def test_a_line_of_the_log_is_one_line_for_whoever_parses_it(device, bundle, deploy, cli):
+    """They are JSON documents of some 700 characters, and were cut into lines of 160."""
+    pear = device("pear")
+    deploy(bundle())
+    lines = [json.dumps({"event": "serving", "digest": "word " * 200}), '{"event":  "stopped"}']
+    (pear.root / "run/service.log").write_text("\n".join(lines) + "\n")
+    assert cli("logs", "pear") == "\n".join(lines) + "\n"
+
+
 def test_a_server_that_dies_is_started_again(device, bundle, deploy):
     pear = device("pear")
     path = bundle()
