@@ -146,6 +146,8 @@ def _faiss() -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on newer Pythons
         try:
             import faiss
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            if error.name != "faiss":  # it is there, and broken
+                raise
             return None
     return faiss
