@@ -119,9 +119,17 @@ class Receipt(_Record, frozen=True, kw_only=True):
 
 
 def finalized_folder(origin: Path) -> Path:
-    """Return where the receipt and the engines of the bundle at ``origin`` lie."""
-    origin = Path(os.path.abspath(origin))  # noqa: PTH100 - resolve() would follow a link
-    return origin.with_name(f"{origin.name}.finalized")
+    """Return where the receipt and the engines of the bundle at ``origin`` lie.
+
+    A link to a bundle, such as ``current``, shares those of the bundle that it names, unless a folder lies
+    beside the link itself: so a bundle on a medium that nobody can write may be finalized elsewhere.
+    """
+    origin = Path(os.path.abspath(origin))  # noqa: PTH100 - resolve() would follow the link at once
+    beside = origin.with_name(f"{origin.name}.finalized")
+    if origin.is_symlink() and not beside.is_dir():
+        origin = origin.resolve()
+        return origin.with_name(f"{origin.name}.finalized")
+    return beside
 
 
 def layer_table_of(model: Path) -> Path | None:
@@ -166,7 +174,9 @@ def read_receipt(folder: Path) -> Receipt | None:
         return msgspec.json.decode(path.read_bytes(), type=Receipt)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:  # such as that of root, finalized under a strict umask: nothing is wrong with it
+        raise UserError(f"cannot read {path}: {error.strerror}; let this user read it") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is no receipt: {error}; {remedy}") from error
 
 

@@ -151,14 +151,35 @@ def check_age(trust: Trust, manifest: Manifest, origin: str) -> None:
         )
 
 
+def check_memory(trust: Trust, signature: SignatureState) -> None:
+    """Raise UserError where ``accept`` could not remember a bundle: asked before engines are built for it.
+
+    Who allows a downgrade needs no memory.
+    """
+    if _remembers(trust, signature) and not (trust.allow_downgrade or _writable(trust)):
+        raise UserError(
+            f"this user cannot write to {trust.folder}, where the age of the newest bundle is remembered, so "
+            "an old one could be replayed later; make it writable, or pass --allow-downgrade to go without"
+        )
+
+
+def _remembers(trust: Trust, signature: SignatureState) -> bool:
+    return trust.folder is not None and signature.signer is not None
+
+
+def _writable(trust: Trust) -> bool:
+    return trust.folder is not None and os.access(trust.folder, os.W_OK | os.X_OK)
+
+
 def accept(trust: Trust, manifest: Manifest, signature: SignatureState) -> None:
     """Remember a bundle that was finalized, and after a permitted downgrade the older one.
 
     One that no trusted key signed is not remembered: nobody vouches for the date that it states, and one
     of the year 9999 would lock all later ones out.
     """
-    if trust.folder is None or signature.signer is None:
+    if not _remembers(trust, signature) or (trust.allow_downgrade and not _writable(trust)):
         return
+    assert trust.folder is not None
     path = trust.folder / SEEN_NAME
     with disk_errors(path), (trust.folder / ".seen.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

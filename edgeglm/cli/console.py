@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -54,11 +55,13 @@ class Console:
     def print(self, *parts: Any) -> None:
         """Print results. While bars are live on the same screen, print above them."""
         live = self.progress.live and self.out.is_terminal
-        (self.err if live else self.out).print(*parts)
+        # A program that reads a line gets the whole of it; tables are cut into parts by whoever makes them.
+        whole = not self.out.is_terminal and all(isinstance(part, str) for part in parts)
+        (self.err if live else self.out).print(*parts, soft_wrap=whole)
 
     def note(self, text: str) -> None:
         """Print a remark that is no result."""
-        self.err.print(text, style="dim")
+        self.err.print(text, style="dim", soft_wrap=not self.err.is_terminal)
 
 
 class RichProgress:
@@ -184,7 +187,9 @@ class App:
     def emit(self, value: Any) -> None:
         """Write one JSON document to stdout under ``--json``; nothing otherwise."""
         if self.json:
-            click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+            # JSON is UTF-8, whatever the locale.
+            escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+            click.echo(json.dumps(value, indent=2, ensure_ascii=escaped, allow_nan=False, default=_plain))
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
         """Print rows under headings; a heading that starts with ``>`` is right-aligned."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,7 +66,7 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
                 device.tensorrt or "-",
                 printable(f"{slot.get('bundle', '-')} {digest}") if slot else "nothing",
                 "ready" if device.ready else "not ready" if slot else "-",
-                device.receipt.get("chosen", "-"),
+                _variant(device, slot),
                 human_bytes(device.free_bytes),
                 ago(time.time() - device.seen),
             )
@@ -83,6 +84,12 @@ def command(ctx: click.Context, names: tuple[str, ...], refresh: bool, forget: b
             ]
         )
     ctx.exit(code)
+
+
+def _variant(device: DeviceRecord, slot: Mapping[str, Any]) -> str:
+    """Return what finalize chose for the bundle that serves; the last receipt may be of another one."""
+    last = device.receipt if device.receipt.get("content_digest") == slot.get("content_digest") else {}
+    return printable(str(slot.get("chosen") or last.get("chosen") or "-"))
 
 
 def with_evidence(device: DeviceRecord, store: Store) -> DeviceRecord:

@@ -41,7 +41,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
     did where the bundle was made.
     """
     from edgeglm.bundle.receipt import RECEIPT_NAME, finalized_folder
-    from edgeglm.bundle.trust import accept
+    from edgeglm.bundle.trust import accept, check_memory
     from edgeglm.bundle.verify import open_bundle
     from edgeglm.compile.by_trtexec import finalize_by_trtexec, needs_trtexec
     from edgeglm.compile.finalize import FinalizeOptions, Tools, finalize
@@ -51,6 +51,7 @@ def command(app: App, bundle: Path, engine: str, any_board: bool, threads: int, 
 
     board, trust = this_board(), app.trust()
     with open_bundle(bundle, trust=trust) as opened:
+        check_memory(trust, opened.signature)
         if engine == "trtexec" or (engine in ("auto", "native") and needs_trtexec(opened, board)):
             by_hand = finalize_by_trtexec(opened, progress=app.progress, any_board=any_board)
             accept(trust, opened.manifest, opened.signature)

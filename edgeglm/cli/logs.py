@@ -24,6 +24,6 @@ def command(app: App, device: str, lines: int, root: str | None) -> None:
 
     inventory = inventory_at(app.store().root)
     found = asyncio.run(log_lines(host_from_text(device), inventory, root=root, lines=lines))
-    for line in found:
-        app.print(line)
+    for line in () if app.json else found:  # as they are: each is a document that others parse
+        click.echo(line)
     app.emit({"device": device, "lines": found})

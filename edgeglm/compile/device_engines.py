@@ -26,6 +26,7 @@ from edgeglm.compile.contract import precision_of, tower_profiles
 from edgeglm.compile.route import Route
 from edgeglm.compile.worker import BuildRequest
 from edgeglm.core.digest import sha256_file, sha256_json
+from edgeglm.core.durable import sync_path
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.engines.board import Board
@@ -223,4 +224,6 @@ def _put(place: Path, fill: Callable[[Path], None]) -> None:
         new = staging / "engine"
         new.mkdir()
         fill(new)
+        for path in (*new.iterdir(), new):  # the receipt, which is synced, says that they are there
+            sync_path(path)
         put_in_place(new, place)

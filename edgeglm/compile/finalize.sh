@@ -23,6 +23,9 @@ root="${EDGEGLM_ROOT:-}" # a copy of a board's files, for tests
 here="${EDGEGLM_BUNDLE:-$(cd "$(dirname "$0")" && pwd)}" # edgeglm runs its own copy on a bundle
 beside="${EDGEGLM_SHELL:-$here}" # with what belongs to this script, in shell/
 out="${EDGEGLM_FINALIZED:-$here.finalized}" # elsewhere where the bundle is an archive
+if [ -z "${EDGEGLM_FINALIZED:-}" ] && [ -L "$here" ] && [ ! -d "$out" ]; then
+  out="$(cd "$here" && pwd -P).finalized" # a link shares that of the bundle that it names
+fi
 trtexec="$root/usr/src/tensorrt/bin/trtexec"
 [ -x "$trtexec" ] || trtexec="$(command -v trtexec || echo "$trtexec")"
 tegrastats="$root/usr/bin/tegrastats"

@@ -118,6 +118,8 @@ async def deliver(
         # Writing waits for this machine's disk, and the other devices need not wait for that.
         await asyncio.to_thread(tools.keep, await evidence_from(device, slot, str(host), board, receipt))
         url = None
+        # With the slot: after a rollback, or where another is staged, the last receipt is not of what serves.
+        await device.ask("mark", slot=slot, fields={"chosen": receipt["chosen"]})
         if options.activate:
             report.enter("switch", "waiting until it answers")
             seconds = max(options.ready_seconds, LEAST_READY_SECONDS)

@@ -217,7 +217,11 @@ class _Stream:
 
     async def _write(self, rows: list[NewRow], vectors: list[npt.NDArray[np.float32]]) -> None:
         if rows:
-            await asyncio.to_thread(self._writer.add, list(rows), np.stack(vectors))
+            adding = asyncio.ensure_future(asyncio.to_thread(self._writer.add, list(rows), np.stack(vectors)))
+            try:
+                await asyncio.shield(adding)
+            finally:  # an interrupt ends no thread, and must not end the writer's lock before it
+                await asyncio.wait([adding])
             rows.clear()
             vectors.clear()
 

@@ -1,7 +1,8 @@
 """The nearest rows: a scan over small codes, then exact scores for the candidates.
 
 Q queries, N rows, D dimensions, C candidates. faiss scans: its kernels use what the processor has (AVX-512,
-AVX2, NEON). The scores are cosines with the rows as they are stored in float16.
+AVX2, NEON). Where it is not installed all rows are compared exactly, which takes longer and finds no less.
+The scores are cosines with the rows as they are stored in float16.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Scanner:
         Args:
             queries_QD: float32 [Q, D].
             count: How many, 1 or more.
-            precision: "int8" scans bytes, "binary" bits, "exact" everything.
+            precision: "int8" scans bytes, "binary" bits, "exact" everything, as all do without faiss.
             chosen: The rows to look at, ascending; all for None.
 
         Raises:
@@ -63,7 +64,7 @@ class Scanner:
         scores = np.zeros((len(queries), count), np.float32)
         if count == 0:
             return rows, scores
-        if precision == "exact" or total <= _FEW:
+        if precision == "exact" or total <= _FEW or _faiss() is None:
             candidates: list[Rows | None] = [chosen] * len(queries)
         elif precision == "int8":
             candidates = list(self._by_bytes(queries, min(max(4 * count, count + 32), total), chosen))
@@ -140,7 +141,13 @@ def _scanning(queries: int) -> Any:
 
 @cache
 def _faiss() -> Any:
+    """Return the library; None where it is not installed: an index grows, and must not end a server by it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on newer Pythons
-        import faiss
+        try:
+            import faiss
+        except ModuleNotFoundError as error:
+            if error.name != "faiss":  # it is there, and broken
+                raise
+            return None
     return faiss

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.verify import open_bundle
@@ -22,6 +24,7 @@ from edgeglm.serve.refusals import ForbiddenError, NotFoundError, NotReadyError
 from edgeglm.serve.search import GallerySearcher, Searcher
 from edgeglm.serve.served import Served
 
+T = TypeVar("T")
 SearcherMaker = Callable[[Bundle, str], Searcher]
 
 
@@ -61,7 +64,7 @@ class Service:
 
     async def __aenter__(self) -> Service:
         """Verify, load and warm up. Raises UserError for a bundle or an engine that cannot be used."""
-        bundle = await asyncio.to_thread(self._open, self._path)
+        bundle = await _made(lambda: self._open(self._path), Bundle.close)
         try:
             await self._begin(bundle)
         except BaseException:
@@ -167,7 +170,8 @@ class Service:
         async with self._changing:
             self.known(name)
             if bundle is not None:
-                await self._change(await asyncio.to_thread(self._open, self._place(bundle)))
+                place = self._place(bundle)
+                await self._change(await _made(lambda: self._open(place), Bundle.close))
             elif self.runner.closing:
                 await self._begin(self.bundle)
             self._out.pop(name, None)
@@ -187,7 +191,7 @@ class Service:
         return listed[name]
 
     async def _begin(self, bundle: Bundle) -> None:
-        searcher = await asyncio.to_thread(self._searcher, bundle)
+        searcher = await _made(lambda: self._searcher(bundle), _closed)
         runner = Runner(bundle, self.config.runner)
         try:
             await runner.__aenter__()
@@ -202,7 +206,7 @@ class Service:
             if self.runner.closing:
                 await self._begin(fresh)
                 return
-            searcher = await asyncio.to_thread(self._searcher, fresh)
+            searcher = await _made(lambda: self._searcher(fresh), _closed)
             runner = self.runner
             try:
                 # in the very moment of the switch, so that an answer names the bundle it came from
@@ -229,6 +233,20 @@ class Service:
         if f"gallery/embeddings-{variant}.npy" not in bundle.manifest.files:
             return None
         return GallerySearcher(bundle, variant)
+
+
+async def _made(make: Callable[[], T], close: Callable[[T], None]) -> T:
+    """Make something in a thread. A caller who gives up ends no thread: what it made is closed then.
+
+    It is waited for, so that of a caller who tries again and again no more than one is ever being made.
+    """
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # which nobody waits for
+            close(await making)
+        raise
 
 
 def _closed(searcher: Searcher | None) -> None:

@@ -22,6 +22,16 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(capsys: pytest.C
     assert capsys.readouterr().out == "[bold] :apple: 12.5 /path/[x]\n"
 
 
+def test_a_program_that_reads_a_line_gets_the_whole_of_it(capsys: pytest.CaptureFixture[str]):
+    """A path was cut in two at the 160th column of a pipe."""
+    path = f"/data/{'a long name of a folder/' * 12}receipt.json"
+    App().print(f"chosen int8; {path}")
+    App().note(f"all of it is kept: {path}")
+    printed = capsys.readouterr()
+    assert printed.out == f"chosen int8; {path}\n"
+    assert printed.err == f"all of it is kept: {path}\n"
+
+
 def test_a_log_gets_one_line_for_each_finished_piece_of_work():
     stream = io.StringIO()
     progress = RichProgress(RichConsole(file=stream, width=80))

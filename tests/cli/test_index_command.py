@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,29 @@ def test_what_cannot_be_done_exits_with_2_and_a_remedy(
     ):
         assert why in ran(capsys, *arguments, code=2)
     assert len(COLOURS) == 3
+
+
+def test_a_caption_that_the_terminal_has_no_letters_for_ends_no_search(
+    index: Path,
+    bundle: Path,  # noqa: F811
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Such as Chinese under a locale of ISO 8859-1; what --json prints is UTF-8 for whoever reads it."""
+    lines = tmp_path / "more.jsonl"
+    lines.write_text('{"image": "red/red.png", "text": "红苹果 é"}\n', "utf-8")
+    ran(capsys, "add", index, bundle, folder, "--metadata", lines)
+    command = [sys.executable, "-m", "edgeglm.cli.main", "index", "search", str(index), str(bundle)]
+    for more in ((), ("--json",)):
+        done = subprocess.run(
+            [*command, "--query", "red", "-k", "1", *more],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "iso-8859-1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        if more:
+            assert json.loads(done.stdout.decode("utf-8"))["hits"][0]["metadata"]["text"] == "红苹果 é"
+        else:
+            assert "??? é" in done.stdout.decode("iso-8859-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from edgeglm.bundle.opened import Bundle
 from edgeglm.bundle.receipt import finalized_folder, read_receipt, why_foreign
+from edgeglm.bundle.trust import TRUST_VARIABLE
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.cli import main as cli
 from edgeglm.cli.finalize import _embedder
@@ -127,6 +129,42 @@ def test_a_receipt_that_came_with_a_copied_folder_is_not_believed(change, words,
     assert words in here.words
 
 
+def test_a_link_to_a_bundle_serves_what_was_finalized_under_its_name(tmp_path: Path, choice):
+    for name in ("fruit-1", "fruit-2"):
+        finalized(made(tmp_path / name, "jetson-agx-orin-64gb"), ORIN)
+    (tmp_path / "current").symlink_to("fruit-1")
+    assert choice(tmp_path / "current", ORIN).receipt == read_receipt(finalized_folder(tmp_path / "fruit-1"))
+    assert finalized(tmp_path / "current", ORIN).candidate("int8").engines["text"].reused
+    assert not (tmp_path / "current.finalized").exists(), "or the receipt of one would hide that of the next"
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("fruit-2")
+    assert choice(tmp_path / "current", ORIN).receipt == read_receipt(finalized_folder(tmp_path / "fruit-2"))
+
+
+def test_a_link_to_a_bundle_that_nobody_can_write_may_have_a_receipt_of_its_own(tmp_path: Path, choice):
+    medium = made(tmp_path / "medium" / "demo")
+    (tmp_path / "demo").symlink_to(medium)
+    (tmp_path / "demo.finalized").mkdir()
+    receipt = finalized(tmp_path / "demo")
+    assert choice(tmp_path / "demo", LAPTOP).receipt == receipt
+    assert not finalized_folder(medium).exists()
+
+
+def test_a_receipt_that_this_user_may_not_read_is_not_called_broken(tmp_path: Path, choice, monkeypatch):
+    path = made(tmp_path / "demo")
+    finalized(path)
+    read = Path.read_bytes
+
+    def refused(self: Path) -> bytes:
+        if self.name == "receipt.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # the tests may be run by root, who reads all
+    with pytest.raises(UserError, match=r"cannot read .*receipt.json: Permission denied; let this user"):
+        choice(path, LAPTOP)
+
+
 def test_a_receipt_of_the_bundle_that_was_there_before_is_not_believed(tmp_path: Path):
     path = made(tmp_path / "demo")
     receipt = finalized(path)
@@ -166,6 +204,24 @@ def test_engines_are_reused_until_something_that_decides_them_changes(tmp_path: 
     finalized(path, msgspec.structs.replace(ORIN, l4t="36.5"), builder=builder)
     assert len(builder.requests) == 4
     assert len(list((finalized_folder(path) / "engines").iterdir())) == 2, "the old ones are swept"
+
+
+def test_engines_are_on_the_disk_before_the_receipt_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or a board that loses power after its finalize has a receipt, and a server that opens empty plans."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        sync(handle)
+
+    path = made(tmp_path / "demo", "jetson-agx-orin-64gb")
+    monkeypatch.setattr(os, "fsync", recorded)
+    finalized(path, ORIN)
+    before = synced[: next(at for at, name in enumerate(synced) if name.startswith(".receipt.json"))]
+    assert before.count("engine.plan") == before.count("engine.json") == 2
 
 
 def test_an_engine_that_rotted_on_the_disk_is_built_again(tmp_path: Path):
@@ -253,6 +309,29 @@ def test_a_bundle_that_was_not_verified_is_not_finalized(tmp_path: Path):
     tools = Tools(embedder=_embedder, portable=portable, native=Builder().run)
     with open_bundle(path, verify=False) as bundle, pytest.raises(UserError, match="not verified"):
         finalize(bundle, board=LAPTOP, tools=tools, progress=QuietProgress())
+
+
+def test_keys_that_are_mounted_read_only_end_it_before_an_engine_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """As in a container: it ended with 2 and 'nothing was changed' after all had been built and chosen."""
+    pytest.importorskip("cryptography")
+    path = made(tmp_path / "demo")
+    assert cli.exit_code(["keygen", "maker", "--folder", str(tmp_path / "keys")]) == 0
+    assert cli.exit_code(["sign", str(path), "--key", str(tmp_path / "keys/maker.key")]) == 0
+    monkeypatch.setenv(TRUST_VARIABLE, str(tmp_path / "keys"))
+    allowed = os.access
+
+    def refused(place: object, mode: int) -> bool:  # the tests may be run by root, who may do all
+        return Path(str(place)).name != "keys" and allowed(str(place), mode)
+
+    monkeypatch.setattr("os.access", refused)
+    assert cli.exit_code(["finalize", str(path), "--rounds", "7"]) == 2
+    assert "make it writable, or pass --allow-downgrade" in capsys.readouterr().err
+    assert not finalized_folder(path).exists()
+    assert cli.exit_code(["finalize", str(path), "--rounds", "7", "--allow-downgrade"]) == 0
+    assert read_receipt(finalized_folder(path)) is not None
+    assert not (tmp_path / "keys/seen.json").exists()
 
 
 def test_a_broken_receipt_is_said_and_not_worked_around(tmp_path: Path, choice):

@@ -238,6 +238,19 @@ def test_engines_of_edgeglm_and_of_the_script_do_not_sweep_each_other(tmp_path: 
     assert len(list(engines.iterdir())) == 4
 
 
+def test_a_link_to_a_bundle_shares_the_engines_of_the_bundle_that_it_names(
+    tmp_path: Path, require_system: Callable[[str], str]
+):
+    bundle, root = with_shell(tmp_path, lane="B"), board(tmp_path / "root", ORIN)
+    link = bundle.with_name("current")
+    link.symlink_to(bundle.name)
+    for shell in ("dash", "busybox"):
+        done = run(link, root, shell=require_system(shell))
+        assert done.returncode == 0, done.stderr + done.stdout
+    assert receipt_of(bundle)["chosen"] == "int8"
+    assert not link.with_name("current.finalized").exists()
+
+
 def test_a_candidate_that_answers_otherwise_or_fails_is_left(tmp_path: Path):
     bundle, root = with_shell(tmp_path), board(tmp_path / "root", ORIN)
     assert run(bundle, root, wrong="int8").returncode == 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -289,6 +290,31 @@ def test_devices_and_logs_tell_what_is_there(device, bundle, deploy, cli):
     assert row["free_bytes"] > 0
     assert "pear" in cli("devices")
     cli("logs", "pear")
+
+
+def test_the_variant_of_a_device_is_that_of_the_bundle_that_serves(device, bundle, deploy, options, cli):
+    device("pear")
+    deploy(bundle("one"))
+    deploy(bundle("two", recipe="chooses int8"))
+    assert variants(cli("devices")) == ["int8"]
+    cli("rollback", "pear")
+    for refresh in ((), ("--refresh",)):
+        assert variants(cli("devices", *refresh)) == ["fp32"], "and not that of the last deploy"
+    deploy(bundle("three", recipe="chooses int8"), options=msgspec.structs.replace(options, activate=False))
+    assert variants(cli("devices")) == ["fp32"], "what was staged serves nobody"
+
+
+def variants(table: str) -> list[str]:
+    return re.findall(r"ready\s+(\S+)", table)
+
+
+def test_a_line_of_the_log_is_one_line_for_whoever_parses_it(device, bundle, deploy, cli):
+    """They are JSON documents of some 700 characters, and were cut into lines of 160."""
+    pear = device("pear")
+    deploy(bundle())
+    lines = [json.dumps({"event": "serving", "digest": "word " * 200}), '{"event":  "stopped"}']
+    (pear.root / "run/service.log").write_text("\n".join(lines) + "\n")
+    assert cli("logs", "pear") == "\n".join(lines) + "\n"
 
 
 def test_a_server_that_dies_is_started_again(device, bundle, deploy):

@@ -5,8 +5,12 @@ import io
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from edgeglm.index.picture_files import metadata_from_jsonl
 from edgeglm.index.pictures import thumbnail_of
 from edgeglm.index.records import metadata_of
 from edgeglm.index.vector_index import VectorIndex, header_of
+from edgeglm.index.writer import IndexWriter
 from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
 
 QUIET = QuietProgress()
@@ -270,6 +275,37 @@ def test_one_picture_takes_the_place_of_its_former_self(bundle: Path, folder: Pa
         assert len(found) == 4
     with pytest.raises(UserError, match="give a folder to prune"):
         add(bundle, folder / "new.png", index, prune=True)
+
+
+def test_an_interrupted_command_keeps_its_lock_until_what_it_was_writing_is_written(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or a second writer begins, and the fold that goes on in a thread replaces what that one wrote."""
+    index = tmp_path / "index"
+    build(bundle, folder, index)
+    (folder / "red" / "red.png").write_bytes(picture((250, 1, 1)))
+    write, locked = IndexWriter.add, []
+
+    def slow(self: IndexWriter, *given: Any) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.3)
+        try:
+            with IndexWriter(index, wait=0):
+                locked.append(False)
+        except UserError:
+            locked.append(True)
+        write(self, *given)
+
+    monkeypatch.setattr(IndexWriter, "add", slow)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            add(bundle, folder, index)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    monkeypatch.undo()
+    assert locked == [True]
+    assert add(bundle, folder, index).unchanged == 3, "the record was written whole"
 
 
 def test_a_large_picture_is_kept_small():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeglm.core.errors import UserError
+from edgeglm.index import search
 from edgeglm.index.codes import FloatRows
 from edgeglm.index.generation import codes_of
 from edgeglm.index.records import IndexHeader
@@ -269,6 +271,22 @@ def test_a_query_that_fits_nothing_is_refused(path: Path):
         VectorIndex(path / "nowhere")
     with pytest.raises(UserError, match="is there already"):
         create_index(path, IndexHeader(space="a" * 64, dimensions=D))
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_an_index_that_outgrows_a_device_without_faiss_is_searched_all_the_same(
+    path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    search._faiss.cache_clear()
+    vectors = filled(path, 4100)
+    try:
+        with VectorIndex(path) as index:
+            (found,) = index.search(vectors[7], 3, precision=precision)
+            (odd,) = index.search(vectors[7], 1, precision=precision, where={"kind": "b"})
+    finally:
+        search._faiss.cache_clear()
+    assert found[0].id == odd[0].id == "r7"
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgeglm.bundle.archive import archive_from_folder
+from edgeglm.bundle.opened import Bundle
+from edgeglm.bundle.verify import open_bundle
+from edgeglm.serve.config import ServeConfig
+from edgeglm.serve.service import Service
+
+
+def test_callers_who_give_up_a_load_do_not_fill_the_disk_with_extracted_archives(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A deadline over gRPC ends the call and no thread: each try left the whole archive behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with open_bundle(bundles / "turned") as bundle:
+        archive_from_folder(bundle.path, bundle.manifest.files, tmp_path / "turned.zip", "zip")
+    extracted, go_on = threading.Event(), threading.Event()
+
+    def opened(path: Path) -> Bundle:
+        bundle = open_bundle(path)
+        if path.suffix == ".zip":
+            extracted.set()
+            assert go_on.wait(20)
+        return bundle
+
+    async def run() -> None:
+        config = ServeConfig(control=True, bundles=tmp_path)
+        async with Service(bundles / "colours", config, opened=opened) as service:
+            loading = asyncio.create_task(service.load("text", "turned.zip"))
+            await asyncio.to_thread(extracted.wait, 20)
+            loading.cancel()
+            await asyncio.sleep(0.05)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+            assert not list(tmp_path.glob("edgeglm-bundle-*"))
+            assert service.identity.bundle == "colours"
+            await service.load("text", "turned.zip")
+            assert service.bundle.origin == tmp_path / "turned.zip"
+
+    asyncio.run(run())
