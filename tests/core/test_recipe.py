@@ -71,6 +71,8 @@ def test_an_empty_recipe_is_the_default():
         ("[teacher]\nlearning_rate = inf", ["teacher.learning_rate", "<= 1.79"]),
         ("[teacher.domain]\nmmd_weight = inf", ["teacher.domain.mmd_weight", "<= 1.79"]),
         ("[teacher]\ntemperature = nan", ["teacher.temperature", "> 0.0"]),
+        ("[teacher]\nlora_dropout = 1.0", ["teacher.lora_dropout", "< 1.0"]),
+        ("[teacher]\ninput_dropout = 1", ["teacher.input_dropout", "< 1.0"]),
         ("[data]\nunseen_fraction = 1.5", ["data.unseen_fraction", "<= 1.0"]),
         ("[data]\nsource = 'ftp'", ["data.source", "ftp"]),
         ("[quantize]\ncandidates = ['fp16', 'int3']", ["quantize.candidates", "int3"]),
