@@ -76,6 +76,7 @@ def test_an_empty_recipe_is_the_default():
         ("[data]\nunseen_fraction = 1.5", ["data.unseen_fraction", "<= 1.0"]),
         ("[data]\nsource = 'ftp'", ["data.source", "ftp"]),
         ("[quantize]\ncandidates = ['fp16', 'int3']", ["quantize.candidates", "int3"]),
+        ("[quantize]\ncalibration_samples = 1", ["quantize.calibration_samples", ">= 2"]),
         ("seed = 1\nseed = 2\n[data]", ["r.toml is not TOML", "line 2"]),
         ("[student", ["r.toml is not TOML"]),
     ],
