@@ -28,6 +28,8 @@ _DOUBLE_SURNAMES = "欧阳|上官|端木|司马|东方|南宫|夏侯|诸葛|尉�
 #: Words that begin like a surname and stand before a title.
 _NO_NAMES = "高级|高等|高中|金牌|王牌|任课|史学|陶艺|谢谢|马上|方便|万能|白衣|文学|汉语|石油|武术|孔子"
 _TITLES = "先生|女士|小姐|老师|医生|经理|主任|教授|同学|师傅"
+#: English ones stand before a name; where one is followed by a full stop, no sentence ends.
+TITLES = ("Mr", "Mrs", "Ms", "Dr", "Prof")
 _LABELS = "姓名|联系人|收件人|申请人|患者|客户|户主"
 #: What may follow a name that a label without a colon announces, besides the end of the word.
 _AFTER_NAMES = "电话|手机|性别|年龄|身份证|地址|住址|邮箱|先生|女士|小姐"
@@ -120,6 +122,8 @@ _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = rf"(?:{_BYTE}\.){{3}}{_BYTE}"
 _IPV6 = rf"(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_IPV4}|[0-9A-Fa-f]{{0,4}})"
 _FIRST_WORD = r"[A-Z\u00c0-\u00de][\w'\u2019-]*"
+#: With initials before it.
+_WHOLE_FIRST = rf"(?:[A-Z]\. ?){{0,3}}{_FIRST_WORD}"
 _NEXT_WORD = rf"(?: (?:[A-Z]\.|{_FIRST_WORD}|van|von|de|da|bin|al))"
 #: After "Name" these are a thing's words, and after a title a brand's or a figure's.
 _NO_THING = r"(?!(?:Tags?|Plate|Badge|Brand|Card|Board|Sign|Label|Sticker|Necklace|Bracelet|Day|Of|The)\b)"
@@ -141,9 +145,13 @@ _SOURCES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("NAME", rf"((?!{_NO_NAMES}){_SURNAME}[{_HAN}]{{0,2}}?)(?=(?:{_TITLES}))", _always),
     ("NAME", rf"(?:{_LABELS})\s?:\s*({_SURNAME}(?:[{_HAN}]{{1,2}}?{_END}|[{_HAN}]{{1,2}}))", _always),
     ("NAME", rf"(?:(?:{_LABELS})\s+|姓名[为是叫]?)({_SURNAME}[{_HAN}]{{1,2}}?){_END}", _always),
-    ("NAME", rf"(?:\b(?:{_ENGLISH_LABELS})|{_ENGLISH_NAME}) ?: ?({_FIRST_WORD}{_NEXT_WORD}{{0,3}})", _always),
-    ("NAME", rf"(?:{_ENGLISH_NAME}|\b[Mm]y name is) ({_NO_THING}{_FIRST_WORD}{_NEXT_WORD}{{1,3}})", _always),
-    ("NAME", rf"\b(?:Mr|Mrs|Ms|Dr|Prof)\b\.? ({_NO_FIGURE}{_FIRST_WORD}{_NEXT_WORD}{{0,2}})", _always),
+    (
+        "NAME",
+        rf"(?:\b(?:{_ENGLISH_LABELS})|{_ENGLISH_NAME}) ?: ?({_WHOLE_FIRST}{_NEXT_WORD}{{0,3}})",
+        _always,
+    ),
+    ("NAME", rf"(?:{_ENGLISH_NAME}|\b[Mm]y name is) ({_NO_THING}{_WHOLE_FIRST}{_NEXT_WORD}{{1,3}})", _always),
+    ("NAME", rf"\b(?:{'|'.join(TITLES)})\b\.? ({_NO_FIGURE}{_WHOLE_FIRST}{_NEXT_WORD}{{0,2}})", _always),
 )
 PATTERNS = tuple(
     Pattern(name=name, expression=re.compile(source), proves=proves) for name, source, proves in _SOURCES

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from edgeglm.adapt.cleaning import tidied
+from edgeglm.adapt.cleaning import TITLES, tidied
 from edgeglm.assets import asset_member, asset_named
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_file
@@ -23,7 +23,9 @@ from edgeglm.data.unseen_names import forms_of, words_of
 
 CLDR = "cldr"
 CLDR_ASSET = "cldr-annotations"
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+#: No sentence ends behind a title or an initial: a name that is cut off from it is not known for one.
+_GOES_ON = "".join(rf"(?<!\b{word}\.)" for word in (*TITLES, "[A-Z]"))
+_SENTENCE = re.compile(rf"(?<=[.!?]){_GOES_ON}\s+|(?<=[\u3002\uff01\uff1f])")
 #: Letters of scripts that write words without spaces, Chinese and Japanese; and all other word signs.
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _UNPARTED, _PARTED = re.compile(f"[{_SIGNS}]"), rf"[^\W{_SIGNS}]"
@@ -188,11 +190,19 @@ def _key(text: str) -> str:
 
 
 def evaluated_texts(pairs: PairSet) -> Callable[[str], bool]:
-    """Return what tells a tidied sentence that says no more than some track asks, or a held caption does."""
-    trained = {_key(text) for text in pairs.training_texts()}
-    asked = {_key(query.text) for track in pairs.tracks for query in track.queries}
-    asked |= {_key(text) for row in pairs.rows if row.role == "held" for text in row.captions}
+    """Return what tells a tidied sentence that says no more than some track asks, or a held caption does.
+
+    A corpus is read by sentences, so that each sentence of such a text counts as the whole of it does.
+    """
+    queries = [query.text for track in pairs.tracks for query in track.queries]
+    held = [text for row in pairs.rows if row.role == "held" for text in row.captions]
+    trained, asked = _keys(pairs.training_texts()), _keys([*queries, *held])
     return _meets(asked - trained, trained)
+
+
+def _keys(texts: Iterable[str]) -> set[str]:
+    """Return the keys of texts and of their sentences; none of what says nothing."""
+    return {_key(part) for text in texts for part in (text, *_sentences(text))} - {""}
 
 
 def without_unseen(documents: Iterator[Document], pairs: PairSet, counts: Counter[str]) -> Iterator[Document]:

@@ -55,8 +55,10 @@ class ImageTuningStage(Stage[TeacherConfig]):
         self.seed, self.max_length = seed, max_length
 
     def key_parts(self, inputs: Inputs) -> dict[str, Any]:
-        """Add what is no part of the teacher's own table."""
-        return {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        """Add what is no part of the teacher's own table; how often a state is kept decides nothing."""
+        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        del parts["config"]["optimisation"]["checkpoint_epochs"]
+        return parts
 
     def requires(self, inputs: Inputs) -> None:
         """Check that there is a backbone that can be tuned."""

@@ -121,9 +121,15 @@ class PretrainedModel(nn.Module):
         return embedded
 
     def embed_image(self, pixels_B3RR: Tensor) -> Tensor:
-        """Return embeddings float32 [B, D] of pixels in [0, 1]. ValueError without an image tower."""
+        """Return embeddings float32 [B, D] of pixels in [0, 1].
+
+        Raises:
+            ValueError: There is no image tower, or pixels are whole numbers, as a decoder gives them.
+        """
         if self.image is None or self.image_head is None:
             raise ValueError("this model has no image tower; give from_pretrained an image model")
+        if not pixels_B3RR.is_floating_point():
+            raise ValueError(f"pixels are {pixels_B3RR.dtype}; give floats in [0, 1]: pixels / 255")
         self.image.eval()  # frozen, its statistics too
         embedded: Tensor = self.image_head(self.image(pixels_B3RR))
         return embedded

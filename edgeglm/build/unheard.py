@@ -8,7 +8,14 @@ from operator import attrgetter
 
 from edgeglm.adapt.targets import require_shared
 from edgeglm.core.errors import UserError
-from edgeglm.core.recipe import AuxiliaryConfig, DataConfig, LossesConfig, Recipe, TeacherConfig
+from edgeglm.core.recipe import (
+    AuxiliaryConfig,
+    DataConfig,
+    LossesConfig,
+    Recipe,
+    RerankerConfig,
+    TeacherConfig,
+)
 from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.auxiliary import auxiliary_assets
 from edgeglm.models.student_shapes import STUDENTS, student_shape
@@ -143,6 +150,14 @@ def require_heard(recipe: Recipe) -> None:
         raise UserError(
             f"student.image_target is 'each', and the teacher has {views} views where student.views is "
             f"{student.views}; set student.views to at most {views}, or teacher.views to {student.views}"
+        )
+    reranker = RerankerConfig()
+    if not recipe.reranker.enabled and recipe.reranker != reranker:
+        changed = (name for name in reranker.__struct_fields__ if name != "enabled")
+        key = next(name for name in changed if getattr(recipe.reranker, name) != getattr(reranker, name))
+        raise UserError(
+            f"reranker.{key} is {getattr(recipe.reranker, key)!r} and there is no re-ranker; "
+            "set reranker.enabled = true, or leave it out"
         )
     if recipe.reranker.enabled and min(recipe.reranker.negatives, recipe.reranker.candidates) < 2:
         raise UserError(

@@ -75,7 +75,7 @@ class QuantizeConfig(Section, frozen=True, kw_only=True):
     """
 
     candidates: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
-    calibration_samples: Positive = 128
+    calibration_samples: Annotated[int, msgspec.Meta(ge=2)] = 128  # of one there is no range
     image_policy: str = "linear-and-conv"
     text_policy: str = "expanding"
     qat_steps: Count = 200

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edgeglm.core.section import Count, Fraction, Positive, Rate, Section, Weight
+from edgeglm.core.section import Count, Dropped, Fraction, Positive, Rate, Section, Weight
 
 Tuning = Literal["lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "partial", "full"]
 
@@ -182,15 +182,15 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     batch_size: Positive = 512
     learning_rate: Rate = 1e-3
     weight_decay: Fraction = 0.05
-    input_dropout: Fraction = 0.3
-    dropout: Fraction = 0.2
+    input_dropout: Dropped = 0.3
+    dropout: Dropped = 0.2
     temperature: Rate = 0.05
     lora_epochs: Count = 2
     lora_batch_size: Positive = 256
     lora_learning_rate: Rate = 1e-3
     lora_rank: Positive = 8
     lora_alpha: Rate = 16.0
-    lora_dropout: Fraction = 0.05
+    lora_dropout: Dropped = 0.05
     lora_targets: tuple[str, ...] = ()
     tuning: Tuning = "lora"
     tuned_blocks: Count = 0

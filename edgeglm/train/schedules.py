@@ -99,10 +99,12 @@ class AdaptiveLR(torch.optim.lr_scheduler.LambdaLR):
         self.best, self.waited, self.halvings = math.inf, 0, 0
         super().__init__(optimizer, self._factor)
 
-    def watch(self, loss: float) -> None:
-        """Take note of a loss."""
-        if loss < self.best * (1.0 - 1e-3):
-            self.best, self.waited = loss, 0
+    def watch(self, loss: float | torch.Tensor) -> None:
+        """Take note of a loss, of which only the number is kept. Losses may be below 0."""
+        value = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        least = 0.0 if math.isinf(self.best) else 1e-3 * abs(self.best)
+        if value < self.best - least:
+            self.best, self.waited = value, 0
             return
         self.waited += 1
         if self.waited >= self.patience:

@@ -144,6 +144,14 @@ def test_a_loop_that_was_kept_goes_on_as_it_would_have(
     assert steps(*resumed, 4) == went_on
 
 
+def test_pixels_as_a_decoder_gives_them_are_refused(model: edgeglm.PretrainedModel) -> None:
+    pixels, texts = batch(model.resolution)
+    whole = (pixels * 255).to(torch.uint8)
+    for call in (lambda: model.embed_image(whole), lambda: model.contrastive_loss(whole, texts)):
+        with pytest.raises(ValueError, match=r"uint8; give floats in \[0, 1\]: pixels / 255"):
+            call()
+
+
 def test_equal_texts_in_a_batch_are_no_negatives(model: edgeglm.PretrainedModel) -> None:
     pixels, texts = batch(model.resolution)
     model.eval()

@@ -250,6 +250,47 @@ def test_nothing_that_is_evaluated_is_read(tmp_path: Path) -> None:
     assert {spelling for term in glossary_from_pairs(pairs).terms for spelling in term} == trained
 
 
+def test_a_name_beside_a_title_is_replaced_in_a_file_as_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text(
+        "It was signed by Mr. Smith today. Dr. J. R. Doe agreed! Was it Prof. Ann B. Miller? Yes.\n"
+    )
+    counts: Counter[str] = Counter()
+    assert list(cleaned(documents_from_file(tmp_path / "own.txt"), by_patterns, counts)) == [
+        ("It was signed by Mr. <NAME> today.", "Dr. <NAME> agreed!", "Was it Prof. <NAME>?", "Yes.")
+    ]
+    assert counts == {"NAME": 3}
+
+
+def test_a_name_with_a_title_that_is_held_out_is_known_again_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("Mrs. Claus\nThe wife of a man in red.\n\nA cook.\n")
+    found = without_unseen(
+        documents_from_file(tmp_path / "own.txt"), asking("x", "mrs-claus", "y"), Counter()
+    )
+    assert list(found) == [["A cook."]]
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.txt"])
+def test_a_held_caption_of_several_sentences_is_not_read_sentence_by_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    held, trained = "A red cup. It stands on a shelf.", "A blue bowl. It is full of soup."
+    pairs: Any = SimpleNamespace(
+        tracks=[SimpleNamespace(queries=[SimpleNamespace(text=held)])],
+        rows=[SimpleNamespace(role="held", concept="x", captions=(held,))],
+        training_texts=lambda: (trained,),
+    )
+    lines = [held, trained, "The shelf is made of wood."]
+    written = [json.dumps({"text": line}) for line in lines] if name.endswith("l") else lines
+    (tmp_path / name).write_text("\n".join(written))
+    counts: Counter[str] = Counter()
+    found = without_unseen(documents_from_file(tmp_path / name), pairs, counts)
+    read = cleaned(found, by_patterns, counts, forbidden=evaluated_texts(pairs))
+    assert [sentence for document in read for sentence in document] == [
+        "A blue bowl.", "It is full of soup.", "The shelf is made of wood.",
+    ]  # fmt: skip
+    assert counts == {"asked for by an evaluation": 2}
+
+
 def test_what_is_evaluated_is_known_again_in_full_width_signs_and_markup() -> None:
     query = SimpleNamespace(text="红苹果，很大！")  # noqa: RUF001
     held = SimpleNamespace(role="held", concept="pear", captions=("绿梨（大）",))  # noqa: RUF001

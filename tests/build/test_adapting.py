@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -14,11 +15,12 @@ pytest.importorskip("torch", reason="the host half is not installed")
 pytest.importorskip("peft", reason="the host half is not installed")
 
 from edgeglm.adapt import alignment as room
+from edgeglm.adapt.image_tuning_stage import ImageTuningStage
 from edgeglm.build.adapting import adapt_teacher
 from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
-from edgeglm.core.recipe import Recipe, recipe_from_file
+from edgeglm.core.recipe import OptimisationConfig, Recipe, TeacherConfig, recipe_from_file
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
@@ -335,13 +337,19 @@ def test_a_whole_teacher_is_made_in_mixed_precision(project: Path, tmp_path: Pat
 
 
 def test_options_that_keep_state_change_nothing_else(project: Path, tmp_path: Path) -> None:
+    wanted = recipe(project, "teacher.optimisation.checkpoint_epochs=2")
     plain = adapt_teacher(recipe(project), tmp_path / "a", context(tmp_path / "store"))
-    kept = adapt_teacher(
-        recipe(project, "teacher.optimisation.checkpoint_epochs=2"),
-        tmp_path / "b",
-        context(tmp_path / "store"),
-    )
+    kept = adapt_teacher(wanted, tmp_path / "b", context(tmp_path / "another store"))
     assert plain.teacher.files == kept.teacher.files
+    again = adapt_teacher(wanted, tmp_path / "c", context(tmp_path / "store"))
+    assert all(result.reused for result in again.results), "a teacher that was finished is trained anew"
+
+
+def test_how_often_a_state_is_kept_tunes_no_pictures_anew() -> None:
+    tuned = TeacherConfig(image_blocks=2)
+    often = msgspec.structs.replace(tuned, optimisation=OptimisationConfig(checkpoint_epochs=1))
+    keys = {ImageTuningStage(one, seed=0, max_length=16).key({}) for one in (tuned, often)}
+    assert len(keys) == 1
 
 
 def test_a_domain_without_unlabelled_images_is_refused_and_nothing_is_written(

@@ -40,6 +40,7 @@ TOGETHER = [
 STUDENTS = [
     ("student.losses.steps=50", "set one of labels, feature"),
     ("student.image_target=each", "set student.views to at most 3, or teacher.views to 4"),
+    ("reranker.steps=3000", r"reranker\.steps is 3000 and .* set reranker\.enabled = true, or leave it out"),
 ]
 
 
@@ -100,6 +101,7 @@ def test_a_re_ranker_of_one_candidate_is_refused(key: str) -> None:
         ("student.losses.steps=50", "student.losses.feature=1"),
         ("student.image_target=each", "student.views=3"),
         ("student.branches=true",),
+        ("reranker.enabled=true", "reranker.steps=3000"),
     ],
 )
 def test_what_is_read_is_taken(overrides: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -368,6 +369,21 @@ def test_the_adaptive_rate_rises_falls_and_is_halved_where_nothing_improves() ->
     assert rates[-1] < rates[5] < 1.0
     with pytest.raises(ValueError, match="give at least 1"):
         AdaptiveLR(optimizer, warmup_steps=0)
+
+
+def test_a_loss_below_zero_that_stands_still_halves_the_rate_too() -> None:
+    adaptive = AdaptiveLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), patience=2)
+    for loss in (1.0, -1.0, -2.0, -2.0, -2.001):  # a thousandth is no better
+        adaptive.watch(loss)
+    assert (adaptive.best, adaptive.halvings) == (-2.0, 1)
+
+
+def test_a_watched_loss_is_kept_without_what_it_was_computed_from() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    adaptive = AdaptiveLR(torch.optim.SGD([weight], lr=1.0), patience=2)
+    adaptive.watch(weight.square().sum())
+    assert type(adaptive.best) is float
+    assert copy.deepcopy(adaptive.state_dict())["best"] == 3.0
 
 
 @pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("exponential", 0.01)])
