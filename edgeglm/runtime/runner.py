@@ -388,6 +388,8 @@ class Runner:
         for generation in self._generations:
             generation.abandon()
         self._generations.clear()
+        if self._home is not None:
+            self._signals.off(self._home.loop)
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
