@@ -102,6 +102,32 @@ def test_a_real_bundle_runs_through_onnx_runtime_in_every_length(tmp_path):
         assert served._runner._current.source.words == "ONNX Runtime"
 
 
+def test_a_bundle_that_no_thread_can_open_is_told_as_that_and_not_opened_for_nobody_later(path, monkeypatch):
+    start, opened = threading.Thread.start, []
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("edgeglm.runtime.opening._opened", lambda *source: opened.append(source))
+
+    async def main() -> None:
+        monkeypatch.setattr(threading.Thread, "start", none)
+        with pytest.raises(EngineFailedError, match=r"no thread for opening the bundle .*; raise the limit"):
+            await Runner(path, CONFIG).__aenter__()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        await asyncio.get_running_loop().run_in_executor(None, str)
+        assert opened == []
+
+    run(main)
+
+
+def test_a_picture_in_a_memoryview_that_was_released_is_the_callers_fault(path):
+    released = memoryview(picture(COLOURS["green"]))
+    released.release()
+    with SyncRunner(path, CONFIG) as served, pytest.raises(UserError, match="was released; keep it until"):
+        served.embed_image(released)  # type: ignore[arg-type]
+
+
 def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):
     async def main() -> None:
         async with Runner(bundle, CONFIG) as served:
