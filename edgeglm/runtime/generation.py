@@ -124,6 +124,11 @@ class Generation:
         """How many workers, of both crews, were given up or died."""
         return self._replaced.total()
 
+    @property
+    def lost(self) -> bool:
+        """Whether nothing is answered any more, and nothing is tried again."""
+        return self.broken is not None and not self._reopens
+
     def contract(self, tower: str) -> TowerContract:
         """Return what a tower takes. Raises UserError for one that is not served."""
         try:

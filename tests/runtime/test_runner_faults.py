@@ -138,6 +138,7 @@ def test_a_runner_whose_calls_all_hang_says_so_and_stops_making_threads():
             for _ in range(3):
                 with pytest.raises(EngineFailedError):
                     await doubled(served, HANG)
+            assert "restart the process" in served.lost
             with pytest.raises(EngineFailedError, match="restart the process"):
                 await doubled(served, 1)
             assert len(doubler.made) == 3
@@ -362,6 +363,7 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
             with pytest.raises(EngineFailedError, match="cannot be opened: MemoryError"):
                 await doubled(served, 1)
             assert "cannot be opened: MemoryError" in served.broken
+            assert served.lost == ""  # it may be opened yet
             doubler.released.set()
             doubler.load_error = None
 
