@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +94,7 @@ def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:
 
 def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
     """Return what makes ``{"pixels": float32 [3, R, R]}`` of each image file, given as bytes or a path."""
+    _load_decoders()
 
     def one(image: object) -> Sample | EdgeglmError:
         try:
@@ -106,6 +109,13 @@ def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
         return UserError(f"an image is a {type(image).__name__}; give the bytes of a file, or its Path")
 
     return lambda images: [one(image) for image in images]
+
+
+def _load_decoders() -> None:
+    """Import what decodes the usual files, or the first picture would wait for it."""
+    with contextlib.suppress(ImportError):  # texts are served without; a picture is told what is missing
+        importlib.import_module("PIL.ImageOps")
+        importlib.import_module("PIL.Image").preinit()
 
 
 def _bytes_of(image: bytes | bytearray | memoryview) -> bytes:
