@@ -79,7 +79,7 @@ def command(
     from edgeglm.runtime.batch_queue import BatchPolicy
     from edgeglm.runtime.config import RunnerConfig
 
-    _check_files(output, plot, bundle)
+    _check_files(output, plot, bundle, compared=(compare, other))
     if other is not None and (compare is None or bundle is not None):
         raise UserError("--with takes the place of a run; give --compare too, and no bundle")
     if other is None and bundle is None:
@@ -114,14 +114,18 @@ def command(
             except KeyboardInterrupt:
                 atexit.register(_leave)
                 raise
-    _tell(app, found, earlier)  # before a disk that is full can keep it from whoever waited for it
-    if output is not None:
-        _write(output, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    if plot is not None:
-        _write(plot, svg_from_measurement(found).encode())
+    try:
+        _tell(app, found, earlier)  # before a disk that is full can keep it from whoever waited for it
+    finally:  # also where a reader that has gone, such as a pager's, ends the printing
+        if output is not None:
+            _write(output, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        if plot is not None:
+            _write(plot, svg_from_measurement(found).encode())
 
 
-def _check_files(output: Path | None, plot: Path | None, bundle: Path | None) -> None:
+def _check_files(
+    output: Path | None, plot: Path | None, bundle: Path | None, *, compared: tuple[Path | None, ...]
+) -> None:
     """Raise UserError where a result cannot be written, or would take the place of something else."""
     for path in (output, plot):
         if path is None:
@@ -132,8 +136,11 @@ def _check_files(output: Path | None, plot: Path | None, bundle: Path | None) ->
             raise UserError(f"{path} is a folder; give the name of a file in it")
         if bundle is not None and path.resolve().is_relative_to(bundle.resolve()):
             raise UserError(f"{path} lies in the bundle, which would be damaged; choose a place outside it")
-    if output is not None and plot is not None and output.resolve() == plot.resolve():
-        raise UserError(f"--plot would overwrite {output}, the measurement; give it a name of its own")
+    for measurement in (output, *compared):
+        if measurement is not None and plot is not None and measurement.resolve() == plot.resolve():
+            raise UserError(
+                f"--plot would overwrite {measurement}, the measurement; give it a name of its own"
+            )
 
 
 def _leave() -> None:
@@ -143,10 +150,16 @@ def _leave() -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from edgeglm.bundle.atomic import disk_errors
+    from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 
     with disk_errors(path):
-        path.write_bytes(content)
+        if path.exists() and not path.is_file():  # a pipe or a device has nothing to lose
+            path.write_bytes(content)
+            return
+        path = path.resolve()
+        with staging_folder(path) as staging:  # an earlier measurement is whole until this one is
+            (staging / "new").write_bytes(content)
+            put_in_place(staging / "new", path)
 
 
 def _tell(app: App, found: Measurement, earlier: Measurement | None) -> None:

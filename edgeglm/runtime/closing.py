@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from threading import current_thread, main_thread
 from typing import Any
 from weakref import WeakSet
 
@@ -49,14 +50,22 @@ class Signals:
         _everyone.add(self)
 
     def off(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Do nothing any more. The last one of a loop puts back the handlers that were no event loop's."""
+        """Do nothing any more. The last one of a loop puts back the handlers that were no event loop's.
+
+        A loop that has ended gave its own up and put none back, or left them to swallow signals (uvloop).
+        Those before come back if nobody set others meanwhile, in the main thread, the only one that may.
+        """
+        ended = loop.is_closed()
         numbers, self._does = list(self._does), {}
         for number in numbers:
             former = self._former.pop(number, None)
             if others := _who(loop, number):
                 others[0]._former.setdefault(number, former)
                 continue
-            loop.remove_signal_handler(number)
+            if not ended:
+                loop.remove_signal_handler(number)
+            elif not _is_left_by(loop, number) or current_thread() is not main_thread():
+                continue
             room = str(getattr(former, "__module__", ""))
             if former is not None and not room.startswith(("asyncio.", "uvloop")):
                 signal.signal(number, former)
@@ -72,6 +81,12 @@ class Signals:
 
 def _who(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> list[Signals]:
     return [one for one in _everyone if one.hears(loop, number)]
+
+
+def _is_left_by(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> bool:
+    """Say whether a signal has the handler that it has where a loop watched for it and has ended."""
+    now = signal.getsignal(number)
+    return now in (signal.SIG_DFL, signal.default_int_handler) or getattr(now, "__self__", None) is loop
 
 
 def _arrived(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:

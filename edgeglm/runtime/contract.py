@@ -139,7 +139,9 @@ class TowerContract:
         for name, array in sample.items():
             if not isinstance(array, np.ndarray):
                 raise UserError(f"{self.name}: {name} is a {type(array).__name__}; feed a numpy array")
-            if isinstance(array, np.ma.MaskedArray):  # an engine does not see the mask, but what is under it
+            # An engine does not see a mask, but what is under it. To name numpy.ma is to import it, which
+            # takes longer than many an answer: not for a plain array.
+            if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
                 raise UserError(f"{self.name}: {name} is a masked array; feed what .filled(...) makes of it")
         feeds = {name: array[None] for name, array in sample.items()}
         check_feeds(self.inputs, feeds, f"tower {self.name!r}, one sample with a batch axis added")

@@ -13,14 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgeglm.runtime.batch_queue import BatchPolicy, BatchQueue
-from edgeglm.runtime.requests import (
-    DeadlineExceededError,
-    EngineFailedError,
-    Failure,
-    Request,
-    Results,
-    late_text,
-)
+from edgeglm.runtime.requests import DeadlineExceededError, Failure, Request, Results, late_text, no_thread
 from edgeglm.runtime.times import StageTimes, Times, added
 from edgeglm.runtime.worker import Call, GivenUpError, Handler, Worker, failure_from
 
@@ -112,12 +105,7 @@ class Crew:
             try:
                 worker.start()
             except RuntimeError as error:
-                failure = EngineFailedError(
-                    f"no thread for {self.name} can be started: {error}; "
-                    "raise the limit of the process (ulimit -u, pids.max), or end other programs"
-                )
-                failure.__cause__ = error
-                self.worker_opened(worker, failure)
+                self.worker_opened(worker, no_thread(self.name, error))
 
     def put(self, requests: Sequence[Request]) -> None:
         """Queue requests; those that have ended meanwhile are dropped."""

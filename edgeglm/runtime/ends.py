@@ -17,6 +17,7 @@ from edgeglm.runtime.requests import (
     Array,
     DeadlineExceededError,
     EngineFailedError,
+    Failure,
     OverloadedError,
     Request,
     Results,
@@ -34,12 +35,17 @@ class Ends:
     def deliver(self, results: Results) -> None:
         """End requests as a crew says; the one hop back of a batch."""
         now = time.monotonic()
-        if not results.seen:
-            results = _home(results.answered[0]).looked_over(results)
+        try:
+            if not results.seen:
+                results = _home(results.answered[0]).looked_over(results)
+            rows = rows_of(results)
+        except Exception as error:  # too little memory: who was to be answered must not wait for ever
+            failures = [*results.failures, *(_uncut(request, error) for request in results.answered)]
+            results, rows = Results((), {}, failures, again=results.again), ()
         if results.again:
             _home(results.again[0]).resubmit(results.again)
         answered = []
-        for request, answer in zip(results.answered, rows_of(results), strict=True):
+        for request, answer in zip(results.answered, rows, strict=True):
             if not request.settled:
                 request.settled = True
                 answered.append(request)
@@ -104,6 +110,15 @@ def embedding(tower: str, outputs: Mapping[str, Array]) -> npt.NDArray[np.float3
 def overloaded(capacity: int) -> OverloadedError:
     """Return the error of a request that a full runner refuses."""
     return OverloadedError(f"the runner holds {capacity} requests already; try later, or raise its capacity")
+
+
+def _uncut(request: Request, error: Exception) -> Failure:
+    failure = EngineFailedError(
+        f"the answer cannot be cut out of its batch: {type(error).__name__}: {error}; "
+        "lower max_batch_size, or leave this process more memory"
+    )
+    failure.__cause__ = error
+    return Failure(request, failure)
 
 
 def _home(request: Request) -> Generation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
 from edgeglm.runtime.mailbox import Mailbox
 from edgeglm.runtime.opening import OpenedSource
-from edgeglm.runtime.requests import EngineFailedError, Request, Results
+from edgeglm.runtime.requests import EngineFailedError, Request, Results, no_thread
 
 # Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
 _TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 32, 2
@@ -107,10 +108,7 @@ class Generation:
             if self.preparation in self._needed:
                 self.preparation.start()
                 if not self.preparation.alive:
-                    raise EngineFailedError(
-                        "no thread for preparation can be started; "
-                        "raise the limit of the process (ulimit -u, pids.max), or end other programs"
-                    )
+                    raise no_thread("preparation")
         except BaseException:
             self._opening.cancel()  # nobody asks for its error any more
             await self.shut()
@@ -125,6 +123,11 @@ class Generation:
     def replaced(self) -> int:
         """How many workers, of both crews, were given up or died."""
         return self._replaced.total()
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing is answered any more, and nothing is tried again."""
+        return self.broken is not None and not self._reopens
 
     def contract(self, tower: str) -> TowerContract:
         """Return what a tower takes. Raises UserError for one that is not served."""
@@ -197,8 +200,16 @@ class Generation:
 
     def mend(self) -> None:
         """Try again to make a worker where none is left; called for each request that is refused for it."""
+        now = time.monotonic()
+        if not self._reopens or now < self._next_try:
+            return
+        for (
+            crew
+        ) in self._needed:  # nothing is held, so the watchdog sleeps: the last try may hang to this day
+            if stuck := crew.give_up_hung(-math.inf, now - self._config.open_timeout):
+                self._replace(crew, len(stuck))
         if self._reopens:
-            self._start_missing(time.monotonic())
+            self._start_missing(now)
 
     def _start_missing(self, now: float) -> None:
         """Start workers whose replacement found no memory, say, beside one that hung; now and then."""

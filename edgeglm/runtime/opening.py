@@ -15,6 +15,7 @@ from edgeglm.engines.protocol import Engine
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.finalized import choice_here
+from edgeglm.runtime.requests import no_thread
 from edgeglm.runtime.towers import sources_from_bundle
 
 Source = Path | Bundle | Mapping[str, TowerSource]
@@ -33,7 +34,8 @@ class OpenedSource:
 async def opened_source(source: Source, config: RunnerConfig) -> OpenedSource:
     """Open a source without holding up the event loop; if cancelled, what was opened is closed.
 
-    Raises UserError for a bundle that is damaged, unknown or incomplete.
+    Raises UserError for a bundle that is damaged, unknown or incomplete, EngineFailedError where there is no
+    thread to open it in.
     """
     if not isinstance(source, (Path, Bundle, Mapping)):
         raise UserError(
@@ -50,7 +52,18 @@ async def opened_source(source: Source, config: RunnerConfig) -> OpenedSource:
             if not isinstance(tower, TowerSource):
                 raise UserError(f"tower {name!r} is a {type(tower).__name__}; give a TowerSource")
         return OpenedSource(towers=source, close=_nothing)
-    opening = asyncio.get_running_loop().run_in_executor(None, _opened, source, config)
+    wanted = True
+
+    def work() -> OpenedSource:
+        if not wanted:  # a queue keeps what it got no thread for, and hands it to the next one
+            raise asyncio.CancelledError
+        return _opened(source, config)
+
+    try:
+        opening = asyncio.get_running_loop().run_in_executor(None, work)
+    except RuntimeError as error:
+        wanted = False
+        raise no_thread("opening the bundle", error) from error
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:

@@ -50,6 +50,16 @@ class EngineFailedError(RequestError):
     """The engine raised, hung, or answered nonsense for this very request."""
 
 
+def no_thread(what: str, error: RuntimeError | None = None) -> EngineFailedError:
+    """Return the error of what needs a thread where the process may have no more."""
+    failure = EngineFailedError(
+        f"no thread for {what} can be started{f': {error}' if error is not None else ''}; "
+        "raise the limit of the process (ulimit -u, pids.max), or end other programs"
+    )
+    failure.__cause__ = error
+    return failure
+
+
 class Request:
     """One sample for one tower. The event loop settles it, exactly once.
 

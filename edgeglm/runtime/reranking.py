@@ -6,7 +6,6 @@ Shapes: G gallery rows, A candidates, N patches, C channels of a patch, L tokens
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -59,7 +58,7 @@ class Reranker:
     It runs in ONNX Runtime and in FP32 whatever the towers run in: what they give it is a cosine.
 
     Raises:
-        UserError: The bundle has none, or one that does not fit its gallery.
+        UserError: The bundle has none, one that does not fit its gallery, or was replaced by another.
     """
 
     def __init__(
@@ -73,13 +72,13 @@ class Reranker:
         self._bundle = bundle
         self.candidates = bundle.parsed(SETTINGS, RerankerSettings).candidates
         try:
-            self._patches = np.load(bundle.file(PATCHES), mmap_mode="r", allow_pickle=False)
+            self._patches = np.load(bundle.unchanged(PATCHES), mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise bundle.broken(PATCHES, error) from error
         text = bundle.preprocessing.text
         self._tokenizer = Tokenizer(bundle.tokenizer_path, lowercase=text.lowercase)
         self._max_length = text.max_length
-        self._engine = engine(Path(bundle.file(MODEL)), threads)
+        self._engine = engine(bundle.unchanged(MODEL), threads)
 
     def __enter__(self) -> Reranker:
         """Load the model."""

@@ -82,7 +82,8 @@ class Retriever:
         threads: Threads inside an operator.
         engine: Makes an engine from (ONNX file, threads).
 
-    ``variant`` and ``model_name(tower)`` say what is used, for printing beside the results.
+    ``variant`` and ``model_name(tower)`` say what is used, for printing beside the results. Files are read
+    when they are first needed; UserError is raised where another bundle took this one's place meanwhile.
     """
 
     def __init__(
@@ -116,6 +117,8 @@ class Retriever:
     def gallery(self) -> Gallery:
         """The gallery that this variant embedded, read once."""
         if self._gallery is None:
+            for name in ("gallery/items.jsonl", f"gallery/embeddings-{self.variant}.npy"):
+                self.bundle.unchanged(name)
             self._gallery = self.bundle.gallery(self.variant)
         return self._gallery
 
@@ -142,8 +145,8 @@ class Retriever:
             if not is_unicode(text):
                 raise UserError("a query is no Unicode; type it in a terminal that writes UTF-8")
         if self._tokenizer is None:
-            lowercase = self._preprocessing.text.lowercase
-            self._tokenizer = Tokenizer(self.bundle.tokenizer_path, lowercase=lowercase)
+            path = self.bundle.unchanged("tokenizer/tokenizer.json")
+            self._tokenizer = Tokenizer(path, lowercase=self._preprocessing.text.lowercase)
         rows = []
         for batch in _batches(texts):
             ids, mask = self._tokenizer.encode(batch, max_length=self._preprocessing.text.max_length)
@@ -190,7 +193,8 @@ class Retriever:
 
     def _embedding(self, tower: str, feeds: Mapping[str, Array]) -> FloatRows:
         if tower not in self._engines:
-            path = self.bundle.model(self.variant, tower)
+            self.bundle.model(self.variant, tower)  # or an error with the towers that there are
+            path = self.bundle.unchanged(self.model_name(tower))
             self._engines[tower] = self._resources.enter_context(self._make_engine(path, self.threads))
         engine = self._engines[tower]
         if tower == "text" and self._tokenizer is not None and getattr(engine, "exact_shapes", False):

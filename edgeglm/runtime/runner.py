@@ -221,6 +221,12 @@ class Runner:
         return str(generation.broken)
 
     @property
+    def lost(self) -> str:
+        """Why only another process, or another bundle, will answer again; empty where requests may be yet."""
+        generation = self._current
+        return str(generation.broken) if generation is not None and generation.lost else ""
+
+    @property
     def closing(self) -> bool:
         """Whether it takes no more requests: it is being closed, or is closed."""
         return self._state in ("closing", "closed")
@@ -388,6 +394,8 @@ class Runner:
         for generation in self._generations:
             generation.abandon()
         self._generations.clear()
+        if self._home is not None:
+            self._signals.off(self._home.loop)
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

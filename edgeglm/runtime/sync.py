@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -18,7 +19,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.ledger import RunnerStats
 from edgeglm.runtime.opening import Source
-from edgeglm.runtime.requests import Array, Priority, RunnerClosedError, Sample
+from edgeglm.runtime.requests import Array, Priority, RunnerClosedError, Sample, no_thread
 from edgeglm.runtime.runner import FloatRow, Runner
 
 T = TypeVar("T")
@@ -48,9 +49,14 @@ class SyncRunner:
         """Load and warm up. Raises what ``Runner`` raises."""
         if self._thread is not None:
             raise UserError("a runner is opened once; make another one")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_live, args=(self._loop,), name="edgeglm-loop", daemon=True)
-        self._thread.start()
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_live, args=(loop,), name="edgeglm-loop", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            loop.close()
+            raise no_thread("the event loop of a runner", error) from error
+        self._loop, self._thread = loop, thread
         self._open, self._pid = True, os.getpid()
         try:
             self._result(self._runner.__aenter__())
@@ -214,6 +220,7 @@ def _live(loop: asyncio.AbstractEventLoop) -> None:
         if left:
             loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        with contextlib.suppress(RuntimeError):  # it takes a thread, and there may be none
+            loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()

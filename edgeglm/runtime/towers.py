@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,11 +94,12 @@ def text_preparation(tokenizer: Tokenizer, max_length: int) -> Prepare:
 
 def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
     """Return what makes ``{"pixels": float32 [3, R, R]}`` of each image file, given as bytes or a path."""
+    _load_decoders()
 
     def one(image: object) -> Sample | EdgeglmError:
         try:
             if isinstance(image, (bytes, bytearray, memoryview)):
-                return {"pixels": model_input_from_files([bytes(image)], preprocessing)[0]}
+                return {"pixels": model_input_from_files([_bytes_of(image)], preprocessing)[0]}
             if isinstance(image, Path):
                 if _is_no_file(image):  # to open a pipe may wait for ever, and a device may have no end
                     return UserError(f"{image} is a pipe or a device; give the bytes that come from it")
@@ -106,6 +109,20 @@ def image_preparation(preprocessing: ImagePreprocessing) -> Prepare:
         return UserError(f"an image is a {type(image).__name__}; give the bytes of a file, or its Path")
 
     return lambda images: [one(image) for image in images]
+
+
+def _load_decoders() -> None:
+    """Import what decodes the usual files, or the first picture would wait for it."""
+    with contextlib.suppress(ImportError):  # texts are served without; a picture is told what is missing
+        importlib.import_module("PIL.ImageOps")
+        importlib.import_module("PIL.Image").preinit()
+
+
+def _bytes_of(image: bytes | bytearray | memoryview) -> bytes:
+    try:
+        return bytes(image)
+    except ValueError as error:
+        raise UserError("an image is a memoryview that was released; keep it until the answer") from error
 
 
 def _is_no_file(path: Path) -> bool:

@@ -32,8 +32,8 @@ class Methods:
         return method
 
     async def server_live(self, request: Any, context: Any) -> Any:
-        """Say that the process answers."""
-        return message("ServerLiveResponse")(live=True)
+        """Say that the process answers, unless only another one can."""
+        return message("ServerLiveResponse")(live=not self._service.why_lost)
 
     async def server_ready(self, request: Any, context: Any) -> Any:
         """Say whether requests are answered."""

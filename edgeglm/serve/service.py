@@ -124,6 +124,11 @@ class Service:
             return "all models were unloaded; load one"
         return self.runner.broken
 
+    @property
+    def why_lost(self) -> str:
+        """Why this process is to be started anew; empty where it is not, as while it only loads or stops."""
+        return self.runner.lost
+
     def model(self, name: str, version: str = "") -> Model:
         """Return a model that is in service.
 

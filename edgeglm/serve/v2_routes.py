@@ -110,6 +110,8 @@ def routes(service: Service) -> list[Route]:
     """Return the routes."""
 
     async def live(_: Request) -> Response:
+        if why := service.why_lost:
+            raise NotReadyError(why)
         return Response()
 
     async def ready(_: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -121,6 +122,46 @@ def test_a_disk_that_is_full_does_not_swallow_what_was_measured(bundle, capsys):
     said = capsys.readouterr()
     assert "samples/s" in said.out
     assert "cannot write /dev/full: No space left on device" in said.err
+
+
+def test_an_earlier_measurement_outlives_a_disk_that_is_full(capsys, tmp_path):
+    """It was cut to nothing before the new one was written, and the error said that nothing was changed."""
+    one, kept = tmp_path / "one.json", tmp_path / "kept.json"
+    for path in (one, kept):
+        path.write_bytes(msgspec.json.encode(measurement([1.0, 2.0])))
+    before = kept.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        code = cli.exit_code(["bench", "--compare", str(one), "--with", str(one), "--output", str(kept)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert "nothing was changed there" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [kept, one]
+
+
+def test_what_was_measured_is_written_though_the_reader_of_the_words_has_gone(tmp_path, monkeypatch):
+    """As with ``| head -1``, a pager that was left or a connection that broke after an hour's run."""
+    one, written = tmp_path / "one.json", tmp_path / "written.json"
+    one.write_bytes(msgspec.json.encode(measurement([1.0, 2.0])))
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("edgeglm.cli.bench._print", gone)
+    assert cli.exit_code(["bench", "--compare", str(one), "--with", str(one), "--output", str(written)]) == 1
+    assert msgspec.json.decode(written.read_bytes()) == msgspec.json.decode(one.read_bytes())
+
+
+def test_a_plot_does_not_replace_the_measurement_that_it_is_compared_with(capsys, tmp_path):
+    one = tmp_path / "one.json"
+    one.write_bytes(msgspec.json.encode(measurement([1.0, 2.0])))
+    before = one.read_bytes()
+    assert cli.exit_code(["bench", "--compare", str(one), "--with", str(one), "--plot", str(one)]) == 2
+    assert "--plot would overwrite" in capsys.readouterr().err
+    assert one.read_bytes() == before
 
 
 def test_an_unsigned_bundle_is_measured_on_a_device_with_trusted_keys_if_asked(

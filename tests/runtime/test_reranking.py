@@ -55,6 +55,16 @@ def test_the_first_are_ordered_anew_and_the_rest_stays_behind_them(tmp_path: Pat
     assert [hit.row for hit in hits] == [1, 0, 2][:k]
 
 
+@pytest.mark.parametrize("name", ["reranker/model.onnx", "reranker/patches.npy"])
+def test_a_bundle_that_another_replaced_meanwhile_lends_no_second_look(tmp_path: Path, name: str):
+    """The patches of one bundle's pictures ordered the gallery of another."""
+    with open_bundle(bundle(tmp_path)) as opened:
+        with (opened.path / name).open("ab") as file:
+            file.write(b"\n")
+        with pytest.raises(UserError, match=f"{name} is gone or another since"):
+            Reranker(opened, engine=engine)
+
+
 @pytest.mark.parametrize("k", [0, -1, 2.5, True, None])
 def test_a_number_of_results_that_makes_no_sense_is_refused_with_a_second_look_too(tmp_path: Path, k: int):
     with (

@@ -141,6 +141,24 @@ def test_a_part_that_cannot_be_used_is_named(tmp_path, name, content, message):
         retriever.search_text("red")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models/fp32/text.onnx",
+        "gallery/items.jsonl",
+        "gallery/embeddings-fp32.npy",
+        "tokenizer/tokenizer.json",
+    ],
+)
+def test_a_bundle_that_another_replaced_meanwhile_is_not_read_with_it(bundle, name):
+    """Files are read when they are needed: names of one bundle stood beside the rows of another."""
+    with Retriever(bundle, engine=colour_engine) as retriever:
+        with (bundle.path / name).open("ab") as file:
+            file.write(b"\n")
+        with pytest.raises(UserError, match=f"{name} is gone or another since .*; open the bundle that is"):
+            retriever.search_text("red")
+
+
 def test_nan_from_a_tower_is_an_error_and_not_a_ranking(bundle):
     def engine(path: Path, threads: int) -> FakeEngine:
         made = colour_engine(path, threads)

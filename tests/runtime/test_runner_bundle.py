@@ -7,6 +7,8 @@ import io
 import itertools
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -100,6 +102,54 @@ def test_a_real_bundle_runs_through_onnx_runtime_in_every_length(tmp_path):
         assert served._runner._current is not None
         assert served._runner._current.source.variant == "int8"
         assert served._runner._current.source.words == "ONNX Runtime"
+
+
+FIRST_REQUESTS = """
+import sys
+from pathlib import Path
+from edgeglm.runtime import RunnerConfig, SyncRunner
+with SyncRunner(Path(sys.argv[1]), RunnerConfig(threads=1)) as served:
+    before = set(sys.modules)
+    served.embed_text("red")
+    served.embed_image(Path(sys.argv[2]).read_bytes())
+    print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_first_requests_wait_for_no_import(tmp_path, repository):
+    """It took ten times as long as the next; and a child forked meanwhile waited for ever for its lock."""
+    parts = {f"models/{v}/{k}.onnx": colour_tower(k) for v in ("fp32", "int8") for k in ("image", "text")}
+    served, image = colour_bundle(tmp_path / "b", **parts), tmp_path / "green.png"
+    image.write_bytes(picture(COLOURS["green"]))
+    command = [sys.executable, "-c", FIRST_REQUESTS, str(served), str(image)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_bundle_that_no_thread_can_open_is_told_as_that_and_not_opened_for_nobody_later(path, monkeypatch):
+    start, opened = threading.Thread.start, []
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("edgeglm.runtime.opening._opened", lambda *source: opened.append(source))
+
+    async def main() -> None:
+        monkeypatch.setattr(threading.Thread, "start", none)
+        with pytest.raises(EngineFailedError, match=r"no thread for opening the bundle .*; raise the limit"):
+            await Runner(path, CONFIG).__aenter__()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        await asyncio.get_running_loop().run_in_executor(None, str)
+        assert opened == []
+
+    run(main)
+
+
+def test_a_picture_in_a_memoryview_that_was_released_is_the_callers_fault(path):
+    released = memoryview(picture(COLOURS["green"]))
+    released.release()
+    with SyncRunner(path, CONFIG) as served, pytest.raises(UserError, match="was released; keep it until"):
+        served.embed_image(released)  # type: ignore[arg-type]
 
 
 def test_one_bad_input_among_good_ones_fails_alone(path, bundle, tmp_path):

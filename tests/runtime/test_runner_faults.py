@@ -13,7 +13,7 @@ import pytest
 
 from edgeglm.core.errors import EdgeglmError
 from edgeglm.engines.fake import FakeEngine
-from edgeglm.engines.protocol import Feeds
+from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.requests import (
@@ -28,6 +28,7 @@ from tests.runtime.faults import (
     MISCOUNT,
     NOT_A_NUMBER,
     POISON,
+    WIDTH,
     Doubler,
     doubled,
     ended,
@@ -137,6 +138,7 @@ def test_a_runner_whose_calls_all_hang_says_so_and_stops_making_threads():
             for _ in range(3):
                 with pytest.raises(EngineFailedError):
                     await doubled(served, HANG)
+            assert "restart the process" in served.lost
             with pytest.raises(EngineFailedError, match="restart the process"):
                 await doubled(served, 1)
             assert len(doubler.made) == 3
@@ -361,6 +363,7 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
             with pytest.raises(EngineFailedError, match="cannot be opened: MemoryError"):
                 await doubled(served, 1)
             assert "cannot be opened: MemoryError" in served.broken
+            assert served.lost == ""  # it may be opened yet
             doubler.released.set()
             doubler.load_error = None
 
@@ -374,6 +377,70 @@ def test_a_runner_without_any_engine_recovers_once_one_can_be_loaded_again():
             assert len(doubler.made) == 2
             assert served.broken == ""
             assert await doubled(served, 3) == 6.0
+
+    run(main)
+
+
+def test_a_replacement_that_hangs_while_it_opens_is_given_up_though_no_request_is_held():
+    """It was waited for until the process was started anew: the watchdog sleeps where nothing is held."""
+    doubler, opens = Doubler(), threading.Event()
+    tries: list[int] = []
+
+    def engine() -> FakeEngine:
+        tries.append(len(tries))
+        if tries[-1] == 1:
+            raise MemoryError("beside the engine that hangs")
+        if tries[-1] == 2:
+            opens.wait(LIMIT)
+        return doubler()
+
+    config = RunnerConfig(warm_up=False, hang_after=0.2, open_timeout=0.3)
+
+    async def main() -> None:
+        async with Runner({"double": TowerSource(engine=engine)}, config) as served:
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await doubled(served, HANG)
+            await until(lambda: bool(served.broken))
+            await until(lambda: not served.broken)
+            assert await doubled(served, 2) == 4.0
+            assert tries == [0, 1, 2, 3]
+            assert served.stats().replaced == 2
+            opens.set()
+            doubler.released.set()
+
+    run(main)
+
+
+class NoMemory(np.ndarray):
+    """An array of which no copy can be made."""
+
+    def copy(self, order: Any = "C") -> NoMemory:
+        raise MemoryError("for a copy")
+
+
+def test_answers_that_find_no_memory_fail_and_keep_nobody_waiting():
+    """They were dropped with a word in the log; callers without a deadline waited for ever."""
+
+    def function(feeds: Feeds) -> list[np.ndarray]:
+        answers = np.ndarray.__new__(
+            NoMemory if feeds["x"][0, 0] == 0 else np.ndarray, feeds["x"].shape, "f4"
+        )
+        answers[:] = feeds["x"] * 2
+        return [answers]
+
+    def engine() -> FakeEngine:
+        specs = [[TensorSpec(name=name, dtype="float32", shape=("B", WIDTH))] for name in "xy"]
+        return FakeEngine(inputs=specs[0], outputs=specs[1], function=function)
+
+    async def main() -> None:
+        config = RunnerConfig(warm_up=False)
+        async with Runner({"double": TowerSource(engine=engine)}, config) as served:
+            for answer in await ended(doubled(served, 0), doubled(served, 0)):
+                assert isinstance(answer, EngineFailedError)
+                assert "MemoryError: for a copy; lower max_batch_size, or leave this process" in str(answer)
+            assert await doubled(served, 2) == 4.0
+            stats = served.stats()
+            assert (stats.failed, stats.answered, stats.held) == (2, 1, 0)
 
     run(main)
 

@@ -256,6 +256,33 @@ def test_a_closed_runner_puts_the_former_handler_of_a_signal_back():
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_loop_that_ends_before_its_runner_is_closed_does_not_lose_the_former_handler():
+    """Whoever stopped the process later met the default, which kills, in place of the script's own."""
+
+    def mine(*_: object) -> None:
+        """Do nothing."""
+
+    def theirs(*_: object) -> None:
+        """Do nothing."""
+
+    served: list[Runner] = []
+
+    async def opened_only() -> None:
+        served.append(await runner(Doubler()).__aenter__())
+        served[0].close_on(signal.SIGUSR1, signal.SIGUSR2)
+
+    before = {number: signal.signal(number, mine) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        asyncio.run(opened_only())
+        signal.signal(signal.SIGUSR2, theirs)
+        asyncio.run(served[0].close())
+        assert signal.getsignal(signal.SIGUSR1) is mine
+        assert signal.getsignal(signal.SIGUSR2) is theirs
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_runners_that_share_a_loop_all_close_at_one_signal_and_none_takes_it_from_the_others():
     async def main() -> None:
         first, second, third = (runner(Doubler()) for _ in range(3))

@@ -153,6 +153,21 @@ def test_a_runner_may_be_left_twice():
             served.embed_text("1")
 
 
+def test_a_script_that_gets_no_thread_is_told_so_and_may_try_again(monkeypatch):
+    start = threading.Thread.start
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    served = script(Words())
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(EngineFailedError, match=r"no thread for the event loop .*; raise the limit"):
+        served.__enter__()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with served:
+        assert served.embed_text("2")[0] == 2.0
+
+
 def test_a_runner_that_several_threads_leave_at_once_ends_for_all_of_them():
     """As a handler of a signal in one thread and the end of a ``with`` in another do: the process hung."""
     for _ in range(10):

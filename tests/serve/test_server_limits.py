@@ -65,13 +65,14 @@ def test_a_body_that_is_too_large_too_slow_or_cut_is_not_waited_for(bundles: Pat
         assert (status, "no inference request" in error) == (400, True)
 
 
-def test_a_server_whose_runner_refuses_to_go_on_is_not_ready_and_says_why(bundles: Path, tmp_path: Path):
+def test_a_server_whose_runner_refuses_to_go_on_is_neither_ready_nor_live(bundles: Path, tmp_path: Path):
     limits = ["100000", "268435456", "64", "75", "0.2"]
     command = ["tests.serve.faults_server", str(bundles / "colours"), "4", "3.0", *limits]
     with running(tmp_path / "log", command) as server:
-        assert asked(server, "GET", "/v2/health/ready")[0] == 200
+        for place in ("/v2/health/live", "/v2/health/ready"):
+            assert asked(server, "GET", place)[0] == 200
         asked(server, "POST", "/v2/models/embed_text/infer", json.dumps({"inputs": [TEXT]}).encode())
-        for place in ("/v2/health/ready", "/v2/models/embed_text/ready"):
+        for place in ("/v2/health/live", "/v2/health/ready", "/v2/models/embed_text/ready"):
             status, _, told = asked(server, "GET", place)
             assert (status, b"restart the process" in told) == (503, True)
         assert not asked_json(server, "GET", "/v1/stats")["ready"]
