@@ -9,6 +9,7 @@ Shapes: V views, N images, F features, K concepts, B batch, D embedding dimensio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from edgeglm.adapt.auxiliary import Auxiliary
 from edgeglm.adapt.batches import Batch, Replay, batches_in_pass, batches_of, drawn_batch
+from edgeglm.adapt.conse import NamedClasses
 from edgeglm.adapt.domains import Domains, DomainTerms, cached, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
 from edgeglm.adapt.image_tuning import TunedBlocks
@@ -28,7 +30,8 @@ from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.models.projection import ImageHead, ProjectionHead, ScaledHeads, normalized
+from edgeglm.models.conse import ConseImageHead, ConseTextHead, ImageHead, TextHead
+from edgeglm.models.projection import LearnedHead, ProjectionHead, ScaledHeads, normalized
 from edgeglm.train.checkpoint import Carried, CarriedTensor, Checkpoint
 from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import FitOptions, Group, fit
@@ -68,6 +71,7 @@ class Alignment:
         checkpoints: Callable[[str], Checkpoint] | None = None,
         widths: Sequence[int] = (),
         auxiliary: Auxiliary | None = None,
+        named: NamedClasses | None = None,
     ) -> None:
         self.features_VNF = features_VNF
         self.read = cached(features_VNF)
@@ -76,6 +80,7 @@ class Alignment:
         self.concepts = concepts if auxiliary is None else auxiliary.concepts
         self.text = text
         self.config = config
+        self.named = named
         self.seed = seed
         self.progress = progress
         self.curves: dict[str, list[float]] = {}
@@ -164,15 +169,31 @@ class Alignment:
                 dropout=config.dropout,
             )
 
-        self.image_head: ImageHead
-        if config.ensemble == "scaled" and len(widths) > 1:
-            parts = [head(width, config.input_dropout) for width in widths]
-            self.image_head = ScaledHeads(parts, widths)
+        named, conse = self.named, config.conse
+        read = self.features_VNF.shape[2] - (named.classes if named else 0)
+        learned: LearnedHead
+        members = widths[:-1] if named else widths
+        if config.ensemble == "scaled" and len(members) > 1:
+            learned = ScaledHeads([head(width, config.input_dropout) for width in members], members)
         else:
-            self.image_head = head(self.features_VNF.shape[2], config.input_dropout)
+            learned = head(read, config.input_dropout)
+        text_head = head(self.text_features.shape[1], 0.0)
+        self.image_head: ImageHead = learned
+        self.text_head: TextHead = text_head
+        if named is not None:
+            self.image_head = told = ConseImageHead(
+                learned,
+                torch.tensor(named.place),
+                classes=named.classes,
+                dimensions=config.embedding_dim,
+                weight=conse.weight,
+                temperature=conse.temperature,
+            )
+            self.text_head = said = ConseTextHead(text_head, weight=conse.weight)
         self.image_head.standardise(self.features_VNF[0][self.labelled.image_N])
-        self.text_head = head(self.text_features.shape[1], 0.0)
         self.text_head.standardise(self.text_features)
+        if named is not None:
+            told.call(said.names(self.text.all_features(named.names)))
 
     def _fit_first_state(self) -> None:
         """Find where the heads start (:mod:`edgeglm.adapt.meta`)."""
@@ -253,10 +274,11 @@ class Alignment:
 
     def _fit_lora(self) -> None:
         config = self.config
+        before = None if self.named is None else copy.deepcopy(self.text.tower)
         adapters: Sequence[nn.Parameter] = enable_tuning(self.text, config)
         self.trainable = sum(parameter.numel() for parameter in adapters)
-        first_caption = self.concepts.names()
-        bank_KF = self.text_features[first_caption].clone()
+        first_caption, untuned_TF = self.concepts.names(), self.text_features
+        bank_KF = untuned_TF[first_caption].clone()
 
         def loss_of(batch: Batch) -> Tensor:
             """Embed the captions of the batch anew; all other concepts keep their last features."""
@@ -268,6 +290,9 @@ class Alignment:
             others = torch.ones(len(batch.chosen_C), dtype=torch.bool)
             others[present] = False
             features_CF = torch.cat([fresh, bank_KF[batch.chosen_C[others]]])
+            if before is not None:
+                caption_C = torch.cat([batch.caption_C[present], first_caption[batch.chosen_C[others]]])
+                features_CF = torch.cat([features_CF, untuned_TF[caption_C]], dim=1)
             image_BD = self.image_head(self._features(batch))
             return concept_contrastive(
                 image_BD, self.text_head(features_CF), place_B, temperature=config.temperature
@@ -296,6 +321,7 @@ class Alignment:
                 options=self._options("lora", [CarriedTensor(bank_KF)]),
             )
         self.merge_difference = merge_tuning(self.text, self.concepts.texts[:64])
+        self.text.before = before
 
     def _fit_pseudo_labels(self, domains: Domains) -> None:
         """Let heads choose pairs of unlabelled images and concepts, and train on them too, in rounds."""

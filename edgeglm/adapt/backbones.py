@@ -30,6 +30,8 @@ _FOCUS_RESOLUTION = 224
 #: Two blocks before the last: the last ones were tuned for saliency.
 _FOCUS_LAYER = "/backbone/encoder/layer.9/Add_1_output_0"
 _FOCUS_INPUT = "input_image"
+#: The catalogue asset whose classifier names what ``teacher.conse`` adds.
+CLASSIFIED_BY = "efficientnet-lite0"
 _TITLES = {"efficientnet-lite0": "EfficientNet-Lite0"}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,6 +67,15 @@ def backbone_onnx(name: str, source: Artifact, path: Path, *, resolution: int) -
     module, side = image_module(name, source, resolution)
     title = _TITLES.get(name, name.removeprefix("hf:").rpartition("/")[2])
     return backbone_from_module(module, path, name=name, title=title, resolution=side)
+
+
+def classifier_onnx(source: Artifact, path: Path, *, resolution: int) -> Backbone:
+    """Write EfficientNet-Lite0 with its classifier as ONNX, as one more backbone: its features are logits."""
+    from edgeglm.models.efficientnet_lite import Lite0Classifier
+
+    module = Lite0Classifier(lite0_state(source))
+    name, title = f"{CLASSIFIED_BY}-classes", f"classes of {_TITLES[CLASSIFIED_BY]}"
+    return backbone_from_module(module, path, name=name, title=title, resolution=resolution)
 
 
 def read_backbones(folder: Path) -> tuple[Backbone, ...]:

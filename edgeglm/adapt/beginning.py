@@ -40,8 +40,8 @@ def begun_alignment(
     Args:
         config: What the stage trains.
         pairs: The images and their texts.
-        inputs: ``features``, ``text``, and perhaps ``pretraining`` and ``auxiliary-pairs`` with their
-            ``auxiliary-features``.
+        inputs: ``features``, ``text``, and perhaps ``pretraining``, ``class-names``, and
+            ``auxiliary-pairs`` with their ``auxiliary-features``.
         scratch: A folder for the text tower's files.
         context: For its progress.
         seed: Of every draw.
@@ -56,6 +56,7 @@ def begun_alignment(
 
     from edgeglm.adapt.alignment import Alignment
     from edgeglm.adapt.auxiliary import auxiliary_beside
+    from edgeglm.adapt.conse import named_classes
     from edgeglm.adapt.domains import Domains, refuse_leakage
     from edgeglm.adapt.meta import tasks_of
     from edgeglm.adapt.multitask import kinds_of
@@ -90,6 +91,7 @@ def begun_alignment(
         checkpoints=checkpoints,
         widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
         auxiliary=auxiliary,
+        named=named_classes(inputs["class-names"], pairs) if config.conse.weight else None,
     )
 
 

@@ -23,7 +23,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.teacher_config import MultitaskConfig
 from edgeglm.data.pairs import Pair, PairSet
 from edgeglm.evaluate.measures import accuracy, macro_f1
-from edgeglm.models.projection import ImageHead
+from edgeglm.models.conse import ImageHead
 from edgeglm.train.balance import (
     Balance,
     ConflictFreeBalance,

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeglm.adapt.backbones import Backbone, backbone_onnx, read_backbones
+from edgeglm.adapt.backbones import CLASSIFIED_BY, Backbone, backbone_onnx, classifier_onnx, read_backbones
 from edgeglm.adapt.beginning import IMAGE_OPTIONS, begun_alignment, phase_checkpoints
+from edgeglm.adapt.conse import CLASS_NAMES
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
@@ -31,7 +32,7 @@ def source_spec(name: str) -> str:
 
 
 def teacher_inputs(config: TeacherConfig, store: Store, progress: Progress) -> dict[str, Artifact]:
-    """Fetch the pretrained towers: ``image-0``, ``image-1``, ... and ``text``."""
+    """Fetch the pretrained towers: ``image-0``, ``image-1``, ..., ``text``, and what ``conse`` needs."""
     from edgeglm.assets import fetch_asset
 
     return {name: fetch_asset(spec, store, progress) for name, spec in teacher_assets(config).items()}
@@ -39,8 +40,10 @@ def teacher_inputs(config: TeacherConfig, store: Store, progress: Progress) -> d
 
 def teacher_assets(config: TeacherConfig) -> dict[str, str]:
     """Return what ``teacher_inputs`` fetches, by the name of the input."""
-    images = {f"image-{i}": source_spec(name) for i, name in enumerate(config.image)}
-    return {**images, "text": source_spec(config.text)}
+    found = {f"image-{i}": source_spec(name) for i, name in enumerate(config.image)}
+    if config.conse.weight:
+        found |= {"classifier": CLASSIFIED_BY, "class-names": CLASS_NAMES}
+    return {**found, "text": source_spec(config.text)}
 
 
 #: What teachers are made of; students have modules of their own, so that a change of one retrains no teacher.
@@ -55,14 +58,21 @@ TOWERS_CODE = (
 
 
 class BackbonesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which backbones, and the side of their input in pixels (0: their own)."""
+    """Which backbones, the side of their input in pixels (0: their own), and of a classifier's (0: none)."""
 
     image: tuple[str, ...]
     resolution: int
+    classifier: int = 0
+
+    @classmethod
+    def of(cls, teacher: TeacherConfig) -> BackbonesConfig:
+        """Return what the recipe's teacher looks through."""
+        classifier = teacher.conse.resolution if teacher.conse.weight else 0
+        return cls(image=teacher.image, resolution=teacher.resolution, classifier=classifier)
 
 
 class BackbonesStage(Stage[BackbonesConfig]):
-    """Pretrained image towers -> ``image-<i>.onnx`` and ``backbones.json``."""
+    """Pretrained image towers -> ``image-<i>.onnx`` and ``backbones.json``; a classifier comes last."""
 
     name = "backbones"
     code: ClassVar[tuple[str, ...]] = (
@@ -76,11 +86,17 @@ class BackbonesStage(Stage[BackbonesConfig]):
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Export each backbone; parity with torch is asserted."""
         found: list[Backbone] = []
-        with context.progress.task("Teacher: backbones", total=len(self.config.image)) as task:
-            for i, name in enumerate(self.config.image):
+        config = self.config
+        total = len(config.image) + bool(config.classifier)
+        with context.progress.task("Teacher: backbones", total=total) as task:
+            for i, name in enumerate(config.image):
                 path = out / f"image-{i}.onnx"
                 source = inputs[f"image-{i}"]
-                found.append(backbone_onnx(name, source, path, resolution=self.config.resolution))
+                found.append(backbone_onnx(name, source, path, resolution=config.resolution))
+                task.advance()
+            if config.classifier:
+                path = out / f"image-{len(config.image)}.onnx"
+                found.append(classifier_onnx(inputs["classifier"], path, resolution=config.classifier))
                 task.advance()
         (out / "backbones.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
         return {"parameters": sum(backbone.parameters for backbone in found)}
@@ -164,9 +180,12 @@ class TeacherStage(Stage[TeacherConfig]):
     code: ClassVar[tuple[str, ...]] = (
         "edgeglm.adapt",
         "edgeglm.train",
+        "edgeglm.models.conse",
         *TOWERS_CODE,
         "edgeglm.export",
+        "edgeglm.data.auxiliary",
         "edgeglm.data.tokenization",
+        "edgeglm.data.unseen_names",
         "edgeglm.data.vocabulary",
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "peft", "transformers", "onnxscript", "tokenizers")
@@ -186,6 +205,7 @@ class TeacherStage(Stage[TeacherConfig]):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
+        from edgeglm.models.conse import learned_head
         from edgeglm.models.projection import ScaledHeads
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
@@ -214,15 +234,17 @@ class TeacherStage(Stage[TeacherConfig]):
         (out / "text.json").write_bytes(msgspec.json.encode(settings))
         counts = {
             "image_head": _parameters(alignment.image_head),
-            "text": _parameters(text.tower) + _parameters(alignment.text_head),
+            "text": _parameters(text.module()) + _parameters(alignment.text_head),
             "lora": alignment.trainable,
         }
         record: dict[str, Any] = {"parameters": counts, "curves": alignment.curves, "parity": parity}
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
-        if isinstance(alignment.image_head, ScaledHeads):
-            found = alignment.image_head.scales.detach().tolist()
+        if isinstance(learned := learned_head(alignment.image_head), ScaledHeads):
+            found = learned.scales.detach().tolist()
             record["scales"] = dict(zip(self.config.image, found, strict=True))
+        if alignment.named is not None:
+            record["named_classes"] = len(alignment.named.place)
         if alignment.multitask is not None:
             held = sorted({i for track in pairs.tracks for i in track.gallery} & pairs.evaluation_images())
             record["classes"] = {one.name: one.classes for one in alignment.multitask.kinds}
@@ -269,7 +291,7 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
     batches = [{"input_ids": ids, "attention_mask": mask}]
     batches.append({"input_ids": ids[:1, :3], "attention_mask": mask[:1, :3]})
     free = {0: "batch", 1: "length"}
-    module = AlignedText(text.tower, alignment.text_head).eval()
+    module = AlignedText(text.module(), alignment.text_head).eval()
     if ids.shape[0] < 2 or ids.shape[1] < 2:  # the exporter would take a 1 for a constant
         batches[0] = {name: tensor.repeat(2, 2) for name, tensor in batches[0].items()}
     onnx_from_module(

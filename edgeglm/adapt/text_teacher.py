@@ -19,7 +19,7 @@ from edgeglm.data.tokenization import Tokenizer
 from edgeglm.models.published import text_model_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from edgeglm.adapt.frozen_prefix import KeptPrefix
     from edgeglm.models.hf_towers import HfTextTower
@@ -30,13 +30,24 @@ _ENCODE_BATCH = 128
 
 @dataclass(kw_only=True)
 class TextTeacher:
-    """A text tower that may be tuned, with its tokenizer."""
+    """A text tower that may be tuned, with its tokenizer.
+
+    ``before`` is the tower as it was before it was tuned, where a head reads that too: the features of both
+    then follow one another, [B, 2 F].
+    """
 
     tower: HfTextTower
     tokenizer: Tokenizer
     max_length: int
     lowercase: bool = False
     prefix: KeptPrefix | None = None
+    before: HfTextTower | None = None
+
+    def module(self) -> nn.Module:
+        """Return what takes tokens and their mask to features."""
+        from edgeglm.models.conse import BothTowers
+
+        return self.tower if self.before is None else BothTowers(self.tower, self.before)
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return features float32 [B, F] on the tower's device, with gradients where it is tuned."""
@@ -46,7 +57,7 @@ class TextTeacher:
         if self.prefix is not None:
             self.prefix.choose(texts, ids.shape[1])
         device = next(self.tower.parameters()).device
-        found: Tensor = self.tower(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        found: Tensor = self.module()(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         return found
 
     def all_features(self, texts: Sequence[str]) -> Tensor:
@@ -57,7 +68,7 @@ class TextTeacher:
         import torch
 
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        out = torch.empty(len(texts), self.tower.feature_dim)
+        out = torch.empty(len(texts), self.tower.feature_dim * (1 if self.before is None else 2))
         self.tower.eval()
         with torch.no_grad():
             for start in range(0, len(order), _ENCODE_BATCH):

@@ -33,12 +33,14 @@ def teacher_nodes(recipe: Recipe, needs: Needs) -> Iterator[Node]:
     views = FeaturesConfig(views=teacher.views, seed=seed)
     yield Node(stage=pairs_stage(recipe.data, seed=seed), needs=needs["data"])
     yield Node(
-        stage=BackbonesStage(BackbonesConfig(image=teacher.image, resolution=teacher.resolution)),
+        stage=BackbonesStage(BackbonesConfig.of(teacher)),
         needs=needs["teacher"],
     )
     yield Node(stage=FeaturesStage(views), needs={"pairs": "pairs", "backbones": "backbones"})
     backbones = backbones_of(recipe)
     given = {"pairs": "pairs", "features": "features", "text": TEXT}
+    if teacher.conse.weight:
+        given["class-names"] = needs["teacher"]["class-names"]
     if teacher.pretraining.epochs:
         yield Node(
             stage=PretrainingStage(teacher, seed=seed, max_length=length),

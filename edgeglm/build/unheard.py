@@ -59,6 +59,12 @@ _READERS = (
         remedy='set teacher.multitask.balance = "gradnorm"',
     ),
     _Reader(
+        keys=("conse.temperature", "conse.resolution"),
+        reads=lambda teacher: teacher.conse.weight > 0,
+        why="no classifier is asked",
+        remedy="set teacher.conse.weight above 0",
+    ),
+    _Reader(
         keys=("image_epochs", "image_rate", "image_batch_size"),
         reads=lambda teacher: teacher.image_blocks > 0,
         why="no block of the image tower is tuned",

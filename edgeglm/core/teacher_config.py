@@ -121,6 +121,22 @@ class AuxiliaryConfig(Section, frozen=True, kw_only=True):
     replay: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.25
 
 
+class ConseConfig(Section, frozen=True, kw_only=True):
+    """What an ImageNet classifier calls a picture, beside what the heads learn; by default nothing.
+
+    With ``weight`` above 0 an image's embedding is what its head says plus ``weight`` times the mean of the
+    names of EfficientNet-Lite0's classes by their probabilities (ConSE, Norouzi et al., 2014), and a text's
+    what its head says plus ``weight`` times its own features along the same axes. Nothing of that second
+    part is learned, so that it tells of things that no labelled pair shows. Probabilities are those of
+    logits at ``temperature``, less their mean over the labelled pictures; ``resolution`` is the side of the
+    classifier's input in pixels. A class that says the name of an unseen concept is never named.
+    """
+
+    weight: Weight = 0.0
+    temperature: Rate = 1.5
+    resolution: Positive = 224
+
+
 class OptimisationConfig(Section, frozen=True, kw_only=True):
     """How the teacher's loops step; the defaults are a warm-up, a cosine, and nothing else.
 
@@ -152,7 +168,8 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the heads on
     frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it frozen), and
     the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images, ``multitask``
-    other things to learn, ``pretraining`` texts to read first, ``auxiliary`` named icons of other domains.
+    other things to learn, ``pretraining`` texts to read first, ``auxiliary`` named icons of other domains,
+    ``conse`` what a classifier calls a picture.
 
     ``tuning`` says how the text tower is tuned in the second phase: ``lora`` (Hu et al., 2022), ``rslora``
     (Kalajdzievski, 2023), ``dora`` (Liu et al., 2024), ``ia3`` (Liu et al., 2022), ``bottleneck`` adapters
@@ -204,4 +221,5 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     multitask: MultitaskConfig = MultitaskConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    conse: ConseConfig = ConseConfig()
     optimisation: OptimisationConfig = OptimisationConfig()

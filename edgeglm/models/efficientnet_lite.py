@@ -19,6 +19,14 @@ BN_EPS = 1e-3
 BN_MOMENTUM = 0.01
 
 
+_CLASSIFIER = (
+    "_conv_head.weight",
+    *(f"_bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var")),
+    "_fc.weight",
+    "_fc.bias",
+)
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """One MBConv block: channels in and out, expansion ratio, kernel size and stride."""
@@ -164,6 +172,28 @@ class SpatialLite0(nn.Module):
         """[B, 3, R, R] in [0, 1] -> [B, F]."""
         tapped = reversed(self.trunk(pixels))
         return torch.cat([F.adaptive_avg_pool2d(x, self.grid).flatten(1) for x in tapped], dim=1)
+
+
+class Lite0Classifier(nn.Module):
+    """The whole published network: logits of the 1,000 classes of ImageNet, in the order of their synsets."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        last = LITE0_BLOCKS[-1].outputs
+        self.trunk = lite0_trunk(state)
+        missing = sorted({*_CLASSIFIER} - state.keys())
+        if missing:
+            raise ValueError(f"these weights are not of EfficientNet-Lite0: {missing[0]} is missing")
+        width, classes = state["_conv_head.weight"].shape[0], state["_fc.weight"].shape[0]
+        self._conv_head, self._bn1 = SameConv2d(last, width, 1), _norm(width)
+        self._fc = nn.Linear(width, classes)
+        self.load_state_dict({name: state[name].contiguous() for name in _CLASSIFIER}, strict=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, R, R] in [0, 1] -> [B, 1000]."""
+        (x,) = self.trunk(pixels)
+        logits: Tensor = self._fc(F.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+        return logits
 
 
 def lite0_trunk(state: Mapping[str, Tensor], *, blocks: int = 16, taps: Sequence[int] = (15,)) -> LiteTrunk:

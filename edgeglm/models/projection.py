@@ -101,4 +101,4 @@ class ScaledHeads(nn.Module):
         return [weight for head in heads for weight in head.last_layers()]
 
 
-ImageHead: TypeAlias = ProjectionHead | ScaledHeads
+LearnedHead: TypeAlias = ProjectionHead | ScaledHeads

@@ -358,7 +358,8 @@ def test_members_never_climb_out(registry: Registry, store: Store, tmp_path: Pat
 
 def test_every_founding_asset_can_be_attributed() -> None:
     roles = {role for asset in catalogue().values() for role in asset.roles}
-    assert roles == {"icons", "auxiliary-icons", "keywords", "categories", "image-teacher", "text-teacher"}
+    data = {"icons", "auxiliary-icons", "keywords", "categories", "class-names"}
+    assert roles == {*data, "image-teacher", "text-teacher"}
     for name, asset in catalogue().items():
         assert asset.licence, name
         assert asset.attribution, name

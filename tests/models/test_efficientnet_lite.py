@@ -8,8 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
-from edgeglm.models.efficientnet_lite import LITE0_BLOCKS, LiteTrunk, SameConv2d, lite0_trunk  # noqa: E402
-from tests.tiny_lite0 import published  # noqa: E402
+from edgeglm.models.efficientnet_lite import (  # noqa: E402
+    LITE0_BLOCKS,
+    Lite0Classifier,
+    LiteTrunk,
+    SameConv2d,
+    lite0_trunk,
+)
+from tests.tiny_lite0 import classifier, published  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,24 @@ def test_the_blocks_fit_together() -> None:
     assert len(LITE0_BLOCKS) == 16
     for one, next_one in itertools.pairwise(LITE0_BLOCKS):
         assert one.outputs == next_one.inputs
+
+
+def test_the_classifier_is_all_of_the_published_network() -> None:
+    torch.manual_seed(0)
+    whole = LiteTrunk(16, (15,)).eval()
+    state = published(whole) | classifier(classes=9)
+    pixels = torch.rand(2, 3, 33, 33)
+    with torch.no_grad():
+        x = torch.nn.functional.conv2d(whole(pixels)[0], state["_conv_head.weight"])
+        scale = (state["_bn1.weight"] / (state["_bn1.running_var"] + 1e-3).sqrt())[:, None, None]
+        x = (
+            (x - state["_bn1.running_mean"][:, None, None]) * scale + state["_bn1.bias"][:, None, None]
+        ).clamp(0, 6)
+        expected = x.mean((2, 3)) @ state["_fc.weight"].T + state["_fc.bias"]
+        torch.testing.assert_close(Lite0Classifier(state).eval()(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_without_their_classifier_are_refused() -> None:
+    state = published(LiteTrunk(16, (15,)))
+    with pytest.raises(ValueError, match=r"_bn1\.bias is missing"):
+        Lite0Classifier(state)
