@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import msgspec
 
 from edgeglm.bundle.atomic import disk_errors
 from edgeglm.core.errors import UserError
+
+_NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,8 +31,16 @@ def alone(folder: Path) -> Iterator[int]:
     """
     path = folder / ".lock"
     with disk_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            raise UserError(
+                f"cannot write {folder}: {error.strerror}; link the bundle into a folder of yours (ln -s), "
+                "make the link's own .finalized folder beside it (mkdir), and finalize the link"
+            ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,13 +60,22 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """An opened generation. ``pictures`` is a file descriptor that outlives the folder."""
+    """An opened generation. ``pictures`` is a file descriptor that outlives the folder.
+
+    ``state`` is that of the folder as it was opened: another program that puts files into it changes it.
+    """
 
     folder: Path
+    state: tuple[int, ...]
     manifest: GenerationManifest
     rows: tuple[StoredRow, ...]
     codes: Codes
     pictures: int
+
+    @property
+    def is_as_opened(self) -> bool:
+        """Say whether no file of it was replaced since, as rsync does: the log alone grows in place."""
+        return _state(self.folder) == self.state
 
     def close(self) -> None:
         """Close the pictures."""
@@ -153,6 +162,7 @@ def opened_generation(folder: Path) -> Generation:
         FileNotFoundError: The folder is gone: a newer one has taken its place.
         UserError: A part is missing or damaged.
     """
+    state = _state(folder)
     try:
         manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=GenerationManifest)
         for name, (_, size) in manifest.files.items():
@@ -172,7 +182,9 @@ def opened_generation(folder: Path) -> Generation:
         raise _damaged(folder, error) from error
     codes = Codes(**{name: array[: manifest.rows] for name, array in arrays.items()}, centre=centre)
     pictures = os.open(folder / _THUMBNAILS, os.O_RDONLY | os.O_CLOEXEC)
-    return Generation(folder=folder, manifest=manifest, rows=rows, codes=codes, pictures=pictures)
+    return Generation(
+        folder=folder, state=state, manifest=manifest, rows=rows, codes=codes, pictures=pictures
+    )
 
 
 def damaged_files(generation: Generation) -> Iterator[str]:
@@ -180,6 +192,18 @@ def damaged_files(generation: Generation) -> Iterator[str]:
     for name, (digest, _) in generation.manifest.files.items():
         if sha256_file(generation.folder / name) != digest:
             yield name
+
+
+def _state(folder: Path) -> tuple[int, ...]:
+    """Return what changes with the names in a folder. Its mtime does too, but rsync sets that back.
+
+    The log besides: it is what changes most, and two changes of one tick of the clock have one ctime.
+    """
+    try:
+        found = folder.stat()
+        return found.st_ino, found.st_ctime_ns, (folder / LOG_NAME).stat().st_ino
+    except OSError:
+        return ()
 
 
 def _damaged(folder: Path, why: object) -> UserError:

@@ -146,7 +146,7 @@ class VectorIndex:
             if self._closed:
                 raise UserError(f"{self.path} was closed; open it again")
             contents = self._contents
-            if _identity(self.path / CURRENT_NAME) != self._current:
+            if _identity(self.path / CURRENT_NAME) != self._current or not contents.generation.is_as_opened:
                 current, header, fresh = _opened(self.path)
                 if header.space != self.header.space:
                     fresh.close()

@@ -23,7 +23,7 @@ from edgeglm.serve.forms import form_of
 from edgeglm.serve.guard import answered_by
 from edgeglm.serve.json_answers import json_answer, parsed
 from edgeglm.serve.models import checked_text, text_from_bytes
-from edgeglm.serve.refusals import CompressedError, TooLargeError
+from edgeglm.serve.refusals import CompressedError, NotFoundError, TooLargeError
 from edgeglm.serve.search import Found, Searcher, described
 from edgeglm.serve.service import Service
 from edgeglm.serve.together import all_of
@@ -223,7 +223,10 @@ def _inline(searcher: Searcher, found: list[Found]) -> dict[str, str]:
     for hit in found:
         if not hit.picture:
             continue
-        data, kind = _picture(searcher.picture(hit.id))
+        try:
+            data, kind = _picture(searcher.picture(hit.id))
+        except NotFoundError:  # gone since: what was found is right all the same
+            continue
         urls[hit.id] = f"data:image/{kind};base64,{b64encode(data).decode()}"
     return urls
 

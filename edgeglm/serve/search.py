@@ -94,10 +94,16 @@ class GallerySearcher:
     def picture(self, id: str) -> Path:
         """Return the thumbnail of a row, looked up by its id and never by a path from outside."""
         row = self._rows.get(id)
-        found = self._bundle.thumbnail(self._gallery.items[row]) if row is not None else None
-        if found is None:
+        item = self._gallery.items[row] if row is not None else None
+        if item is None or self._bundle.thumbnail(item) is None:
             raise NotFoundError(f"the gallery has no picture {id!r}; take an id from a search")
-        return found
+        try:
+            return self._bundle.unchanged(f"gallery/{item.thumbnail}")
+        except UserError as error:  # a build has put another bundle there, whose pictures are others' by now
+            raise NotFoundError(
+                f"the picture {id!r} is gone or another since this server opened its bundle; "
+                "load the bundle that is there now, or start the server again"
+            ) from error
 
     def close(self) -> None:
         """Close nothing: the bundle is the service's."""

@@ -190,7 +190,12 @@ class Service:
         folder = self.config.bundles
         if folder is None:
             raise ForbiddenError("this server has no folder of bundles; start it with --bundles FOLDER")
-        listed = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+        try:
+            listed = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+        except OSError as error:  # a medium that is not mounted, say
+            raise NotReadyError(
+                f"cannot list the folder of bundles: {error.strerror}; mount it or make it readable"
+            ) from error
         if name not in listed:
             raise NotFoundError(str(unknown_name("bundle", name[:100], listed)))
         return listed[name]

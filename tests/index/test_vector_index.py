@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,60 @@ def test_what_is_added_replaced_and_removed_is_seen_by_a_reader_that_is_open(pat
         assert (again.id, again.row) == (match.id, match.row)
         assert index.picture("r9") == b"p9"
         assert index.check() == []
+
+
+def synced(source: Path, destination: Path, during: Callable[[], object]) -> None:
+    """Copy a folder over another as ``rsync -a`` does: files take the others' names, and times are kept."""
+
+    def facts(file: Path) -> tuple[int, int]:
+        return file.stat().st_size, file.stat().st_mtime_ns
+
+    folders = {destination}
+    for file in sorted(source.rglob("*")):
+        place = destination / file.relative_to(source)
+        if file.is_dir() or (place.is_file() and facts(file) == facts(place)):
+            continue
+        new = place.with_name(f".{place.name}.x1")
+        shutil.copy2(file, new)
+        new.replace(place)
+        folders.add(place.parent)
+        during()
+    for folder in folders:
+        shutil.copystat(source / folder.relative_to(destination), folder)
+
+
+def test_what_is_synced_over_an_open_index_is_found(path: Path, tmp_path: Path):
+    """A server on a board found pictures for months that had been removed where the index is kept."""
+    vectors = filled(path, 50)
+    shutil.copytree(path, tmp_path / "board")
+    with VectorIndex(tmp_path / "board") as index:
+        assert index.search(vectors[7], 1)[0][0].id == "r7"
+        with IndexWriter(path) as writer:
+            writer.remove(["r7"])
+            writer.add([NewRow(id="r60")], vectors[8:9])
+        synced(path, tmp_path / "board", lambda: None)
+        assert index.search(vectors[7], 1)[0][0].id != "r7"
+        assert index.search(vectors[8], 1)[0][0].id in ("r8", "r60")
+        assert len(index) == 50
+
+
+def test_an_index_that_is_synced_file_by_file_never_stays_half_of_the_former(path: Path, tmp_path: Path):
+    """Names of the former beside embeddings of the new one, of the same sizes, are each found for another."""
+    vectors, anew = unit(50), tmp_path / "anew"
+    create_index(anew, IndexHeader(space="a" * 64, dimensions=D))
+    for place, ids in ((path, range(50)), (anew, reversed(range(50)))):
+        with IndexWriter(place) as writer:
+            writer.add([NewRow(id=f"r{n:02}") for n in ids], vectors)
+            writer.fold()
+    shutil.copytree(path, tmp_path / "board")
+    with VectorIndex(tmp_path / "board") as index:
+
+        def search() -> None:
+            with suppress(UserError):  # half of it: damaged for the moment
+                index.search(vectors[7], 1)
+
+        synced(anew, tmp_path / "board", search)
+        assert index.search(vectors[7], 1)[0][0].id == "r42"
 
 
 def test_readers_search_on_while_a_writer_folds_again_and_again(path: Path):
