@@ -207,10 +207,8 @@ class Crew:
 
         Called by workers. ``done`` is the call that has just ended, if it is yet to be noted.
         """
-        told = not len(
-            self._queue
-        )  # most likely nobody waits: who is answered should not wait for these books
-        if told:
+        told = not len(self._queue)
+        if told:  # most likely nobody waits: who is answered should not wait for these books
             self._unoccupied()
         while True:
             with self._lock:

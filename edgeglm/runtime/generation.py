@@ -203,9 +203,8 @@ class Generation:
         now = time.monotonic()
         if not self._reopens or now < self._next_try:
             return
-        for (
-            crew
-        ) in self._needed:  # nothing is held, so the watchdog sleeps: the last try may hang to this day
+        # Nothing is held, so the watchdog sleeps: the last try may hang to this day.
+        for crew in self._needed:
             if stuck := crew.give_up_hung(-math.inf, now - self._config.open_timeout):
                 self._replace(crew, len(stuck))
         if self._reopens:
