@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -206,6 +207,10 @@ def print_rows(app: App, summary: Summary) -> None:
         )
         if one.reason:
             reasons.setdefault(f"{one.outcome}: {one.reason}", []).append(one.device)
+        if done and done.dropped:
+            words = shlex.join(done.dropped)
+            told = f"is served otherwise than before; deploy again with {words} to keep that"
+            reasons.setdefault(told, []).append(one.device)
     app.table(["device", "outcome", ">time", ">sent", "runs", "serves at"], rows)
     for reason, names in reasons.items():
         app.print(f"{', '.join(names)} {reason}")

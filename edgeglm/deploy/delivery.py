@@ -30,11 +30,15 @@ from edgeglm.deploy.wheels import Wheels
 from edgeglm.engines.board import Board
 
 LEAST_READY_SECONDS = 1.0
+_OWN_FLAGS = ("--allow-downgrade", "--no-grpc")  # words for ``edgeglm serve`` that a deploy adds
 clock = time.time
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one device. ``sent_bytes`` is all that went there, the talk included."""
+    """What became of one device. ``sent_bytes`` is all that went there, the talk included.
+
+    ``dropped`` are the options that the former bundle was served with and this one is not.
+    """
 
     device: str
     board: str
@@ -47,6 +51,7 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str
     map10: dict[str, float] = {}
     url: str | None = None
+    dropped: tuple[str, ...] = ()
     receipt: dict[str, Any] = {}
 
 
@@ -104,6 +109,7 @@ async def deliver(
         if status["recovered"]:
             report.note(status["recovered"])
         _check_downgrade(status, parcel, options)
+        dropped = _dropped(status, settings, options) if options.activate else ()
         # Minutes, the first time: the connection is kept alive meanwhile.
         wheels = None if options.python else await asyncio.to_thread(_wheels, tools, facts)
         report.enter("upload")
@@ -145,6 +151,7 @@ async def deliver(
             evidence=receipt["evidence"],
             map10=map10,
             url=url,
+            dropped=dropped,
             receipt=receipt,
         )
 
@@ -204,9 +211,10 @@ async def _assembled(
     # What serves was let in by finalize. Its age is not asked again at each start: a device that has had a
     # newer one would else not go back, nor start what it serves.
     unsigned = ["--allow-unsigned"] if options.allow_unsigned else []
-    flags = [*options.serve_flags, *unsigned, "--allow-downgrade"]
-    if not any(flag.partition("=")[0] in ("--grpc-port", "--no-grpc") for flag in flags):
-        flags.append("--no-grpc")
+    downgrade, without_grpc = _OWN_FLAGS
+    flags = [*options.serve_flags, *unsigned, downgrade]
+    if not any(flag.partition("=")[0] in ("--grpc-port", without_grpc) for flag in flags):
+        flags.append(without_grpc)
     answer = await device.ask(
         "assemble",
         manifest=parcel.manifest_sha256,
@@ -225,6 +233,23 @@ async def _assembled(
         },
     )
     return str(answer["slot"])
+
+
+def _dropped(
+    status: Mapping[str, Any], settings: Mapping[str, Any], options: DeployOptions
+) -> tuple[str, ...]:
+    """Return the words of this command that would have it served as it was; none for a first bundle."""
+    running, before = status["slots"].get(status["current"] or ""), status["service"]
+    if running is None:
+        return ()
+    names = ("service", "host", "port")
+    words = [
+        f"--{name}={before[name]}" for name in names if before.get(name, settings[name]) != settings[name]
+    ]
+    flags = [flag for flag in running.get("serve_flags", ()) if flag not in (*_OWN_FLAGS, "--allow-unsigned")]
+    if any(flag not in options.serve_flags for flag in flags):
+        words += [f"--serve-flag={flag}" for flag in flags]
+    return tuple(words)
 
 
 def _check_downgrade(status: Mapping[str, Any], parcel: Parcel, options: DeployOptions) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgeglm.cli.console import App
+from edgeglm.cli.deploy import print_rows
 from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.systemd import SystemdService
 from edgeglm.deploy.device.wire import Refused
@@ -49,6 +51,23 @@ def test_a_port_that_is_in_use_is_refused_and_the_former_server_never_stops(devi
     assert served_at(pear) == where
     assert pear.answers() == content(good)
     assert settings(pear) == before
+
+
+def test_a_deploy_says_with_what_the_former_one_was_served_and_this_one_is_not(
+    device, bundle, deploy, options, capsys
+):
+    device("pear")
+    first, second = free_port(), free_port()
+    former = msgspec.structs.replace(options, port=first, serve_flags=("--queue=7",))
+    assert deploy(bundle("good"), options=former).devices[0].delivered.dropped == ()
+    again = deploy(bundle("same"), options=former).devices[0].delivered
+    assert again.dropped == (), "all of it was said again"
+    summary = deploy(bundle("other"), options=msgspec.structs.replace(options, port=second))
+    words = f"--port={first}", "--serve-flag=--queue=7"
+    assert summary.devices[0].delivered.dropped == words
+    print_rows(App(), summary)
+    told = f"is served otherwise than before; deploy again with {' '.join(words)} to keep that"
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-name.invalid"])
