@@ -80,7 +80,7 @@ NOTES = (
     "pseudo-labels, 0.37 by the mean over views on top of that (below), 0.36 where the last blocks were "
     "tuned on pictures as well (adapt_images.md, one seed), 0.33 with DINOv2's ViT-S beside "
     "Lite0 (build_ensemble.md), 0.38 where named icons of other domains were learned too "
-    "(adapt_auxiliary.md); asking a classifier what a picture shows adds some 0.03 to small heads "
+    "(adapt_auxiliary.md); asking a classifier what a picture shows adds 0.03, to 0.40 beside those icons "
     "(adapt_conse.md). More labelled styles help most: 0.20 from one, 0.29 from four in the tables "
     "above. Other tasks, meta-learning and reading first (adapt_tasks.md) stay within the interval, "
     "and so does each way of tuning the text tower (adapt_tuning.md).",
