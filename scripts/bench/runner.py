@@ -66,7 +66,9 @@ TRIED = {
     "throughput / raw, calls of 3 ms and more": (
         "0.965 at e692185 on an AMD EPYC, whose raw call took 3.83 ms; 0.945 at 6ae13ce, 0.963 at "
         "7efd954. What came later is in the row of short calls: by CPU time a batch costs the engine's "
-        "thread about 60 us beside the call."
+        "thread about 60 us beside the call. Three more runs of this group at 9a184af, whose raw loop was "
+        "disturbed in the first and the last, gave 1.042, 0.983 and 0.962, with 49 kB a sample 0.919, 0.923 "
+        "and 1.028; of short calls 0.629, 0.605 and 0.633 at the shortest. Their rows are not taken in."
     ),
     "added us a request, engine that does nothing, 64 callers": (
         "12 before answers were booked by the batch, 7.8 at 6ae13ce; from the call to the queue a request"
