@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgeglm.adapt.auxiliary import Auxiliary
 from edgeglm.adapt.batches import Batch, Replay, batches_in_pass, batches_of, drawn_batch
-from edgeglm.adapt.conse import NamedClasses
+from edgeglm.adapt.conse import NamedClasses, conse_heads
 from edgeglm.adapt.domains import Domains, DomainTerms, cached, concept_prototypes, mutual_neighbours
 from edgeglm.adapt.frozen_prefix import kept_prefix
 from edgeglm.adapt.image_tuning import TunedBlocks
@@ -30,7 +30,7 @@ from edgeglm.adapt.text_teacher import TextTeacher
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.models.conse import ConseImageHead, ConseTextHead, ImageHead, TextHead
+from edgeglm.models.conse import ImageHead, TextHead
 from edgeglm.models.projection import LearnedHead, ProjectionHead, ScaledHeads, normalized
 from edgeglm.train.checkpoint import Carried, CarriedTensor, Checkpoint
 from edgeglm.train.concepts import Concepts
@@ -169,7 +169,7 @@ class Alignment:
                 dropout=config.dropout,
             )
 
-        named, conse = self.named, config.conse
+        named = self.named
         read = self.features_VNF.shape[2] - (named.classes if named else 0)
         learned: LearnedHead
         members = widths[:-1] if named else widths
@@ -181,15 +181,8 @@ class Alignment:
         self.image_head: ImageHead = learned
         self.text_head: TextHead = text_head
         if named is not None:
-            self.image_head = told = ConseImageHead(
-                learned,
-                torch.tensor(named.place),
-                classes=named.classes,
-                dimensions=config.embedding_dim,
-                weight=conse.weight,
-                temperature=conse.temperature,
-            )
-            self.text_head = said = ConseTextHead(text_head, weight=conse.weight)
+            told, said = conse_heads(learned, text_head, named, config)
+            self.image_head, self.text_head = told, said
         self.image_head.standardise(self.features_VNF[0][self.labelled.image_N])
         self.text_head.standardise(self.text_features)
         if named is not None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgeglm.assets import asset_member, asset_named
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
+from edgeglm.core.recipe import TeacherConfig
 from edgeglm.data.auxiliary import held_back_in
 from edgeglm.data.pairs import PairSet
+
+if TYPE_CHECKING:
+    from edgeglm.models.conse import ConseImageHead, ConseTextHead
+    from edgeglm.models.projection import LearnedHead, ProjectionHead
 
 #: The catalogue asset that says what the classes of ImageNet are called.
 CLASS_NAMES = "imagenet-classes"
@@ -46,3 +52,22 @@ def named_classes(source: Artifact, pairs: PairSet) -> NamedClasses:
     if not place:
         raise UserError("no class of ImageNet may be named beside these pairs; leave teacher.conse out")
     return NamedClasses(classes=len(synsets), place=place, names=tuple(called[i][0] for i in place))
+
+
+def conse_heads(
+    learned: LearnedHead, text: ProjectionHead, named: NamedClasses, config: TeacherConfig
+) -> tuple[ConseImageHead, ConseTextHead]:
+    """Return heads that add the names of classes to what these two learn, as ``config.conse`` says."""
+    import torch
+
+    from edgeglm.models.conse import ConseImageHead, ConseTextHead
+
+    told = ConseImageHead(
+        learned,
+        torch.tensor(named.place),
+        classes=named.classes,
+        dimensions=config.embedding_dim,
+        weight=config.conse.weight,
+        temperature=config.conse.temperature,
+    )
+    return told, ConseTextHead(text, weight=config.conse.weight)
