@@ -144,22 +144,13 @@ def run(
         made.run()
         if further:
             made._fit_heads("further", 1, least=further)
-        found = {"heads": {"map10": adapt.measured(made, pairs, text), "cpu_s": _since(started)}}
-        domain = msgspec.structs.replace(config.domain, pseudo_label_rounds=ROUNDS)
-        made.config = msgspec.structs.replace(config, domain=domain)
-        made._fit_pseudo_labels(domains)
-        found["pseudo-labelled"] = {"map10": adapt.measured(made, pairs, text), "cpu_s": _since(started)}
-    return found
+        return adapt.before_and_after(made, pairs, text, domains, started)
 
 
 def further_steps(pairs: PairSet, icons: PairSet, config: TeacherConfig) -> int:
     """Return how many steps the phase on all named pictures has."""
     count = len(Concepts.of(pairs).image_N) + len(icons)
     return max(alignment.MIN_STEPS, AuxiliaryConfig().epochs * steps_in(count, config.batch_size))
-
-
-def _since(started: float) -> float:
-    return round(time.process_time() - started, 1)
 
 
 def compared(store: Store, found: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
@@ -245,11 +236,12 @@ def page(found: dict[str, Any]) -> str:
                 "| CPU s |",
                 "| --- | ---: | --- | --- | --- | --- | --- | --- | ---: |",
             ]
-            lines += [_row(name, stage, rows[name]) for stage in TITLES for name in WAYS if rows.get(name)]
+            lines += [row(name, stage, rows[name]) for stage in TITLES for name in WAYS if rows.get(name)]
     return "\n".join([*lines, "", *(f"{note}\n" for note in NOTES)])
 
 
-def _row(name: str, stage: str, seeds: dict[str, Any]) -> str:
+def row(name: str, stage: str, seeds: dict[str, Any]) -> str:
+    """Return one line of a table: a way, before pseudo-labels or after them, over its seeds."""
     runs = [seed[stage] for seed in seeds.values()]
     cells = []
     for track in (*adapt.TRACKS, *(f"{track}-keywords" for track in adapt.TRACKS)):

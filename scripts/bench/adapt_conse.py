@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import CachedText, Share, add_share, interval, kept_figures, newest, origin  # noqa: E402
+from adapt_auxiliary import TITLES, row  # noqa: E402
+from bench_store import CachedText, Share, add_share, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -80,7 +80,6 @@ NOTES = (
     "the text side on the tuned tower alone, 0.855, 0.805 and 0.348 for 0.861, 0.805 and 0.325 "
     "(build_unlabelled.md).",
 )
-TITLES = {"heads": "", "pseudo-labelled": " + pseudo-labels"}
 
 
 def logits_of(store: Store, pairs: PairSet, threads: int) -> np.memmap[Any, Any]:
@@ -131,16 +130,7 @@ def run(
             progress=QuietProgress(), domains=domains, named=named if weight else None,
         )  # fmt: skip
         made.run()
-        found = {"heads": {"map10": adapt.measured(made, pairs, text), "cpu_s": _since(started)}}
-        domain = msgspec.structs.replace(config.domain, pseudo_label_rounds=adapt.ROUNDS)
-        made.config = msgspec.structs.replace(config, domain=domain)
-        made._fit_pseudo_labels(domains)
-        found["pseudo-labelled"] = {"map10": adapt.measured(made, pairs, text), "cpu_s": _since(started)}
-    return found
-
-
-def _since(started: float) -> float:
-    return round(time.process_time() - started, 1)
+        return adapt.before_and_after(made, pairs, text, domains, started)
 
 
 def compared(store: Store, found: dict[str, Any], options: argparse.Namespace) -> Iterator[None]:
@@ -168,7 +158,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         "`teacher.conse`: to what the heads learn is added, at the weight of a row, the mean of the names "
         "of EfficientNet-Lite0's ImageNet classes by their probabilities (ConSE, Norouzi et al., 2014). Of "
-        f"1,000 classes {found['named']} are named; the others say the name of an unseen concept. mAP@10, "
+        f"1,000 classes {found['named']} are named; the others say an unseen name, or a query. mAP@10, "
         "target twemoji (gallery of 1,652; unseen concepts: gallery of 165), mean over seeds with the 95 % "
         "interval of Student's t; in brackets, each picture by the mean of its plain view and three "
         f"augmented copies. {ONE_RELEVANT_NOTE}",
@@ -187,18 +177,8 @@ def page(found: dict[str, Any]) -> str:
             "| CPU s |",
             "| --- | ---: | --- | --- | --- | --- | --- | --- | ---: |",
         ]
-        lines += [_row(str(w), stage, rows[str(w)]) for stage in TITLES for w in WEIGHTS if rows.get(str(w))]
+        lines += [row(str(w), stage, rows[str(w)]) for stage in TITLES for w in WEIGHTS if rows.get(str(w))]
     return "\n".join([*lines, "", *(f"{note}\n" for note in NOTES)])
-
-
-def _row(weight: str, stage: str, seeds: dict[str, Any]) -> str:
-    runs = [seed[stage] for seed in seeds.values()]
-    cells = []
-    for track in (*adapt.TRACKS, *(f"{track}-keywords" for track in adapt.TRACKS)):
-        plain, mean = ([run["map10"][track][view] for run in runs] for view in (0, 1))
-        cells.append(f"{interval(plain)} ({statistics.mean(mean):.3f})")
-    cpu = statistics.mean(run["cpu_s"] for run in runs)
-    return f"| {weight}{TITLES[stage]} | {len(runs)} | {' | '.join(cells)} | {cpu:.0f} |"
 
 
 def main() -> None:
