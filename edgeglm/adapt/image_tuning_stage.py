@@ -12,10 +12,10 @@ import numpy as np
 
 from edgeglm.adapt.backbones import backbone_from_module, image_module, read_backbones
 from edgeglm.adapt.beginning import begun_alignment, phase_checkpoints
-from edgeglm.adapt.stages import FeaturesStage, TeacherStage
+from edgeglm.adapt.stages import AlignmentStage, FeaturesStage, TeacherStage
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
-from edgeglm.core.stage import Context, Inputs, Stage
+from edgeglm.core.stage import Context, Inputs
 from edgeglm.core.teacher_config import AuxiliaryConfig, PretrainingConfig
 from edgeglm.data.pairs import PairSet
 
@@ -31,7 +31,7 @@ def require_tunable(config: TeacherConfig) -> None:
         )
 
 
-class ImageTuningStage(Stage[TeacherConfig]):
+class ImageTuningStage(AlignmentStage):
     """Backbones as the backbones stage writes them, the last blocks of Lite0 tuned under heads.
 
     The heads learn first on the frozen features, with the recipe's ``domain`` and ``multitask`` and the text
@@ -51,14 +51,7 @@ class ImageTuningStage(Stage[TeacherConfig]):
             if name.startswith("lora_") or name in ("tuning", "tuned_blocks", "tuned_rate", "virtual_tokens")
         }
         untuned |= {"lora_epochs": 0, "pretraining": PretrainingConfig(), "auxiliary": AuxiliaryConfig()}
-        super().__init__(msgspec.structs.replace(config, **untuned))
-        self.seed, self.max_length = seed, max_length
-
-    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
-        """Add what is no part of the teacher's own table; how often a state is kept decides nothing."""
-        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
-        del parts["config"]["optimisation"]["checkpoint_epochs"]
-        return parts
+        super().__init__(msgspec.structs.replace(config, **untuned), seed=seed, max_length=max_length)
 
     def requires(self, inputs: Inputs) -> None:
         """Check that there is a backbone that can be tuned."""

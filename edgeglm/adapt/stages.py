@@ -168,7 +168,21 @@ class AuxiliaryFeaturesStage(FeaturesStage):
     name = "auxiliary-features"
 
 
-class TeacherStage(Stage[TeacherConfig]):
+class AlignmentStage(Stage[TeacherConfig]):
+    """What a stage that aligns is known by, whether heads or blocks of a tower come out of it."""
+
+    def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
+        super().__init__(config)
+        self.seed, self.max_length = seed, max_length
+
+    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
+        """Add what is no part of the teacher's own table; how often a state is kept decides nothing."""
+        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
+        del parts["config"]["optimisation"]["checkpoint_epochs"]
+        return parts
+
+
+class TeacherStage(AlignmentStage):
     """Aligned teacher.
 
     ``image-head.onnx`` (features -> embedding), ``text.onnx``, ``tokenizer.json``, ``text.json`` (how texts
@@ -193,15 +207,8 @@ class TeacherStage(Stage[TeacherConfig]):
     def __init__(self, config: TeacherConfig, *, seed: int, max_length: int) -> None:
         # What was read, and what tuned the backbones, comes with the inputs.
         elsewhere = {name: getattr(TeacherConfig(), name) for name in IMAGE_OPTIONS}
-        super().__init__(msgspec.structs.replace(config, pretraining=PretrainingConfig(), **elsewhere))
-        self.seed = seed
-        self.max_length = max_length
-
-    def key_parts(self, inputs: Inputs) -> dict[str, Any]:
-        """Add what is no part of the teacher's own table; how often a state is kept decides nothing."""
-        parts = {**super().key_parts(inputs), "seed": self.seed, "max_length": self.max_length}
-        del parts["config"]["optimisation"]["checkpoint_epochs"]
-        return parts
+        own = msgspec.structs.replace(config, pretraining=PretrainingConfig(), **elsewhere)
+        super().__init__(own, seed=seed, max_length=max_length)
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
