@@ -72,6 +72,7 @@ class Alignment:
         widths: Sequence[int] = (),
         auxiliary: Auxiliary | None = None,
         named: NamedClasses | None = None,
+        title: str = "Teacher",
     ) -> None:
         self.features_VNF = features_VNF
         self.read = cached(features_VNF)
@@ -83,6 +84,7 @@ class Alignment:
         self.named = named
         self.seed = seed
         self.progress = progress
+        self.title = title
         self.curves: dict[str, list[float]] = {}
         self.trainable = 0
         self.merge_difference = 0.0
@@ -148,14 +150,9 @@ class Alignment:
         self.image_head.eval()
         self.text_head.eval()
 
-    @torch.no_grad()
     def image_embeddings(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """Return float32 [V, N, D] of every view of every image."""
-        views = [
-            torch.cat([self.image_head(b.float()) for b in view.split(1024)]) for view in self.features_VNF
-        ]
-        found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.stack(views).numpy()
-        return found
+        return embedded_views(self.image_head, self.features_VNF)
 
     def _new_heads(self, widths: Sequence[int]) -> None:
         config = self.config
@@ -177,7 +174,7 @@ class Alignment:
             learned = ScaledHeads([head(width, config.input_dropout) for width in members], members)
         else:
             learned = head(read, config.input_dropout)
-        text_head = head(self.text_features.shape[1], 0.0)
+        text_head = head(self.text.width, 0.0)
         self.image_head: ImageHead = learned
         self.text_head: TextHead = text_head
         if named is not None:
@@ -251,7 +248,7 @@ class Alignment:
             epochs=epochs,
             steps_per_epoch=steps,
             clip=_TUNING_CLIP if others else None,
-            title=f"Teacher: {phase}",
+            title=f"{self.title}: {phase}",
             progress=self.progress,
             options=self._options(phase, carried),
         )
@@ -402,3 +399,13 @@ class Alignment:
         rng = np.random.default_rng((self.seed, len(phase), epoch))
         views = len(self.features_VNF)
         return batches_of(self.concepts, size=size, views=views, rng=rng, replay=self._replay(phase))
+
+
+@torch.no_grad()
+def embedded_views(
+    head: nn.Module, features_VNF: Tensor
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return what a head makes of every view of every image, float32 [V, N, D]."""
+    views = [torch.cat([head(rows.float()) for rows in view.split(1024)]) for view in features_VNF]
+    found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.stack(views).numpy()
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +12,90 @@ import numpy as np
 
 from edgeglm.adapt.pretraining_stage import take_encoder
 from edgeglm.core.digest import sha256_json
+from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs
 from edgeglm.data.pairs import PairSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgeglm.adapt.alignment import Alignment
+    from edgeglm.adapt.auxiliary import Auxiliary
+    from edgeglm.adapt.conse import NamedClasses
+    from edgeglm.adapt.domains import Domains
+    from edgeglm.adapt.multitask import Kinds
+    from edgeglm.adapt.text_teacher import TextTeacher
     from edgeglm.train.checkpoint import Checkpoint
+    from edgeglm.train.concepts import Concepts
 
 #: Options that are of the image tuning alone.
 IMAGE_OPTIONS = ("image_blocks", "image_epochs", "image_rate", "image_batch_size")
 
 
-def begun_alignment(
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What every pair of heads of a teacher is trained on, and the text tower that they share."""
+
+    features_VNF: Tensor
+    text: TextTeacher
+    concepts: Concepts
+    domains: Domains | None
+    kinds: tuple[Kinds, ...]
+    tasks: tuple[Tensor, ...]
+    widths: Sequence[int]
+    auxiliary: Auxiliary | None
+    named: NamedClasses | None
+    progress: Progress
+
+    def alignment(
+        self,
+        config: TeacherConfig,
+        *,
+        seed: int,
+        checkpoints: Callable[[str], Checkpoint],
+        first_state: bool = True,
+        title: str = "Teacher",
+    ) -> Alignment:
+        """Return an alignment of one pair of heads with the text tower as it is by now.
+
+        Args:
+            config: What is trained.
+            seed: Of every draw.
+            checkpoints: Phase -> where its state is kept.
+            first_state: Whether heads start where the recipe's rounds of Reptile lead.
+            title: What its progress is called.
+        """
+        from edgeglm.adapt.alignment import Alignment
+
+        return Alignment(
+            self.features_VNF,
+            self.concepts,
+            self.text,
+            config,
+            seed=seed,
+            progress=self.progress,
+            domains=self.domains,
+            kinds=self.kinds,
+            meta_tasks=self.tasks if first_state else (),
+            checkpoints=checkpoints,
+            widths=self.widths,
+            auxiliary=self.auxiliary,
+            named=self.named,
+            title=title,
+        )
+
+
+def begun(
     config: TeacherConfig,
     pairs: PairSet,
     inputs: Inputs,
     scratch: Path,
-    context: Context,
+    progress: Progress,
     *,
-    seed: int,
     max_length: int,
-    checkpoints: Callable[[str], Checkpoint],
-    first_state: bool,
-) -> Alignment:
-    """Return an alignment of cached features with the text tower as it was published or has read.
+) -> Beginning:
+    """Read cached features and the text tower as it was published, or as it is after it read.
 
     Args:
         config: What the stage trains.
@@ -43,18 +103,14 @@ def begun_alignment(
         inputs: ``features``, ``text``, and perhaps ``pretraining``, ``class-names``, and
             ``auxiliary-pairs`` with their ``auxiliary-features``.
         scratch: A folder for the text tower's files.
-        context: For its progress.
-        seed: Of every draw.
+        progress: Where what is trained says how far it is.
         max_length: The most tokens of a text.
-        checkpoints: Phase -> where its state is kept.
-        first_state: Whether heads start where the recipe's rounds of Reptile lead.
 
     Raises:
         UserError: A copy of an evaluated image would train, or the recipe asks for what the data lacks.
     """
     import torch
 
-    from edgeglm.adapt.alignment import Alignment
     from edgeglm.adapt.auxiliary import auxiliary_beside
     from edgeglm.adapt.conse import named_classes
     from edgeglm.adapt.domains import Domains, refuse_leakage
@@ -77,21 +133,18 @@ def begun_alignment(
         )
     trained = concepts.texts if auxiliary is None else auxiliary.concepts.texts
     keep_entries(text, trained, config.vocabulary, scratch / "kept")
-    first_state = first_state and multitask.reptile_rounds > 0
-    return Alignment(
-        torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
-        concepts,
-        text,
-        config,
-        seed=seed,
-        progress=context.progress,
+    from_tasks = multitask.reptile_rounds > 0
+    return Beginning(
+        features_VNF=torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
+        text=text,
+        concepts=concepts,
         domains=Domains.of(pairs, concepts) if config.domain.uses_unlabelled() else None,
         kinds=kinds_of(multitask, pairs, concepts),
-        meta_tasks=tasks_of(pairs, concepts, multitask.reptile_over) if first_state else (),
-        checkpoints=checkpoints,
+        tasks=tuple(tasks_of(pairs, concepts, multitask.reptile_over)) if from_tasks else (),
         widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
         auxiliary=auxiliary,
         named=named_classes(inputs["class-names"], pairs) if config.conse.weight else None,
+        progress=progress,
     )
 
 
@@ -134,7 +187,7 @@ _LATER = {
 def decisive(config: TeacherConfig, phase: str) -> dict[str, Any]:
     """Return the options that decide the state in which a phase ends, by dotted name."""
     later = _LATER.get(phase, set()) if config.lora_epochs or phase != "warm-up" else set()
-    left_out = {*later, "optimisation.checkpoint_epochs"} | (
+    left_out = {*later, "heads", "optimisation.checkpoint_epochs"} | (
         set(IMAGE_OPTIONS) if phase != "images" else set()
     )
     flat: dict[str, Any] = {}

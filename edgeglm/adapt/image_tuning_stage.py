@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import backbone_from_module, image_module, read_backbones
-from edgeglm.adapt.beginning import begun_alignment, phase_checkpoints
+from edgeglm.adapt.beginning import begun, phase_checkpoints
 from edgeglm.adapt.stages import AlignmentStage, FeaturesStage, TeacherStage
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
@@ -50,7 +50,12 @@ class ImageTuningStage(AlignmentStage):
             for name in config.__struct_fields__
             if name.startswith("lora_") or name in ("tuning", "tuned_blocks", "tuned_rate", "virtual_tokens")
         }
-        untuned |= {"lora_epochs": 0, "pretraining": PretrainingConfig(), "auxiliary": AuxiliaryConfig()}
+        untuned |= {
+            "lora_epochs": 0,
+            "pretraining": PretrainingConfig(),
+            "auxiliary": AuxiliaryConfig(),
+            "heads": 1,
+        }
         super().__init__(msgspec.structs.replace(config, **untuned), seed=seed, max_length=max_length)
 
     def requires(self, inputs: Inputs) -> None:
@@ -73,14 +78,10 @@ class ImageTuningStage(AlignmentStage):
         used: list[Path] = []
         chosen = np.sort(pairs.by_role("labelled", "unlabelled")).tolist()
         with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
-            alignment = begun_alignment(
+            beginning = begun(config, pairs, inputs, scratch, context.progress, max_length=self.max_length)
+            alignment = beginning.alignment(
                 config,
-                pairs,
-                inputs,
-                scratch,
-                context,
                 seed=self.seed,
-                max_length=self.max_length,
                 checkpoints=phase_checkpoints(self.key_parts(inputs), config, context, used),
                 first_state=False,
             )

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import CLASSIFIED_BY, Backbone, backbone_onnx, classifier_onnx, read_backbones
-from edgeglm.adapt.beginning import IMAGE_OPTIONS, begun_alignment, phase_checkpoints
+from edgeglm.adapt.beginning import IMAGE_OPTIONS, begun, phase_checkpoints
 from edgeglm.adapt.conse import CLASS_NAMES
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.progress import Progress
@@ -195,6 +195,7 @@ class TeacherStage(AlignmentStage):
         "edgeglm.adapt",
         "edgeglm.train",
         "edgeglm.models.conse",
+        "edgeglm.models.joined_heads",
         *TOWERS_CODE,
         "edgeglm.export",
         "edgeglm.data.auxiliary",
@@ -212,44 +213,50 @@ class TeacherStage(AlignmentStage):
 
     def run(self, inputs: Inputs, out: Path, context: Context) -> Mapping[str, Any]:
         """Align, then export the heads and the merged text tower; parity is asserted."""
+        from edgeglm.adapt.alignment import embedded_views
+        from edgeglm.adapt.further_heads import further_alignments, joined_heads
         from edgeglm.models.conse import learned_head
         from edgeglm.models.projection import ScaledHeads
         from edgeglm.train.loop import seeded
         from edgeglm.train.memory import memory_advice
 
-        pairs = PairSet.open(inputs["pairs"])
+        config, pairs, parts = self.config, PairSet.open(inputs["pairs"]), self.key_parts(inputs)
         used: list[Path] = []
-        with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):
-            alignment = begun_alignment(
-                self.config,
-                pairs,
-                inputs,
-                scratch,
-                context,
-                seed=self.seed,
-                max_length=self.max_length,
-                checkpoints=phase_checkpoints(self.key_parts(inputs), self.config, context, used),
-                first_state=True,
+        with (
+            context.store.scratch() as scratch,
+            seeded(self.seed, threads=context.threads),
+            memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"),
+        ):
+            beginning = begun(config, pairs, inputs, scratch, context.progress, max_length=self.max_length)
+            alignment = beginning.alignment(
+                config, seed=self.seed, checkpoints=phase_checkpoints(parts, config, context, used)
             )
-            text = alignment.text
-            with memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"):
-                alignment.run()
-            np.save(out / "image_embeddings.npy", alignment.image_embeddings())
-            parity = _export(alignment, out)
+            alignment.run()
+            text, curves = alignment.text, dict(alignment.curves)
+            heads: tuple[Any, Any] = (alignment.image_head, alignment.text_head)
+            if config.heads > 1:
+                members = [heads]
+                for other in further_alignments(beginning, config, parts, context, used, seed=self.seed):
+                    members.append((other.image_head, other.text_head))
+                    curves |= {f"heads {len(members)}: {phase}": c for phase, c in other.curves.items()}
+                heads = joined_heads(members, alignment)
+            image_head, text_head = heads
+            np.save(out / "image_embeddings.npy", embedded_views(image_head, alignment.features_VNF))
+            parity = _export(alignment, image_head, text_head, out)
             shutil.copyfile(text.tower.tokenizer_path, out / "tokenizer.json")
         settings = TextPreprocessing(max_length=text.max_length, lowercase=text.lowercase)
         (out / "text.json").write_bytes(msgspec.json.encode(settings))
         counts = {
-            "image_head": _parameters(alignment.image_head),
-            "text": _parameters(text.module()) + _parameters(alignment.text_head),
+            "image_head": _parameters(image_head),
+            "text": _parameters(text.module()) + _parameters(text_head),
             "lora": alignment.trainable,
         }
-        record: dict[str, Any] = {"parameters": counts, "curves": alignment.curves, "parity": parity}
+        record: dict[str, Any] = {"parameters": counts, "curves": curves, "parity": parity}
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
         if isinstance(learned := learned_head(alignment.image_head), ScaledHeads):
             found = learned.scales.detach().tolist()
-            record["scales"] = dict(zip(self.config.image, found, strict=True))
+            record["scales"] = dict(zip(config.image, found, strict=True))
         if alignment.named is not None:
             record["named_classes"] = len(alignment.named.place)
         if alignment.multitask is not None:
@@ -266,7 +273,7 @@ def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _export(alignment: Any, out: Path) -> dict[str, float]:
+def _export(alignment: Any, image_head: Any, text_head: Any, out: Path) -> dict[str, float]:
     """Write both ONNX files; return the largest differences to torch."""
     import torch
     from torch import Tensor, nn
@@ -298,7 +305,7 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
     batches = [{"input_ids": ids, "attention_mask": mask}]
     batches.append({"input_ids": ids[:1, :3], "attention_mask": mask[:1, :3]})
     free = {0: "batch", 1: "length"}
-    module = AlignedText(text.module(), alignment.text_head).eval()
+    module = AlignedText(text.module(), text_head).eval()
     if ids.shape[0] < 2 or ids.shape[1] < 2:  # the exporter would take a 1 for a constant
         batches[0] = {name: tensor.repeat(2, 2) for name, tensor in batches[0].items()}
     onnx_from_module(
@@ -307,7 +314,7 @@ def _export(alignment: Any, out: Path) -> dict[str, float]:
     text_parity = assert_parity(module, out / "text.onnx", batches)
 
     rows = alignment.features_VNF[0][:8].float()
-    head = ImageHead(alignment.image_head).eval()
+    head = ImageHead(image_head).eval()
     example = {"features": rows.repeat(2, 1)[:8]}
     onnx_from_module(head, example, out / "image-head.onnx", dynamic_axes={"features": {0: "batch"}})
     image_parity = assert_parity(head, out / "image-head.onnx", [example, {"features": rows[:1]}])

@@ -43,6 +43,11 @@ class TextTeacher:
     prefix: KeptPrefix | None = None
     before: HfTextTower | None = None
 
+    @property
+    def width(self) -> int:
+        """How many features one tower says of a text."""
+        return self.tower.feature_dim
+
     def module(self) -> nn.Module:
         """Return what takes tokens and their mask to features."""
         from edgeglm.models.conse import BothTowers
@@ -68,7 +73,7 @@ class TextTeacher:
         import torch
 
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        out = torch.empty(len(texts), self.tower.feature_dim * (1 if self.before is None else 2))
+        out = torch.empty(len(texts), self.width * (1 if self.before is None else 2))
         self.tower.eval()
         with torch.no_grad():
             for start in range(0, len(order), _ENCODE_BATCH):

@@ -167,7 +167,9 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     learned from the pairs too (``"scaled"``). ``views`` counts the augmented copies of each image,
     ``resolution`` is in pixels (0: the checkpoint's own). Three phases follow one another: the heads on
     frozen features (``warmup_epochs``), LoRA on the text tower (``lora_epochs``; 0 leaves it frozen), and
-    the heads again on what that gave (``epochs``). ``domain`` brings in unlabelled images, ``multitask``
+    the heads again on what that gave (``epochs``). With ``heads`` above 1 so many pairs of heads are
+    trained, each from a seed of its own, and their embeddings are joined into one (deep ensembles,
+    Lakshminarayanan et al., 2017). ``domain`` brings in unlabelled images, ``multitask``
     other things to learn, ``pretraining`` texts to read first, ``auxiliary`` named icons of other domains,
     ``conse`` what a classifier calls a picture.
 
@@ -194,6 +196,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     resolution: Count = 128
     views: Count = 3
     hidden: Positive = 512
+    heads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     warmup_epochs: Positive = 8
     epochs: Positive = 20
     batch_size: Positive = 512

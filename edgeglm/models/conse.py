@@ -50,9 +50,9 @@ class ConseTextHead(nn.Module):
 
     @torch.no_grad()
     def standardise(self, sample_TE: Tensor) -> None:
-        """Take the mean and the principal axes of texts [T, E]; where D is above E the rest stay zero."""
-        self.learned.standardise(sample_TE)
-        rows_TE = normalized(sample_TE.float())
+        """Take mean and principal axes of texts, [T, E] or [T, 2 E]; where D exceeds E the rest stay zero."""
+        self.learned.standardise(sample_TE[:, : len(self.mean)])
+        rows_TE = self._untuned(sample_TE)
         self.mean.copy_(rows_TE.mean(0))
         _, axes_EE = torch.linalg.eigh((rows_TE - self.mean).T @ (rows_TE - self.mean))
         kept = min(self.axes.shape)
@@ -61,17 +61,20 @@ class ConseTextHead(nn.Module):
 
     @torch.no_grad()
     def names(self, features_CE: Tensor) -> Tensor:
-        """Return where the names of classes are, [C, E] -> float32 [C, D], their mean taken off."""
-        rows_CE = normalized(features_CE.float())
+        """Return where names of classes are, [C, E] or [C, 2 E] -> float32 [C, D], their mean taken off."""
+        rows_CE = self._untuned(features_CE)
         found: Tensor = (rows_CE - rows_CE.mean(0)) @ self.axes
         return found
 
     def forward(self, x_BE: Tensor) -> Tensor:
         """[B, E] or [B, 2 E] -> float [B, D], rows of length one."""
-        features = len(self.mean)
-        said_BD = normalized((normalized(x_BE[:, -features:]) - self.mean) @ self.axes)
-        learned_BD: Tensor = self.learned(x_BE[:, :features])
+        said_BD = normalized((self._untuned(x_BE) - self.mean) @ self.axes)
+        learned_BD: Tensor = self.learned(x_BE[:, : len(self.mean)])
         return normalized(learned_BD + self.weight * said_BD)
+
+    def _untuned(self, x_BE: Tensor) -> Tensor:
+        """Return what the tower says that was not tuned, [B, E], rows of length one."""
+        return normalized(x_BE[:, -len(self.mean) :].float())
 
 
 class ConseImageHead(nn.Module):

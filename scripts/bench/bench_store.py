@@ -25,6 +25,7 @@ class CachedText:
     def __init__(self, texts: list[str], features_TF: Any) -> None:
         self.place = {text: i for i, text in enumerate(texts)}
         self.features_TF = features_TF
+        self.width = features_TF.shape[1]
 
     def all_features(self, texts: Any) -> Any:
         """Return the rows of the given texts."""

@@ -155,7 +155,7 @@ def test_an_ensemble_of_backbones_learns_a_scale_for_each_and_is_exported_with_i
     scales = made.image_head.scales.detach()
     assert float(scales.sum()) == pytest.approx(1.0)
     assert not torch.equal(scales, torch.tensor([0.5, 0.5])), "the scales were to learn"
-    assert _export(made, tmp_path)["image"] < 1e-4
+    assert _export(made, made.image_head, made.text_head, tmp_path)["image"] < 1e-4
     alone = aligned(bert, tmp_path / "one", pairs, config, widths=(whole,))
     assert isinstance(alone.image_head, ProjectionHead), "one backbone needs no scale"
 

@@ -112,7 +112,7 @@ def test_what_no_pair_names_is_found_by_its_name_and_exported_so(
     with torch.no_grad():
         text_CD = made.text_head(made.text.all_features(NAMES))
         assert (made.image_head(pictures) @ text_CD.T).argmax(1).tolist() == list(range(len(NAMES)))
-    assert max(_export(made, tmp_path).values()) < 1e-3
+    assert max(_export(made, made.image_head, made.text_head, tmp_path).values()) < 1e-3
 
 
 @pytest.mark.parametrize(("sharing", "tuned_blocks"), [("hard", 0), ("soft", 1)])

@@ -40,6 +40,8 @@ CONCEPTS, WIDTH = 24, 32
 class Words:
     """Stands for a frozen text tower: a random vector for each text."""
 
+    width = WIDTH
+
     def all_features(self, texts):
         rows = [np.random.default_rng(list(text.encode())).standard_normal(WIDTH) for text in texts]
         return torch.tensor(np.stack(rows), dtype=torch.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -71,11 +72,13 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("writings", [2, 5])
+@pytest.mark.parametrize(("writings", "heads"), [(2, 1), (5, 1), (7, 3), (12, 3)])
 def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writings: int
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writings: int, heads: int
 ) -> None:
-    wanted = recipe(project, "teacher.optimisation.checkpoint_epochs=1", "teacher.epochs=3")
+    wanted = recipe(
+        project, "teacher.optimisation.checkpoint_epochs=1", "teacher.epochs=3", f"teacher.heads={heads}"
+    )
     whole = adapt_teacher(wanted, tmp_path / "whole", context(tmp_path / "one"))
     count = 0
     write = checkpoint.Checkpoint.write
@@ -95,6 +98,23 @@ def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
     resumed = adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
     assert resumed.teacher.digest == whole.teacher.digest
     assert not list((tmp_path / "two" / "checkpoints").glob("*/*")), "nothing is left of them"
+
+
+def test_a_teacher_of_several_heads_is_as_wide_as_one_and_its_first_pair_is_that_ones(
+    project: Path, tmp_path: Path
+) -> None:
+    adapt_teacher(recipe(project, "teacher.heads=1"), tmp_path / "one", context(tmp_path / "store"))
+    adapt_teacher(recipe(project, "teacher.heads=2"), tmp_path / "two", context(tmp_path / "store"))
+    one, two = (np.load(tmp_path / name / "image_embeddings.npy") for name in ("one", "two"))
+    assert one.shape == two.shape
+    assert not np.allclose(one, two, atol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(two, axis=2), 1.0, atol=1e-5)
+    said = [json.loads((tmp_path / name / "teacher.json").read_text()) for name in ("one", "two")]
+    assert {**said[0]["curves"], "heads 2: warm-up": said[1]["curves"]["heads 2: warm-up"]} == said[1][
+        "curves"
+    ]
+    assert said[1]["parameters"]["image_head"] > 2 * said[0]["parameters"]["image_head"] - 1
+    assert said[1]["parity"]["text"] < 1e-4
 
 
 def test_a_tuning_that_diverges_names_the_warm_up_which_a_lower_rate_goes_on_from(
