@@ -22,7 +22,7 @@ WRITTEN = [name for name in cli.COMMANDS if (FOLDER / f"{name.replace('-', '_')}
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "edgeglm.cli.main", *arguments],
+        [sys.executable, "-m", "edgeglm", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
