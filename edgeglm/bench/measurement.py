@@ -12,7 +12,6 @@ import numpy as np
 from edgeglm.core.errors import UserError
 
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
-SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "offline")
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 FIGURES = (*PERCENTILES, "mean", "max")
 SHORT = "short run"

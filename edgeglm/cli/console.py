@@ -145,7 +145,7 @@ class App:
     console: Console = field(default_factory=Console)
     allow_unsigned: bool = False
     allow_downgrade: bool = False
-    _stores: dict[tuple[Path, int], Store] = field(default_factory=dict, repr=False)
+    _stores: dict[Path, Store] = field(default_factory=dict, repr=False)
 
     @property
     def progress(self) -> Progress:
@@ -156,17 +156,17 @@ class App:
             return LinesProgress()
         return QuietProgress() if self.json else self.console.progress
 
-    def store(self, *, quota_bytes: int | None = None) -> Store:
+    def store(self) -> Store:
         """Open the user's store, once a command: what it gave is held as long as it lives.
 
         Raises UserError when its place cannot be written.
         """
-        from edgeglm.core.store import DEFAULT_QUOTA_BYTES, Store, default_store_root
+        from edgeglm.core.store import Store, default_store_root
 
-        asked = default_store_root(), DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
-        if asked not in self._stores:
-            self._stores[asked] = Store(asked[0], quota_bytes=asked[1])
-        return self._stores[asked]
+        root = default_store_root()
+        if root not in self._stores:
+            self._stores[root] = Store(root)
+        return self._stores[root]
 
     def trust(self) -> Trust:
         """Return whose bundles this machine takes, as far as the user's flags do not widen it."""

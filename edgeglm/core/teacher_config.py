@@ -66,10 +66,6 @@ class MultitaskConfig(Section, frozen=True, kw_only=True):
     reptile_steps: Positive = 5
     reptile_reach: Fraction = 0.5
 
-    def classifies(self) -> bool:
-        """Return whether a kind of thing is asked for."""
-        return self.category_weight > 0 or self.subcategory_weight > 0
-
 
 class PretrainingConfig(Section, frozen=True, kw_only=True):
     """How the text tower reads texts of the domain before anything is aligned; by default it does not.

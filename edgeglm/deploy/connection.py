@@ -216,11 +216,9 @@ class Device:
 
 
 @asynccontextmanager
-async def connected(
-    host: HostName, *, root: str | None = None, connect_timeout: float = _CONNECT_SECONDS
-) -> AsyncIterator[Device]:
+async def connected(host: HostName, *, root: str | None = None) -> AsyncIterator[Device]:
     """Open a connection and start the device's side. Raises UserError, ConnectionLostError."""
-    async with _connection(host, connect_timeout) as connection:
+    async with _connection(host) as connection:
         asyncssh = asyncssh_module()
         try:
             process = await connection.create_process(agent_command(root), encoding=None)
@@ -240,12 +238,12 @@ async def connected(
 
 
 @asynccontextmanager
-async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
+async def _connection(host: HostName) -> AsyncIterator[asyncssh.SSHClientConnection]:
     asyncssh = asyncssh_module()
-    options = ssh_options(host, seconds)
+    options = ssh_options(host, _CONNECT_SECONDS)
     address = options.host or host.host
     try:
-        connection = await asyncio.wait_for(asyncssh.connect(address, options=options), seconds + 5)
+        connection = await asyncio.wait_for(asyncssh.connect(address, options=options), _CONNECT_SECONDS + 5)
     except asyncssh.HostKeyNotVerifiable as error:
         raise host_key_error(host, options, error) from error
     except asyncssh.PermissionDenied as error:
@@ -266,7 +264,7 @@ async def _connection(host: HostName, seconds: float) -> AsyncIterator[asyncssh.
             f"cannot read the known hosts or the SSH configuration for {host}: {error}; mend that line"
         ) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
-        raise ConnectionLostError(f"{host} did not answer within {seconds:g} s; is it on?") from error
+        raise ConnectionLostError(f"{host} did not answer within {_CONNECT_SECONDS} s; is it on?") from error
     except OSError as error:
         raise ConnectionLostError(
             f"cannot reach {host}: {_reason(error)}; is it on, is the name right?"

@@ -14,6 +14,8 @@ from edgeglm.deploy.hosts import HostName, bounded, owner_here
 if TYPE_CHECKING:
     from edgeglm.deploy.inventory import DeviceRecord, Inventory
 
+_AT_ONCE = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteAnswer:
@@ -78,9 +80,7 @@ async def removed(
     return answer
 
 
-async def each(
-    hosts: Sequence[HostName], work: Callable[[HostName], Any], parallel: int = 20
-) -> list[RemoteAnswer]:
+async def each(hosts: Sequence[HostName], work: Callable[[HostName], Any]) -> list[RemoteAnswer]:
     """Do the same on all of them; an error of one is its row and stops no other."""
     found: dict[str, RemoteAnswer] = {}
 
@@ -97,7 +97,7 @@ async def each(
             code = EdgeglmError.exit_code
             found[str(host)] = RemoteAnswer(device=str(host), error=fault_words(error), exit_code=code)
 
-    await bounded(hosts, one, parallel)
+    await bounded(hosts, one, _AT_ONCE)
     return [found[str(host)] for host in hosts]
 
 

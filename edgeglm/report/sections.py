@@ -17,9 +17,7 @@ def stages(data: ReportData) -> str:
     """Return the growing table: cost and accuracy of every stage, in the order of the build."""
     if not data.stages:
         return ""
-    heads = "".join(
-        f'<th scope="col" class="n">{escape(track.title)}<small>mAP@10</small></th>' for track in data.tracks
-    )
+    tracks = (f"{escape(track.title)}<small>mAP@10</small>" for track in data.tracks)
     rows = "".join(_stage_row(data, stage) for stage in data.stages)
     described = "".join(
         f"<dt>{escape(track.title)}</dt><dd>{escape(track.description)}{_asked(data, track.name)}"
@@ -29,15 +27,14 @@ def stages(data: ReportData) -> str:
     table = _table(
         "Each stage with what it cost and what it left of the accuracy; below each mAP@10 its 95 % interval. "
         "Latency, size and parameters are of both towers together, embeddings counted.",
-        f'<th scope="col">Stage</th><th scope="col" class="n">Time</th>{heads}'
-        '<th scope="col" class="n">Latency, ms<small>batch 1 / 8</small></th>'
-        '<th scope="col" class="n">Size</th><th scope="col" class="n">Parameters</th>',
+        _words("Stage")
+        + _numbers("Time", *tracks, "Latency, ms<small>batch 1 / 8</small>", "Size", "Parameters"),
         rows,
         "Stages",
         dense=True,
     )
-    tracks = f'<div class="card below"><h3>Tracks</h3><dl class="facts">{described}</dl></div>'
-    return table + (tracks if described else "")
+    card = f'<div class="card below"><h3>Tracks</h3><dl class="facts">{described}</dl></div>'
+    return table + (card if described else "")
 
 
 def _stage_row(data: ReportData, stage: StageRow) -> str:
@@ -99,12 +96,8 @@ def recall(data: ReportData) -> str:
             groups.append(f'<tr><th scope="row">{escape(stage.title)}</th>{columns}</tr>')
     if not groups:
         return ""
-    head = (
-        '<th scope="col">Stage</th><th scope="col" class="n">R@1<small>text to image</small></th>'
-        '<th scope="col" class="n">R@10<small>text to image</small></th>'
-        '<th scope="col" class="n">R@1<small>image to text</small></th>'
-        '<th scope="col" class="n">R@10<small>image to text</small></th>'
-    )
+    ways = ("text to image", "image to text")
+    head = _words("Stage") + _numbers(*(f"R@{k}<small>{way}</small>" for way in ways for k in (1, 10)))
     return _table(
         "Share of queries with a right answer among the first 1 and 10.", head, "".join(groups), "Recall"
     )
@@ -173,10 +166,7 @@ def gates(data: ReportData) -> str:
         f"<td>{'required' if gate.required else 'optional'}</td><td>{escape(gate.consequence)}</td></tr>"
         for gate in data.gates
     )
-    head = (
-        '<th scope="col">Gate</th><th scope="col" class="n">Value</th><th scope="col" class="n">Asked</th>'
-        '<th scope="col">Outcome</th><th scope="col">Kind</th><th scope="col">Consequence</th>'
-    )
+    head = _words("Gate") + _numbers("Value", "Asked") + _words("Outcome", "Kind", "Consequence")
     caption = "A required gate that fails stops the build; an optional one leaves its candidate out."
     return _table(caption, head, rows, "Gates") if rows else ""
 
@@ -192,11 +182,8 @@ def towers(data: ReportData) -> str:
         for stage in data.stages
         for tower in stage.towers
     )
-    head = (
-        '<th scope="col">Stage</th><th scope="col">Tower</th><th scope="col">What it is</th>'
-        '<th scope="col" class="n">Parameters</th><th scope="col" class="n">Size</th>'
-        '<th scope="col" class="n">Batch 1, ms</th><th scope="col" class="n">Batch 8, ms</th>'
-    )
+    costs = ("Parameters", "Size", "Batch 1, ms", "Batch 8, ms")
+    head = _words("Stage", "Tower", "What it is") + _numbers(*costs)
     return _table("Each tower by itself; embeddings counted.", head, rows, "Towers") if rows else ""
 
 
@@ -213,10 +200,7 @@ def second_look(data: ReportData) -> str:
         f"{_bounds(row.ratio)}</td></tr>"
         for row in found.rows
     )
-    head = (
-        '<th scope="col">Track</th><th scope="col" class="n">Towers alone</th>'
-        '<th scope="col" class="n">Re-ranked</th><th scope="col" class="n">Ratio</th>'
-    )
+    head = _words("Track") + _numbers("Towers alone", "Re-ranked", "Ratio")
     took, beside = map(figures.milliseconds, (found.milliseconds, found.text_milliseconds))
     caption = (
         f"mAP@10 in FP32. {found.candidates} pictures ordered anew take {took} ms beside {beside} ms "
@@ -233,10 +217,7 @@ def engines(data: ReportData) -> str:
         f'<td class="n">{figures.size(engine.size_bytes)}</td><td>{escape(engine.reason)}</td></tr>'
         for engine in data.engines
     )
-    head = (
-        '<th scope="col">Device</th><th scope="col">Engine</th><th scope="col">State</th>'
-        '<th scope="col" class="n">Size</th><th scope="col">Why</th>'
-    )
+    head = _words("Device", "Engine", "State") + _numbers("Size") + _words("Why")
     caption = "A deferred engine is built on the device by finalize, from the ONNX files in the bundle."
     return _table(caption, head, rows, "Engines") if rows else ""
 
@@ -248,7 +229,7 @@ def licences(data: ReportData) -> str:
         f"<td>{escape(entry.licence)}</td><td>{escape(entry.attribution)}</td></tr>"
         for entry in data.licences
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Source", "Version", "Licence", "Attribution"))
+    head = _words("Source", "Version", "Licence", "Attribution")
     return _table("What the bundle is made of, and whom to credit.", head, rows, "Licences") if rows else ""
 
 
@@ -271,6 +252,16 @@ def _link(text: str, url: str) -> str:
     if not url.startswith(("https://", "http://")):
         return escape(text)
     return f'<a href="{escape(url)}" rel="noreferrer">{escape(text)}</a>'
+
+
+def _words(*heads: str) -> str:
+    """Return the heads of columns of words."""
+    return "".join(f'<th scope="col">{head}</th>' for head in heads)
+
+
+def _numbers(*heads: str) -> str:
+    """Return the heads of columns of numbers."""
+    return "".join(f'<th scope="col" class="n">{head}</th>' for head in heads)
 
 
 def _table(caption: str, head: str, rows: str, label: str, *, dense: bool = False) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import uvicorn
 from starlette.routing import BaseRoute
@@ -53,7 +53,6 @@ def serve(
     routes: Sequence[RoutesMaker] = (),
     open_paths: tuple[str, ...] = (),
     notes: Sequence[str] = (),
-    log_to: IO[bytes] | None = None,
     serving: Callable[[Serving], None] | None = None,
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; what was accepted by then is answered.
@@ -66,7 +65,6 @@ def serve(
         routes: Each makes more routes for a service, such as those of a page.
         open_paths: What of them needs no token.
         notes: What the log begins with.
-        log_to: Where the log goes; stderr for None.
         serving: Called once requests are answered.
 
     Raises:
@@ -74,7 +72,7 @@ def serve(
     """
     config = config or ServeConfig()
     with (
-        Log(log_to or sys.stderr.buffer) as log,
+        Log(sys.stderr.buffer) as log,
         libraries_logged(log),
         contextlib.ExitStack() as sockets,
     ):

@@ -35,8 +35,8 @@ async def all_of(calls: Sequence[Work]) -> list[Any]:
             for one in begun:
                 one.cancel()
             await asyncio.wait(ends)
-            for end in ends:
-                _error_of(end)  # or the loop says that nobody asked for it
+        for end in ends:
+            _error_of(end)  # or the loop says that nobody asked for it
     if failed is not None:
         raise failed
     return [end.result() for end in ends]

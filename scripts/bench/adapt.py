@@ -14,7 +14,6 @@ writes adapt.md from both.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -32,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
-from bench_store import CachedText, interval, newest, origin  # noqa: E402
+from bench_store import CachedText, add_seeds, bench_parser, interval, newest, origin  # noqa: E402
 
 from edgeglm.adapt import alignment, batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -326,14 +325,10 @@ def recipe_table() -> list[str]:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recipe", action="store_true", help="train the recipe's own teacher")
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "adapt.json"

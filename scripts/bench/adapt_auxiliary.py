@@ -32,7 +32,17 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import CachedText, Share, add_share, interval, kept_figures, newest, origin  # noqa: E402
+from bench_store import (  # noqa: E402
+    CachedText,
+    Share,
+    add_seeds,
+    add_share,
+    bench_parser,
+    interval,
+    kept_figures,
+    newest,
+    origin,
+)
 
 from edgeglm.adapt import alignment, batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -253,14 +263,10 @@ def row(name: str, stage: str, seeds: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recipe", action="store_true", help="train the recipe's own teacher")
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_auxiliary.json"

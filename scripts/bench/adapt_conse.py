@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
 from adapt_auxiliary import TITLES, row  # noqa: E402
-from bench_store import CachedText, Share, add_share, kept_figures, newest, origin  # noqa: E402
+from bench_store import CachedText, Share, add_seeds, add_share, bench_parser, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -183,13 +183,9 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_conse.json"

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import Share, add_share, interval, kept_figures, newest, origin  # noqa: E402
+from bench_store import Share, add_seeds, add_share, bench_parser, interval, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.backbones import image_module, read_backbones  # noqa: E402
@@ -213,15 +213,11 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
     parser.add_argument("--only", choices=list(adapt.SETTINGS), help="one setting alone")
     parser.add_argument("--way", choices=list(FINALISTS), help="one way alone")
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     add_share(parser, adapt.OUT)
     options = parser.parse_args()
     path = options.output / "adapt_images.json"

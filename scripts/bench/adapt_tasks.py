@@ -11,7 +11,6 @@ docs/bench/adapt_tasks.json after each run, goes on from it when called again, a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -30,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
-from bench_store import CachedText, Share, add_share, interval, kept_figures, origin  # noqa: E402
+from bench_store import CachedText, Share, add_seeds, add_share, bench_parser, interval, kept_figures, origin  # noqa: E402
 
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -315,13 +314,9 @@ def reading(runs: list[Any], objective: str, *, both: bool = False) -> str:
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     parser.add_argument("--only", choices=["tasks", "reading"])
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_tasks.json"

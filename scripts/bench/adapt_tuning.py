@@ -15,7 +15,6 @@ docs/bench/adapt_tuning.json after each run, goes on from it when called again, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -33,7 +32,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
 from adapt_tuning_page import BATCH, GPU_BATCH, table  # noqa: E402
-from bench_store import Share, add_share, kept_figures, newest, origin  # noqa: E402
+from bench_store import Share, add_share, bench_parser, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
@@ -142,9 +141,7 @@ def reached(
 
 def main() -> None:
     """Time all ways in turn, then train each, and keep what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", type=int, default=len(TUNED), help="only the first so many")

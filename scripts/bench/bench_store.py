@@ -1,4 +1,4 @@
-"""What the benches share: the newest artifact of a kind, and where a figure was made."""
+"""What the benches share: their options, the newest artifact of a kind, and where a figure was made."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def origin() -> dict[str, str]:
         "commit": found or os.environ["EDGEGLM_COMMIT"],
         "machine": f"{os.cpu_count()} shared {platform.machine()} CPU cores, torch {version('torch')}",
     }
+
+
+def bench_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the bench's own docstring, line by line."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Ask how many seeds a table of teachers takes, where it keeps features, or for the table alone."""
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
+    parser.add_argument("--table", action="store_true", help="only write the table anew")
 
 
 def add_share(parser: argparse.ArgumentParser, output: Path) -> None:

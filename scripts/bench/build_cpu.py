@@ -9,11 +9,11 @@ Writes docs/bench/build_cpu.json and .md.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from bench_store import bench_parser
 from build import ROOT, build, bundle_metrics
 from quantization_page import stamped
 
@@ -59,9 +59,7 @@ def _both(towers: dict[str, dict[str, float]], batch: str) -> float:
 
 def main() -> None:
     """Build, and write both files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
     work = parser.parse_args().work
     built = build("default", "cpu", work / "store", work / "cpu")

@@ -10,7 +10,6 @@ quantized files, ratios with their paired intervals, and the processor seconds, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_store import ROOT, origin
+from bench_store import ROOT, bench_parser, origin
 from measured_row import interval_words
 
 from edgeglm.evaluate.retrieval import ONE_RELEVANT_NOTE
@@ -138,9 +137,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Build, or only write the page anew."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--reduced", action="store_true")
     parser.add_argument("--table", action="store_true", help="only write the page anew")
     options = parser.parse_args()

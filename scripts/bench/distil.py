@@ -12,7 +12,6 @@ Writes docs/bench/distil.json after each run, goes on from it when called again,
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
-from bench_store import Share, add_share, interval, kept_figures, newest, origin  # noqa: E402
+from bench_store import Share, add_share, bench_parser, interval, kept_figures, newest, origin  # noqa: E402
 
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import StudentConfig  # noqa: E402
@@ -262,9 +261,7 @@ def _ranged(values: list[float]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--matched", action="store_true", help="only labels alone, ours and CLIP-KD")

@@ -10,7 +10,6 @@ steps and are evaluated; then steps are timed in turn. Writes docs/bench/distil_
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -28,6 +27,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from bench_store import bench_parser, newest  # noqa: E402
 
 from edgeglm.adapt.backbones import read_backbones  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
@@ -53,12 +54,6 @@ CONFIG = StudentConfig()
 THREADS = 2
 Batch = tuple[Tensor, Tensor]
 Ask = Callable[[Batch], tuple[Tensor, Tensor]]
-
-
-def newest(store: Store, kind: str) -> Any:
-    """Return the artifact of a kind that was used last."""
-    found = max((entry for entry in store.entries() if entry.kind == kind), key=lambda entry: entry.last_used)
-    return store.get(found.key)
 
 
 class Bench:
@@ -199,9 +194,7 @@ class Bench:
 
 def main() -> None:
     """Compare, time, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

@@ -12,7 +12,6 @@ less.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -24,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_store import ROOT, origin
+from bench_store import ROOT, bench_parser, origin
 from measured_row import interval_words
 
 from edgeglm.adapt.stages import teacher_inputs
@@ -164,9 +163,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, or only write the page anew."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--set", action="append", default=[], help="passed to the build")
     parser.add_argument("--table", action="store_true", help="only write the page anew")

@@ -10,7 +10,6 @@ docs/bench/qat.json after each row, goes on from it, and writes qat.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from bench_store import ROOT, newest, origin
+from bench_store import ROOT, bench_parser, newest, origin
 
 from edgeglm.build.pools import pooled_map10
 from edgeglm.build.quantize_stage import calibration_candidates
@@ -158,9 +157,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()

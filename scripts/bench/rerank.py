@@ -9,7 +9,6 @@ docs/bench/rerank.json after each row, goes on from it, and writes rerank.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from bench_store import ROOT, newest, origin
+from bench_store import ROOT, bench_parser, newest, origin
 
 from edgeglm.build.reranker_stage import (
     RerankerEvaluation,
@@ -120,9 +119,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     path = OUT / "rerank.json"

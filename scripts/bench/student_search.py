@@ -9,7 +9,6 @@ steps, the same way, and the two orders compared (Spearman). Writes docs/bench/s
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from bench_store import ROOT, newest, origin
+from bench_store import ROOT, bench_parser, newest, origin
 
 from edgeglm.build.shipped import load_recipe
 from edgeglm.build.student_budget import Budget
@@ -41,9 +40,7 @@ BUDGETS = (0.5, 1.0, 1.5, 2.0, 4.0)
 
 def main() -> None:
     """Search, check, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--long", type=int, default=1000, help="steps of the longer training")

@@ -11,7 +11,6 @@ run, goes on from it, and writes students.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -24,7 +23,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from bench_store import Share, add_share, kept_figures, newest, origin
+from bench_store import Share, add_share, bench_parser, kept_figures, newest, origin
 from distil import CONFIG, OUT, Bench, _ranged
 
 from edgeglm.adapt.stages import source_spec
@@ -186,9 +185,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     add_share(parser, OUT)

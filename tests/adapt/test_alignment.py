@@ -15,41 +15,18 @@ import msgspec  # noqa: E402
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt import text_teacher  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
-from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, load_text_teacher, merge_lora  # noqa: E402
-from edgeglm.core.artifact import Artifact  # noqa: E402
+from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, merge_lora  # noqa: E402
 from edgeglm.core.errors import EdgeglmError, UserError  # noqa: E402
-from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.models.projection import ProjectionHead, ScaledHeads  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
-from edgeglm.train.loop import seeded  # noqa: E402
-from tests.synthetic import write_synthetic_pairs  # noqa: E402
-from tests.tiny_towers import write_bert  # noqa: E402
-
-CONFIG = TeacherConfig(
-    embedding_dim=16, hidden=32, warmup_epochs=1, epochs=1, batch_size=32, lora_epochs=1, lora_batch_size=16
-)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
-    return PairSet.open(write_synthetic_pairs(tmp_path_factory.mktemp("pairs"), size=16))
+from tests.adapt.teachers import CONFIG, loaded, teacher_of  # noqa: E402
 
 
 @pytest.fixture
 def teacher(bert: Path, tmp_path: Path) -> TextTeacher:
     return loaded(bert, tmp_path)
-
-
-def loaded(bert: Path, scratch: Path) -> TextTeacher:
-    source = Artifact(kind="asset", path=bert, files={"config.json": "", "tokenizer.json": ""})
-    return load_text_teacher(str(bert), source, scratch, max_length=12)
 
 
 def test_concepts_hold_what_may_train_and_nothing_else(pairs: PairSet) -> None:
@@ -127,18 +104,7 @@ def aligned(
     scratch.mkdir()
     colours = np.array(pairs.images, np.float32).reshape(len(pairs), -1) / 255
     features = torch.from_numpy(np.stack([colours, colours + 0.01]))
-    with seeded(0, threads=1):
-        alignment = Alignment(
-            features,
-            Concepts.of(pairs),
-            loaded(bert, scratch),
-            config,
-            seed=0,
-            progress=QuietProgress(),
-            widths=widths,
-        )
-        alignment.run()
-    return alignment
+    return teacher_of(features, Concepts.of(pairs), loaded(bert, scratch), config, widths=widths)
 
 
 def test_an_ensemble_of_backbones_learns_a_scale_for_each_and_is_exported_with_it(

@@ -17,26 +17,12 @@ from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.auxiliary import Auxiliary, auxiliary_beside  # noqa: E402
 from edgeglm.adapt.domains import Domains, cached  # noqa: E402
-from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import AuxiliaryConfig, DomainConfig, TeacherConfig  # noqa: E402
 from edgeglm.data.pairs import Pair, PairSet  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
-from edgeglm.train.loop import seeded  # noqa: E402
-from tests.adapt.test_alignment import CONFIG, loaded  # noqa: E402
-from tests.synthetic import write_synthetic_pairs  # noqa: E402
-from tests.tiny_towers import write_bert  # noqa: E402
+from tests.adapt.teachers import CONFIG, loaded, teacher_of  # noqa: E402
 
 WIDTH = 24
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
-    return PairSet.open(write_synthetic_pairs(tmp_path_factory.mktemp("pairs"), size=16))
 
 
 def others_of(texts: list[str], path: Path) -> PairSet:
@@ -99,18 +85,14 @@ def taught(
     if auxiliary:
         others = others_of(texts, scratch)
         beside = auxiliary_beside(concepts, len(pairs), others, more, share=config.auxiliary.replay)
-    with seeded(0, threads=1):
-        alignment = Alignment(
-            features_of(pairs),
-            concepts,
-            loaded(bert, scratch),
-            config,
-            seed=0,
-            progress=QuietProgress(),
-            domains=Domains.of(pairs, concepts) if domain else None,
-            auxiliary=beside,
-        )
-        alignment.run()
+    alignment = teacher_of(
+        features_of(pairs),
+        concepts,
+        loaded(bert, scratch),
+        config,
+        domains=Domains.of(pairs, concepts) if domain else None,
+        auxiliary=beside,
+    )
     with torch.no_grad():
         image_ND = alignment.image_head(plain)
         text_ND = alignment.text_head(alignment.text.all_features(texts))

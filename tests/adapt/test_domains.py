@@ -24,75 +24,19 @@ from edgeglm.adapt.domains import (  # noqa: E402
     refuse_leakage,
 )
 from edgeglm.core.errors import UserError  # noqa: E402
-from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.recipe import DomainConfig, TeacherConfig, recipe_from_toml  # noqa: E402
-from edgeglm.data.pairs import Pair, PairSet, Role  # noqa: E402
+from edgeglm.core.recipe import DomainConfig, recipe_from_toml  # noqa: E402
+from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.domain_losses import covariance_distance, kernel_mean_distance  # noqa: E402
-from edgeglm.train.loop import seeded  # noqa: E402
-
-CONFIG = TeacherConfig(
-    embedding_dim=16, hidden=32, epochs=4, batch_size=32, lora_epochs=0, input_dropout=0.0, dropout=0.0
-)
-CONCEPTS, WIDTH = 24, 32
-
-
-class Words:
-    """Stands for a frozen text tower: a random vector for each text."""
-
-    width = WIDTH
-
-    def all_features(self, texts):
-        rows = [np.random.default_rng(list(text.encode())).standard_normal(WIDTH) for text in texts]
-        return torch.tensor(np.stack(rows), dtype=torch.float32)
-
-
-def styled(tmp_path: Path, *, gap: float = 1.0) -> tuple[PairSet, Any]:
-    """Two labelled styles and an unlabelled one: a concept's own vector, seen through each style."""
-    rng = np.random.default_rng(0)
-    own = rng.standard_normal((CONCEPTS, WIDTH))
-    rows, features = [], []
-    for domain in ("one", "two", "target"):
-        gain, shift = np.exp(rng.normal(0, 0.3 * gap, WIDTH)), rng.normal(0, gap, WIDTH)
-        for c in range(CONCEPTS):
-            role: Role = "labelled" if domain != "target" else "unlabelled"
-            name = f"thing {c}"
-            rows.append(
-                Pair(id=f"{domain}/{c}", text=name, captions=(name,), concept=name, domain=domain, role=role)
-            )
-            features.append(own[c] * gain + shift + rng.normal(0, 0.3, WIDTH))
-    images = np.arange(len(rows) * 48, dtype=np.uint32).astype(np.uint8).reshape(len(rows), 4, 4, 3)
-    images = images + np.arange(len(rows), dtype=np.uint8)[:, None, None, None]
-    pairs = PairSet(path=tmp_path, images=images, rows=tuple(rows), tracks=(), licences=(), summary={})
-    plain = torch.tensor(np.stack(features), dtype=torch.float32)
-    noisy = plain + 0.1 * torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
-    return pairs, torch.stack([plain, noisy]).half()
-
-
-def found_names(made: Alignment, pairs: PairSet) -> float:
-    """Return the share of the unlabelled images whose nearest name is theirs."""
-    image_MD = torch.from_numpy(made.image_embeddings()[0][pairs.by_role("unlabelled")])
-    names = [f"thing {c}" for c in range(CONCEPTS)]
-    with torch.no_grad():
-        text_KD = made.text_head(made.text.all_features(names))
-    return float(((image_MD @ text_KD.T).argmax(1) == torch.arange(CONCEPTS)).float().mean())
+from tests.adapt.styles import CONFIG, Words, found_names, styled  # noqa: E402
+from tests.adapt.teachers import teacher_of  # noqa: E402
 
 
 def aligned(pairs: PairSet, features: Any, domain: DomainConfig | None) -> Alignment:
     config = CONFIG if domain is None else msgspec.structs.replace(CONFIG, domain=domain)
     concepts = Concepts.of(pairs)
-    with seeded(0, threads=1):
-        made = Alignment(
-            features,
-            concepts,
-            Words(),  # type: ignore[arg-type] # all that frozen text needs
-            config,
-            seed=0,
-            progress=QuietProgress(),
-            domains=None if domain is None else Domains.of(pairs, concepts),
-        )
-        made.run()
-    return made
+    domains = None if domain is None else Domains.of(pairs, concepts)
+    return teacher_of(features, concepts, Words(), config, domains=domains)
 
 
 @pytest.fixture(autouse=True)

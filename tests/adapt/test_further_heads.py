@@ -24,7 +24,7 @@ from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.models.conse import ConseTextHead  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
-from tests.adapt.test_alignment import CONFIG, loaded  # noqa: E402
+from tests.adapt.teachers import CONFIG, loaded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 from tests.tiny_towers import write_bert  # noqa: E402
 

@@ -28,8 +28,9 @@ from edgeglm.train.balance import (  # noqa: E402
     UncertaintyBalance,
 )
 from edgeglm.train.concepts import Concepts  # noqa: E402
-from edgeglm.train.loop import DivergedError, seeded  # noqa: E402
-from tests.adapt.test_domains import CONCEPTS, CONFIG, Words, found_names, styled  # noqa: E402
+from edgeglm.train.loop import DivergedError  # noqa: E402
+from tests.adapt.styles import CONCEPTS, CONFIG, Words, found_names, styled  # noqa: E402
+from tests.adapt.teachers import teacher_of  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 
 BALANCES = ("fixed", "uncertainty", "gradnorm", "pcgrad")
@@ -55,19 +56,9 @@ def kinds(tmp_path: Path) -> tuple[PairSet, Any]:
 def aligned(pairs: PairSet, features: Any, wanted: MultitaskConfig, **more: Any) -> Alignment:
     concepts = Concepts.of(pairs)
     meta = tasks_of(pairs, concepts, wanted.reptile_over) if wanted.reptile_rounds else ()
-    with seeded(0, threads=1):
-        made = Alignment(
-            features,
-            concepts,
-            Words(),  # type: ignore[arg-type] # all that frozen text needs
-            msgspec.structs.replace(CONFIG, multitask=wanted, **more),
-            seed=0,
-            progress=QuietProgress(),
-            kinds=kinds_of(wanted, pairs, concepts),
-            meta_tasks=meta,
-        )
-        made.run()
-    return made
+    config = msgspec.structs.replace(CONFIG, multitask=wanted, **more)
+    told = kinds_of(wanted, pairs, concepts)
+    return teacher_of(features, concepts, Words(), config, kinds=told, meta_tasks=meta)
 
 
 @pytest.mark.parametrize(
@@ -145,18 +136,8 @@ def test_pseudo_labelled_images_tell_no_category(tmp_path: Path) -> None:
     concepts = Concepts.of(pairs)
     wanted = MultitaskConfig(category_weight=1.0)
     config = msgspec.structs.replace(CONFIG, multitask=wanted, domain=DomainConfig(pseudo_label_rounds=1))
-    with seeded(0, threads=1):
-        made = Alignment(
-            features,
-            concepts,
-            Words(),  # type: ignore[arg-type] # all that frozen text needs
-            config,
-            seed=0,
-            progress=QuietProgress(),
-            domains=Domains.of(pairs, concepts),
-            kinds=kinds_of(wanted, pairs, concepts),
-        )
-        made.run()
+    domains, told = Domains.of(pairs, concepts), kinds_of(wanted, pairs, concepts)
+    made = teacher_of(features, concepts, Words(), config, domains=domains, kinds=told)
     assert made.pseudo_labels[0] > 0
 
 

@@ -21,6 +21,7 @@ from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
 from edgeglm.export.parity import assert_parity  # noqa: E402
 from edgeglm.export.torch_to_onnx import onnx_from_module  # noqa: E402
+from tests.adapt.teachers import loaded  # noqa: E402
 from tests.tiny_towers import write_bert, write_clip  # noqa: E402
 
 TEXTS = ["a red circle", "blue", "river stone cloud", "a green ring"]
@@ -29,15 +30,9 @@ WAYS = ("lora", "rslora", "dora", "ia3", "bottleneck", "prompt", "p-tuning", "pa
 EXPORTED = ("bottleneck", "prompt", "p-tuning")
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("bert"))
-
-
 @pytest.fixture
 def teacher(bert: Path, tmp_path: Path) -> TextTeacher:
-    source = Artifact(kind="asset", path=bert, files={"config.json": "", "tokenizer.json": ""})
-    return load_text_teacher(str(bert), source, tmp_path, max_length=12)
+    return loaded(bert, tmp_path)
 
 
 def configured(way: str, **others: Any) -> TeacherConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +74,10 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize(("writings", "heads"), [(2, 1), (5, 1), (7, 3), (12, 3)])
-def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writings: int, heads: int
-) -> None:
-    wanted = recipe(
-        project, "teacher.optimisation.checkpoint_epochs=1", "teacher.epochs=3", f"teacher.heads={heads}"
-    )
-    whole = adapt_teacher(wanted, tmp_path / "whole", context(tmp_path / "one"))
-    count = 0
-    write = checkpoint.Checkpoint.write
+@contextmanager
+def killed_after(writings: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End what is trained in the block, as ``kill -9`` would, once its state was kept so many times."""
+    write, count = checkpoint.Checkpoint.write, 0
 
     def killing(self: Any, state: Any) -> bool:
         nonlocal count
@@ -90,10 +86,22 @@ def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
             raise Killed
         return write(self, state)
 
-    monkeypatch.setattr(checkpoint.Checkpoint, "write", killing)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "write", killing)
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.mark.parametrize(("writings", "heads"), [(2, 1), (5, 1), (7, 3), (12, 3)])
+def test_a_teacher_goes_on_from_its_checkpoints_and_ends_the_same(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writings: int, heads: int
+) -> None:
+    wanted = recipe(
+        project, "teacher.optimisation.checkpoint_epochs=1", "teacher.epochs=3", f"teacher.heads={heads}"
+    )
+    whole = adapt_teacher(wanted, tmp_path / "whole", context(tmp_path / "one"))
+    with killed_after(writings, monkeypatch):
         adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
-    monkeypatch.setattr(checkpoint.Checkpoint, "write", write)
     assert list((tmp_path / "two" / "checkpoints").glob("*/*.pt"))
     resumed = adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
     assert resumed.teacher.digest == whole.teacher.digest
@@ -216,19 +224,8 @@ def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(
         + measured["cleaning"].get("asked for by an evaluation", 0)
         > 0
     ), "a held caption is in the corpus"
-    write, count = checkpoint.Checkpoint.write, 0
-
-    def killing(self: Any, state: Any) -> bool:
-        nonlocal count
-        count += 1
-        if count > 2:
-            raise Killed
-        return write(self, state)
-
-    monkeypatch.setattr(checkpoint.Checkpoint, "write", killing)
-    with pytest.raises(Killed):
+    with killed_after(2, monkeypatch):
         adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
-    monkeypatch.setattr(checkpoint.Checkpoint, "write", write)
     assert list((tmp_path / "two" / "checkpoints").glob("*/reading.pt"))
     resumed = adapt_teacher(wanted, tmp_path / "resumed", context(tmp_path / "two"))
     assert resumed.teacher.digest == whole.teacher.digest

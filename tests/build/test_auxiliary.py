@@ -26,7 +26,7 @@ from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.targets.schema import load_target
-from tests.data.test_icons import package
+from tests.data.icon_packages import package
 from tests.tiny_towers import write_project
 
 THINGS = ("lamp", "kettle", "ladder", "anchor", "violin", "candle", "tractor", "basket")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from onnx import numpy_helper
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import int8_by_plan, ranges_from_batches
 from edgeglm.calibration.demands import split_batches
-from edgeglm.calibration.embeddings import quantize_tables
 from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.outcome import Settings
-from edgeglm.calibration.plan import PlanGroup, PrecisionPlan, plan_from_toml, plan_to_toml
+from edgeglm.calibration.plan import plan_from_toml, plan_to_toml
 from edgeglm.calibration.precision import fidelity
 from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.schemes import METHODS, SCHEMES, cpu_schemes, x86_sums_16_bits
@@ -33,25 +31,10 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.targets.schema import load_target
-from tests.calibration.towers import text_tower, tower_tensors
+from tests.calibration.towers import batches_of, plan_of, tower_tensors
 
 CPU, T4 = load_target("cpu"), load_target("t4")
-
-
-def _batches(tower: str, count: int = 32) -> Batches:
-    return Batches(tower_tensors(tower, count), 4)
-
-
-def _plan_of(path: Path, scheme: str, **changes: Any) -> PrecisionPlan:
-    prepared = prepared_model(path)
-    groups = tuple(PlanGroup(name=g.name, nodes=g.nodes, precision="int8") for g in prepared.groups)
-    return PrecisionPlan(source_sha256=prepared.sha256, scheme=scheme, group=groups, **changes)
-
-
-@pytest.fixture(autouse=True)
-def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models this small are not faster in INT8; who is faster is not what most of these tests ask."""
-    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+pytestmark = pytest.mark.usefixtures("every_scheme_pays")
 
 
 @pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"fp8"}))
@@ -59,12 +42,12 @@ def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_scheme_stays_close_to_fp32_and_writes_the_same_bytes_twice(
     fp32_dir: Path, tmp_path: Path, tower: str, scheme: str
 ) -> None:
-    source, batches = fp32_dir / f"{tower}.onnx", _batches(tower)
+    source, batches = fp32_dir / f"{tower}.onnx", batches_of(tower)
     if tower == "image" and SCHEMES[scheme].activation == "dynamic":
         pytest.skip("convolutions have no dynamic scheme")
     before = sha256_file(source)
     prepared = prepared_model(source)
-    plan = _plan_of(source, scheme)
+    plan = plan_of(source, scheme)
     ranges = ranges_from_batches(prepared, batches[:4], ("max",))
     for name in ("one", "two"):
         int8_by_plan(prepared, tmp_path / name, plan, ranges)
@@ -77,7 +60,7 @@ def test_every_scheme_stays_close_to_fp32_and_writes_the_same_bytes_twice(
 
 def test_every_method_gives_ranges_within_what_was_seen(fp32_dir: Path) -> None:
     prepared = prepared_model(fp32_dir / "image.onnx")
-    for by_method in ranges_from_batches(prepared, _batches("image"), METHODS).values():
+    for by_method in ranges_from_batches(prepared, batches_of("image"), METHODS).values():
         assert set(by_method) == set(METHODS)
         least, most = by_method["max"]
         assert all(least <= low < high <= most for low, high in by_method.values())
@@ -94,21 +77,21 @@ def test_ranges_do_not_depend_on_how_samples_are_batched(fp32_dir: Path) -> None
 
 def test_quantize_writes_a_plan_that_gives_the_same_file_again(fp32_dir: Path, tmp_path: Path) -> None:
     source = fp32_dir / "text.onnx"
-    first = quantize_onnx(source, _batches("text"), tmp_path / "a", target=CPU)
+    first = quantize_onnx(source, batches_of("text"), tmp_path / "a", target=CPU)
     assert first.passed
     plan = plan_from_toml((tmp_path / "a" / "plan.toml").read_text(), origin="plan.toml")
-    again = quantize_onnx(source, _batches("text"), tmp_path / "b", target=CPU, plan=plan)
+    again = quantize_onnx(source, batches_of("text"), tmp_path / "b", target=CPU, plan=plan)
     assert again.sha256 == first.sha256 == sha256_file(tmp_path / "b" / "model.onnx")
     written = json.loads((tmp_path / "b" / "report.json").read_text())
     assert written["source_sha256"] == sha256_file(source)
 
 
 def test_an_edited_plan_keeps_the_named_node_in_high_precision(fp32_dir: Path, tmp_path: Path) -> None:
-    plan = _plan_of(fp32_dir / "text.onnx", "u8s8").with_precisions({"down/MatMul"})
+    plan = plan_of(fp32_dir / "text.onnx", "u8s8").with_precisions({"down/MatMul"})
     text = plan_to_toml(plan)
     assert plan_from_toml(text, origin="x") == plan
     out = tmp_path / "out"
-    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), out, target=CPU, plan=plan)
+    quantize_onnx(fp32_dir / "text.onnx", batches_of("text"), out, target=CPU, plan=plan)
     weights = {t.name: t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
     assert weights["down.w"] == onnx.TensorProto.FLOAT
     assert "up.w" not in weights
@@ -120,7 +103,7 @@ def test_a_metric_that_int8_ruins_brings_the_harmful_node_back(fp32_dir: Path, t
         return 1.0 if "down.w" in names else 0.5
 
     report = quantize_onnx(
-        fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=metric
+        fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU, metric=metric
     )
     assert report.passed
     assert report.search.ranking[0].group == "down/MatMul"
@@ -138,7 +121,7 @@ def test_the_search_keeps_within_its_number_of_evaluations(fp32_dir: Path, tmp_p
 
     outcome = quantize_onnx(
         fp32_dir / "image.onnx",
-        _batches("image"),
+        batches_of("image"),
         tmp_path / "out",
         target=CPU,
         metric=metric,
@@ -161,8 +144,8 @@ def test_a_score_of_nan_passes_no_gate(fp32_dir: Path, tmp_path: Path, searched:
     model.graph.output[0].name = "zeros"
     source = tmp_path / "model.onnx"
     onnx.save(model, source)
-    plan = None if searched else _plan_of(source, "u8s8")
-    outcome = quantize_onnx(source, _batches("text"), tmp_path / "out", target=CPU, plan=plan)
+    plan = None if searched else plan_of(source, "u8s8")
+    outcome = quantize_onnx(source, batches_of("text"), tmp_path / "out", target=CPU, plan=plan)
     assert not outcome.passed
     assert not (tmp_path / "out").exists()
 
@@ -171,14 +154,14 @@ def test_what_is_not_faster_than_fp32_is_not_written(
     fp32_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 0.9)
-    outcome = quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
+    outcome = quantize_onnx(fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU)
     assert not outcome.passed
     assert "faster than FP32" in outcome.search.reason
     assert not (tmp_path / "out").exists()
 
 
 def test_a_tensorrt_target_gets_fp16_with_symmetric_quantizers(fp32_dir: Path, tmp_path: Path) -> None:
-    outcome = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), tmp_path / "out", target=T4)
+    outcome = quantize_onnx(fp32_dir / "image.onnx", batches_of("image"), tmp_path / "out", target=T4)
     assert outcome.passed
     assert outcome.search.chosen is not None
     assert outcome.search.chosen.scheme == "tensorrt"
@@ -205,7 +188,7 @@ def test_a_tensorrt_target_gets_fp16_with_symmetric_quantizers(fp32_dir: Path, t
 def test_a_plan_that_does_not_fit_says_what_to_mend(
     fp32_dir: Path, tmp_path: Path, change: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "plan.toml").write_text(change(plan_to_toml(_plan_of(fp32_dir / "text.onnx", "u8s8"))))
+    (tmp_path / "plan.toml").write_text(change(plan_to_toml(plan_of(fp32_dir / "text.onnx", "u8s8"))))
     texts: dict[str, Any] = {**tower_tensors("text", 16)}
     np.savez(tmp_path / "data.npz", **texts)
     code = exit_code(
@@ -250,56 +233,6 @@ def test_batches_hold_every_row_once_however_they_are_cut(count: int, size: int,
         assert [x for part in (seen, held) for b in part for x in b["x"].tolist()] == list(range(count))
 
 
-def test_int4_tables_leave_the_logging_of_others_as_it_is() -> None:
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        assert quantize_tables(text_tower(), "int4") == ["table"]
-        assert logging.root.manager.disable == logging.INFO
-    finally:
-        logging.disable(before)
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_embedding_tables_shrink_and_keep_their_meaning(
-    fp32_dir: Path, tmp_path: Path, precision: Any
-) -> None:
-    source, out = fp32_dir / "text.onnx", tmp_path / "out"
-    settings = Settings(embeddings=precision, methods=("max",), gate=0.98)
-    outcome = quantize_onnx(source, _batches("text"), out, target=CPU, settings=settings)
-    assert outcome.passed
-    assert outcome.size_bytes < source.stat().st_size / 2
-    plan = plan_from_toml((out / "plan.toml").read_text(), origin="plan.toml")
-    assert plan.embeddings == precision
-
-
-@pytest.mark.parametrize("scheme", ["dynamic", "u8s8", "s8s8"])
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_narrow_table_that_a_product_widens_is_quantized_beside_that_product(
-    tmp_path: Path, scheme: str, precision: Any
-) -> None:
-    random = np.random.default_rng(0)
-    weights = {"table": (300, 32), "wide.w": (32, 64)}
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("Gather", ["table", "ids"], ["embedding_0"], "table/Gather"),
-            onnx.helper.make_node("MatMul", ["embedding_0", "wide.w"], ["embedding"], "wide/MatMul"),
-        ],
-        "main",
-        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["batch"])],
-        [onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["batch", 64])],
-        [numpy_helper.from_array(random.normal(size=n).astype(np.float32), k) for k, n in weights.items()],
-    )
-    opset = [onnx.helper.make_opsetid("", 20)]
-    source = tmp_path / "text.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), source)
-    batches = Batches({"ids": random.integers(0, 300, 64)}, 8)
-    plan = _plan_of(source, scheme, embeddings=precision)
-    outcome = quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan)
-    assert outcome.size_bytes < source.stat().st_size / 2
-    assert fidelity(tmp_path / "out" / "model.onnx", source, batches).mean_cosine > 0.98
-
-
 @pytest.mark.parametrize("scheme", ["dynamic", "u8s8", "s8s8"])
 def test_a_weight_whose_shape_is_noted_twice_is_turned_all_the_same(tmp_path: Path, scheme: str) -> None:
     """torch's exporter notes them among those of values, and quantizers turn the weights of a Gemm."""
@@ -317,18 +250,18 @@ def test_a_weight_whose_shape_is_noted_twice_is_turned_all_the_same(tmp_path: Pa
     source = tmp_path / "linear.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), source)
     batches = Batches({"x": random.normal(size=(32, 64)).astype(np.float32)}, 8)
-    plan = _plan_of(source, scheme)
+    plan = plan_of(source, scheme)
     assert quantize_onnx(source, batches, tmp_path / "out", target=CPU, plan=plan).passed
 
 
 def test_smoothing_changes_nothing_in_fp32_and_moves_outliers_into_weights(
     fp32_dir: Path, tmp_path: Path
 ) -> None:
-    prepared, batches = prepared_model(fp32_dir / "text.onnx"), _batches("text")
+    prepared, batches = prepared_model(fp32_dir / "text.onnx"), batches_of("text")
     made = smoothed(prepared, batches[:4], 0.5)
     onnx.save(made.model, tmp_path / "smooth.onnx")
     assert fidelity(tmp_path / "smooth.onnx", fp32_dir / "text.onnx", batches).max_abs < 1e-4
-    plan = _plan_of(fp32_dir / "text.onnx", "u8s8", smooth=0.5)
+    plan = plan_of(fp32_dir / "text.onnx", "u8s8", smooth=0.5)
     outcome = quantize_onnx(fp32_dir / "text.onnx", batches, tmp_path / "out", target=CPU, plan=plan)
     assert outcome.passed
 
@@ -339,23 +272,23 @@ def test_what_onnxruntime_makes_does_not_depend_on_modelopt_having_run(
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     before = HistogramCollector.collect_value
-    quantize_onnx(fp32_dir / "image.onnx", _batches("image"), tmp_path / "out", target=T4)
+    quantize_onnx(fp32_dir / "image.onnx", batches_of("image"), tmp_path / "out", target=T4)
     assert HistogramCollector.collect_value is before
 
 
 def test_fp8_is_made_for_targets_that_have_it_and_refused_elsewhere(fp32_dir: Path, tmp_path: Path) -> None:
     settings = Settings(scheme="fp8", evaluations=4)
     source, out = fp32_dir / "image.onnx", tmp_path / "out"
-    outcome = quantize_onnx(source, _batches("image"), out, target=load_target("l4"), settings=settings)
+    outcome = quantize_onnx(source, batches_of("image"), out, target=load_target("l4"), settings=settings)
     assert outcome.passed
     kinds = {t.data_type for t in onnx.load(out / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds
     entropy = Settings(scheme="fp8", methods=("entropy",))
     with pytest.raises(UserError, match="take the method max"):
-        quantize_onnx(source, _batches("image"), out, target=load_target("l4"), settings=entropy)
+        quantize_onnx(source, batches_of("image"), out, target=load_target("l4"), settings=entropy)
     for target in (CPU, T4):
         with pytest.raises(UserError, match=r"(?i)fp8"):
-            quantize_onnx(source, _batches("image"), tmp_path / "no", target=target, settings=settings)
+            quantize_onnx(source, batches_of("image"), tmp_path / "no", target=target, settings=settings)
 
 
 def test_a_file_that_names_the_standard_domain_twice_is_quantized_all_the_same(
@@ -365,15 +298,15 @@ def test_a_file_that_names_the_standard_domain_twice_is_quantized_all_the_same(
     model.opset_import.add(domain="ai.onnx", version=20)
     onnx.save(model, tmp_path / "twice.onnx")
     for scheme in ("dynamic", "u8s8"):
-        plan = _plan_of(tmp_path / "twice.onnx", scheme)
-        batches, out = _batches("text"), tmp_path / scheme
+        plan = plan_of(tmp_path / "twice.onnx", scheme)
+        batches, out = batches_of("text"), tmp_path / scheme
         assert quantize_onnx(tmp_path / "twice.onnx", batches, out, target=CPU, plan=plan).passed
 
 
 def test_a_plan_that_does_not_pass_shows_its_reasons_and_what_to_edit(
     fp32_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = _plan_of(fp32_dir / "text.onnx", "u8s8")
+    plan = plan_of(fp32_dir / "text.onnx", "u8s8")
     groups = tuple(msgspec.structs.replace(group, reason=f"for {group.name}") for group in plan.group)
     (tmp_path / "plan.toml").write_text(plan_to_toml(msgspec.structs.replace(plan, group=groups)))
     texts: dict[str, Any] = {**tower_tensors("text", 16)}
@@ -388,25 +321,9 @@ def test_a_plan_that_does_not_pass_shows_its_reasons_and_what_to_edit(
     assert 'set precision = "high"' in said.err.replace("\n", " ")
 
 
-def test_tables_beside_fp8_are_made_as_the_plan_says(fp32_dir: Path, tmp_path: Path) -> None:
-    settings = Settings(scheme="fp8", embeddings="int8", evaluations=4, gate=0.9)
-    outcome = quantize_onnx(
-        fp32_dir / "text.onnx",
-        _batches("text"),
-        tmp_path / "out",
-        target=load_target("l4"),
-        settings=settings,
-    )
-    assert outcome.search.chosen is not None
-    assert outcome.search.chosen.embeddings == "int8"
-    kinds = {t.name: t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
-    assert kinds["table_int8"] == onnx.TensorProto.INT8
-    assert "table" not in kinds
-
-
 def test_the_device_gets_fp16_to_time_beside_int8(fp32_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=T4)
+    found = quantize_onnx(fp32_dir / "image.onnx", batches_of("image"), out, target=T4)
     assert found.fp16 is not None
     assert found.fp16.sha256 == sha256_file(out / "fp16.onnx")
     assert found.fp16.cosine > 0.999
@@ -414,7 +331,7 @@ def test_the_device_gets_fp16_to_time_beside_int8(fp32_dir: Path, tmp_path: Path
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer)
     assert not any(node.op_type == "QuantizeLinear" for node in graph.node)
     old = load_target("jetson-agx-xavier")
-    found = quantize_onnx(fp32_dir / "image.onnx", _batches("image"), out, target=old)
+    found = quantize_onnx(fp32_dir / "image.onnx", batches_of("image"), out, target=old)
     assert (found.fp16, found.passed) == (None, True)
     assert "chooses FP16 itself" in found.fp16_left_out
     assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "plan.toml", "report.json"]

@@ -22,14 +22,14 @@ from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.engines.plan import ShapeRange
 from edgeglm.targets.schema import load_target
-from tests.calibration.towers import Batches, image_tower, text_tower
+from tests.calibration.towers import Feeds, image_tower, text_tower
 
 TOWERS = ("image", "text")
 POLICY = policy_named("linear-and-conv")
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory, fp32_dir: Path, batches: dict[str, Batches]) -> Path:
+def variants(tmp_path_factory: pytest.TempPathFactory, fp32_dir: Path, batches: dict[str, Feeds]) -> Path:
     folder = tmp_path_factory.mktemp("variants")
     for tower in TOWERS:
         source = fp32_dir / f"{tower}.onnx"
@@ -40,7 +40,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, fp32_dir: Path, batches: 
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_variants_stay_close_to_fp32(
-    variants: Path, fp32_dir: Path, batches: dict[str, Batches], tower: str
+    variants: Path, fp32_dir: Path, batches: dict[str, Feeds], tower: str
 ) -> None:
     source = fp32_dir / f"{tower}.onnx"
     assert fidelity(variants / f"{tower}-fp16.onnx", source, batches[tower]).min_cosine > 0.9999
@@ -60,7 +60,7 @@ def test_inputs_and_outputs_keep_their_types(
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_the_same_bytes_and_samples_give_the_same_bytes_and_leave_the_source_alone(
-    variants: Path, fp32_dir: Path, batches: dict[str, Batches], tower: str, tmp_path: Path
+    variants: Path, fp32_dir: Path, batches: dict[str, Feeds], tower: str, tmp_path: Path
 ) -> None:
     source = fp32_dir / f"{tower}.onnx"
     before = sha256_file(source)
@@ -101,7 +101,7 @@ def test_fp16_keeps_the_token_table_in_fp16_though_ids_are_large(variants: Path)
 
 
 def test_modelopt_says_nothing_on_the_terminal(
-    fp32_dir: Path, batches: dict[str, Batches], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    fp32_dir: Path, batches: dict[str, Feeds], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handlers = logging.getLogger().handlers[:]
     int8_from_fp32(fp32_dir / "text.onnx", tmp_path / "x.onnx", batches["text"], policy=POLICY)
@@ -150,7 +150,7 @@ def test_no_samples_never_means_random_samples(fp32_dir: Path, tmp_path: Path) -
 
 
 def test_a_quantized_model_is_not_quantized_again(
-    variants: Path, batches: dict[str, Batches], tmp_path: Path
+    variants: Path, batches: dict[str, Feeds], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="already"):
         int8_from_fp32(variants / "image-int8.onnx", tmp_path / "x.onnx", batches["image"], policy=POLICY)

@@ -16,62 +16,22 @@ import onnx
 from edgeglm.calibration.conversion import whole_plan
 from edgeglm.calibration.preparation import prepared_model
 from edgeglm.calibration.quantize import make_candidates
-from edgeglm.calibration.sets import CalibrationSet, Candidates, calibration_set_from_arrays
+from edgeglm.calibration.sets import CalibrationSet
 from edgeglm.calibration.towers import TowerFiles
-from edgeglm.calibration.variants import Metrics, QuantizeConfig, Verdict
-from edgeglm.core.digest import sha256_bytes, sha256_file
+from edgeglm.calibration.variants import QuantizeConfig
+from edgeglm.core.digest import sha256_file
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
-from tests.calibration.towers import tower_tensors
+from tests.calibration.candidates import Measured, judge
 
-
-@pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
-    towers = {}
-    for tower in ("image", "text"):
-        tensors = tower_tensors(tower, 16)
-        towers[tower] = Candidates(
-            ids=[str(i) for i in range(16)],
-            strata=["all"] * 16,
-            digests=[sha256_bytes(f"{tower}{i}".encode()) for i in range(16)],
-            tensors=lambda chosen, tensors=tensors: {k: v[list(chosen)] for k, v in tensors.items()},  # type: ignore[misc]
-            evaluation_digests=(),
-        )
-    folder = tmp_path_factory.mktemp("set")
-    return calibration_set_from_arrays(folder, towers, preprocessing={}, samples=16, batch_size=4)
-
-
-@pytest.fixture(autouse=True)
-def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models this small are not faster in INT8, which is not what most of these tests ask."""
-    monkeypatch.setattr("edgeglm.calibration.towers.speedup_over", lambda *_, **__: lambda _: 1.5)
-
-
-class Measured:
-    """An evaluation that gives each pair of precisions a score, and remembers the files it saw."""
-
-    def __init__(self, scores: Mapping[str, float]) -> None:
-        self.scores = scores
-        self.files: list[tuple[str, dict[str, str]]] = []
-
-    def __call__(self, variant: str, files: Mapping[str, Path]) -> dict[str, Any]:
-        self.files.append((variant, {tower: sha256_file(path) for tower, path in files.items()}))
-        label = ",".join(
-            "int8" if b"QuantizeLinear" in files[t].read_bytes() else "-" for t in ("image", "text")
-        )
-        return {"map10": 1.0 if variant == "fp32" else self.scores.get(label, 1.0)}
-
-
-def _judge(metrics: Metrics, baseline: Metrics) -> Verdict:
-    kept = metrics["map10"] / baseline["map10"]
-    return Verdict(passed=kept >= 0.99, score=kept, reason=f"kept {kept:.2f}")
+pytestmark = pytest.mark.usefixtures("every_scheme_pays")
 
 
 def test_what_travels_is_the_very_file_that_was_measured(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
     measured = Measured({})
-    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=judge)
     assert sorted(report.variants) == ["fp16", "fp32", "int8"]
     for name, variant in report.variants.items():
         on_disk = {tower: sha256_file(tmp_path / name / f"{tower}.onnx") for tower in ("image", "text")}
@@ -86,7 +46,7 @@ def test_a_tower_that_int8_breaks_stays_in_fp16_and_the_report_says_so(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
     measured = Measured({"int8,int8": 0.5, "-,int8": 0.6, "int8,-": 0.995})
-    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=judge)
     assert report.variants["int8"].precisions == {"image": "int8", "text": "fp16"}
     assert report.variants["int8"].metrics == {"map10": 0.995}
     # Both whole, with residual sums in INT8 and without; then each beside the other in FP16.
@@ -97,7 +57,7 @@ def test_an_int8_that_fails_in_every_form_is_left_out_with_the_reasons(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
     measured = Measured({"int8,int8": 0.5, "-,int8": 0.6, "int8,-": 0.7})
-    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=_judge)
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=measured, judge=judge)
     assert sorted(report.variants) == ["fp16", "fp32"]
     assert "image int8 with residuals + text fp16: kept 0.70" in report.left_out["int8"]
     assert not (tmp_path / "int8").exists()
@@ -113,7 +73,7 @@ def test_residual_sums_are_int8_for_tensorrt_where_the_gate_allows(
 
     policies = {"image": "linear-and-conv", "text": "linear-only"}
     config = QuantizeConfig(candidates=("int8",), policies=policies)
-    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=evaluate, judge=_judge, config=config)
+    report = make_candidates(fp32_dir, tmp_path, calibration, evaluate=evaluate, judge=judge, config=config)
     kept = {"": ("image", "text"), "text": ("image",), "image": ()}
     trials = report.trials["int8"]
     assert [trial.residuals for trial in trials][-1] == kept[harmful]
@@ -139,7 +99,7 @@ def test_a_searched_plan_returns_the_harmful_group_within_the_budget(
         tmp_path,
         calibration,
         evaluate=evaluate,
-        judge=_judge,
+        judge=judge,
         config=QuantizeConfig(
             candidates=("int8",),
             schemes={"image": ("u8s8-chains",), "text": (scheme,)} if scheme else {},
@@ -172,7 +132,7 @@ def test_on_a_cpu_the_fastest_scheme_makes_the_tower_and_one_that_never_pays_sta
         high_precision="fp32",
     )
     report = make_candidates(
-        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=_judge, config=config
+        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=judge, config=config
     )
     made = report.variants["int8"]
     assert made.precisions == {"image": "fp32", "text": "int8"}
@@ -191,7 +151,7 @@ def test_no_int8_travels_where_nothing_is_faster_and_the_times_say_so(
         high_precision="fp32",
     )
     report = make_candidates(
-        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=_judge, config=config
+        fp32_dir, tmp_path, calibration, evaluate=Measured({}), judge=judge, config=config
     )
     assert sorted(report.variants) == ["fp32"]
     assert "image u8s8-chains 0.50 x" in report.left_out["int8"]
@@ -221,7 +181,7 @@ def test_a_plan_that_somebody_wrote_is_applied_as_it_is(
         tmp_path,
         calibration,
         evaluate=Measured({}),
-        judge=_judge,
+        judge=judge,
         config=QuantizeConfig(
             candidates=("int8",), plans={"text": plan}, schemes={"image": ("u8s8-chains",)}
         ),
@@ -243,7 +203,7 @@ def test_a_plan_that_is_not_faster_on_this_cpu_stays_in_fp32(
         tmp_path,
         calibration,
         evaluate=Measured({}),
-        judge=_judge,
+        judge=judge,
         config=QuantizeConfig(
             candidates=("int8",),
             plans={"text": plan},
@@ -259,14 +219,14 @@ def test_absent_towers_and_policies_are_named(
     fp32_dir: Path, tmp_path: Path, calibration: CalibrationSet
 ) -> None:
     with pytest.raises(UserError, match=r"no image\.onnx"):
-        make_candidates(tmp_path, tmp_path / "out", calibration, evaluate=Measured({}), judge=_judge)
+        make_candidates(tmp_path, tmp_path / "out", calibration, evaluate=Measured({}), judge=judge)
     with pytest.raises(UserError, match="did you mean 'linear-only'"):
         make_candidates(
             fp32_dir,
             tmp_path / "out",
             calibration,
             evaluate=Measured({}),
-            judge=_judge,
+            judge=judge,
             config=QuantizeConfig(policies={"image": "linear-onli", "text": "linear-only"}),
         )
 

@@ -29,13 +29,9 @@ from edgeglm.core.errors import UserError
 from edgeglm.export.lanes import lane_problems
 from edgeglm.targets.schema import load_target
 from scripts.fixtures.graphs import normal
-from tests.calibration.towers import tower_tensors
+from tests.calibration.towers import batches_of, tower_tensors
 
 CPU, T4, XAVIER = load_target("cpu"), load_target("t4"), load_target("jetson-agx-xavier")
-
-
-def _batches(tower: str, count: int = 32) -> Batches:
-    return Batches(tower_tensors(tower, count), 4)
 
 
 def test_a_plan_that_is_slower_than_fp32_is_not_written_either(
@@ -43,7 +39,9 @@ def test_a_plan_that_is_slower_than_fp32_is_not_written_either(
 ) -> None:
     monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 0.4)
     plan = whole_plan(prepared_model(fp32_dir / "text.onnx"), "u8s8")
-    outcome = quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, plan=plan)
+    outcome = quantize_onnx(
+        fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU, plan=plan
+    )
     assert not outcome.passed
     assert "0.40 x its speed" in outcome.search.reason
     assert not (tmp_path / "out").exists()
@@ -56,7 +54,7 @@ def test_a_file_that_turns_out_slower_when_timed_again_is_not_written(
         return 0.9 if path.name == "model.onnx" else 1.2
 
     monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: timed)
-    outcome = quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
+    outcome = quantize_onnx(fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU)
     assert not outcome.passed
     assert "not faster than FP32" in outcome.search.reason
 
@@ -78,7 +76,7 @@ def test_a_scheme_that_the_target_does_not_compute_is_refused(
         {"plan": whole_plan(prepared_model(source), scheme)},
     ):
         with pytest.raises(UserError, match=message):
-            quantize_onnx(source, _batches("text"), tmp_path / "out", target=target, **chosen)
+            quantize_onnx(source, batches_of("text"), tmp_path / "out", target=target, **chosen)
 
 
 def test_int4_tables_are_refused_where_tensorrt_would_have_to_read_them(
@@ -87,7 +85,7 @@ def test_int4_tables_are_refused_where_tensorrt_would_have_to_read_them(
     with pytest.raises(UserError, match="take --embeddings int8"):
         quantize_onnx(
             fp32_dir / "text.onnx",
-            _batches("text"),
+            batches_of("text"),
             tmp_path / "out",
             target=T4,
             settings=Settings(embeddings="int4"),
@@ -101,7 +99,7 @@ def test_what_is_written_for_tensorrt_is_legal_on_the_targets_lane(
 ) -> None:
     settings = Settings(methods=("max",), evaluations=2, gate=0.9)
     outcome = quantize_onnx(
-        fp32_dir / f"{tower}.onnx", _batches(tower), tmp_path / "out", target=target, settings=settings
+        fp32_dir / f"{tower}.onnx", batches_of(tower), tmp_path / "out", target=target, settings=settings
     )
     assert outcome.passed
     made = onnx.load(tmp_path / "out" / "model.onnx")
@@ -114,7 +112,7 @@ def test_an_int8_file_for_tensorrt_is_scored_alike_on_cpus_that_saturate(
     fp32_dir: Path, tmp_path: Path
 ) -> None:
     """Without VNNI an 8-bit weight overflows 16-bit sums in integer kernels; Q/DQ as written do not."""
-    source, batches = fp32_dir / "text.onnx", _batches("text")
+    source, batches = fp32_dir / "text.onnx", batches_of("text")
     prepared = prepared_model(source)
     ranges = ranges_from_batches(prepared, batches[:4], ("max",))
     int8_by_plan(prepared, tmp_path / "wide.onnx", whole_plan(prepared, "s8s8"), ranges)
@@ -177,9 +175,9 @@ def _with_weights_beside(source: Path, folder: Path, *, constant: str = "") -> P
 def test_a_model_with_its_weights_beside_it_becomes_fp16_and_int8(fp32_dir: Path, tmp_path: Path) -> None:
     path = _with_weights_beside(fp32_dir / "image.onnx", tmp_path / "model")
     before = source_sha256(path)
-    fp16_from_fp32(path, tmp_path / "half.onnx", list(_batches("image")[:2]))
+    fp16_from_fp32(path, tmp_path / "half.onnx", list(batches_of("image")[:2]))
     settings = Settings(methods=("max",), evaluations=2)
-    outcome = quantize_onnx(path, _batches("image"), tmp_path / "out", target=T4, settings=settings)
+    outcome = quantize_onnx(path, batches_of("image"), tmp_path / "out", target=T4, settings=settings)
     assert outcome.passed
     assert source_sha256(path) == before
     assert outcome.source_bytes == source_bytes(path) > path.stat().st_size
@@ -199,7 +197,7 @@ def test_a_plan_does_not_fit_the_same_graph_with_other_weights(fp32_dir: Path, t
     changed[-1] ^= 1
     weights.write_bytes(changed)
     with pytest.raises(UserError, match="was made for the model"):
-        quantize_onnx(path, _batches("text"), tmp_path / "out", target=CPU, plan=plan)
+        quantize_onnx(path, batches_of("text"), tmp_path / "out", target=CPU, plan=plan)
 
 
 def test_only_linear_layers_become_int8_where_that_is_asked(fp32_dir: Path, tmp_path: Path) -> None:
@@ -269,7 +267,7 @@ def test_free_dimensions_need_no_name(fp32_dir: Path, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     settings = Settings(methods=("max",), evaluations=2, gate=0.9)
     outcome = quantize_onnx(
-        tmp_path / "model.onnx", _batches("text"), tmp_path / "out", target=T4, settings=settings
+        tmp_path / "model.onnx", batches_of("text"), tmp_path / "out", target=T4, settings=settings
     )
     assert outcome.passed
     assert outcome.fp16 is not None

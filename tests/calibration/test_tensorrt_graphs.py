@@ -26,13 +26,13 @@ from edgeglm.targets.schema import load_target
 from scripts.fixtures import planted as planting
 from scripts.fixtures.graphs import answers, graph_model, normal
 from scripts.fixtures.planted import fp16_answers, planted
-from tests.calibration.towers import Batches
-from tests.export.test_fusion import WIDTH, block
+from tests.calibration.towers import Feeds
+from tests.export.blocks import WIDTH, block
 
 POLICY = policy_named("linear-and-conv")
 
 
-def attention_block(folder: Path) -> tuple[Path, Batches]:
+def attention_block(folder: Path) -> tuple[Path, Feeds]:
     """A transformer block whose scale stands behind the first product, and four batches for it."""
     path = folder / "block.onnx"
     onnx.save(block(), path)
@@ -74,7 +74,7 @@ def test_on_a_cpu_the_scale_stays_where_its_runtime_looks_for_it(tmp_path: Path)
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_residual_reads_the_pair_of_the_product_beside_it_and_answers_alike(
-    fp32_dir: Path, batches: dict[str, Batches], tower: str, precision: HighPrecision, tmp_path: Path
+    fp32_dir: Path, batches: dict[str, Feeds], tower: str, precision: HighPrecision, tmp_path: Path
 ):
     source, feeds = fp32_dir / f"{tower}.onnx", batches[tower]
     made = {}
@@ -134,7 +134,7 @@ def test_the_sum_of_two_products_reads_the_pair_that_one_has(shortcut: int, know
     assert residual.input[shortcut] == "d1"
 
 
-def behind_a_product(name: str, folder: Path) -> tuple[Path, Batches]:
+def behind_a_product(name: str, folder: Path) -> tuple[Path, Feeds]:
     """A graph that a plain cast to FP16 breaks, behind a product that gives what it is given."""
     model, _, _ = planted()[name]
     inner = [node for node in model.graph.node if "x" in node.input]

@@ -13,9 +13,9 @@ pytest.importorskip("modelopt")
 from edgeglm.calibration.quantize import make_candidates  # noqa: E402
 from edgeglm.calibration.sets import CalibrationSet  # noqa: E402
 from edgeglm.calibration.variants import QuantizeConfig, QuantizeReport  # noqa: E402
-from tests.calibration.test_quantize import Measured, _judge, calibration, every_scheme_pays  # noqa: E402
+from tests.calibration.candidates import Measured, judge  # noqa: E402
 
-__all__ = ["calibration", "every_scheme_pays"]
+pytestmark = pytest.mark.usefixtures("every_scheme_pays")
 INT8 = QuantizeConfig(candidates=("int8",))
 
 
@@ -46,7 +46,7 @@ class Towers(Measured):
             out,
             calibration,
             evaluate=self,
-            judge=_judge,
+            judge=judge,
             config=INT8,
             tune=self.tune,
         )

@@ -17,7 +17,6 @@ from onnx import numpy_helper
 
 from edgeglm.calibration.any_model import quantize_onnx
 from edgeglm.calibration.conversion import whole_plan
-from edgeglm.calibration.feeds import Batches
 from edgeglm.calibration.groups import quantizable_groups
 from edgeglm.calibration.policy import nodes_of_policy, policy_named
 from edgeglm.calibration.preparation import prepared_model
@@ -26,19 +25,10 @@ from edgeglm.cli.main import exit_code
 from edgeglm.core.errors import UserError
 from edgeglm.export.fp16_lint import lint_fp16
 from edgeglm.targets.schema import load_target
-from tests.calibration.towers import tower_tensors
+from tests.calibration.towers import batches_of, tower_tensors
 
 CPU = load_target("cpu")
-
-
-def _batches(tower: str, count: int = 32) -> Batches:
-    return Batches(tower_tensors(tower, count), 4)
-
-
-@pytest.fixture(autouse=True)
-def every_scheme_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models this small are not faster in INT8, which is not what these tests ask."""
-    monkeypatch.setattr("edgeglm.calibration.any_model.speedup_over", lambda *_, **__: lambda _: 1.5)
+pytestmark = pytest.mark.usefixtures("every_scheme_pays")
 
 
 def _bad(name: str, model: onnx.ModelProto, folder: Path) -> Path:
@@ -94,18 +84,18 @@ def test_a_model_that_cannot_be_quantized_is_a_users_error(
 ) -> None:
     path = _bad(name, onnx.load(fp32_dir / "image.onnx"), tmp_path)
     with pytest.raises(UserError, match=message):
-        quantize_onnx(path, _batches("image"), tmp_path / "out", target=CPU)
+        quantize_onnx(path, batches_of("image"), tmp_path / "out", target=CPU)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_model_and_one_sample_are_refused(fp32_dir: Path, tmp_path: Path) -> None:
-    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU)
+    quantize_onnx(fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU)
     static = whole_plan(prepared_model(fp32_dir / "text.onnx"), "u8s8")
-    quantize_onnx(fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, plan=static)
+    quantize_onnx(fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU, plan=static)
     with pytest.raises(UserError, match="quantized already"):
-        quantize_onnx(tmp_path / "out" / "model.onnx", _batches("text"), tmp_path / "x", target=CPU)
+        quantize_onnx(tmp_path / "out" / "model.onnx", batches_of("text"), tmp_path / "x", target=CPU)
     with pytest.raises(UserError, match="at least 2"):
-        quantize_onnx(fp32_dir / "text.onnx", _batches("text", 1), tmp_path / "x", target=CPU)
+        quantize_onnx(fp32_dir / "text.onnx", batches_of("text", 1), tmp_path / "x", target=CPU)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +111,7 @@ def test_a_metric_that_gives_nan_or_raises_is_a_users_error(fp32_dir: Path, tmp_
     for metric, message in ((lambda _: float("nan"), "finite"), (lambda _: 1 / 0, "ZeroDivisionError")):
         with pytest.raises(UserError, match=message):
             quantize_onnx(
-                fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=metric
+                fp32_dir / "text.onnx", batches_of("text"), tmp_path / "out", target=CPU, metric=metric
             )
 
 
@@ -131,7 +121,11 @@ def test_a_metric_that_no_share_can_be_taken_of_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"the metric gives FP32 .* return a number above 0"):
         quantize_onnx(
-            fp32_dir / "text.onnx", _batches("text"), tmp_path / "out", target=CPU, metric=lambda _: value
+            fp32_dir / "text.onnx",
+            batches_of("text"),
+            tmp_path / "out",
+            target=CPU,
+            metric=lambda _: value,
         )
 
 
@@ -155,7 +149,7 @@ def test_an_older_model_is_raised_and_quantized(fp32_dir: Path, tmp_path: Path) 
     model = onnx.load(fp32_dir / "image.onnx")
     _as_of_opset_11(model)
     onnx.save(model, tmp_path / "old.onnx")
-    outcome = quantize_onnx(tmp_path / "old.onnx", _batches("image"), tmp_path / "out", target=CPU)
+    outcome = quantize_onnx(tmp_path / "old.onnx", batches_of("image"), tmp_path / "out", target=CPU)
     assert outcome.passed
     assert outcome.cosine is not None
     assert outcome.cosine > 0.99
@@ -171,7 +165,7 @@ def test_a_model_beyond_what_protobuf_holds_is_refused_by_its_size(
     )  # fmt: skip
     monkeypatch.setattr("edgeglm.calibration.preparation._MOST_BYTES", 50_000)  # the weights take more
     with pytest.raises(UserError, match=r"model.onnx and its weights take .* GB.* 2 GB at most"):
-        quantize_onnx(tmp_path / "model.onnx", _batches("text"), tmp_path / "out", target=CPU)
+        quantize_onnx(tmp_path / "model.onnx", batches_of("text"), tmp_path / "out", target=CPU)
 
 
 def _reduced(model: onnx.ModelProto, axes: list[int] | None) -> onnx.ModelProto:
@@ -192,7 +186,7 @@ def test_single_numbers_are_compared_as_one_vector(
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(_reduced(onnx.load(fp32_dir / "text.onnx"), axes), path)
-    outcome = quantize_onnx(path, _batches("text"), tmp_path / "out", target=CPU)
+    outcome = quantize_onnx(path, batches_of("text"), tmp_path / "out", target=CPU)
     assert outcome.passed
     assert outcome.cosine is not None
     assert outcome.cosine < 1.0  # of two numbers it would be 1 whatever they are
@@ -202,7 +196,7 @@ def test_one_number_in_all_is_no_score(fp32_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(_reduced(onnx.load(fp32_dir / "text.onnx"), None), path)
     with pytest.raises(UserError, match=r"one number.*--metric"):
-        quantize_onnx(path, _batches("text", 8), tmp_path / "out", target=CPU)
+        quantize_onnx(path, batches_of("text", 8), tmp_path / "out", target=CPU)
 
 
 def test_samples_that_the_model_cannot_compute_or_answers_with_nan_are_refused(
@@ -219,7 +213,7 @@ def test_samples_that_the_model_cannot_compute_or_answers_with_nan_are_refused(
     model.graph.node.append(onnx.helper.make_node("Log", ["rows"], ["embedding"]))
     onnx.save(model, tmp_path / "nan.onnx")
     with pytest.raises(UserError, match="itself gives NaN or infinity"):
-        quantize_onnx(tmp_path / "nan.onnx", _batches("image"), tmp_path / "out", target=CPU)
+        quantize_onnx(tmp_path / "nan.onnx", batches_of("image"), tmp_path / "out", target=CPU)
 
 
 def test_a_batch_that_the_model_takes_whole_is_not_split(fp32_dir: Path, tmp_path: Path) -> None:
@@ -228,8 +222,8 @@ def test_a_batch_that_the_model_takes_whole_is_not_split(fp32_dir: Path, tmp_pat
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, tmp_path / "fixed.onnx")
     with pytest.raises(UserError, match="give at least 8"):
-        quantize_onnx(tmp_path / "fixed.onnx", _batches("image", 4), tmp_path / "out", target=CPU)
-    assert quantize_onnx(tmp_path / "fixed.onnx", _batches("image", 8), tmp_path / "out", target=CPU).passed
+        quantize_onnx(tmp_path / "fixed.onnx", batches_of("image", 4), tmp_path / "out", target=CPU)
+    assert quantize_onnx(tmp_path / "fixed.onnx", batches_of("image", 8), tmp_path / "out", target=CPU).passed
 
 
 @pytest.mark.parametrize("op", ["QLinearConv", "MatMulInteger", "DynamicQuantizeLinear", "DequantizeLinear"])

@@ -11,7 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-Batches = list[dict[str, npt.NDArray[Any]]]
+from edgeglm.calibration.feeds import Batches
+from edgeglm.calibration.plan import PlanGroup, PrecisionPlan
+from edgeglm.calibration.preparation import prepared_model
+
+Feeds = list[dict[str, npt.NDArray[Any]]]
 WIDTH = 32
 
 
@@ -108,10 +112,22 @@ def tower_tensors(tower: str, count: int, seed: int = 3) -> dict[str, npt.NDArra
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def batches_of(tower: str, count: int = 32) -> Batches:
+    """Return ``count`` samples of a tower in batches of four."""
+    return Batches(tower_tensors(tower, count), 4)
+
+
+def plan_of(path: Path, scheme: str, **changes: Any) -> PrecisionPlan:
+    """Return the plan that has every group of a model in INT8."""
+    prepared = prepared_model(path)
+    groups = tuple(PlanGroup(name=g.name, nodes=g.nodes, precision="int8") for g in prepared.groups)
+    return PrecisionPlan(source_sha256=prepared.sha256, scheme=scheme, group=groups, **changes)
+
+
 @pytest.fixture(scope="session")
-def batches() -> dict[str, Batches]:
+def batches() -> dict[str, Feeds]:
     """Four batches of four samples for each tower."""
-    found: dict[str, Batches] = {}
+    found: dict[str, Feeds] = {}
     for tower in ("image", "text"):
         tensors = tower_tensors(tower, 16)
         found[tower] = [{name: a[i : i + 4] for name, a in tensors.items()} for i in range(0, 16, 4)]

@@ -20,7 +20,7 @@ from edgeglm.export.rewrites import rewrite  # noqa: E402
 from edgeglm.targets.schema import load_target  # noqa: E402
 from scripts.fixtures.planted import cast_to_fp16  # noqa: E402
 from tests.calibration.towers import image_tower, text_tower  # noqa: E402
-from tests.export.test_fusion import WIDTH, block  # noqa: E402
+from tests.export.blocks import WIDTH, block  # noqa: E402
 
 TOKENS = ShapeRange(min=(1, 1), opt=(4, 6), max=(8, 8))
 PROFILES = {

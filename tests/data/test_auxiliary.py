@@ -25,7 +25,7 @@ from edgeglm.data.auxiliary import (
 from edgeglm.data.icon_assets import icon_set_of
 from edgeglm.data.iconsets import IconSet
 from edgeglm.data.pairs import Pair, PairSet, Query, Track, empty_images, write_pairs
-from tests.data.test_icons import package
+from tests.data.icon_packages import package
 
 BOX = '<rect x="{}" y="2" width="9" height="{}" fill="{}"/>'
 

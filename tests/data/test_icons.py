@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -15,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeglm.assets import asset_member, catalogue, fetch_asset
-from edgeglm.core.artifact import Artifact, listing_of
+from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import DataConfig
-from edgeglm.core.stage import Context, StageResult
+from edgeglm.core.stage import Context
 from edgeglm.core.store import Store, default_store_root
 from edgeglm.data.categories import CATEGORIES_ASSET
 from edgeglm.data.concepts import base_concept, concepts_of, is_skin_tone_variant
@@ -28,64 +26,7 @@ from edgeglm.data.iconsets import icon_set_from_json, rgb_from_svg
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.splits import drawn_groups, joined_groups
 from edgeglm.data.tracks import folded, keywords_from_cldr
-
-STYLES = ("noto", "openmoji", "twemoji", "emojione", "fluent-emoji-flat")
-NAMES = [
-    "red-apple", "green-pear", "cook", "man-cook", "woman-cook", "man-cook-dark-skin-tone", "light-bulb",
-    "left-arrow", "right-arrow", "dog", "cat", "house", "star", "flag-norway", "flag-bouvet-island", "sun",
-]  # fmt: skip
-
-
-def package(folder: Path, name: str, files: dict[str, object]) -> Artifact:
-    """Pack files as npm does and describe them as fetch_asset does."""
-    folder.mkdir(parents=True)
-    with tarfile.open(folder / f"{name}-1.tgz", "w:gz") as tar:
-        for path, content in files.items():
-            data = json.dumps(content).encode()
-            info = tarfile.TarInfo(f"package/{path}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    said = {"name": name, "version": "1", "licence": "MIT", "attribution": f"{name} by its authors"}
-    return Artifact(kind="asset", path=folder, files=listing_of(folder), provenance=said)
-
-
-def body(style: str, name: str) -> str:
-    seed = sum(map(ord, "flag-norway" if name.startswith("flag") else name)) * 7919
-    shift = STYLES.index(style) * 3
-    colour = f"#{seed % 0xFFFFFF:06x}"
-    return f'<rect x="{seed % 9}" y="{seed % 7}" width="{20 + shift}" height="18" fill="{colour}"/>'
-
-
-@pytest.fixture
-def packages(tmp_path: Path) -> dict[str, Artifact]:
-    """Five tiny icon sets: one hides an icon, one renames by code point, one by alias."""
-    made = {}
-    for style in STYLES:
-        icons = {name: {"body": body(style, name)} for name in NAMES}
-        codes = {f"1f{i:03x}": name for i, name in enumerate(NAMES)}
-        aliases = {"canine": {"parent": "dog"}} if style == "noto" else {}
-        if style == "fluent-emoji-flat":
-            icons["doggy"] = icons.pop("dog")
-            codes = {code: "doggy" if name == "dog" else name for code, name in codes.items()}
-        if style == "emojione":
-            icons["canine"], codes = icons.pop("dog"), {}
-            del icons["sun"]
-        if style == "openmoji":
-            icons["star"]["hidden"] = True  # type: ignore[assignment]
-        content = {"prefix": style, "icons": icons, "aliases": aliases, "width": 36, "height": 36}
-        made[style] = package(tmp_path / style, style, {"icons.json": content, "chars.json": codes})
-    words = {chr(0x1F000 + i): {"default": ["thing", f"word {i}", NAMES[i], "-"]} for i in range(len(NAMES))}
-    made[KEYWORDS_ASSET] = package(
-        tmp_path / "cldr",
-        "cldr",
-        {"annotations/en/annotations.json": {"annotations": {"annotations": words}}},
-    )
-    return made
-
-
-def built(packages: dict[str, Artifact], root: Path, *, threads: int = 1, **data: object) -> StageResult:
-    config = PairsConfig(data=DataConfig(image_size=16, **data))  # type: ignore[arg-type]
-    return PairsStage(config)(packages, Context(store=Store(root), progress=QuietProgress(), threads=threads))
+from tests.data.icon_packages import NAMES, STYLES, built, package
 
 
 def test_roles_keep_what_is_evaluated_out_of_training(packages: dict[str, Artifact], tmp_path: Path) -> None:

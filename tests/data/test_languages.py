@@ -14,9 +14,7 @@ from edgeglm.data.concepts import Concept
 from edgeglm.data.icons import KEYWORDS_ASSET, PairsConfig, PairsStage
 from edgeglm.data.languages import folded, names_from_cldr, spoken_in
 from edgeglm.data.pairs import PairSet
-from tests.data.test_icons import NAMES, built, package, packages
-
-__all__ = ["packages"]  # the fixture
+from tests.data.icon_packages import NAMES, built, package
 
 SAID = "红苹果 青梨 厨师 男厨师 女厨师 深色男厨师 灯泡 左箭 右箭 狗 猫 房子 星 挪威 布韦岛 太阳"
 CHINESE = dict(zip(NAMES, SAID.split(), strict=True))

@@ -14,7 +14,7 @@ import pytest
 
 from edgeglm.deploy.summary import FleetPlan
 from scripts.fixtures.proxy import cable
-from tests.deploy.test_deploy import content
+from tests.deploy.helpers import content
 
 POINTS = 20
 

@@ -17,28 +17,15 @@ import msgspec
 import pytest
 
 from edgeglm.core.store import Store, default_store_root
-from scripts.fixtures.colours import COLOURS, colour_bundle, colour_tower, picture
+from scripts.fixtures.colours import COLOURS, picture
 from scripts.fixtures.loopback import Device, stop
 from scripts.fixtures.proxy import cable
+from tests.deploy.helpers import content, real_bundle
 
 # The questions, and the lines of the manifest that changed; the device's side itself is there.
 OVERHEAD = 6_000
 # The same, the answers, and what SSH itself needs, half of it to agree on keys.
 WHOLE_TALK = 18_000
-
-
-def real_bundle(folder: Path, *, scale: float = 1.0, created: str = "2026-11-23") -> Path:
-    """Two towers that embed colours; with scale -1 the goldens are wrong there."""
-    parts: dict[str, Path | bytes] = {
-        f"models/{variant}/{kind}.onnx": colour_tower(kind, scale=scale)
-        for variant in ("fp32", "int8")
-        for kind in ("image", "text")
-    }
-    return colour_bundle(folder, created, **parts)
-
-
-def content(path) -> str:
-    return str(json.loads((path / "manifest.json").read_bytes())["content_digest"])
 
 
 def test_a_bundle_is_finalized_and_served(device, bundle, deploy, inventory):
@@ -193,12 +180,9 @@ def test_a_staged_bundle_is_finalized_and_the_running_one_still_serves(device, b
 def test_evidence_of_the_device_comes_home_by_board_and_version(device, bundle, deploy):
     device("pear")
     deploy(bundle())
-    store = default_store_root()
-    (entry,) = [
-        e for e in (store / "entries").iterdir() if b"device-build" in (e / "entry.json").read_bytes()
-    ]
-    kept = {path.name for path in (entry / "files").rglob("*") if path.is_file()}
-    assert kept == {"receipt.json", "engine.json", "layers.json", "timing.cache", "build.log", "place.json"}
+    (entry,) = kept()
+    names = {path.name for path in (entry / "files").rglob("*") if path.is_file()}
+    assert names == {"receipt.json", "engine.json", "layers.json", "timing.cache", "build.log", "place.json"}
     place = json.loads((entry / "files/place.json").read_bytes())
     assert place["board"]["machine"] == platform.machine()
     assert place["library"] == ["onnxruntime", "1.24.4"]
@@ -376,8 +360,7 @@ def test_a_build_on_a_device_stages_it_there_and_brings_the_evidence_home(
     assert one.delivered is not None
     assert one.delivered.url is None
     assert not (pear.root / "current").is_symlink()
-    entries = (default_store_root() / "entries").iterdir()
-    assert any(b"device-build" in (entry / "entry.json").read_bytes() for entry in entries)
+    assert len(kept()) == 1
     assert "--on USER@HOST" in cli("build", "--help")
 
 

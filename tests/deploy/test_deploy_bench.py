@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from edgeglm.bundle.verify import open_bundle
-from tests.deploy.test_deploy import real_bundle
+from tests.deploy.helpers import real_bundle
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.deploy.test_refusals import reason
+from tests.deploy.helpers import reason
 from tests.skips import mount_small_disk
 
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from scripts.fixtures.loopback import Server, sshd
-from tests.deploy.test_deploy import content, real_bundle
+from tests.deploy.helpers import content, real_bundle
 
 WRAPPER = """#!/bin/sh
 export QEMU_CPU=cortex-a72 OPENBLAS_NUM_THREADS=1

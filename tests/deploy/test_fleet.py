@@ -18,8 +18,7 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.store import Store, default_store_root
 from edgeglm.deploy.evidence import evidence_in, timing_caches
 from edgeglm.deploy.summary import FleetPlan, still_to_do, summary_bytes, summary_from_file
-from tests.deploy.test_deploy import content
-from tests.deploy.test_refusals import ORIN_NANO
+from tests.deploy.helpers import ORIN_NANO, content
 
 GIVEN = ("--service", "process", "--port", "0", "--retries", "0", "--canary", "0")
 

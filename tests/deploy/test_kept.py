@@ -17,7 +17,7 @@ from edgeglm.deploy.connection import connected
 from edgeglm.deploy.hosts import host_from_text
 from scripts.fixtures.loopback import Device
 from scripts.fixtures.proxy import cable
-from tests.deploy.test_deploy import content
+from tests.deploy.helpers import content
 
 DIGEST = hashlib.sha256(agent_source()).hexdigest()
 FEW = 4_000

@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from scripts.fixtures.loopback import Device
-from tests.deploy.test_deploy import content
-from tests.deploy.test_refusals import reason
+from tests.deploy.helpers import content, reason
 
 RELAY = """
 import os, socket, sys, threading

@@ -13,8 +13,7 @@ from edgeglm.deploy.device import environment as environments
 from edgeglm.deploy.device import objects
 from edgeglm.deploy.device.layout import MARKER, Layout
 from edgeglm.deploy.device.wire import Refused
-from tests.deploy.test_deploy import content
-from tests.deploy.test_refusals import reason
+from tests.deploy.helpers import content, reason
 
 
 def names(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from scripts.fixtures.loopback import sshd
 from scripts.fixtures.watcher import files_with, watcher
-from tests.deploy.test_deploy import real_bundle
+from tests.deploy.helpers import real_bundle
 
 pytestmark = pytest.mark.usefixtures("server")
 

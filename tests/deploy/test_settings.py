@@ -15,11 +15,8 @@ import pytest
 
 from edgeglm.cli.console import App
 from edgeglm.cli.deploy import print_rows
-from edgeglm.deploy.device.layout import Layout
-from edgeglm.deploy.device.systemd import SystemdService
-from edgeglm.deploy.device.wire import Refused
-from tests.deploy.test_deploy import content
-from tests.deploy.test_refusals import only, reason
+from edgeglm.deploy.options import token_file_of
+from tests.deploy.helpers import content, only, program, reason
 
 
 def free_port() -> int:
@@ -208,8 +205,7 @@ def test_a_service_that_is_not_there_is_refused_and_the_former_server_never_stop
     assert pear.answers() == content(third)
 
 
-SYSTEMCTL = """#!/bin/sh
-echo "$@" >>{folder}/calls
+SYSTEMCTL = """echo "$@" >>{folder}/calls
 [ -e {folder}/$2 ] && {{ echo "$2 is broken here" >&2; exit 1; }}
 exit 0
 """
@@ -221,8 +217,7 @@ def systemctl(tmp_path: Path) -> Path:
     folder = tmp_path / "fake"
     folder.mkdir()
     for name in ("systemctl", "loginctl"):
-        (folder / name).write_text(SYSTEMCTL.format(folder=folder))
-        (folder / name).chmod(0o755)
+        program(folder / name, SYSTEMCTL.format(folder=folder))
     return folder
 
 
@@ -287,11 +282,27 @@ def test_a_switch_of_service_that_was_killed_goes_back_to_the_former_service(dev
     assert pear.answers() == content(good)
 
 
-def test_a_systemctl_that_hangs_is_told_as_such(tmp_path, monkeypatch):
-    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 60\n")
-    (tmp_path / "systemctl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("edgeglm.deploy.device.systemd._SECONDS", 0.2)
-    service = SystemdService(Layout(tmp_path), {"service": "user", "host": "127.0.0.1", "port": 8000})
-    with pytest.raises(Refused, match=r"timed out .*; mend it, or pass --service process"):
-        service.check()
+@pytest.mark.parametrize("place", ["token", "/nowhere/token"])
+def test_a_token_that_is_not_there_is_refused_before_anything_is_sent(place, device, bundle, deploy, options):
+    pear = device("pear")
+    mine = msgspec.structs.replace(options, serve_flags=("--token-file", place))
+    words = reason(deploy(bundle(), options=mine))
+    assert (
+        f"there is no token file {place} on the device that this user can read; write the token there"
+        in words
+    )
+    assert not list((pear.root / "objects").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ((), None),
+        (("--no-page", "--token-file=/a=b"), "/a=b"),
+        (("--token-file", "/a", "--no-page"), "/a"),
+        (("--token-file=/a", "--token-file", "/b"), "/b"),
+        (("--token-file",), None),
+    ],
+)
+def test_the_token_file_is_read_from_the_servers_flags(flags, file):
+    assert token_file_of(flags) == file

@@ -11,7 +11,7 @@ from edgeglm.deploy.device import engines, switch
 from edgeglm.deploy.device.layout import Layout
 from edgeglm.deploy.device.wire import Refused
 from scripts.fixtures.proxy import cable
-from tests.deploy.test_deploy import content
+from tests.deploy.helpers import content
 
 
 def reused(summary) -> bool:

@@ -117,3 +117,51 @@ def test_a_token_that_was_handed_over_goes_before_the_one_that_the_flags_name(tm
     handed = "/run/credentials/edgeglm.service/token"
     supervise.Supervisor(tmp_path, tmp_path / "state", host="127.0.0.1", port=1, token=handed)._started()
     assert started[0][-2:] == ["--token-file", handed]
+
+
+def test_systemd_hears_ready_and_the_watchdog_from_the_supervisor(tmp_path, repository, stub, bundle):
+    import socket
+
+    slot = tmp_path / "slots/a"
+    slot.mkdir(parents=True)
+    (slot / "slot.json").write_text(json.dumps({"serve_flags": ["--no-grpc"]}))
+    (slot / "bundle").symlink_to(bundle())
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        listener.settimeout(20)
+        command = [
+            stub,
+            "-m",
+            "edgeglm.deploy.device.supervise",
+            "--port",
+            "0",
+            "--state",
+            str(slot / "state"),
+        ]
+        environment = {**os.environ, "NOTIFY_SOCKET": address}
+        process = subprocess.Popen(command, cwd=slot, env=environment)
+        try:
+            assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+            assert json.loads((slot / "state").read_bytes())["slot"] == "a"
+            assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+    assert json.loads((slot / "state").read_bytes())["stopped"]
+
+
+def test_the_log_of_a_device_that_is_left_alone_stays_small(tmp_path, monkeypatch):
+    log = tmp_path / "service.log"
+    with log.open("ab") as writer:
+        writer.write(b"x" * 1000)
+        writer.flush()
+        monkeypatch.setattr(supervise, "_LOG_BYTES", 1001)
+        supervise.shortened(log)
+        assert log.stat().st_size == 1000
+        writer.write(b"yy")
+        writer.flush()
+        supervise.shortened(log)
+        writer.write(b"after")
+    assert log.read_bytes() == b"after"
+    assert (tmp_path / "service.1.log").stat().st_size == 1002

@@ -17,8 +17,7 @@ import pytest
 
 from scripts.fixtures.loopback import Server, sshd, stub_python
 from tests.deploy.booted import Booted, booted
-from tests.deploy.test_deploy import content, real_bundle
-from tests.deploy.test_refusals import reason
+from tests.deploy.helpers import content, real_bundle, reason
 from tests.skips import loud_skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]

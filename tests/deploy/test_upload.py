@@ -6,7 +6,7 @@ import json
 import os
 import re
 
-from tests.deploy.test_deploy import content
+from tests.deploy.helpers import content
 
 
 def test_what_a_power_cut_damaged_of_a_file_that_had_half_come_travels_anew(device, bundle, deploy):

@@ -12,7 +12,7 @@ import pytest
 
 from edgeglm.core.errors import UserError
 from edgeglm.deploy.wheels import built_wheel, wheels_for
-from tests.deploy.test_deploy import real_bundle
+from tests.deploy.helpers import real_bundle
 from tests.skips import loud_skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,21 @@ def test_a_row_that_fails_at_once_or_later_ends_the_others(bad: str, ended: list
         with pytest.raises(ValueError, match="row"):
             await all_of([rows.row("a", gate), getattr(rows, bad)(), rows.row("b", gate)])
         assert rows.ended == ended
+
+    asyncio.run(main())
+
+
+def test_two_rows_that_fail_in_one_turn_are_one_refusal_and_no_error_in_the_log():
+    """The second one's future was asked by nobody: the server's log said so, as an error of its own."""
+
+    async def main() -> None:
+        reports: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+        rows = Rows()
+        with pytest.raises(ValueError, match="late row"):
+            await all_of([rows.late(), rows.late()])
+        gc.collect()
+        assert not reports
 
     asyncio.run(main())
 
