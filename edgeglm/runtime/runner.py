@@ -169,7 +169,7 @@ class Runner:
         if home is None or self._state == "closed":
             return
         if home.loop.is_closed():
-            self._abandon()
+            self.abandon()
             return
         home.check("close it in that loop")
         self._state = "closing"
@@ -188,6 +188,20 @@ class Runner:
                 request, RunnerClosedError("the runner was closed before an answer; open another one")
             )
         await self._shut()
+
+    def abandon(self) -> None:
+        """Give everything back where the loop has ended, and with it whoever waited for an answer.
+
+        Does nothing to a runner that was closed. For any thread.
+        """
+        if self._state == "closed":
+            return
+        for generation in self._generations:
+            generation.abandon()
+        self._generations.clear()
+        if self._home is not None:
+            self._signals.off(self._home.loop)
+        self._state = "closed"
 
     def close_on(self, *signals: signal.Signals) -> None:
         """Close when the process receives one of the signals, such as SIGTERM.
@@ -387,15 +401,6 @@ class Runner:
             self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
-        self._state = "closed"
-
-    def _abandon(self) -> None:
-        """Give everything back where the loop has ended, and with it whoever waited for an answer."""
-        for generation in self._generations:
-            generation.abandon()
-        self._generations.clear()
-        if self._home is not None:
-            self._signals.off(self._home.loop)
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

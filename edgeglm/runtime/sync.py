@@ -198,6 +198,7 @@ class SyncRunner:
         if was and self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._runner.abandon()  # what an interrupted close has left
 
 
 def _listed(inputs: Sequence[Raw], what: str) -> list[Raw]:
