@@ -89,8 +89,13 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what was accepted, then close."""
-        await self.close()
+        """Answer what was accepted, then close; at once if cancelled meanwhile: nobody else will close it."""
+        try:
+            await self.close()
+        except asyncio.CancelledError:
+            self._refuse_held()
+            self.abandon()
+            raise
 
     async def embed_text(
         self, text: str, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -181,18 +186,13 @@ class Runner:
             finally:
                 for wait in waits:
                     wait.cancel()
-        for generation in self._generations:
-            generation.clear()
-        for request in requests_of(self._generations):
-            self._ends.fail(
-                request, RunnerClosedError("the runner was closed before an answer; open another one")
-            )
+        self._refuse_held()
         await self._shut()
 
     def abandon(self) -> None:
-        """Give everything back where the loop has ended, and with it whoever waited for an answer.
+        """Give everything back, and wait for nothing: where the loop has ended, or nobody waits for answers.
 
-        Does nothing to a runner that was closed. For any thread.
+        Does nothing to a runner that was closed.
         """
         if self._state == "closed":
             return
@@ -393,6 +393,14 @@ class Runner:
         if generation in self._generations:
             self._ledger.retire(generation)
             self._generations.remove(generation)
+
+    def _refuse_held(self) -> None:
+        for generation in self._generations:
+            generation.clear()
+        for request in requests_of(self._generations):
+            self._ends.fail(
+                request, RunnerClosedError("the runner was closed before an answer; open another one")
+            )
 
     async def _shut(self) -> None:
         if self._watchdog is not None:
