@@ -53,6 +53,35 @@ def test_the_error_of_a_bad_request_says_what_the_engine_said():
     run(main)
 
 
+class SpeechlessError(Exception):
+    """Raises itself where it is to say what it is."""
+
+    def __str__(self) -> str:
+        raise SpeechlessError
+
+
+def test_an_engine_whose_errors_cannot_be_written_fails_its_callers_and_no_more():
+    """They were never told, and their worker died."""
+    doubler = Doubler()
+    function = doubler.function
+
+    def speechless(feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+        if POISON in feeds["x"]:
+            raise SpeechlessError
+        return function(feeds, engine)
+
+    doubler.function = speechless  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            with pytest.raises(EngineFailedError, match=r"SpeechlessError: it cannot say more; .*doctor"):
+                await asyncio.wait_for(doubled(served, POISON), LIMIT)
+            assert await doubled(served, 2) == 4
+            assert served.stats().replaced == 0
+
+    run(main)
+
+
 def test_a_hung_call_fails_its_callers_and_the_others_are_answered_by_a_new_instance():
     doubler = Doubler()
 
