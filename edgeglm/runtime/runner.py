@@ -364,11 +364,13 @@ class Runner:
             self._stood_still, self._heeded_until = now - self._look_at, now + limit
         if now < self._heeded_until:
             limit += self._stood_still
-        for generation in self._generations:
-            generation.look_for_hung(limit)
         self._watchdog = None
-        if any(generation.held for generation in self._generations):
-            self._watch(self._home.loop)
+        try:
+            for generation in self._generations:
+                generation.look_for_hung(limit)
+        finally:  # too little memory for one look must not be the last
+            if any(generation.held for generation in self._generations):
+                self._watch(self._home.loop)
 
     async def _opened(self, source: Source) -> Generation:
         """Open a source and its engines, or leave nothing behind: also where it is closed meanwhile."""

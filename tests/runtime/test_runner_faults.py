@@ -16,6 +16,7 @@ from edgeglm.engines.fake import FakeEngine
 from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Results,
@@ -489,6 +490,31 @@ class Threads:
             start(thread)
 
         monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_a_watchdog_that_found_no_memory_once_looks_again(monkeypatch):
+    """Who waited for a call that hung, then or ever after, waited for ever."""
+    doubler, looks, told = Doubler(), [], []
+    give_up_hung = Crew.give_up_hung
+
+    def no_memory_at_first(crew: Crew, *limits: float) -> Any:
+        looks.append(crew)
+        if len(looks) == 1:
+            raise MemoryError
+        return give_up_hung(crew, *limits)
+
+    monkeypatch.setattr(Crew, "give_up_hung", no_memory_at_first)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        async with runner(doubler, hang_after=0.2) as served:
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await asyncio.wait_for(doubled(served, HANG), LIMIT)
+            assert await doubled(served, 2) == 4
+            doubler.released.set()
+
+    run(main)
+    assert [type(error) for error in told] == [MemoryError]
 
 
 def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):
