@@ -72,9 +72,8 @@ class SyncRunner:
 
         Where several threads leave at once, all wait for the end.
         """
-        if self._open and os.getpid() != self._pid:
-            self._open = False  # its threads are the parent's
-        if not self._open:
+        if os.getpid() != self._pid:  # never entered, or a child: its threads are the parent's
+            self._open = False
             return
         with self._leaving:
             if self._open:

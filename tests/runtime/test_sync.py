@@ -191,6 +191,34 @@ def test_a_runner_that_several_threads_leave_at_once_ends_for_all_of_them():
         assert found == [True] * 3
 
 
+def test_a_thread_that_leaves_a_runner_last_waits_for_its_end_too():
+    """It went on beside a loop that was still ending."""
+    served, go = script(Words()).__enter__(), threading.Event()
+
+    async def slow_to_end() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(LIMIT)
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+
+    assert served._loop is not None
+    asyncio.run_coroutine_threadsafe(slow_to_end(), served._loop)
+    first, last = (threading.Thread(target=served.__exit__, args=(None, None, None)) for _ in range(2))
+    first.start()
+    until = time.monotonic() + LIMIT
+    while served._open and time.monotonic() < until:
+        time.sleep(0.01)
+    last.start()
+    last.join(0.2)
+    waits = last.is_alive()
+    go.set()
+    first.join(LIMIT)
+    last.join(LIMIT)
+    assert waits
+    assert not first.is_alive()
+    assert not last.is_alive()
+
+
 def test_ctrl_c_while_a_script_waits_for_the_last_answers_leaves_no_engine_in_memory():
     """As in a notebook, which lives on: each such runner kept its engines and threads."""
     words = Words()
