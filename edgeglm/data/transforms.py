@@ -10,7 +10,6 @@ import io
 import math
 import os
 import stat
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.core.errors import UserError
+from edgeglm.core.quiet import quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,20 +63,19 @@ def decoded_image(
     where = str(source) if isinstance(source, Path) else f"the image of {len(source)} bytes"
     data = _bytes_of(source) if isinstance(source, Path) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is judged below; odd metadata does no harm
-            with Images.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise UserError(
-                        f"{where} has {width} x {height} pixels, more than {max_pixels}; give a smaller one"
-                    )
-                if image.format == "EPS":  # Pillow would start Ghostscript on whatever a stranger sent
-                    raise UserError(f"{where} is a PostScript program; give a PNG, JPEG or WebP")
-                image.seek(0)
-                image.load()
-                _turn_upright(image)
-                return _flat(image, background)
+        # Quiet: the size is judged below, and odd metadata does no harm.
+        with quiet, Images.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UserError(
+                    f"{where} has {width} x {height} pixels, more than {max_pixels}; give a smaller one"
+                )
+            if image.format == "EPS":  # Pillow would start Ghostscript on whatever a stranger sent
+                raise UserError(f"{where} is a PostScript program; give a PNG, JPEG or WebP")
+            image.seek(0)
+            image.load()
+            _turn_upright(image)
+            return _flat(image, background)
     except UserError:
         raise
     except Images.DecompressionBombError:

@@ -8,7 +8,6 @@ The scores are cosines with the rows as they are stored in float16.
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cache, cached_property
 from threading import Lock
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.core.errors import UserError, unknown_name
+from edgeglm.core.quiet import quiet
 from edgeglm.index.codes import ByteRows, FloatRows, binary_codes, unit_rows
 from edgeglm.index.generation import Codes
 from edgeglm.runtime.retrieval import best_rows
@@ -142,8 +142,7 @@ def _scanning(queries: int) -> Any:
 @cache
 def _faiss() -> Any:
     """Return the library; None where it is not installed: an index grows, and must not end a server by it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on newer Pythons
+    with quiet:  # SWIG is told as deprecated, on newer Pythons
         try:
             import faiss
         except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ from edgeglm.runtime.requests import (
     Results,
     late_text,
     rows_of,
+    told,
 )
 
 
@@ -114,7 +115,7 @@ def overloaded(capacity: int) -> OverloadedError:
 
 def _uncut(request: Request, error: Exception) -> Failure:
     failure = EngineFailedError(
-        f"the answer cannot be cut out of its batch: {type(error).__name__}: {error}; "
+        f"the answer cannot be cut out of its batch: {told(error)}; "
         "lower max_batch_size, or leave this process more memory"
     )
     failure.__cause__ = error

@@ -16,7 +16,7 @@ from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.handlers import EngineHandler, PreparationHandler, forwarding
 from edgeglm.runtime.mailbox import Mailbox
 from edgeglm.runtime.opening import OpenedSource
-from edgeglm.runtime.requests import EngineFailedError, Request, Results, no_thread
+from edgeglm.runtime.requests import EngineFailedError, Request, Results, no_thread, told
 
 # Raw inputs taken at once: texts are quick, and a decoded image is worth a hop of its own.
 _TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 32, 2
@@ -329,8 +329,6 @@ def _hung(request: Request, limit: float, *, prepared: bool) -> EngineFailedErro
 def _open_failure(error: BaseException) -> EdgeglmError:
     if isinstance(error, EdgeglmError):
         return error
-    failure = EngineFailedError(
-        f"an engine cannot be opened: {type(error).__name__}: {error}; run 'edgeglm doctor'"
-    )
+    failure = EngineFailedError(f"an engine cannot be opened: {told(error)}; run 'edgeglm doctor'")
     failure.__cause__ = error
     return failure

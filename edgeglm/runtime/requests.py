@@ -50,6 +50,15 @@ class EngineFailedError(RequestError):
     """The engine raised, hung, or answered nonsense for this very request."""
 
 
+def told(error: BaseException) -> str:
+    """Return what an error is called and says; some cannot say it, and raise another one."""
+    try:
+        words = str(error)
+    except Exception:
+        words = "it cannot say more"
+    return f"{type(error).__name__}: {words}"
+
+
 def no_thread(what: str, error: RuntimeError | None = None) -> EngineFailedError:
     """Return the error of what needs a thread where the process may have no more."""
     failure = EngineFailedError(

@@ -89,8 +89,13 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer what was accepted, then close."""
-        await self.close()
+        """Answer what was accepted, then close; at once if cancelled meanwhile: nobody else will close it."""
+        try:
+            await self.close()
+        except asyncio.CancelledError:
+            self._refuse_held()
+            self.abandon()
+            raise
 
     async def embed_text(
         self, text: str, *, deadline: float | None = None, priority: int = Priority.NORMAL
@@ -169,7 +174,7 @@ class Runner:
         if home is None or self._state == "closed":
             return
         if home.loop.is_closed():
-            self._abandon()
+            self.abandon()
             return
         home.check("close it in that loop")
         self._state = "closing"
@@ -181,13 +186,22 @@ class Runner:
             finally:
                 for wait in waits:
                     wait.cancel()
-        for generation in self._generations:
-            generation.clear()
-        for request in requests_of(self._generations):
-            self._ends.fail(
-                request, RunnerClosedError("the runner was closed before an answer; open another one")
-            )
+        self._refuse_held()
         await self._shut()
+
+    def abandon(self) -> None:
+        """Give everything back, and wait for nothing: where the loop has ended, or nobody waits for answers.
+
+        Does nothing to a runner that was closed.
+        """
+        if self._state == "closed":
+            return
+        for generation in self._generations:
+            generation.abandon()
+        self._generations.clear()
+        if self._home is not None:
+            self._signals.off(self._home.loop)
+        self._state = "closed"
 
     def close_on(self, *signals: signal.Signals) -> None:
         """Close when the process receives one of the signals, such as SIGTERM.
@@ -350,11 +364,13 @@ class Runner:
             self._stood_still, self._heeded_until = now - self._look_at, now + limit
         if now < self._heeded_until:
             limit += self._stood_still
-        for generation in self._generations:
-            generation.look_for_hung(limit)
         self._watchdog = None
-        if any(generation.held for generation in self._generations):
-            self._watch(self._home.loop)
+        try:
+            for generation in self._generations:
+                generation.look_for_hung(limit)
+        finally:  # too little memory for one look must not be the last
+            if any(generation.held for generation in self._generations):
+                self._watch(self._home.loop)
 
     async def _opened(self, source: Source) -> Generation:
         """Open a source and its engines, or leave nothing behind: also where it is closed meanwhile."""
@@ -380,6 +396,14 @@ class Runner:
             self._ledger.retire(generation)
             self._generations.remove(generation)
 
+    def _refuse_held(self) -> None:
+        for generation in self._generations:
+            generation.clear()
+        for request in requests_of(self._generations):
+            self._ends.fail(
+                request, RunnerClosedError("the runner was closed before an answer; open another one")
+            )
+
     async def _shut(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -387,15 +411,6 @@ class Runner:
             self._signals.off(self._home.loop)
         for generation in tuple(self._generations):
             await generation.shut()
-        self._state = "closed"
-
-    def _abandon(self) -> None:
-        """Give everything back where the loop has ended, and with it whoever waited for an answer."""
-        for generation in self._generations:
-            generation.abandon()
-        self._generations.clear()
-        if self._home is not None:
-            self._signals.off(self._home.loop)
         self._state = "closed"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

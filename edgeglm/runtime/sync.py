@@ -72,9 +72,8 @@ class SyncRunner:
 
         Where several threads leave at once, all wait for the end.
         """
-        if self._open and os.getpid() != self._pid:
-            self._open = False  # its threads are the parent's
-        if not self._open:
+        if os.getpid() != self._pid:  # never entered, or a child: its threads are the parent's
+            self._open = False
             return
         with self._leaving:
             if self._open:
@@ -198,6 +197,7 @@ class SyncRunner:
         if was and self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._runner.abandon()  # what an interrupted close has left
 
 
 def _listed(inputs: Sequence[Raw], what: str) -> list[Raw]:

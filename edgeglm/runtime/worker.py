@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.engines.protocol import OutputsError
-from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results
+from edgeglm.runtime.requests import EngineFailedError, Failure, Request, Results, told
 
 if TYPE_CHECKING:
     from edgeglm.runtime.crew import Crew
@@ -128,8 +128,7 @@ def failure_from(error: BaseException) -> EdgeglmError:
     if isinstance(error, (UserError, EngineFailedError)):
         return error
     failure = EngineFailedError(
-        f"the engine failed on this request: {type(error).__name__}: {error}; look at the input, "
-        "or run 'edgeglm doctor'"
+        f"the engine failed on this request: {told(error)}; look at the input, or run 'edgeglm doctor'"
     )
     failure.__cause__ = error
     return failure

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from edgeglm.core.errors import UserError
+from edgeglm.data import transforms
 from edgeglm.data.transforms import (
     ImagePreprocessing,
     decoded_image,
@@ -263,3 +265,29 @@ def test_a_postscript_file_starts_no_program(monkeypatch: pytest.MonkeyPatch) ->
     source = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     with pytest.raises(UserError, match="is a PostScript program; give a PNG, JPEG or WebP"):
         decoded_image(source)
+
+
+def test_pictures_decoded_in_two_threads_at_once_leave_the_process_its_warnings(monkeypatch):
+    inside = [threading.Event(), threading.Event()]
+    left = threading.Event()
+    turn_upright = transforms._turn_upright
+
+    def first_in_first_out(image: Image.Image) -> None:
+        turn_upright(image)
+        place = 0 if threading.current_thread() is first else 1
+        inside[place].set()
+        assert (inside[1], left)[place].wait(20)
+
+    monkeypatch.setattr(transforms, "_turn_upright", first_in_first_out)
+    picture = encoded(Image.fromarray(noise(4, 4, 3)))
+    first, second = (threading.Thread(target=decoded_image, args=(picture,)) for _ in range(2))
+    former = list(warnings.filters)
+    first.start()
+    assert inside[0].wait(20)
+    second.start()
+    first.join(20)
+    left.set()
+    second.join(20)
+    assert warnings.filters == former
+    with pytest.raises(UserWarning, match="half of it"):
+        warnings.warn("half of it is lost", UserWarning, stacklevel=1)

@@ -148,6 +148,31 @@ def test_close_may_be_cancelled_and_called_again(count):
     run(main)
 
 
+@pytest.mark.parametrize("count", STEPS)
+def test_a_with_statement_that_is_cancelled_as_it_ends_leaves_no_engine_open(count):
+    """As by ``asyncio.timeout``. Nobody closed such a runner: it kept its engines till the process ended."""
+    doubler = Doubler()
+    answers: list[asyncio.Task[float]] = []
+
+    async def served() -> None:
+        async with runner(doubler, drain_timeout=None) as open_one:
+            answers.append(await held(doubler, open_one, 2))
+
+    async def main() -> None:
+        serving = asyncio.create_task(served())
+        await until(lambda: bool(answers))
+        await steps(count)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        with pytest.raises(RunnerClosedError, match="before an answer"):
+            await answers[0]
+        doubler.gate.set()
+        await until(lambda: not doubler.made[0].loaded)
+
+    run(main)
+
+
 def test_close_during_a_swap_leaves_no_engine_open():
     old, new = Doubler(), Doubler()
 

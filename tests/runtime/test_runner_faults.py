@@ -15,6 +15,7 @@ from edgeglm.engines.fake import FakeEngine
 from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
+from edgeglm.runtime.crew import Crew
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Results,
@@ -48,6 +49,35 @@ def test_the_error_of_a_bad_request_says_what_the_engine_said():
                 await doubled(served, MISCOUNT)
             with pytest.raises(EngineFailedError, match="gave NaN or infinity in y"):
                 await doubled(served, NOT_A_NUMBER)
+
+    run(main)
+
+
+class SpeechlessError(Exception):
+    """Raises itself where it is to say what it is."""
+
+    def __str__(self) -> str:
+        raise SpeechlessError
+
+
+def test_an_engine_whose_errors_cannot_be_written_fails_its_callers_and_no_more():
+    """They were never told, and their worker died."""
+    doubler = Doubler()
+    function = doubler.function
+
+    def speechless(feeds: Feeds, engine: FakeEngine) -> Sequence[np.ndarray]:
+        if POISON in feeds["x"]:
+            raise SpeechlessError
+        return function(feeds, engine)
+
+    doubler.function = speechless  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with runner(doubler) as served:
+            with pytest.raises(EngineFailedError, match=r"SpeechlessError: it cannot say more; .*doctor"):
+                await asyncio.wait_for(doubled(served, POISON), LIMIT)
+            assert await doubled(served, 2) == 4
+            assert served.stats().replaced == 0
 
     run(main)
 
@@ -384,6 +414,31 @@ class Threads:
             start(thread)
 
         monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_a_watchdog_that_found_no_memory_once_looks_again(monkeypatch):
+    """Who waited for a call that hung, then or ever after, waited for ever."""
+    doubler, looks, told = Doubler(), [], []
+    give_up_hung = Crew.give_up_hung
+
+    def no_memory_at_first(crew: Crew, *limits: float) -> Any:
+        looks.append(crew)
+        if len(looks) == 1:
+            raise MemoryError
+        return give_up_hung(crew, *limits)
+
+    monkeypatch.setattr(Crew, "give_up_hung", no_memory_at_first)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        async with runner(doubler, hang_after=0.2) as served:
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await asyncio.wait_for(doubled(served, HANG), LIMIT)
+            assert await doubled(served, 2) == 4
+            doubler.released.set()
+
+    run(main)
+    assert [type(error) for error in told] == [MemoryError]
 
 
 def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -186,6 +189,64 @@ def test_a_runner_that_several_threads_leave_at_once_ends_for_all_of_them():
         for thread in threads:
             thread.join(LIMIT)
         assert found == [True] * 3
+
+
+def test_a_thread_that_leaves_a_runner_last_waits_for_its_end_too():
+    """It went on beside a loop that was still ending."""
+    served, go = script(Words()).__enter__(), threading.Event()
+
+    async def slow_to_end() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(LIMIT)
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+
+    assert served._loop is not None
+    asyncio.run_coroutine_threadsafe(slow_to_end(), served._loop)
+    first, last = (threading.Thread(target=served.__exit__, args=(None, None, None)) for _ in range(2))
+    first.start()
+    until = time.monotonic() + LIMIT
+    while served._open and time.monotonic() < until:
+        time.sleep(0.01)
+    last.start()
+    last.join(0.2)
+    waits = last.is_alive()
+    go.set()
+    first.join(LIMIT)
+    last.join(LIMIT)
+    assert waits
+    assert not first.is_alive()
+    assert not last.is_alive()
+
+
+def test_ctrl_c_while_a_script_waits_for_the_last_answers_leaves_no_engine_in_memory():
+    """As in a notebook, which lives on: each such runner kept its engines and threads."""
+    words = Words()
+    words.gate.clear()
+    engine = words.engine()
+    served = SyncRunner({"text": TowerSource(engine=lambda: engine)}, RunnerConfig(warm_up=False))
+
+    def interrupt() -> None:
+        until = time.monotonic() + LIMIT
+        while not served._runner.closing and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def ask() -> None:
+        with contextlib.suppress(RunnerClosedError):
+            served.infer("text", {"x": np.zeros(1, np.float32)})
+
+    caller, other = threading.Thread(target=ask), threading.Thread(target=interrupt)
+    served.__enter__()
+    caller.start()
+    assert words.entered.wait(LIMIT)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        served.__exit__(None, None, None)
+    words.gate.set()
+    for thread in (caller, other, *(one for one in threading.enumerate() if "edgeglm-" in one.name)):
+        thread.join(LIMIT)
+    assert not engine.loaded
 
 
 def test_a_forked_child_leaves_a_with_statement_with_its_own_error(repository: Path):
