@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from edgeglm.data.pairs import PairSet
 
 if TYPE_CHECKING:
     from edgeglm.adapt.alignment import Alignment
+    from edgeglm.adapt.conse import NamedClasses
     from edgeglm.train.checkpoint import Checkpoint
 
 #: Options that are of the image tuning alone.
@@ -63,6 +64,7 @@ def begun_alignment(
     from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
     from edgeglm.train.concepts import Concepts
 
+    named = named_classes(inputs["class-names"], pairs) if config.conse.weight else None
     refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
     concepts, multitask = Concepts.of(pairs), config.multitask
     text = load_text_teacher(config.text, inputs["text"], scratch / "text", max_length=max_length)
@@ -76,7 +78,7 @@ def begun_alignment(
             concepts, len(pairs), others, torch.from_numpy(more), share=config.auxiliary.replay
         )
     trained = concepts.texts if auxiliary is None else auxiliary.concepts.texts
-    keep_entries(text, trained, config.vocabulary, scratch / "kept")
+    keep_entries(text, said_texts(trained, named), config.vocabulary, scratch / "kept")
     first_state = first_state and multitask.reptile_rounds > 0
     return Alignment(
         torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
@@ -91,8 +93,31 @@ def begun_alignment(
         checkpoints=checkpoints,
         widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
         auxiliary=auxiliary,
-        named=named_classes(inputs["class-names"], pairs) if config.conse.weight else None,
+        named=named,
     )
+
+
+def said_texts(trained: Sequence[str], named: NamedClasses | None) -> tuple[str, ...]:
+    """Return every text that the text tower is asked for: what trains, and what classes are called."""
+    return (*trained, *(() if named is None else named.names))
+
+
+def require_told(config: TeacherConfig, pairs: PairSet) -> None:
+    """Raise UserError for pairs that do not tell what the recipe's teacher is to learn from them.
+
+    What :func:`begun_alignment` would say when all features are made is asked of the pairs alone.
+    """
+    from edgeglm.adapt.domains import Domains
+    from edgeglm.adapt.meta import tasks_of
+    from edgeglm.adapt.multitask import kinds_of
+    from edgeglm.train.concepts import Concepts
+
+    concepts = Concepts.of(pairs)
+    if config.domain.uses_unlabelled():
+        Domains.of(pairs, concepts)
+    kinds_of(config.multitask, pairs, concepts)
+    if config.multitask.reptile_rounds:
+        tasks_of(pairs, concepts, config.multitask.reptile_over)
 
 
 def phase_checkpoints(

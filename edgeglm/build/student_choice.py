@@ -26,11 +26,13 @@ from edgeglm.build.student_search import (
     read_search,
     smallest_size,
 )
+from edgeglm.build.suited import require_suited
 from edgeglm.build.untrained import fewer_entries
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe, StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage, StageResult
+from edgeglm.data.pairs import PairSet
 from edgeglm.targets.schema import Target
 
 C = TypeVar("C", bound=Cost)
@@ -161,6 +163,8 @@ def searched_recipe(
         result = run_stage(node.stage, inputs, context)
         made[node.name] = result.artifact
         on_stage(result)
+        if node.name == "pairs":
+            require_suited(recipe, PairSet.open(result.artifact), plan.sources, context)
         if node.name == "targets":
             break
     config = SearchConfig(
