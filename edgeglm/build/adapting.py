@@ -18,7 +18,6 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, StageResult
-from edgeglm.data.pairs import PairSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ def adapt_teacher(
         known[node.name] = results[-1].artifact
         on_stage(results[-1])
         if node.name == "pairs":
-            require_suited(recipe, PairSet.open(known["pairs"]), sources.found, context, student=False)
+            require_suited(recipe, known["pairs"], sources.found, context, student=False)
     teacher, evaluated = known["teacher"], known["teacher-evaluation"]
     _deliver(teacher, known[backbones_of(recipe)], evaluated, destination)
     return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=teacher, results=tuple(results))

@@ -88,7 +88,7 @@ def run_build(
         on_stage(result)
         _check_gates(node, made, plan.recipe)
         if node.name == "pairs":
-            require_suited(plan.recipe, PairSet.open(result.artifact), plan.sources, context)
+            require_suited(plan.recipe, result.artifact, plan.sources, context)
         for row in rows_after(node.name, results):
             rows.append(row)
             on_row(row)

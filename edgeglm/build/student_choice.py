@@ -32,7 +32,6 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe, StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage, StageResult
-from edgeglm.data.pairs import PairSet
 from edgeglm.targets.schema import Target
 
 C = TypeVar("C", bound=Cost)
@@ -164,7 +163,7 @@ def searched_recipe(
         made[node.name] = result.artifact
         on_stage(result)
         if node.name == "pairs":
-            require_suited(recipe, PairSet.open(result.artifact), plan.sources, context)
+            require_suited(recipe, result.artifact, plan.sources, context)
         if node.name == "targets":
             break
     config = SearchConfig(

@@ -56,6 +56,7 @@ def test_a_trimmed_vocabulary_travels_with_the_tower_that_was_trained_on_it(
     assert said.code == 0, said.err
     assert len(said.json["hits"]) == 3
     assert project.edgeglm("verify", trimmed).code == 0
+    assert "vocabulary-fit" in project.stored(), "a rebuild would load the whole text teacher to ask again"
 
 
 def test_fewer_words_than_the_captions_have_are_refused_before_a_teacher_is_trained(
