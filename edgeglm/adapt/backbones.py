@@ -9,6 +9,7 @@ Shapes: B batch, R resolution, F features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +70,20 @@ def backbone_onnx(name: str, source: Artifact, path: Path, *, resolution: int) -
     return backbone_from_module(module, path, name=name, title=title, resolution=side)
 
 
-def classifier_onnx(source: Artifact, path: Path, *, resolution: int) -> Backbone:
-    """Write EfficientNet-Lite0 with its classifier as ONNX, as one more backbone: its features are logits."""
+def classifier_onnx(source: Artifact, path: Path, *, resolution: int, beside: Sequence[str] = ()) -> Backbone:
+    """Write EfficientNet-Lite0 with its classifier as ONNX, as one more backbone: its features are logits.
+
+    Where the network is one of the backbones ``beside`` it, only what follows its trunk counts as parameters.
+    """
     from edgeglm.models.efficientnet_lite import Lite0Classifier
 
     module = Lite0Classifier(lite0_state(source))
     name, title = f"{CLASSIFIED_BY}-classes", f"classes of {_TITLES[CLASSIFIED_BY]}"
-    return backbone_from_module(module, path, name=name, title=title, resolution=resolution)
+    found = backbone_from_module(module, path, name=name, title=title, resolution=resolution)
+    if CLASSIFIED_BY not in beside:
+        return found
+    trunk = sum(parameter.numel() for parameter in module.trunk.parameters())
+    return msgspec.structs.replace(found, parameters=found.parameters - trunk)
 
 
 def read_backbones(folder: Path) -> tuple[Backbone, ...]:

@@ -119,6 +119,7 @@ def begun(
     from edgeglm.adapt.text_teacher import keep_entries, load_text_teacher
     from edgeglm.train.concepts import Concepts
 
+    named = named_classes(inputs["class-names"], pairs) if config.conse.weight else None
     refuse_leakage(pairs, pairs.by_role("labelled", "unlabelled").tolist())
     concepts, multitask = Concepts.of(pairs), config.multitask
     text = load_text_teacher(config.text, inputs["text"], scratch / "text", max_length=max_length)
@@ -132,7 +133,7 @@ def begun(
             concepts, len(pairs), others, torch.from_numpy(more), share=config.auxiliary.replay
         )
     trained = concepts.texts if auxiliary is None else auxiliary.concepts.texts
-    keep_entries(text, trained, config.vocabulary, scratch / "kept")
+    keep_entries(text, said_texts(trained, named), config.vocabulary, scratch / "kept")
     from_tasks = multitask.reptile_rounds > 0
     return Beginning(
         features_VNF=torch.from_numpy(np.load(inputs["features"].path / "features.npy", mmap_mode="c")),
@@ -143,9 +144,32 @@ def begun(
         tasks=tuple(tasks_of(pairs, concepts, multitask.reptile_over)) if from_tasks else (),
         widths=inputs["features"].provenance.get("measured", {}).get("widths", ()),
         auxiliary=auxiliary,
-        named=named_classes(inputs["class-names"], pairs) if config.conse.weight else None,
+        named=named,
         progress=progress,
     )
+
+
+def said_texts(trained: Sequence[str], named: NamedClasses | None) -> tuple[str, ...]:
+    """Return every text that the text tower is asked for: what trains, and what classes are called."""
+    return (*trained, *(() if named is None else named.names))
+
+
+def require_told(config: TeacherConfig, pairs: PairSet) -> None:
+    """Raise UserError for pairs that do not tell what the recipe's teacher is to learn from them.
+
+    What :func:`begun` would say when all features are made is asked of the pairs alone.
+    """
+    from edgeglm.adapt.domains import Domains
+    from edgeglm.adapt.meta import tasks_of
+    from edgeglm.adapt.multitask import kinds_of
+    from edgeglm.train.concepts import Concepts
+
+    concepts = Concepts.of(pairs)
+    if config.domain.uses_unlabelled():
+        Domains.of(pairs, concepts)
+    kinds_of(config.multitask, pairs, concepts)
+    if config.multitask.reptile_rounds:
+        tasks_of(pairs, concepts, config.multitask.reptile_over)
 
 
 def phase_checkpoints(

@@ -109,12 +109,14 @@ class ImageTuningStage(AlignmentStage):
             tower.requires_grad_(False)
             tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             title = f"{ours.title}, {config.image_blocks} blocks tuned"
+            classifier = backbones[-1] if config.conse.weight else None
             written = [
                 backbone_from_module(
                     tower, out / one.file, name=one.name, title=title, resolution=one.resolution
                 )
                 if one is ours
-                else one
+                # A classifier keeps the blocks as they were, which so far counted as the backbone's.
+                else msgspec.structs.replace(one, parameters=one.parameters + trained * (one is classifier))
                 for one in backbones
             ]
         for one in backbones:

@@ -96,7 +96,11 @@ class BackbonesStage(Stage[BackbonesConfig]):
                 task.advance()
             if config.classifier:
                 path = out / f"image-{len(config.image)}.onnx"
-                found.append(classifier_onnx(inputs["classifier"], path, resolution=config.classifier))
+                found.append(
+                    classifier_onnx(
+                        inputs["classifier"], path, resolution=config.classifier, beside=config.image
+                    )
+                )
                 task.advance()
         (out / "backbones.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
         return {"parameters": sum(backbone.parameters for backbone in found)}
@@ -248,7 +252,7 @@ class TeacherStage(AlignmentStage):
         (out / "text.json").write_bytes(msgspec.json.encode(settings))
         counts = {
             "image_head": _parameters(image_head),
-            "text": _parameters(text.module()) + _parameters(text_head),
+            "text": text.parameters() + _parameters(text_head),
             "lora": alignment.trainable,
         }
         record: dict[str, Any] = {"parameters": counts, "curves": curves, "parity": parity}

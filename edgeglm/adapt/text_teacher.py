@@ -54,6 +54,15 @@ class TextTeacher:
 
         return self.tower if self.before is None else BothTowers(self.tower, self.before)
 
+    def parameters(self) -> int:
+        """Return the number of weights; what tuning left as it was counts once."""
+        import torch
+
+        own = list(self.tower.parameters())
+        more = [] if self.before is None else list(self.before.parameters())
+        changed = [one for one in more if not any(torch.equal(one, other) for other in own)]
+        return sum(parameter.numel() for parameter in (*own, *changed))
+
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return features float32 [B, F] on the tower's device, with gradients where it is tuned."""
         import torch

@@ -11,6 +11,7 @@ from edgeglm.adapt.image_tuning_stage import require_tunable
 from edgeglm.build.evaluations import Metrics, metrics_of
 from edgeglm.build.sources import sources_of, teacher_rooms
 from edgeglm.build.stage_memory import run_stage
+from edgeglm.build.suited import require_suited
 from edgeglm.build.teacher_nodes import backbones_of, teacher_nodes
 from edgeglm.build.unheard import require_elsewhere, require_heard_teacher
 from edgeglm.core.artifact import Artifact
@@ -62,6 +63,8 @@ def adapt_teacher(
         results.append(run_stage(node.stage, inputs, context))
         known[node.name] = results[-1].artifact
         on_stage(results[-1])
+        if node.name == "pairs":
+            require_suited(recipe, known["pairs"], sources.found, context, student=False)
     teacher, evaluated = known["teacher"], known["teacher-evaluation"]
     _deliver(teacher, known[backbones_of(recipe)], evaluated, destination)
     return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=teacher, results=tuple(results))

@@ -27,7 +27,7 @@ from edgeglm.build.table import (
 from edgeglm.build.timed_towers import Milliseconds
 from edgeglm.calibration.variants import QuantizeReport
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.recipe import Recipe
+from edgeglm.core.recipe import Recipe, TeacherConfig
 from edgeglm.core.stage import Inputs
 from edgeglm.evaluate.retrieval import TrackMetrics
 from edgeglm.report.data import StageRow, Tower
@@ -107,16 +107,35 @@ def teacher_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds) -> tup
     counts = json.loads((folder / "teacher.json").read_text())["parameters"]
     sizes = teacher_sizes(images, inputs["teacher"])
     titles = " + ".join(f"{b.title}, {b.resolution} px" for b in backbones)
-    lora = f" + LoRA {recipe.teacher.lora_rank}" if recipe.teacher.lora_epochs else ""
     text_title = {"minilm-l6": "MiniLM-L6", "multilingual-e5-small": "multilingual E5-small"}.get(
         recipe.teacher.text, recipe.teacher.text
     )
-    details = {"image": titles, "text": f"{text_title}{lora}"}
+    details = {"image": titles, "text": f"{text_title}{_tuned(recipe.teacher)}"}
     parameters = {
         "image": sum(b.parameters for b in backbones) + counts["image_head"],
         "text": counts["text"],
     }
     return tuple(_tower(tower, details[tower], parameters[tower], sizes[tower], latency) for tower in details)
+
+
+def _tuned(teacher: TeacherConfig) -> str:
+    """Return how the text tower was tuned, to follow its name."""
+    if not teacher.lora_epochs:
+        return ""
+    rank, tokens, last = teacher.lora_rank, teacher.virtual_tokens, teacher.tuned_blocks
+    said = {
+        "lora": f"LoRA {rank}",
+        "rslora": f"rsLoRA {rank}",
+        "dora": f"DoRA {rank}",
+        "ia3": "IA3",
+        "bottleneck": f"bottleneck adapters {rank}",
+        "prompt": f"prompt of {tokens}",
+        "p-tuning": f"P-tuning of {tokens}",
+    }
+    where = f"last {last} blocks" if last else "all blocks"
+    if teacher.tuning not in said:
+        return f", {where} tuned"
+    return f" + {said[teacher.tuning]}{f', {where}' if last else ''}"
 
 
 def student_towers(inputs: Inputs, recipe: Recipe, latency: Milliseconds, variant: str) -> tuple[Tower, ...]:

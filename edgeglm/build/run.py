@@ -20,6 +20,7 @@ from edgeglm.build.student_fit import (
     require_untrained_fit,
     untrained_fits,
 )
+from edgeglm.build.suited import require_suited
 from edgeglm.build.table import Row, rows_after
 from edgeglm.bundle.archive import ArchiveKind
 from edgeglm.bundle.manifest import MANIFEST_NAME, Manifest, manifest_from_bytes
@@ -86,6 +87,8 @@ def run_build(
         remember(context.store.root, plan, node, result.artifact)
         on_stage(result)
         _check_gates(node, made, plan.recipe)
+        if node.name == "pairs":
+            require_suited(plan.recipe, result.artifact, plan.sources, context)
         for row in rows_after(node.name, results):
             rows.append(row)
             on_row(row)

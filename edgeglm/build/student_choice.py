@@ -26,6 +26,7 @@ from edgeglm.build.student_search import (
     read_search,
     smallest_size,
 )
+from edgeglm.build.suited import require_suited
 from edgeglm.build.untrained import fewer_entries
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
@@ -161,6 +162,8 @@ def searched_recipe(
         result = run_stage(node.stage, inputs, context)
         made[node.name] = result.artifact
         on_stage(result)
+        if node.name == "pairs":
+            require_suited(recipe, result.artifact, plan.sources, context)
         if node.name == "targets":
             break
     config = SearchConfig(

@@ -14,6 +14,7 @@ from edgeglm.core.recipe import (
     LossesConfig,
     Recipe,
     RerankerConfig,
+    StudentConfig,
     TeacherConfig,
 )
 from edgeglm.core.teacher_config import PretrainingConfig
@@ -31,7 +32,11 @@ class _Reader:
     remedy: str
 
 
-_ADAPTED = ("lora", "rslora", "dora", "ia3")
+_LOW_RANK = ("lora", "rslora", "dora")
+_ADAPTED = (*_LOW_RANK, "ia3")
+_NARROW = (*_LOW_RANK, "bottleneck", "p-tuning")
+#: How long each student tower learns by itself; where both learn together, ``losses.steps`` says it.
+_PASSES = ("image_epochs", "text_epochs", "caption_repeats")
 _PROMPTS = ("prompt", "p-tuning")
 _READERS = (
     _Reader(
@@ -101,6 +106,18 @@ _READERS = (
         remedy=f"set it to one of {', '.join(_ADAPTED)}",
     ),
     _Reader(
+        keys=("lora_rank",),
+        reads=lambda teacher: teacher.tuning in _NARROW,
+        why="nothing narrow is put into the text tower",
+        remedy=f"set teacher.tuning to one of {', '.join(_NARROW)}",
+    ),
+    _Reader(
+        keys=("lora_alpha", "lora_dropout"),
+        reads=lambda teacher: teacher.tuning in _LOW_RANK,
+        why="there is no adapter of low rank",
+        remedy=f"set teacher.tuning to one of {', '.join(_LOW_RANK)}",
+    ),
+    _Reader(
         keys=tuple(f"pretraining.{name}" for name in PretrainingConfig.__struct_fields__ if name != "epochs"),
         reads=lambda teacher: teacher.pretraining.epochs > 0,
         why="nothing is read before the alignment",
@@ -147,7 +164,14 @@ def require_heard(recipe: Recipe) -> None:
             f"student.branches is for convolutions, and the image tower of {student.size} has none; leave it "
             f"out, or set student.size to one of {others}"
         )
-    if student.losses.steps != LossesConfig().steps and not any(student.losses.weights().values()):
+    together = any(student.losses.weights().values())
+    if student.frozen_blocks not in (0, StudentConfig().frozen_blocks) and (patch or not student.inherit):
+        why = f"the image tower of {student.size} inherits none" if patch else "student.inherit is empty"
+        raise UserError(
+            f"student.frozen_blocks is {student.frozen_blocks} and {why}; leave it out, or set "
+            f"{'student.size to edge-s' if patch else 'student.inherit to efficientnet-lite0'}"
+        )
+    if student.losses.steps != LossesConfig().steps and not together:
         raise UserError(
             f"student.losses.steps is {student.losses.steps} and no loss has a weight, so towers learn by "
             f"themselves; set one of {', '.join(student.losses.weights())} above 0, or leave it out"
@@ -171,6 +195,17 @@ def require_heard(recipe: Recipe) -> None:
             f"({recipe.reranker.negatives}) and reranker.candidates ({recipe.reranker.candidates}) is 1; set "
             "both to 2 or more"
         )
+
+
+def unread_passes(student: StudentConfig) -> tuple[str, ...]:
+    """Return the keys of a student, other than their defaults, that no training of towers together reads.
+
+    They are no mistake, as shipped recipes set one of them: who adds ``losses`` is to know what that leaves.
+    """
+    if not any(student.losses.weights().values()):
+        return ()
+    alone = StudentConfig()
+    return tuple(f"student.{name}" for name in _PASSES if getattr(student, name) != getattr(alone, name))
 
 
 def require_heard_teacher(teacher: TeacherConfig) -> None:

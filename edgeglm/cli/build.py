@@ -85,6 +85,7 @@ def command(
     destination = output or Path("bundles") / wanted.name
     search = search_of(latency_budget, memory_budget, trials, overrides)
     hosts = _hosts(devices)
+    _note_unread(app, resolved)
     if dry_run:
         if resolved.data.path is not None:
             from edgeglm.data.records import source_file
@@ -103,6 +104,16 @@ def command(
     staged = _staged_on(app, built.bundle, hosts, **chosen) if hosts else None
     _print_end(app, built, reused, time.perf_counter() - started, staged)
     return staged.exit_code if staged else None
+
+
+def _note_unread(app: App, recipe: Recipe) -> None:
+    from edgeglm.build.unheard import unread_passes
+
+    if unread := unread_passes(recipe.student):
+        app.note(
+            f"{', '.join(unread)}: not read, as student.losses trains both towers together for "
+            f"student.losses.steps = {recipe.student.losses.steps} steps"
+        )
 
 
 def resolved_recipe(

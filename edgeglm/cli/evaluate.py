@@ -264,7 +264,7 @@ def _print(
     def cell(interval: Any) -> str:
         return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
-    tasks = list(figures[0].tasks)
+    tasks = list(dict.fromkeys(name for figure in figures for name in figure.tasks))
     heads = [f">{name}" for name in tasks] if len(tasks) > 1 else []
     rows = [
         (

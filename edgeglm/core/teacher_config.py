@@ -181,7 +181,7 @@ class TeacherConfig(Section, frozen=True, kw_only=True):
     passes in batches of ``image_batch_size``, by what ``domain`` and ``multitask`` ask of heads too; the
     three phases then go on from the features that this gave. ``vocabulary`` above 0 keeps so many entries
     of the text tower's vocabulary, for models of a hundred languages: single characters, those of the
-    captions, and the most frequent others.
+    captions and of whatever else the teacher is told by name, and the most frequent others.
     """
 
     image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("efficientnet-lite0",)

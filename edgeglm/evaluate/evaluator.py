@@ -98,7 +98,8 @@ def evaluated(
             continue
         if not classification:
             raise UserError(
-                f"no item has a class for {measure.name} to judge; give the pairs the key category"
+                f"no item has a class for {measure.name} to judge; give the pairs the key category, or "
+                "subcategory where figures are broken down by that"
             )
         value_of, by_task = CLASSIFICATIONS[measure.kind], {}
         for task in classification:

@@ -138,12 +138,12 @@ def _example(example: Example) -> str:
     hits = "".join(
         f'<li{" class=right" if image.right else ""}><img src="{data_uri(image.image)}" '
         f'alt="{escape(image.label)}{", right" if image.right else ""}">'
-        f"<b>{'✓ ' if image.right else ''}{image.score:.2f}</b>{escape(image.label)}</li>"
+        f"<b>{'✓ ' if image.right else ''}{image.score:.2f}</b><bdi>{escape(image.label)}</bdi></li>"
         for image in shown
     )
     track = f' <small class="mono">{escape(example.track)}</small>' if example.track else ""
     return (
-        f'<li><p class="query"><span><q>{escape(example.query)}</q>{track}</span>'
+        f'<li><p class="query"><span><q><bdi>{escape(example.query)}</bdi></q>{track}</span>'
         f'<span class="badge {kind}">{text}</span></p><ol class="hits">{hits}</ol></li>'
     )
 

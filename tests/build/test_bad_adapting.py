@@ -89,6 +89,24 @@ def test_pictures_of_one_category_are_refused_where_categories_are_to_be_told(
     assert remedy(said).endswith("give lines of your own two values of category at least")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("teacher.domain.mmd_weight=1.0", "asks for unlabelled images, and the pairs hold 0"),
+        ("teacher.multitask.category_weight=1.0", "the labelled images are of 0 category"),
+        ("teacher.multitask.reptile_rounds=2", "reptile_over = 'styles' finds 1"),
+        ("teacher.vocabulary=9", "teacher.vocabulary is 9, but single characters"),
+    ],
+)
+def test_pairs_that_lack_what_the_teacher_is_to_learn_are_refused_before_features_are_made(
+    small: Project, adapting: Adapting, monkeypatch: pytest.MonkeyPatch, override: str, words: str
+) -> None:
+    monkeypatch.setattr(BackbonesStage, "run", lambda *_: pytest.fail("features come after this"))
+    said = adapting(override, "teacher.resolution=64")
+    assert said.code == 2
+    assert words in said.err
+
+
 def test_a_folder_without_a_picture_is_refused(adapting: Adapting, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.jsonl").write_text("\n")

@@ -173,6 +173,20 @@ def test_a_table_is_printed_for_people(project: Project, bundle: Path, pairs: li
         assert words in said.out, words
 
 
+def test_a_table_names_every_task_also_one_of_which_the_first_metric_knows_nothing(
+    project: Project, bundle: Path, pairs: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(pairs[1], tmp_path / "bare")
+    rows = [json.loads(line) for line in (pairs[1] / "pairs.jsonl").read_text().splitlines()]
+    bare = [{key: row[key] for key in ("image", "text")} for row in rows]
+    (tmp_path / "bare" / "pairs.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    sources = ("--pairs", pairs[0], "--pairs", tmp_path / "bare", "--classify", "centroid", "--calls", "20")
+    said = project.edgeglm("evaluate", bundle, *sources, "--metrics", "accuracy,map@5")
+    assert said.code == 0, said.err
+    assert "mean over tasks, each counting the same" in said.out
+    assert all(name in said.out for name in (pairs[0].name, "bare"))
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from edgeglm.adapt.stages import TeacherStage
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.data.tokenization import Tokenizer
 from tests.build.conftest import Project, Said
@@ -53,6 +56,18 @@ def test_a_trimmed_vocabulary_travels_with_the_tower_that_was_trained_on_it(
     assert said.code == 0, said.err
     assert len(said.json["hits"]) == 3
     assert project.edgeglm("verify", trimmed).code == 0
+    assert "vocabulary-fit" in project.stored(), "a rebuild would load the whole text teacher to ask again"
+
+
+def test_fewer_words_than_the_captions_have_are_refused_before_a_teacher_is_trained(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TeacherStage, "run", lambda *_: pytest.fail("a teacher comes after this"))
+    other = ["--set", "teacher.epochs=9"]  # a teacher that the store does not have
+    said = project.build("cpu", *other, "--set", "student.vocabulary=9", output=project.root / "few")
+    assert said.code == 2
+    assert "student.vocabulary is 9, but single characters" in said.err
+    assert not (project.root / "few").exists()
 
 
 def test_branches_leave_no_trace_in_the_file_but_another_student(

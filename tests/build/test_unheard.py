@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeglm.build.unheard import require_heard, require_heard_teacher
+from edgeglm.build.unheard import require_heard, require_heard_teacher, unread_passes
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe, recipe_from_toml
 
@@ -34,6 +34,8 @@ TOGETHER = [
     (("teacher.lora_epochs=0", "teacher.tuning=dora"), "set teacher.lora_epochs above 0"),
     (("teacher.tuning=full", "teacher.lora_learning_rate=0.1"), "learn at teacher.tuned_rate; set that one"),
     (("teacher.tuning=bottleneck", 'teacher.lora_targets=["query"]'), "set it to one of lora, rslora"),
+    (("teacher.tuning=full", "teacher.lora_rank=4"), "set teacher.tuning to one of lora, .*bottleneck"),
+    (("teacher.tuning=ia3", "teacher.lora_dropout=0.2"), "set teacher.tuning to one of lora, rslora, dora,"),
     (("teacher.pretraining.epochs=1", "teacher.pretraining.glossary=a.tsv"), "set .*term_weight above 0"),
     (("teacher.pretraining.epochs=1", "teacher.pretraining.name_model=de"), 'deidentify = "presidio"'),
 ]
@@ -106,3 +108,23 @@ def test_a_re_ranker_of_one_candidate_is_refused(key: str) -> None:
 )
 def test_what_is_read_is_taken(overrides: tuple[str, ...]) -> None:
     require_heard(recipe(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("student.size=edge-vit", "set student.size to edge-s"),
+        ('student.inherit=""', "set student.inherit to efficientnet-lite0"),
+    ],
+)
+def test_blocks_that_nothing_was_inherited_into_cannot_stay_as_they_were(override: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy):
+        require_heard(recipe(override, "student.frozen_blocks=3"))
+    require_heard(recipe(override, "student.frozen_blocks=0"))
+
+
+def test_passes_of_single_towers_are_told_as_unread_where_both_learn_together() -> None:
+    keys = ("student.text_epochs=10", "student.caption_repeats=2")
+    assert unread_passes(recipe(*keys).student) == ()
+    together = recipe(*keys, "student.losses.labels=1").student
+    assert unread_passes(together) == ("student.text_epochs", "student.caption_repeats")

@@ -71,6 +71,16 @@ def test_the_resolved_recipe_of_a_dry_run_can_be_read_again(
     assert recipe_from_toml(text, origin="dry run") == resolved_recipe("default", ("seed=7",))
 
 
+def test_passes_that_towers_trained_together_do_not_take_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["build", "--target", "t4", "--dry-run"]
+    assert cli.exit_code(asked) == 0
+    assert "not read" not in capsys.readouterr().err
+    assert cli.exit_code([*asked, "--set", "student.losses.labels=1"]) == 0
+    assert "student.text_epochs: not read, as student.losses trains both" in capsys.readouterr().err
+
+
 def test_the_help_names_every_shipped_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"chinese", "default", "ensemble"} <= set(known_recipes())
     for command in ("build", "explain"):

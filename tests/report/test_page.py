@@ -305,3 +305,13 @@ def test_a_browser_fits_the_page_on_a_phone(
     )
     shutil.rmtree(tmp_path / "profile", ignore_errors=True)
     assert "<title>fits</title>" in found.stdout
+
+
+def test_letters_that_turn_the_direction_turn_their_own_text_alone(data: ReportData) -> None:
+    turned = "\u202egpj.evil"
+    images = tuple(msgspec.structs.replace(image, label=turned) for image in data.examples[0].images)
+    example = msgspec.structs.replace(data.examples[0], query=turned, images=images)
+    page = render_report(msgspec.structs.replace(data, examples=(example,), hard=()))
+    outside = re.sub(r'<bdi>[^<]*</bdi>|alt="[^"]*"', "", page)
+    assert "\u202e" in page
+    assert "\u202e" not in outside, "what follows would be read backwards"
