@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from edgeglm.core.progress import Progress
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.models.efficientnet_lite import LiteTrunk, SpatialLite0
-from edgeglm.train.views import distorted, view_parameters
+from edgeglm.train.views import Views
 
 _BLOCK = 64  # images at once
 
@@ -123,20 +122,15 @@ def front_maps(
     maps = np.lib.format.open_memmap(
         folder / "maps.npy", mode="w+", dtype=np.float16, shape=(views, len(chosen), *shape)
     )
-    drawn = {view: view_parameters(len(pairs), seed=seed, view=view) for view in range(1, views)}
+    drawn = Views(pairs, views, seed=seed, resolution=resolution)
     with (
         OnnxRuntimeEngine(graph, threads=threads) as engine,
         progress.task("Teacher: maps of pictures", total=views * len(chosen)) as task,
     ):
         for start in range(0, len(chosen), _BLOCK):
-            images = np.asarray(chosen[start : start + _BLOCK])
-            plain = model_input_from_pixels(np.asarray(pairs.images[images]), resolution)
-            for view in range(views):
-                pixels = plain
-                if view:
-                    settings = drawn[view].of(torch.from_numpy(images))
-                    pixels = distorted(torch.from_numpy(plain), settings).numpy()
-                maps[view, start : start + len(images)] = engine.infer({"pixels": pixels})["map"]
+            images = torch.tensor(chosen[start : start + _BLOCK])
+            for view, pixels in enumerate(drawn.every(images)):
+                maps[view, start : start + len(images)] = engine.infer({"pixels": pixels.numpy()})["map"]
                 task.advance(len(images))
     maps.flush()
     return torch.from_numpy(np.load(folder / "maps.npy", mmap_mode="c"))

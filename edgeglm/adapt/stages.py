@@ -21,7 +21,6 @@ from edgeglm.core.store import Store
 from edgeglm.core.teacher_config import PretrainingConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import TextPreprocessing
-from edgeglm.data.transforms import model_input_from_pixels
 
 _FEATURE_BATCH = 64
 
@@ -131,7 +130,7 @@ class FeaturesStage(Stage[FeaturesConfig]):
 
         from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
         from edgeglm.train.memory import memory_advice
-        from edgeglm.train.views import distorted, view_parameters
+        from edgeglm.train.views import Views
 
         pairs = PairSet.open(inputs["pairs"])
         backbones = read_backbones(inputs["backbones"].path)
@@ -140,7 +139,6 @@ class FeaturesStage(Stage[FeaturesConfig]):
         features = np.lib.format.open_memmap(
             out / "features.npy", mode="w+", dtype=np.float16, shape=(views, count, width)
         )
-        drawn = {v: view_parameters(count, seed=self.config.seed, view=v) for v in range(1, views)}
         with (
             memory_advice("Teacher: features", "teacher.resolution, or take a smaller teacher.image"),
             context.progress.task("Teacher: features", total=views * count * len(backbones)) as task,
@@ -148,16 +146,12 @@ class FeaturesStage(Stage[FeaturesConfig]):
             column = 0
             for backbone in backbones:
                 path = inputs["backbones"].path / backbone.file
+                drawn = Views(pairs, views, seed=self.config.seed, resolution=backbone.resolution)
                 with OnnxRuntimeEngine(path, threads=context.threads) as engine:
                     for start in range(0, count, _FEATURE_BATCH):
                         chosen = slice(start, min(start + _FEATURE_BATCH, count))
-                        plain = model_input_from_pixels(np.asarray(pairs.images[chosen]), backbone.resolution)
-                        for view in range(views):
-                            pixels = plain
-                            if view:
-                                settings = drawn[view].of(torch.arange(chosen.start, chosen.stop))
-                                pixels = distorted(torch.from_numpy(plain), settings).numpy()
-                            rows = engine.infer({"pixels": pixels})["features"]
+                        for view, pixels in enumerate(drawn.every(torch.arange(chosen.start, chosen.stop))):
+                            rows = engine.infer({"pixels": pixels.numpy()})["features"]
                             features[view, chosen, column : column + backbone.features] = rows
                             task.advance(len(pixels))
                 column += backbone.features
@@ -256,6 +250,7 @@ class TeacherStage(AlignmentStage):
             "lora": alignment.trainable,
         }
         record: dict[str, Any] = {"parameters": counts, "curves": curves, "parity": parity}
+        record["margin"] = pairs.margin
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
         if isinstance(learned := learned_head(alignment.image_head), ScaledHeads):

@@ -34,7 +34,6 @@ from edgeglm.core.artifact import Artifact
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer, teacher_tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.retrieval import FloatArray, TrackMetrics, evaluate_tracks
 from edgeglm.evaluate.towers import TextSettings, gallery_images, text_embeddings, towers_on_tracks
@@ -151,8 +150,7 @@ class StudentEvaluation(Stage[EvaluationConfig]):
         with progress.task("Evaluating the student"), seeded(0, threads=context.threads), torch.no_grad():
             parts = []
             for start in range(0, len(chosen), 128):
-                pixels = np.asarray(pairs.images[chosen[start : start + 128]])
-                inputs_B = model_input_from_pixels(pixels, self.config.resolution)
+                inputs_B = pairs.shown(chosen[start : start + 128], self.config.resolution)
                 parts.append(image(torch.from_numpy(inputs_B)).numpy())
             rows = np.zeros((len(pairs), parts[0].shape[1]), np.float32)
             rows[chosen] = np.concatenate(parts)
@@ -239,7 +237,7 @@ def exported_on_tracks(
         towers,
         pairs.tracks,
         pairs.images,
-        resolution=preprocessing.image.resolution,
+        preprocessing=preprocessing.image,
         text=TextSettings(tokenizer=tokenizer, max_length=preprocessing.text.max_length),
         threads=threads,
         seed=seed,

@@ -26,6 +26,7 @@ class ExportStageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     export: ExportConfig
     size: str
     resolution: int
+    margin: float
 
 
 class ExportStage(Stage[ExportStageConfig]):
@@ -50,7 +51,7 @@ class ExportStage(Stage[ExportStageConfig]):
             parity = exported_towers(image, text, side, out / "models" / "fp32", self.config.export)
         _, settings = teacher_tokenizer(inputs["teacher"].path)
         preprocessing = Preprocessing(
-            image=ImagePreprocessing(resolution=side),
+            image=ImagePreprocessing(resolution=side, margin=self.config.margin),
             text=TextPreprocessing(max_length=limit, lowercase=settings.lowercase),
         )
         encoded = msgspec.json.format(msgspec.json.encode(preprocessing), indent=1)

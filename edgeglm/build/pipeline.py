@@ -156,7 +156,9 @@ def _upstream(
             needs={**cached, **needs["student"]},
         )
     yield Node(stage=StudentEvaluation(evaluation), needs={"pairs": "pairs", **towers})
-    exporting = ExportStageConfig(export=recipe.export, size=student.size, resolution=student.resolution)
+    exporting = ExportStageConfig(
+        export=recipe.export, size=student.size, resolution=student.resolution, margin=recipe.data.margin
+    )
     yield Node(stage=ExportStage(exporting), needs=towers)
     yield Node(
         stage=ExportEvaluation(EvaluationConfig(seed=seed)), needs={"pairs": "pairs", "export": "export"}

@@ -27,7 +27,6 @@ from edgeglm.core.recipe import QuantizeConfig, Recipe, StudentConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.environment import cpu_flags
 from edgeglm.evaluate.towers import gallery_images
 from edgeglm.targets.schema import Target, resolve_target
@@ -195,8 +194,7 @@ def calibration_candidates(pairs: PairSet, targets: Path, exported: Path) -> dic
     tokenizer = Tokenizer(exported / "tokenizer.json", lowercase=preprocessing.text.lowercase)
 
     def pixels(chosen: Sequence[int]) -> dict[str, Any]:
-        picked = np.asarray(pairs.images[[images[i] for i in chosen]])
-        return {"pixels": model_input_from_pixels(picked, preprocessing.image.resolution)}
+        return {"pixels": pairs.shown([images[i] for i in chosen], preprocessing.image.resolution)}
 
     def tokens(chosen: Sequence[int]) -> dict[str, Any]:
         ids, mask = tokenizer.encode([texts[i] for i in chosen], max_length=preprocessing.text.max_length)

@@ -16,7 +16,6 @@ from edgeglm.core.recipe import ExportConfig, RerankerConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.engines.timing import measure_latency
 from edgeglm.evaluate.ranked import average_precision
@@ -173,8 +172,7 @@ def _gallery_patches(pairs: PairSet, folder: Path, resolution: int, threads: int
     shown, found = pairs.shown_images(), []
     with OnnxRuntimeEngine(folder / "patches.onnx", threads=threads, spinning=False) as engine:
         for start in range(0, len(shown), _BATCH):
-            pixels = np.asarray(pairs.images[shown[start : start + _BATCH]])
-            feeds = {"pixels": model_input_from_pixels(pixels, resolution)}
+            feeds = {"pixels": pairs.shown(shown[start : start + _BATCH], resolution)}
             found.append(np.asarray(engine.infer(feeds)["patches"], np.float16))
     return np.concatenate(found)
 
@@ -226,8 +224,13 @@ def reranked_tracks(
     patches_GNC = np.load(reranker / "patches.npy", mmap_mode="r")
     place = {image: row for row, image in enumerate(pairs.shown_images())}
     chosen = gallery_images(pairs.tracks)
-    side = preprocessing.image.resolution
-    rows = image_embeddings(towers["image"], pairs.images, chosen, resolution=side, threads=threads)
+    rows = image_embeddings(
+        towers["image"],
+        pairs.images,
+        chosen,
+        preprocessing=preprocessing.image,
+        threads=threads,
+    )
     row_of = {image: row for row, image in enumerate(chosen)}
     queries = sorted({query.text for track in pairs.tracks for query in track.queries})
     embedded = text_embeddings(towers["text"], queries, text, threads=threads)
@@ -253,7 +256,12 @@ def reranked_tracks(
         "candidates": min(settings.candidates, len(patches_GNC)),
         "tracks": tracks,
         "latency_ms": _latency(
-            towers, reranker, patches_GNC, settings.candidates, side, min(_TOKENS, text.max_length)
+            towers,
+            reranker,
+            patches_GNC,
+            settings.candidates,
+            preprocessing.image.resolution,
+            min(_TOKENS, text.max_length),
         ),
     }
 

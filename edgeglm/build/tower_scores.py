@@ -52,7 +52,7 @@ class TowerScores:
         self.pools = gate_pools(pairs.tracks)
         self._pairs, self._threads, self._seed, self._minimum = pairs, threads, seed, minimum
         self._integers = integers
-        self._resolution = preprocessing.image.resolution
+        self._preprocessing = preprocessing.image
         self._text = TextSettings(tokenizer=tokenizer, max_length=preprocessing.text.max_length)
         self._images: dict[str, FloatRows] = {}
         self._texts: dict[str, dict[tuple[str, ...], FloatRows]] = {}
@@ -127,7 +127,7 @@ class TowerScores:
             path,
             self._pairs.images,
             images,
-            resolution=self._resolution,
+            preprocessing=self._preprocessing,
             threads=self._threads,
             integers=self._integers,
         )

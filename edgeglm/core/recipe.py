@@ -39,6 +39,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     takes the groups and subgroups that Unicode puts emoji into for those of the icons.
     ``language`` says which names and keywords the icons have: English names are the icon sets' own, Chinese
     ones Unicode's (CLDR). With several, every name is a caption, and each language has tracks of its own.
+    ``margin`` is the share of the side that stays background on each side of a picture, where it is
+    measured and on a device, so that it is as large as its augmented views are on average (FixRes, Touvron et
+    al., 2019).
     """
 
     source: Literal["icons", "folder", "parquet"] = "icons"
@@ -47,6 +50,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     target: str | None = "twemoji"
     concepts: Positive | None = None
     image_size: Positive = 144
+    margin: Annotated[float, msgspec.Meta(ge=0.0, le=0.4)] = 0.05
     unseen_fraction: Fraction = 0.1
     inductive_fraction: Fraction = 0.5
     skip_bad: bool = False

@@ -109,6 +109,7 @@ class AuxiliaryPairsStage(Stage[AuxiliaryPairsConfig]):
         rows = [_row(*chosen[i]) for i in kept]
         summary = {
             "images": len(rows),
+            "margin": pairs.margin,
             "concepts": len({row.concept for row in rows}),
             "by_domain": dict(Counter(row.domain for row in rows)),
             "left_out": {**counts, "looks like an evaluated image": len(copies)},

@@ -125,6 +125,7 @@ class OwnPairsStage(Stage[PairsConfig]):
         tracks = _held_out(rows, digests)
         summary = {
             "images": len(rows),
+            "margin": data.margin,
             "unlabelled": sum(row.role == "unlabelled" for row in rows),
             "unlabelled_copies_left_out": len(left),
             "captions": sum(len(row.captions) for row in rows),

@@ -123,6 +123,7 @@ class PairsStage(Stage[PairsConfig]):
             "groups": len(set(split.groups.values())),
             "unseen_concepts": len(split.unseen),
             "images": len(rows),
+            "margin": data.margin,
             "by_domain": dict(Counter(row.domain for row in rows)),
             "by_role": dict(Counter(row.role for row in rows)),
             "by_domain_and_role": dict(Counter(f"{row.domain}/{row.role}" for row in rows)),

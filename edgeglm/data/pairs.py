@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_bytes
 from edgeglm.core.errors import UserError
+from edgeglm.data.transforms import model_input_from_pixels
 
 KIND = "pairs"
 Role = Literal["labelled", "unlabelled", "held"]
@@ -113,6 +114,17 @@ class PairSet:
     def image_size(self) -> int:
         """S, the side of every image in pixels."""
         return int(self.images.shape[1])
+
+    @property
+    def margin(self) -> float:
+        """Share of the side of what a model is shown that is background, on each of the four sides."""
+        return float(self.summary.get("margin", 0.0))
+
+    def shown(
+        self, chosen: Sequence[int] | npt.NDArray[np.int64], resolution: int
+    ) -> npt.NDArray[np.float32]:
+        """Return the chosen images as a model is shown them on a device: float32 [n, 3, R, R] in [0, 1]."""
+        return model_input_from_pixels(np.asarray(self.images[chosen]), resolution, margin=self.margin)
 
     def by_role(self, *roles: Role, domain: str | None = None) -> npt.NDArray[np.int64]:
         """Return the indices of the images with one of ``roles`` (and of one domain), int64, ascending."""

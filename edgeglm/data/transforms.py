@@ -1,7 +1,7 @@
 """Raw image bytes to model input: the one way, used to make training pixels, in evaluation and on a device.
 
-Needs Pillow and numpy only. The steps: decode upright in RGB over the background; pad to a square; resize by
-Pillow's antialiased bicubic; divide by 255. Normalisation is inside the model.
+Needs Pillow and numpy only. The steps: decode upright in RGB over the background; pad to a square, and by a
+margin beyond it; resize by Pillow's antialiased bicubic; divide by 255. Normalisation is inside the model.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+#: Share of the side of what a model is shown that is background, on each of the four sides.
+Margin = Annotated[float, msgspec.Meta(ge=0.0, le=0.4)]
 WHITE = (255, 255, 255)
 # A decoder must not be made to fill the memory by a file of a few kilobytes.
 MAX_PIXELS = 100_000_000
@@ -38,6 +40,7 @@ class ImagePreprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     resample: Literal["bicubic"] = "bicubic"
     background: tuple[Byte, Byte, Byte] = WHITE
     fit: Literal["pad"] = "pad"
+    margin: Margin = 0.0
 
 
 def decoded_image(
@@ -119,21 +122,23 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def pixels_from_image(
-    image: Image, resolution: int, *, background: tuple[int, int, int] = WHITE
+    image: Image, resolution: int, *, background: tuple[int, int, int] = WHITE, margin: float = 0.0
 ) -> npt.NDArray[np.uint8]:
     """Pad an RGB image to a square, the image in the middle, and resize it. Returns uint8 [R, R, 3].
+
+    ``margin`` is the share of R that stays background on each side of a square image.
 
     An image whose square would have more than ``MAX_PIXELS`` is reduced by a whole factor first: a strip of
     65,000 x 9 pixels, a file of 60 bytes, would otherwise take 12 GB.
     """
     from PIL import Image as Images
 
-    longest = math.isqrt(MAX_PIXELS)
+    longest = int(math.isqrt(MAX_PIXELS) * (1 - 2 * margin))
     if max(image.size) > longest:
         image = image.reduce(-(-max(image.size) // longest))
     width, height = image.size
-    if width != height:
-        side = max(width, height)
+    side = round(max(width, height) / (1 - 2 * margin))
+    if (width, height) != (side, side):
         square = Images.new("RGB", (side, side), background)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         image = square
@@ -142,12 +147,15 @@ def pixels_from_image(
     return np.array(image, dtype=np.uint8)
 
 
-def model_input_from_pixels(pixels: npt.NDArray[np.uint8], resolution: int) -> npt.NDArray[np.float32]:
+def model_input_from_pixels(
+    pixels: npt.NDArray[np.uint8], resolution: int, *, margin: float = 0.0
+) -> npt.NDArray[np.float32]:
     """Resize stored pixels as ``pixels_from_image`` does and scale them: what the models take.
 
     Args:
-        pixels: uint8 [N, S, S, 3], RGB.
+        pixels: uint8 [N, S, S, 3], RGB, without a margin.
         resolution: R.
+        margin: As ``pixels_from_image`` takes it, over white.
 
     Returns:
         float32 [N, 3, R, R], contiguous, in [0, 1].
@@ -156,10 +164,17 @@ def model_input_from_pixels(pixels: npt.NDArray[np.uint8], resolution: int) -> n
 
     out = np.empty((len(pixels), 3, resolution, resolution), np.float32)
     for i, square in enumerate(pixels):
-        resized = pixels_from_image(Images.fromarray(np.ascontiguousarray(square)), resolution)
+        resized = pixels_from_image(Images.fromarray(np.ascontiguousarray(square)), resolution, margin=margin)
         out[i] = resized.transpose(2, 0, 1)
     out /= np.float32(255)
     return out
+
+
+def shown_pixels(image: Image, preprocessing: ImagePreprocessing) -> npt.NDArray[np.uint8]:
+    """Return what a model is shown of a decoded image, uint8 [R, R, 3]."""
+    return pixels_from_image(
+        image, preprocessing.resolution, background=preprocessing.background, margin=preprocessing.margin
+    )
 
 
 def model_input_from_files(
@@ -169,9 +184,9 @@ def model_input_from_files(
 
     Raises UserError for a file that cannot be decoded.
     """
-    size, background = preprocessing.resolution, preprocessing.background
+    size = preprocessing.resolution
     pixels = [
-        pixels_from_image(decoded_image(source, background=background), size, background=background)
+        shown_pixels(decoded_image(source, background=preprocessing.background), preprocessing)
         for source in sources
     ]
     stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)

@@ -21,7 +21,6 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.core.stage import Context, Inputs
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.distill.image_student import fit_image_student, image_student, image_targets
 from edgeglm.distill.stages import (
     anchors,
@@ -126,8 +125,8 @@ class Estimator:
             rows = []
             with torch.no_grad():
                 for start in range(0, len(self._held_G), _BATCH):
-                    pixels = np.asarray(pairs.images[self._held_G[start : start + _BATCH]])
-                    fed = torch.from_numpy(model_input_from_pixels(pixels, config.resolution))
+                    shown = pairs.shown(self._held_G[start : start + _BATCH], config.resolution)
+                    fed = torch.from_numpy(shown)
                     rows.append(tower(fed).numpy())
         return np.concatenate(rows)
 

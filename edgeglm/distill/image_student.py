@@ -17,7 +17,6 @@ from edgeglm.core.errors import UserError
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.distill.distance import from_teacher
 from edgeglm.models.efficientnet_lite import lite0_trunk
 from edgeglm.models.projection import normalized
@@ -28,7 +27,7 @@ from edgeglm.train.checkpoint import Carried, CarriedBuffers
 from edgeglm.train.loop import FitOptions, Group, fit, shuffled, steps_in
 from edgeglm.train.memory import memory_advice
 from edgeglm.train.validation import Validation, held_back
-from edgeglm.train.views import distorted, view_parameters
+from edgeglm.train.views import Views
 
 if TYPE_CHECKING:
     from edgeglm.distill.student_stage import Keeper
@@ -262,15 +261,12 @@ def front_activations(
     Raises:
         UserError: Memory does not suffice; it says what to lower.
     """
-    drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(views)]
+    drawn = Views(pairs, views, seed=seed, resolution=resolution)
     tower.eval()
     out: Tensor | None = None
     for start in range(0, len(used), _BLOCK):
         chosen = used[start : start + _BLOCK]
-        images = np.asarray(pairs.images[chosen.numpy()])
-        plain = torch.from_numpy(model_input_from_pixels(images, resolution))
-        for view in range(views):
-            x = plain if view == 0 else distorted(plain, drawn[view].of(chosen))
+        for view, x in enumerate(drawn.every(chosen)):
             if frozen is not None and isinstance(tower, StudentImageTower):
                 x = tower.trunk.front(x.contiguous(memory_format=torch.channels_last), frozen)
             if out is None:

@@ -22,13 +22,12 @@ from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import StudentConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.distill.distance import from_teacher, from_text_teacher
 from edgeglm.distill.text_student import padded
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.fake_quantization import Rounding, fake_quantized
 from edgeglm.train.loop import FitOptions, Group, fit, stretch_of
-from edgeglm.train.views import distorted, view_parameters
+from edgeglm.train.views import Views
 
 B = TypeVar("B")
 #: Of the student's own rate: it is near its end, and large steps would leave it.
@@ -75,17 +74,13 @@ def tune_image(
     """Train an image tower in place, rounded, for some steps; return the mean loss of each stretch."""
     pairs = taught.pairs
     used = torch.from_numpy(np.sort(pairs.by_role("labelled", "unlabelled")))
-    drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(config.views + 1)]
+    drawn = Views(pairs, config.views + 1, seed=seed, resolution=config.resolution)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng((seed, 6, epoch))
         for _ in range(_CALIBRATED if epoch == _APART else stretch_of(steps, _STRETCH)):
             chosen = used[torch.from_numpy(rng.integers(0, len(used), config.image_batch_size))]
-            plain = torch.from_numpy(
-                model_input_from_pixels(np.asarray(pairs.images[chosen.numpy()]), config.resolution)
-            )
-            view = int(rng.integers(len(drawn)))
-            yield (plain if view == 0 else distorted(plain, drawn[view].of(chosen))), chosen
+            yield drawn.one(int(rng.integers(len(drawn))), chosen), chosen
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         pixels, chosen = batch

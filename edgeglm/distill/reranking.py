@@ -23,14 +23,13 @@ from edgeglm.core.progress import Progress
 from edgeglm.core.reranker_config import RerankerConfig
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.distill.text_student import padded
 from edgeglm.models.projection import normalized
 from edgeglm.models.reranker import FusedReranker, PatchTower
 from edgeglm.models.students import ImageTower, StudentTextTower
 from edgeglm.train.concepts import Concepts
 from edgeglm.train.loop import FitOptions, Group, fit, stretch_of
-from edgeglm.train.views import distorted, view_parameters
+from edgeglm.train.views import Views
 
 VIEWS = 2
 _BLOCK = 256
@@ -126,16 +125,12 @@ def patches_of_views(
 ) -> tuple[Tensor, Tensor]:
     """Return the student's patches float16 [V, U, N, C] and embeddings [V, U, D] of the used images."""
     cut = PatchTower(tower).eval()
-    drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(VIEWS)]
+    drawn = Views(pairs, VIEWS, seed=seed, resolution=resolution)
     patches: list[list[Tensor]] = [[] for _ in range(VIEWS)]
     rows: list[list[Tensor]] = [[] for _ in range(VIEWS)]
     for start in range(0, len(used), _BLOCK):
         chosen = used[start : start + _BLOCK]
-        plain = torch.from_numpy(
-            model_input_from_pixels(np.asarray(pairs.images[chosen.numpy()]), resolution)
-        )
-        for view in range(VIEWS):
-            x = plain if view == 0 else distorted(plain, drawn[view].of(chosen))
+        for view, x in enumerate(drawn.every(chosen)):
             found = cut(x)
             patches[view].append(found.half())
             rows[view].append(cut.embedding(found))

@@ -29,6 +29,7 @@ class _Backbone(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Told(msgspec.Struct, frozen=True, kw_only=True):
     classes: dict[str, tuple[str, ...]] = {}
+    margin: float = 0.0
 
 
 def is_teacher(folder: Path) -> bool:
@@ -49,13 +50,17 @@ class TeacherTowers:
         try:
             decode = msgspec.json.decode
             backbones = decode((folder / "backbones.json").read_bytes(), type=tuple[_Backbone, ...])
-            self.classes = decode((folder / "teacher.json").read_bytes(), type=_Told).classes
+            told = decode((folder / "teacher.json").read_bytes(), type=_Told)
             tokenizer, settings = teacher_tokenizer(folder)
         except (OSError, msgspec.DecodeError) as error:
             raise UserError(f"{folder} is no whole teacher: {error}; adapt it again") from error
         self.folder, self._threads, self._stack = folder, threads, ExitStack()
         self._text = TextSettings(tokenizer=tokenizer, max_length=settings.max_length)
-        self._backbones = [(one.resolution, self._opened(one.file)) for one in backbones]
+        self.classes = told.classes
+        self._backbones = [
+            (ImagePreprocessing(resolution=one.resolution, margin=told.margin), self._opened(one.file))
+            for one in backbones
+        ]
         self._head = self._opened("image-head.onnx")
         self._kinds = self._opened("kinds.onnx") if self.classes else None
 
@@ -111,8 +116,8 @@ class TeacherTowers:
         for start in range(0, len(images), BATCH):
             files: Any = list(images[start : start + BATCH])
             features = [
-                backbone.infer({"pixels": model_input_from_files(files, ImagePreprocessing(resolution=side))})
-                for side, backbone in self._backbones
+                backbone.infer({"pixels": model_input_from_files(files, preprocessing)})
+                for preprocessing, backbone in self._backbones
             ]
             joined_NF = np.concatenate([found["features"] for found in features], axis=1)
             rows.append(np.asarray(engine.infer({"features": joined_NF})[output], np.float32))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
+from edgeglm.data.transforms import ImagePreprocessing, model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.retrieval import TrackLike, TrackMetrics, evaluate_tracks
 
@@ -45,7 +45,7 @@ def image_embeddings(
     images: PixelSource,
     chosen: Sequence[int],
     *,
-    resolution: int,
+    preprocessing: ImagePreprocessing,
     threads: int,
     integers: bool = True,
 ) -> FloatRows:
@@ -57,7 +57,11 @@ def image_embeddings(
     with OnnxRuntimeEngine(path, threads=threads, spinning=False, integers=integers) as engine:
         for start in range(0, len(chosen), BATCH):
             pixels = np.asarray(images[list(chosen[start : start + BATCH])])
-            feeds = {"pixels": model_input_from_pixels(pixels, resolution)}
+            feeds = {
+                "pixels": model_input_from_pixels(
+                    pixels, preprocessing.resolution, margin=preprocessing.margin
+                )
+            }
             rows.append(np.asarray(engine.infer(feeds)["embedding"], np.float32))
     return np.concatenate(rows)
 
@@ -106,7 +110,7 @@ def towers_on_tracks(
     tracks: Sequence[TrackLike],
     images: PixelSource,
     *,
-    resolution: int,
+    preprocessing: ImagePreprocessing,
     text: TextSettings,
     threads: int,
     seed: int = 0,
@@ -124,7 +128,7 @@ def towers_on_tracks(
         UnusableEmbeddingsError: A tower gives NaN or infinity.
     """
     chosen = gallery_images(tracks)
-    embedded = image_embeddings(towers["image"], images, chosen, resolution=resolution, threads=threads)
+    embedded = image_embeddings(towers["image"], images, chosen, preprocessing=preprocessing, threads=threads)
     rows = np.zeros((len(images), embedded.shape[1]), np.float32)
     rows[chosen] = embedded
     metrics = evaluate_tracks(

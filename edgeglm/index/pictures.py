@@ -22,7 +22,7 @@ from edgeglm.data.transforms import (
     ImagePreprocessing,
     decoded_image,
     model_input_from_pixels,
-    pixels_from_image,
+    shown_pixels,
 )
 from edgeglm.index.contents import Entry
 from edgeglm.index.picture_files import SUFFIXES, PictureFile, first_part, known_folder, picture_files
@@ -242,8 +242,7 @@ def prepared(
     Raises UserError for a file that is no whole picture.
     """
     image = decoded_image(source, background=preprocessing.background)
-    pixels = pixels_from_image(image, preprocessing.resolution, background=preprocessing.background)
-    sample = model_input_from_pixels(pixels[None], preprocessing.resolution)[0]
+    sample = model_input_from_pixels(shown_pixels(image, preprocessing)[None], preprocessing.resolution)[0]
     return (thumbnail_of(image, side) if side else b""), sample
 
 

@@ -242,12 +242,12 @@ def checks_of(
     chosen = [item for one in found for item in one.items][:_CHECKED]
     files: Any = [item.image for item in chosen]
     deployed = np.concatenate([model_input_from_files([file], preprocessing) for file in files])
-    background, size = preprocessing.background, preprocessing.resolution
+    background = preprocessing.background
     kept = [
         pixels_from_image(decoded_image(file, background=background), side, background=background)
         for file in files
     ]
-    trained = model_input_from_pixels(np.stack(kept), size)
+    trained = model_input_from_pixels(np.stack(kept), preprocessing.resolution, margin=preprocessing.margin)
     rows = [retriever.embed_model_input("image", {"pixels": pixels}) for pixels in (deployed, trained)]
     cosine = float((rows[0] * rows[1]).sum(axis=1).min())
     deviation = deviation_of(found)

@@ -9,12 +9,16 @@ Shapes: N images, B batch, R resolution.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from edgeglm.data.pairs import PairSet
+from edgeglm.data.transforms import model_input_from_pixels
 
 _ROTATION = 0.26  # radians
 _LOG_ASPECT = 0.15
@@ -67,3 +71,41 @@ def distorted(pixels_B3RR: Tensor, parameters: ViewParameters) -> Tensor:
     mixed = torch.einsum("nij,njhw->nihw", parameters.colour, moved)
     ink = (1.0 - mixed) * parameters.contrast[:, None, None, None]
     return (1.0 - ink).clamp(0.0, 1.0)
+
+
+class Views:
+    """Every view of the images of a set at one resolution.
+
+    View 0 is what a device shows its model: with the margin of the pairs, and else as it is. The others are
+    distorted from the whole picture, which they show smaller or larger.
+    """
+
+    def __init__(self, pairs: PairSet, count: int, *, seed: int, resolution: int) -> None:
+        """Draw ``count`` views, the first included."""
+        self._pairs, self._resolution = pairs, resolution
+        self._drawn = [view_parameters(len(pairs), seed=seed, view=view) for view in range(count)]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._drawn)
+
+    def every(self, chosen_B: Tensor) -> Iterator[Tensor]:
+        """Yield each view of the chosen images, int64 [B], in order: float32 [B, 3, R, R] in [0, 1]."""
+        yield self._plain(chosen_B)
+        if len(self) > 1:
+            whole = self._whole(chosen_B)
+            for drawn in self._drawn[1:]:
+                yield distorted(whole, drawn.of(chosen_B))
+
+    def one(self, view: int, chosen_B: Tensor) -> Tensor:
+        """Return one view of the chosen images, int64 [B]: float32 [B, 3, R, R] in [0, 1]."""
+        if view == 0:
+            return self._plain(chosen_B)
+        return distorted(self._whole(chosen_B), self._drawn[view].of(chosen_B))
+
+    def _plain(self, chosen_B: Tensor) -> Tensor:
+        return torch.from_numpy(self._pairs.shown(chosen_B.numpy(), self._resolution))
+
+    def _whole(self, chosen_B: Tensor) -> Tensor:
+        pixels = np.asarray(self._pairs.images[chosen_B.numpy()])
+        return torch.from_numpy(model_input_from_pixels(pixels, self._resolution))

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import adapt  # noqa: E402
 from adapt_auxiliary import TITLES, row  # noqa: E402
-from bench_store import Share, add_share, kept_figures, origin  # noqa: E402
+from bench_store import Share, add_seeds, add_share, bench_parser, kept_figures, origin  # noqa: E402
 
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment, embedded_views  # noqa: E402
@@ -158,12 +158,8 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")))
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
+    parser = bench_parser(__doc__)
+    add_seeds(parser)
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_heads.json"

@@ -36,7 +36,6 @@ from edgeglm.core.recipe import StudentConfig  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.data.tokenization import teacher_tokenizer  # noqa: E402
-from edgeglm.data.transforms import model_input_from_pixels  # noqa: E402
 from edgeglm.distill.image_student import front_activations, frozen_blocks, image_student  # noqa: E402
 from edgeglm.distill.joint import CLIP_KD, RECIPE, Cached, Terms, fit_towers_together  # noqa: E402
 from edgeglm.distill.stages import anchors, concept_means, student_inputs  # noqa: E402
@@ -156,7 +155,7 @@ class Bench:
                 chosen = gallery_images(self.pairs.tracks)
                 for start in range(0, len(chosen), 256):
                     part = chosen[start : start + 256]
-                    pixels = model_input_from_pixels(self.pairs.images[part], config.resolution)
+                    pixels = self.pairs.shown(part, config.resolution)
                     rows[part] = image(torch.from_numpy(pixels)).numpy()
         found = {"map10": self.evaluated(queries, rows), "cpu_s": round(seconds, 1)}
         self.towers = {"image": image, "text": text}

@@ -36,7 +36,6 @@ from edgeglm.core.recipe import StudentConfig  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.data.tokenization import teacher_tokenizer  # noqa: E402
-from edgeglm.data.transforms import model_input_from_pixels  # noqa: E402
 from edgeglm.distill.image_student import front_activations, image_student  # noqa: E402
 from edgeglm.distill.stages import student_inputs  # noqa: E402
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
@@ -47,7 +46,7 @@ from edgeglm.models.published import lite0_state  # noqa: E402
 from edgeglm.train.concepts import Concepts  # noqa: E402
 from edgeglm.train.loop import seeded  # noqa: E402
 from edgeglm.train.losses import embedding_distance, similarity_divergence  # noqa: E402
-from edgeglm.train.views import distorted, view_parameters  # noqa: E402
+from edgeglm.train.views import Views  # noqa: E402
 
 OUT = ROOT / "docs" / "bench"
 CONFIG = StudentConfig()
@@ -66,9 +65,12 @@ class Bench:
         self.target_VND = torch.from_numpy(np.load(self.teacher / "image_embeddings.npy"))
         self.views = len(self.target_VND)
         self.used = torch.from_numpy(np.sort(self.pairs.by_role("labelled", "unlabelled")))
-        self.drawn = [view_parameters(len(self.pairs), seed=0, view=view) for view in range(self.views)]
         (backbone,) = read_backbones(backbones)
         self.side = backbone.resolution
+        self.drawn = {
+            side: Views(self.pairs, self.views, seed=0, resolution=side)
+            for side in (self.side, CONFIG.resolution)
+        }
         self.backbone = OnnxRuntimeEngine(backbones / backbone.file, threads=THREADS)
         self.head = OnnxRuntimeEngine(self.teacher / "image-head.onnx", threads=THREADS)
         self.backbone.load()
@@ -127,12 +129,11 @@ class Bench:
 
     def _seen(self, view_B: Tensor, place_B: Tensor, side: int) -> Tensor:
         chosen = self.used[place_B]
-        plain = torch.from_numpy(model_input_from_pixels(np.asarray(self.pairs.images[chosen.numpy()]), side))
+        seen = torch.empty(len(chosen), 3, side, side)
         for view in sorted(set(view_B.tolist())):
-            if view:
-                rows = view_B == view
-                plain[rows] = distorted(plain[rows], self.drawn[view].of(chosen[rows]))
-        return plain
+            rows = view_B == view
+            seen[rows] = self.drawn[side].one(view, chosen[rows])
+        return seen
 
     @torch.no_grad()
     def _front(self, view_B: Tensor, place_B: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class Bench:
         with torch.no_grad():
             for start in range(0, len(chosen), 256):
                 part = chosen[start : start + 256]
-                pixels = model_input_from_pixels(np.asarray(self.pairs.images[part]), CONFIG.resolution)
+                pixels = self.pairs.shown(part, CONFIG.resolution)
                 rows[part] = tower(torch.from_numpy(pixels)).numpy()
         found = evaluate_tracks(
             tracks,

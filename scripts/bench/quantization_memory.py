@@ -16,7 +16,6 @@ from quantization_models import newest
 from edgeglm.calibration.feeds import write_npz
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +64,7 @@ def memory_rows(store: Store, folder: Path) -> Iterator[dict[str, Any]]:
     path = exported.path / "models" / "fp32" / "image.onnx"
     with OnnxRuntimeEngine(path, threads=1) as engine:
         side = engine.inputs[0].shape[2]
-    example = {"pixels": model_input_from_pixels(PairSet.open(pairs).images[:64], int(side or 64))}
+    example = {"pixels": PairSet.open(pairs).shown(range(64), int(side or 64))}
     for how, what, most in _HOW:
         peaks = [_peak(path, _data(folder, count, example), how) for count in (FEW, most)]
         yield {

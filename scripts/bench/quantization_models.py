@@ -34,7 +34,6 @@ from edgeglm.core.progress import QuietProgress
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
 from edgeglm.data.tokenization import Tokenizer
-from edgeglm.data.transforms import model_input_from_pixels
 from edgeglm.engines.onnxruntime_engine import OnnxRuntimeEngine
 from edgeglm.evaluate.retrieval import TrackMetrics, UnusableEmbeddingsError
 
@@ -96,7 +95,7 @@ def subjects(store: Store, folder: Path, only: set[str]) -> Iterator[Subject]:
             if not path.is_file():
                 backbone_onnx(asset, fetch_asset(asset, store, progress), path, resolution=resolution)
             rows = opened.by_role("labelled")[:: max(1, len(opened.by_role("labelled")) // (samples * 2))]
-            pixels = model_input_from_pixels(np.asarray(opened.images[rows[: samples * 2]]), resolution)
+            pixels = opened.shown(rows[: samples * 2], resolution)
             batch = BATCH if samples >= 64 else 4
             yield Subject(
                 name=name,

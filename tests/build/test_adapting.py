@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from edgeglm.core.recipe import OptimisationConfig, Recipe, TeacherConfig, recip
 from edgeglm.core.stage import Context
 from edgeglm.core.store import Store
 from edgeglm.data.pairs import PairSet
+from edgeglm.evaluate.teacher_towers import TeacherTowers
 from edgeglm.train import checkpoint, loop
 from tests.synthetic import COLOURS, drawn
 from tests.tiny_towers import write_clip, write_project
@@ -123,6 +125,30 @@ def test_a_teacher_of_several_heads_is_as_wide_as_one_and_its_first_pair_is_that
     ]
     assert said[1]["parameters"]["image_head"] > 2 * said[0]["parameters"]["image_head"] - 1
     assert said[1]["parity"]["text"] < 1e-4
+
+
+def test_a_teacher_shows_a_file_with_the_margin_that_it_was_measured_with(
+    project: Path, tmp_path: Path
+) -> None:
+    work = context(tmp_path / "store")
+    adapt_teacher(recipe(project, "data.margin=0.2"), tmp_path / "teacher", work)
+    (kept,) = [entry for entry in work.store.entries() if entry.kind == "pairs"]
+    found = work.store.get(kept.key)
+    assert found is not None
+    pairs = PairSet.open(found)
+    assert pairs.margin == 0.2
+    files = []
+    for pixels in pairs.images[:6]:
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(pixels)).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    measured = np.load(tmp_path / "teacher" / "image_embeddings.npy")[0, :6]
+    with TeacherTowers(tmp_path / "teacher") as towers:
+        np.testing.assert_allclose(towers.embed_images(files), measured, atol=0.02)
+        record = json.loads((tmp_path / "teacher" / "teacher.json").read_text())
+    (tmp_path / "teacher" / "teacher.json").write_text(json.dumps({**record, "margin": 0.0}))
+    with TeacherTowers(tmp_path / "teacher") as towers:
+        assert np.abs(towers.embed_images(files) - measured).max() > 0.05, "the margin was to matter"
 
 
 def test_a_tuning_that_diverges_names_the_warm_up_which_a_lower_rate_goes_on_from(

@@ -105,7 +105,7 @@ def test_the_figures_of_a_variant_were_measured_on_the_files_that_it_names(
             towers,
             pairs.tracks,
             pairs.images,
-            resolution=opened.preprocessing.image.resolution,
+            preprocessing=opened.preprocessing.image,
             text=TextSettings(tokenizer=Tokenizer(opened.tokenizer_path), max_length=text.max_length),
             threads=1,
         )
@@ -246,10 +246,10 @@ def test_a_damaged_bundle_is_put_right_by_the_same_command(project: Project, bun
 def map10_as_written(opened: Bundle, variant: str, pairs: PairSet) -> dict[str, float]:
     """Evaluate the files of a variant as TensorRT computes them."""
     images = sorted({image for track in pairs.tracks for image in track.gallery})
-    side, text = opened.preprocessing.image.resolution, opened.preprocessing.text
+    shown, text = opened.preprocessing.image, opened.preprocessing.text
     settings = TextSettings(tokenizer=Tokenizer(opened.tokenizer_path), max_length=text.max_length)
     model = opened.model(variant, "image")
-    found = image_embeddings(model, pairs.images, images, resolution=side, threads=1, integers=False)
+    found = image_embeddings(model, pairs.images, images, preprocessing=shown, threads=1, integers=False)
     rows = np.zeros((len(pairs), found.shape[1]), np.float32)
     rows[images] = found
 

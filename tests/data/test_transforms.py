@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,40 @@ def test_the_device_sees_the_pixels_that_training_saw(resolution: int) -> None:
     np.testing.assert_array_equal(from_files, from_arrays)
     assert from_arrays.min() >= 0.0
     assert from_arrays.max() <= 1.0
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.125, 0.4])
+def test_a_margin_is_the_same_from_files_and_from_stored_pixels(margin: float) -> None:
+    pixels = noise(2, 144, 144, 3)
+    files = [encoded(Image.fromarray(image)) for image in pixels]
+    found = model_input_from_files(files, ImagePreprocessing(resolution=64, margin=margin))
+    np.testing.assert_array_equal(found, model_input_from_pixels(pixels, 64, margin=margin))
+
+
+def test_a_margin_leaves_background_on_every_side_and_the_picture_whole() -> None:
+    black = Image.new("RGB", (30, 60))
+    pixels = pixels_from_image(black, 100, background=(255, 0, 0), margin=0.1)
+    dark = pixels.max(axis=2) == 0
+    rows, columns = (np.flatnonzero(dark.any(axis=axis)) for axis in (1, 0))
+    assert (rows.min(), rows.max()) == (pytest.approx(10, abs=2), pytest.approx(89, abs=2))
+    assert (columns.min(), columns.max()) == (pytest.approx(30, abs=2), pytest.approx(69, abs=2))
+    assert (pixels[:8, :, 0] == 255).all()
+    assert not pixels[:8, :, 1:].any(), "the margin is of the background's colour"
+
+
+def test_the_largest_picture_is_reduced_for_its_margin_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 10_000)
+    seen: list[int] = []
+    new = Image.new
+
+    def watched(mode: str, size: tuple[int, int], *rest: Any) -> Image.Image:
+        seen.append(size[0] * size[1])
+        return new(mode, size, *rest)
+
+    monkeypatch.setattr(Image, "new", watched)
+    pixels_from_image(new("RGB", (100, 10)), 8, margin=0.2)
+    assert seen
+    assert max(seen) <= 10_000
 
 
 def test_pixels_at_their_own_size_are_not_touched() -> None:
@@ -127,6 +162,7 @@ def test_a_large_image_is_converted_in_bands_and_looks_the_same(
 _PEAK = """
 import sys
 from pathlib import Path
+from typing import Any
 from edgeglm.data.transforms import decoded_image
 decoded_image(sys.stdin.buffer.read())
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

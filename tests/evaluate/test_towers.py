@@ -15,6 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from edgeglm.data.pairs import Query, Track  # noqa: E402
 from edgeglm.data.tokenization import Tokenizer  # noqa: E402
+from edgeglm.data.transforms import ImagePreprocessing  # noqa: E402
 from edgeglm.evaluate import towers as room  # noqa: E402
 from edgeglm.evaluate.towers import (  # noqa: E402
     TextSettings,
@@ -109,7 +110,9 @@ def test_chosen_images_come_in_the_order_asked(
 ) -> None:
     monkeypatch.setattr(room, "BATCH", 3)
     images, chosen = pictures(10), [7, 0, 9, 3, 2, 5, 1]
-    found = image_embeddings(files["image"], images, chosen, resolution=SIDE, threads=1)
+    found = image_embeddings(
+        files["image"], images, chosen, preprocessing=ImagePreprocessing(resolution=SIDE), threads=1
+    )
     np.testing.assert_allclose(found, images[chosen].mean((1, 2)) / 255, atol=1e-5)
 
 
@@ -130,7 +133,9 @@ def test_metrics_do_not_hang_on_the_size_of_a_batch(
         track("all", {"red": (1, 4), "green": (2,), "blue blue blue": (3,)}, (1, 2, 3, 4)),
         track("turned", {"red": (2,), "green": (1,)}, (1, 2)),
     ]
-    metrics, rows = towers_on_tracks(files, tracks, images, resolution=SIDE, text=text, threads=1)
+    metrics, rows = towers_on_tracks(
+        files, tracks, images, preprocessing=ImagePreprocessing(resolution=SIDE), text=text, threads=1
+    )
     assert metrics["all"].map10.value == metrics["all"].r1 == metrics["all"].r1_i2t == 1.0
     assert metrics["turned"].map10.value == 0.5
     assert metrics["turned"].r1 == 0.0

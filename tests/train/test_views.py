@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
-from edgeglm.train.views import distorted, view_parameters  # noqa: E402
+from edgeglm.data.pairs import PairSet  # noqa: E402
+from edgeglm.data.transforms import ImagePreprocessing, model_input_from_files  # noqa: E402
+from edgeglm.train.views import Views, distorted, view_parameters  # noqa: E402
+from tests.synthetic import write_synthetic_pairs  # noqa: E402
 
 
 def blob(side: int) -> Any:
@@ -57,3 +65,23 @@ def test_what_comes_from_outside_is_white_and_nothing_leaves_the_range() -> None
     found = distorted(noise, parameters)
     assert float(found.min()) >= 0.0
     assert float(found.max()) <= 1.0
+
+
+def test_the_first_view_is_what_a_device_shows_and_the_others_know_no_margin(tmp_path: Path) -> None:
+    pairs = PairSet.open(write_synthetic_pairs(tmp_path / "pairs", size=48))
+    wide = dataclasses.replace(pairs, summary={**pairs.summary, "margin": 0.1})
+    chosen = torch.tensor([5, 0, 3])
+    drawn, bare = (Views(one, 3, seed=1, resolution=32) for one in (wide, pairs))
+    views = list(drawn.every(chosen))
+    assert len(views) == len(drawn) == 3
+    files = []
+    for place in chosen.tolist():
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(pairs.images[place])).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    shown = model_input_from_files(files, ImagePreprocessing(resolution=32, margin=0.1))
+    np.testing.assert_array_equal(views[0].numpy(), shown)
+    assert not torch.equal(views[0], bare.one(0, chosen)), "the margin was to be seen"
+    for view in (1, 2):
+        torch.testing.assert_close(views[view], bare.one(view, chosen), atol=0, rtol=0)
+        torch.testing.assert_close(views[view], drawn.one(view, chosen), atol=0, rtol=0)
