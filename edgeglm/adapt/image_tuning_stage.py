@@ -12,7 +12,8 @@ import numpy as np
 
 from edgeglm.adapt.backbones import backbone_from_module, image_module, read_backbones
 from edgeglm.adapt.beginning import begun, phase_checkpoints
-from edgeglm.adapt.stages import AlignmentStage, FeaturesStage, TeacherStage
+from edgeglm.adapt.features_stage import FeaturesStage
+from edgeglm.adapt.teacher_stage import AlignmentStage, TeacherStage
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs

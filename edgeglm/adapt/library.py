@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeglm.adapt.backbones import image_module
-from edgeglm.adapt.stages import source_spec
+from edgeglm.adapt.sources import source_spec
 from edgeglm.adapt.targets import chosen_targets
 from edgeglm.adapt.text_teacher import TextTeacher, linear_names, load_text_teacher, require_untuned
 from edgeglm.adapt.tuning import enable_tuning, merge_tuning, require_blocks

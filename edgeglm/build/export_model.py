@@ -57,7 +57,7 @@ def export_model(
     Raises:
         UserError: The model is unknown or broken, or the destination holds something else.
     """
-    from edgeglm.adapt.stages import source_spec
+    from edgeglm.adapt.sources import source_spec
 
     require_ours(destination, "export.json", ("image.onnx", "text.onnx", "tokenizer.json"))
     source = fetch_asset(source_spec(name), store, progress)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgeglm.adapt.pretraining_stage import pretraining_assets, pretraining_files
-from edgeglm.adapt.stages import teacher_assets
+from edgeglm.adapt.sources import teacher_assets
 from edgeglm.adapt.targets import require_targets
 from edgeglm.assets.fetch import fetch_asset, is_fetched
 from edgeglm.core.artifact import Artifact

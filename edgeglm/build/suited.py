@@ -11,7 +11,7 @@ import msgspec
 
 from edgeglm.adapt.beginning import require_told, said_texts
 from edgeglm.adapt.conse import named_classes
-from edgeglm.adapt.stages import TOWERS_CODE
+from edgeglm.adapt.features_stage import TOWERS_CODE
 from edgeglm.build.sources import TEXT
 from edgeglm.build.stage_memory import run_stage
 from edgeglm.core.artifact import Artifact

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage
-from edgeglm.adapt.pretraining_stage import PretrainingStage
-from edgeglm.adapt.stages import (
+from edgeglm.adapt.features_stage import (
     AuxiliaryFeaturesStage,
     BackbonesConfig,
     BackbonesStage,
     FeaturesConfig,
     FeaturesStage,
-    TeacherStage,
 )
+from edgeglm.adapt.image_tuning_stage import ImageTuningStage, TunedFeaturesStage
+from edgeglm.adapt.pretraining_stage import PretrainingStage
+from edgeglm.adapt.teacher_stage import TeacherStage
 from edgeglm.build.evaluations import EvaluationConfig, TeacherEvaluation
 from edgeglm.build.nodes import Node
 from edgeglm.build.sources import TEXT, Needs

@@ -36,7 +36,7 @@ from bench_store import CachedText, add_seeds, bench_parser, interval, newest, o
 from edgeglm.adapt import alignment, batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.domains import Domains  # noqa: E402
-from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
 from edgeglm.core.recipe import DomainConfig, TeacherConfig  # noqa: E402

@@ -48,7 +48,8 @@ from edgeglm.adapt import alignment, batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.auxiliary import auxiliary_beside  # noqa: E402
 from edgeglm.adapt.domains import Domains  # noqa: E402
-from edgeglm.adapt.stages import AuxiliaryFeaturesStage, FeaturesConfig, source_spec  # noqa: E402
+from edgeglm.adapt.features_stage import AuxiliaryFeaturesStage, FeaturesConfig  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.assets import fetch_asset  # noqa: E402
 from edgeglm.build.shipped import load_recipe  # noqa: E402

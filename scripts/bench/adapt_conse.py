@@ -37,13 +37,8 @@ from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.backbones import CLASSIFIED_BY  # noqa: E402
 from edgeglm.adapt.conse import CLASS_NAMES, NamedClasses, named_classes  # noqa: E402
 from edgeglm.adapt.domains import Domains  # noqa: E402
-from edgeglm.adapt.stages import (  # noqa: E402
-    BackbonesConfig,
-    BackbonesStage,
-    FeaturesConfig,
-    FeaturesStage,
-    source_spec,
-)
+from edgeglm.adapt.features_stage import BackbonesConfig, BackbonesStage, FeaturesConfig, FeaturesStage  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.assets import fetch_asset  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402

@@ -41,7 +41,7 @@ from edgeglm.adapt.backbones import image_module, read_backbones  # noqa: E402
 from edgeglm.adapt.domains import Domains  # noqa: E402
 from edgeglm.adapt.image_tuning import TunedBlocks, front_maps  # noqa: E402
 from edgeglm.adapt.image_tuning_stage import TUNABLE  # noqa: E402
-from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.assets import fetch_asset  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402

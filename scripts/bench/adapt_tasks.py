@@ -44,7 +44,7 @@ from edgeglm.adapt.corpora import (  # noqa: E402
 from edgeglm.adapt.meta import tasks_of  # noqa: E402
 from edgeglm.adapt.multitask import kinds_of  # noqa: E402
 from edgeglm.adapt.pretraining import pretrained  # noqa: E402
-from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import load_text_teacher  # noqa: E402
 from edgeglm.assets import asset_member, asset_named, fetch_asset  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402

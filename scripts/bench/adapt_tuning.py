@@ -37,7 +37,7 @@ from bench_store import Share, add_share, bench_parser, kept_figures, newest, or
 from edgeglm.adapt import batches  # noqa: E402
 from edgeglm.adapt.alignment import Alignment  # noqa: E402
 from edgeglm.adapt.frozen_prefix import kept_prefix  # noqa: E402
-from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.adapt.text_teacher import TextTeacher, load_text_teacher  # noqa: E402
 from edgeglm.adapt.tuning import enable_tuning  # noqa: E402
 from edgeglm.assets import fetch_asset  # noqa: E402

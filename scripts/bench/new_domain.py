@@ -26,7 +26,7 @@ from typing import Any
 from bench_store import ROOT, bench_parser, origin
 from measured_row import interval_words
 
-from edgeglm.adapt.stages import teacher_inputs
+from edgeglm.adapt.sources import teacher_inputs
 from edgeglm.assets import asset_member, fetch_asset
 from edgeglm.build.shipped import load_recipe
 from edgeglm.core.progress import QuietProgress

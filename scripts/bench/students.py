@@ -26,7 +26,7 @@ import torch
 from bench_store import Share, add_share, bench_parser, kept_figures, newest, origin
 from distil import CONFIG, OUT, Bench, _ranged
 
-from edgeglm.adapt.stages import source_spec
+from edgeglm.adapt.sources import source_spec
 from edgeglm.assets import fetch_asset
 from edgeglm.core.progress import QuietProgress
 from edgeglm.core.recipe import StudentConfig

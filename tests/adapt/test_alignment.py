@@ -110,7 +110,7 @@ def aligned(
 def test_an_ensemble_of_backbones_learns_a_scale_for_each_and_is_exported_with_it(
     bert: Path, pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeglm.adapt.stages import _export
+    from edgeglm.adapt.teacher_export import exported_teacher
 
     monkeypatch.setattr(room, "MIN_STEPS", 8)
     monkeypatch.setattr(room, "MIN_LORA_STEPS", 2)
@@ -121,7 +121,7 @@ def test_an_ensemble_of_backbones_learns_a_scale_for_each_and_is_exported_with_i
     scales = made.image_head.scales.detach()
     assert float(scales.sum()) == pytest.approx(1.0)
     assert not torch.equal(scales, torch.tensor([0.5, 0.5])), "the scales were to learn"
-    assert _export(made, made.image_head, made.text_head, tmp_path)["image"] < 1e-4
+    assert exported_teacher(made, made.image_head, made.text_head, tmp_path)["image"] < 1e-4
     alone = aligned(bert, tmp_path / "one", pairs, config, widths=(whole,))
     assert isinstance(alone.image_head, ProjectionHead), "one backbone needs no scale"
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the host half is not installed")
 
 from edgeglm.adapt.backbones import backbone_onnx  # noqa: E402
-from edgeglm.adapt.stages import source_spec  # noqa: E402
+from edgeglm.adapt.sources import source_spec  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from tests.tiny_towers import write_vit  # noqa: E402

@@ -20,7 +20,7 @@ from edgeglm.adapt.backbones import classifier_onnx  # noqa: E402
 from edgeglm.adapt.beginning import begun  # noqa: E402
 from edgeglm.adapt.conse import NamedClasses, named_classes  # noqa: E402
 from edgeglm.adapt.multitask import kinds_of  # noqa: E402
-from edgeglm.adapt.stages import _export  # noqa: E402
+from edgeglm.adapt.teacher_export import exported_teacher  # noqa: E402
 from edgeglm.core.artifact import Artifact  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
@@ -115,7 +115,7 @@ def test_what_no_pair_names_is_found_by_its_name_and_exported_so(
     with torch.no_grad():
         text_CD = made.text_head(made.text.all_features(NAMES))
         assert (made.image_head(pictures) @ text_CD.T).argmax(1).tolist() == list(range(len(NAMES)))
-    assert max(_export(made, made.image_head, made.text_head, tmp_path).values()) < 1e-3
+    assert max(exported_teacher(made, made.image_head, made.text_head, tmp_path).values()) < 1e-3
 
 
 @pytest.mark.parametrize(("sharing", "tuned_blocks"), [("hard", 0), ("soft", 1)])

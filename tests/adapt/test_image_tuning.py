@@ -16,8 +16,8 @@ pytest.importorskip("peft", reason="the host half is not installed")
 
 from edgeglm.adapt import alignment as room  # noqa: E402
 from edgeglm.adapt.backbones import GRID, LITE0_TAPS, Backbone, read_backbones  # noqa: E402
+from edgeglm.adapt.features_stage import BackbonesConfig, BackbonesStage, FeaturesConfig, FeaturesStage  # noqa: E402
 from edgeglm.adapt.image_tuning import TunedBlocks, front_maps  # noqa: E402
-from edgeglm.adapt.stages import BackbonesConfig, BackbonesStage, FeaturesConfig, FeaturesStage  # noqa: E402
 from edgeglm.build.adapting import adapt_teacher  # noqa: E402
 from edgeglm.cli.main import exit_code  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402

@@ -16,7 +16,8 @@ pytest.importorskip("torch", reason="the host half is not installed")
 pytest.importorskip("peft", reason="the host half is not installed")
 
 from edgeglm.adapt import alignment
-from edgeglm.adapt.stages import BackbonesStage, FeaturesStage, TeacherStage
+from edgeglm.adapt.features_stage import BackbonesStage, FeaturesStage
+from edgeglm.adapt.teacher_stage import TeacherStage
 from edgeglm.build.evaluations import TeacherEvaluation
 from edgeglm.data.folder import OwnPairsStage
 from edgeglm.distill.stages import TargetsStage

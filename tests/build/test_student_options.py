@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeglm.adapt.stages import TeacherStage
+from edgeglm.adapt.teacher_stage import TeacherStage
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.data.tokenization import Tokenizer
 from tests.build.conftest import Project, Said
