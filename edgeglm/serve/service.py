@@ -248,14 +248,21 @@ class Service:
 async def _made(make: Callable[[], T], close: Callable[[T], None]) -> T:
     """Make something in a thread. A caller who gives up ends no thread: what it made is closed then.
 
-    It is waited for, so that of a caller who tries again and again no more than one is ever being made.
+    It is waited for, so that of a caller who tries again and again no more than one is ever being made; one
+    who is cancelled while waiting leaves, and it is closed all the same.
     """
     making = asyncio.ensure_future(asyncio.to_thread(make))
+
+    def left(made: asyncio.Future[T]) -> None:
+        with suppress(Exception):  # which nobody waits for
+            close(made.result())
+
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        with suppress(Exception):  # which nobody waits for
-            close(await making)
+        making.add_done_callback(left)
+        with suppress(Exception):
+            await asyncio.shield(making)
         raise
 
 
