@@ -59,6 +59,8 @@ def aims(folder: Path) -> Iterator[Aim]:
         _read(folder, "adapt_images")["runs"],
         _read(folder, "adapt_auxiliary")["recipe"],
     )
+    for called, run in _read(folder, "adapt_heads").get("teachers", {}).items():
+        yield from _ways_retrieval(f"labels of four styles, {called}", [run], (0.75, 0.85), "adapt_heads")
     for name in ("unlabelled", "auxiliary"):
         yield from _student_names(name, _read(folder, f"build_{name}"))
     yield from _tuning(_read(folder, "adapt_tuning"))
