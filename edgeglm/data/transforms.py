@@ -49,8 +49,8 @@ def decoded_image(
     """Decode an image file to upright RGB.
 
     The EXIF orientation is applied; transparency (alpha, or a transparent palette entry) is laid over
-    ``background``; 16 bit grey is scaled to 8; CMYK and other modes are converted; of an animation the
-    first frame is taken.
+    ``background``; 16 bit grey is scaled to 8, and so is floating point up to 1; CMYK and other modes are
+    converted; of an animation the first frame is taken.
 
     Args:
         source: The bytes of a file, or its path.
@@ -203,7 +203,7 @@ def _flat(image: Image, background: tuple[int, int, int]) -> Image:
 
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    scale = 257.0 if _is_wide(image) else 1.0
+    scale = _white_of(image) / 255.0
     rows = max(1, _BAND // max(1, image.width))
     if image.height <= rows:
         return _flat_band(image, scale, background)
@@ -214,19 +214,26 @@ def _flat(image: Image, background: tuple[int, int, int]) -> Image:
     return flat
 
 
-def _is_wide(image: Image) -> bool:
-    """Say whether 16 bits are meant: what is within 8 bits in a wide mode is taken as it is."""
+def _white_of(image: Image) -> float:
+    """Return the value that means white: that of 16 bits, or, in a wide mode, that of what it holds.
+
+    Floating point that stays within 1 is a share of white, as libraries keep pictures; what is within 8 bits
+    in a wide mode is taken as it is.
+    """
     if image.mode not in ("I", "F"):
-        return image.mode.startswith("I;16")
+        return 65535.0 if image.mode.startswith("I;16") else 255.0
     _, most = image.getextrema()
-    return isinstance(most, (int, float)) and most > 255.0
+    assert isinstance(most, (int, float))
+    if image.mode == "F" and most <= 1.0:
+        return 1.0
+    return 65535.0 if most > 255.0 else 255.0
 
 
 def _flat_band(image: Image, scale: float, background: tuple[int, int, int]) -> Image:
     from PIL import Image as Images
 
     if image.mode.startswith("I") or image.mode == "F":
-        scaled: npt.NDArray[Any] = np.asarray(image, dtype=np.float64) / scale
+        scaled: npt.NDArray[Any] = np.nan_to_num(np.asarray(image, dtype=np.float64) / scale)
         return Images.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")

@@ -159,6 +159,15 @@ def test_a_large_image_is_converted_in_bands_and_looks_the_same(
     assert len(np.unique(whole)) > 1
 
 
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_a_picture_of_floating_point_is_not_black(white: float) -> None:
+    shares = np.array([[0.0, 0.5, 1.0]], np.float32)
+    shown = np.asarray(decoded_image(encoded(Image.fromarray(shares * white), "TIFF")))
+    assert np.abs(shown[0, :, 0].astype(int) - [0, 128, 255]).max() <= 1
+    odd = np.array([[0.5, np.nan, np.inf]], np.float32) * white
+    assert np.asarray(decoded_image(encoded(Image.fromarray(odd), "TIFF")))[0, 1:, 0].tolist() == [0, 255]
+
+
 _PEAK = """
 import sys
 from pathlib import Path
