@@ -2,11 +2,12 @@
 
     EDGEGLM_STORE=STORE .venv/bin/python scripts/bench/adapt_heads.py [--seeds 3]
     EDGEGLM_STORE=STORE .venv/bin/python scripts/bench/adapt_heads.py --teacher FOLDER --called NAME
+        [--setting SETTING]
 
 STORE is one in which the recipe `default` was built. Compared as `adapt.py` compares ways: on projected
-features with a frozen text tower. FOLDER is a whole teacher, as `edgeglm adapt` writes it, of the same
-pairs. Writes docs/bench/adapt_heads.json after each run, goes on from it when called again, and writes
-adapt_heads.md.
+features with a frozen text tower. FOLDER is a whole teacher, as `edgeglm adapt` writes it, of the pairs that
+STORE used last; SETTING says what of them is labelled. Writes docs/bench/adapt_heads.json after each run,
+goes on from it when called again, and writes adapt_heads.md.
 """
 
 from __future__ import annotations
@@ -193,16 +194,16 @@ def page(found: dict[str, Any]) -> str:
     if found.get("teachers"):
         lines += [
             "",
-            "## Whole teachers, four styles -> twemoji",
+            "## Whole teachers -> twemoji",
             "",
-            "| teacher | transductive | inductive | unseen | keywords: trans. | ind. | unseen "
+            "| labels | teacher | transductive | inductive | unseen | keywords: trans. | ind. | unseen "
             "| measured at |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-    for called, one in found.get("teachers", {}).items():
+    for one in found.get("teachers", []):
         cells = (one["map10"][t] for t in (*adapt.TRACKS, *(f"{track}-keywords" for track in adapt.TRACKS)))
         said = " | ".join(f"{plain:.3f} ({mean:.3f})" for plain, mean in cells)
-        lines.append(f"| {called} | {said} | {one['commit']} |")
+        lines.append(f"| {one['setting']} | {one['called']} | {said} | {one['commit']} |")
     return "\n".join([*lines, "", *(f"{note}\n" for note in NOTES)])
 
 
@@ -212,13 +213,16 @@ def main() -> None:
     add_seeds(parser)
     parser.add_argument("--teacher", type=Path, help="measure this one alone")
     parser.add_argument("--called", default="", help="what its row says")
+    parser.add_argument("--setting", default="four styles", choices=adapt.SETTINGS, help="what is labelled")
     add_share(parser, OUT)
     options = parser.parse_args()
     path = options.output / "adapt_heads.json"
     found = kept_figures(path, options.merge) or {"made": {}, "runs": {}}
     if options.teacher:
         reached = whole_teacher(Store(Path(os.environ["EDGEGLM_STORE"])), options.teacher)
-        found.setdefault("teachers", {})[options.called] = {**reached, **origin()}
+        row_of = {"setting": options.setting, "called": options.called}
+        others = [one for one in found.get("teachers", []) if not row_of.items() <= one.items()]
+        found["teachers"] = [*others, {**row_of, **reached, **origin()}]
     elif not options.table:
         found["made"] = {"command": "scripts/bench/adapt_heads.py", **origin()}
         store = Store(Path(os.environ["EDGEGLM_STORE"]))

@@ -24,6 +24,11 @@ FINALIST = "MMD, weight 10 + pseudo-labels"
 ICONS = "icons first, a quarter replayed"
 #: How far retrieval may fall where the pictures were never seen.
 NEAR = 0.05
+#: What is labelled: what a row calls it, and what is asked of names where pictures were there unlabelled.
+_ASKED = {
+    "noto": ("labels of one style", (0.50, 0.65)),
+    "four styles": ("labels of four styles", (0.75, 0.85)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +64,9 @@ def aims(folder: Path) -> Iterator[Aim]:
         _read(folder, "adapt_images")["runs"],
         _read(folder, "adapt_auxiliary")["recipe"],
     )
-    for called, run in _read(folder, "adapt_heads").get("teachers", {}).items():
-        yield from _ways_retrieval(f"labels of four styles, {called}", [run], (0.75, 0.85), "adapt_heads")
+    for run in _read(folder, "adapt_heads").get("teachers", []):
+        labels, asked = _ASKED[run["setting"]]
+        yield from _ways_retrieval(f"{labels}, {run['called']}", [run], asked, "adapt_heads")
     for name in ("unlabelled", "auxiliary"):
         yield from _student_names(name, _read(folder, f"build_{name}"))
     yield from _tuning(_read(folder, "adapt_tuning"))
@@ -97,10 +103,7 @@ def _retrieval(recipe: dict[str, Any], finalists: dict[str, Any], icons: dict[st
 
     By pseudo-labels, by the finalist that led among unlabelled pictures, and after icons of other domains.
     """
-    for setting, labels, reach, beyond in (
-        ("noto", "labels of one style", 0.50, 0.65),
-        ("four styles", "labels of four styles", 0.75, 0.85),
-    ):
+    for setting, (labels, asked) in _ASKED.items():
         found = finalists[setting][FINALIST]
         tuned = found.get("images", {})
         runs = list((tuned or found["cached"]).values())
@@ -113,7 +116,7 @@ def _retrieval(recipe: dict[str, Any], finalists: dict[str, Any], icons: dict[st
             ),
         }
         for way, (page_, runs) in ways.items():
-            yield from _ways_retrieval(f"{labels}, {way}", runs, (reach, beyond), page_)
+            yield from _ways_retrieval(f"{labels}, {way}", runs, asked, page_)
 
 
 def _ways_retrieval(
