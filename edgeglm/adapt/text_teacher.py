@@ -181,6 +181,8 @@ def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
     """
     from peft import LoraConfig, get_peft_model
 
+    from edgeglm.adapt.merged_lora import merge_products
+
     encoder = teacher.tower.encoder
     require_untuned(encoder)
     settings = LoraConfig(
@@ -192,6 +194,7 @@ def enable_lora(teacher: TextTeacher, config: TeacherConfig) -> list[Any]:
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that is to go
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         teacher.tower.encoder = get_peft_model(encoder, settings)
+    merge_products(teacher.tower.encoder)
     teacher.tower.projection.requires_grad_(False)
     return [parameter for parameter in teacher.tower.encoder.parameters() if parameter.requires_grad]
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeglm.adapt.merged_lora import merge_products
 from edgeglm.adapt.targets import chosen_targets
 from edgeglm.adapt.text_teacher import TextTeacher, enable_lora, linear_names, merge_lora, require_untuned
 from edgeglm.core.errors import EdgeglmError, UserError
@@ -148,6 +149,7 @@ def _enable_peft(teacher: TextTeacher, config: TeacherConfig) -> None:
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that is to go
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         teacher.tower.encoder = get_peft_model(encoder, settings)
+    merge_products(teacher.tower.encoder)
     if config.tuning == "ia3" and config.tuned_blocks:
         for block in list(anatomy_of(encoder).blocks)[: -config.tuned_blocks]:
             block.requires_grad_(False)

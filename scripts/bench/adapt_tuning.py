@@ -52,6 +52,7 @@ from edgeglm.train.precision import Precision, mixed  # noqa: E402
 TUNED: dict[str, dict[str, Any]] = {
     "full": {"tuning": "full"},
     "LoRA, rank 8": {"tuning": "lora"},
+    "LoRA, rank 8, no dropout": {"tuning": "lora", "lora_dropout": 0.0},
     "LoRA, last 2 blocks, kept prefix": {"tuning": "lora", "tuned_blocks": 2},
     "LoRA, last block, kept prefix": {"tuning": "lora", "tuned_blocks": 1},
     "frozen": {"lora_epochs": 0},
