@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.pretraining_stage import take_encoder
+from edgeglm.adapt.unlabelled import require_unlabelled
 from edgeglm.core.digest import sha256_json
 from edgeglm.core.progress import Progress
 from edgeglm.core.recipe import TeacherConfig
@@ -159,19 +160,18 @@ def require_told(config: TeacherConfig, pairs: PairSet) -> None:
     """Raise UserError for pairs that do not tell what the recipe's teacher is to learn from them.
 
     What :func:`begun` would say when all features are made is asked of the pairs alone. A recipe that asks
-    for names alone imports nothing here: a build that reuses everything takes two seconds.
+    for no other tasks imports nothing heavy here: a build that reuses everything takes two seconds.
     """
+    if config.domain.uses_unlabelled():
+        require_unlabelled(pairs)
     named = {row.concept for row in pairs.rows if row.role == "labelled"}
-    if len(named) > 1 and config.multitask == MultitaskConfig() and not config.domain.uses_unlabelled():
+    if len(named) > 1 and config.multitask == MultitaskConfig():
         return
-    from edgeglm.adapt.domains import Domains
     from edgeglm.adapt.meta import tasks_of
     from edgeglm.adapt.multitask import kinds_of
     from edgeglm.train.concepts import Concepts
 
     concepts = Concepts.of(pairs)
-    if config.domain.uses_unlabelled():
-        Domains.of(pairs, concepts)
     kinds_of(config.multitask, pairs, concepts)
     if config.multitask.reptile_rounds:
         tasks_of(pairs, concepts, config.multitask.reptile_over)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeglm.adapt.unlabelled import require_unlabelled
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import DomainConfig
 from edgeglm.data.copies import near_pairs, thumbnails_of
@@ -34,8 +35,6 @@ from edgeglm.train.losses import embedding_distance
 
 #: Unlabelled images shown in a step.
 UNLABELLED_BATCH = 256
-#: Fewer unlabelled images than this say nothing about a domain.
-MIN_UNLABELLED = 8
 _STD_FLOOR = 1e-3
 #: Views [B] and images [B] -> features [B, F].
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -61,18 +60,11 @@ class Domains:
     @classmethod
     def of(cls, pairs: PairSet, concepts: Concepts) -> Domains:
         """Collect them. Raises UserError where there are too few unlabelled images."""
-        unlabelled = pairs.by_role("unlabelled")
-        if len(unlabelled) < MIN_UNLABELLED:
-            raise UserError(
-                f"teacher.domain asks for unlabelled images, and the pairs hold {len(unlabelled)}; "
-                f"give at least {MIN_UNLABELLED} (in a folder of your own: a folder unlabelled/ or lines "
-                "without text; of the icons: data.target with data.inductive_fraction below 1), "
-                "or leave teacher.domain out"
-            )
+        require_unlabelled(pairs)
         domains = [pairs.rows[i].domain for i in concepts.image_N.tolist()]
         place = {name: index for index, name in enumerate(sorted(set(domains)))}
         return cls(
-            unlabelled_M=torch.from_numpy(unlabelled),
+            unlabelled_M=torch.from_numpy(pairs.by_role("unlabelled")),
             domain_L=torch.tensor([place[domain] for domain in domains]),
         )
 

@@ -1,10 +1,11 @@
 """How fast the student of a CPU's bundle is beside its teacher.
 
-    .venv/bin/python scripts/bench/build_cpu.py --work WORK
+    .venv/bin/python scripts/bench/build_cpu.py --work WORK [--recipe auxiliary]
 
-WORK is a folder that `build.py --work WORK` has filled at the same commit: only what differs for a CPU is
-made. Milliseconds are those of the bundle's own latency stage: medians of interleaved rounds, one thread.
-Writes docs/bench/build_cpu.json and .md.
+WORK is a folder that `build.py --work WORK` has filled with that recipe at the same commit: only what
+differs for a CPU is made. Milliseconds are those of the bundle's own latency stage: medians of interleaved
+rounds, one thread. Writes docs/bench/build_cpu.json and .md, of another recipe than `default`
+build_cpu_RECIPE.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bench_store import bench_parser
 from build import ROOT, build, bundle_metrics
 from quantization_page import stamped
 
-OUT = ROOT / "docs" / "bench" / "build_cpu"
+OUT = ROOT / "docs" / "bench"
+DEFAULT = "default"
 TITLES = {"teacher": "teacher, FP32", "fp32": "student, FP32", "int8": "student, INT8"}
 #: How rows of a build are called.
 ROWS = {"Teacher": "teacher", "Student, ONNX FP32": "fp32", "Student, INT8": "int8"}
@@ -25,12 +27,13 @@ ROWS = {"Teacher": "teacher", "Student, ONNX FP32": "fp32", "Student, INT8": "in
 
 def page(found: dict[str, Any]) -> str:
     """Return the whole page."""
-    times = found["latency_ms"]
+    times, recipe = found["latency_ms"], found.get("recipe", DEFAULT)
+    of_recipe, built = ("", "build") if recipe == DEFAULT else (f", recipe {recipe}", f"build_{recipe}")
     lines = [
-        "# The student of a CPU's bundle",
+        f"# The student of a CPU's bundle{of_recipe}",
         "",
         f"Made by `{found['command']}` at commit {found['commit']} on {found['machine']}, in the store "
-        "of the build that [build.md](build.md) tells of.",
+        f"of the build that [{built}.md]({built}.md) tells of.",
         "",
         "Milliseconds a call in ONNX Runtime, one thread, medians of interleaved rounds; of both towers "
         "together how many times faster than the teacher. INT8 travels only if each pool keeps 0.99 of FP32. "
@@ -61,11 +64,15 @@ def main() -> None:
     """Build, and write both files."""
     parser = bench_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    work = parser.parse_args().work
-    built = build("default", "cpu", work / "store", work / "cpu")
+    parser.add_argument("--recipe", default=DEFAULT)
+    options = parser.parse_args()
+    work, recipe = options.work, options.recipe
+    built = build(recipe, "cpu", work / "store", work / "cpu")
     times = bundle_metrics(work / "cpu", built)["latency_ms"]
+    other = recipe != DEFAULT
     row = {
-        "command": "scripts/bench/build_cpu.py",
+        "command": f"scripts/bench/build_cpu.py{f' --recipe {recipe}' if other else ''}",
+        "recipe": recipe,
         "latency_ms": {model: times[model] for model in TITLES},
         "map10": {
             ROWS[row["title"]]: {track: one["map10"]["value"] for track, one in row["metrics"].items()}
@@ -74,8 +81,9 @@ def main() -> None:
         },
     }
     found = stamped(row)
-    OUT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    OUT.with_suffix(".md").write_text(page(found))
+    path = OUT / f"build_cpu{f'_{recipe}' if other else ''}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(found))
 
 
 if __name__ == "__main__":
