@@ -198,6 +198,7 @@ class Runner:
             return
         for generation in self._generations:
             generation.abandon()
+            self._ledger.retire(generation)  # what it did stays in the books
         self._generations.clear()
         if self._home is not None:
             self._signals.off(self._home.loop)

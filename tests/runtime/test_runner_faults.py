@@ -399,6 +399,23 @@ def test_answers_that_find_no_memory_fail_and_keep_nobody_waiting():
     run(main)
 
 
+def test_an_engine_that_exits_as_it_is_closed_does_not_hold_up_the_end():
+    """Its worker was waited for through the whole of ``hang_after``, and counted as alive ever after."""
+    doubler = Doubler()
+
+    class Exits(FakeEngine):
+        def close(self) -> None:
+            raise SystemExit
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=2 * LIMIT) as served:
+            doubler.made[0].__class__ = Exits
+            assert await doubled(served, 2) == 4.0
+        assert served.stats().instances == 0
+
+    run(main)
+
+
 class Threads:
     """Lets the process have so many more threads of a runner, then none."""
 
