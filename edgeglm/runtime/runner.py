@@ -295,22 +295,19 @@ class Runner:
             except BaseException:
                 self._admission.release()
                 raise
-        future = request.future = loop.create_future()
-        try:
-            generation.submit(request)
-        except BaseException:
-            self._admission.release()
-            raise
+        request.home = generation
         self._ledger.accepted += 1
-        if request.deadline is not None:
-            left = request.deadline - time.monotonic()  # it may have waited for its place
-            request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
-        if self._watchdog is None:
-            self._watch(loop)
         try:
+            future = request.future = loop.create_future()
+            generation.submit(request)
+            if request.deadline is not None:
+                left = request.deadline - time.monotonic()  # it may have waited for its place
+                request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
+            if self._watchdog is None:
+                self._watch(loop)
             outputs: dict[str, Array] = await future
             return outputs
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError):  # nobody is to keep a place for nobody
             self._ends.cancel(request)
             raise
 

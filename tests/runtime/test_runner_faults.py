@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.crew import Crew
+from edgeglm.runtime.ends import Ends
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Results,
@@ -456,6 +457,53 @@ def test_a_watchdog_that_found_no_memory_once_looks_again(monkeypatch):
 
     run(main)
     assert [type(error) for error in told] == [MemoryError]
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in the worker", "in the watchdog"])
+def test_whoever_an_error_loses_on_the_way_is_found_and_told(where, monkeypatch):
+    """No crew had them any more, and nobody looked for such requests: their callers waited for ever."""
+    doubler = Doubler()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+        async with runner(doubler, hang_after=0.2, drain_timeout=None) as served:
+            generation = served._current
+            assert generation is not None
+            faults = [MemoryError() for _ in range(2)]
+
+            def faulty(*_: Any) -> None:
+                if faults:
+                    raise faults.pop()
+
+            value = 1.0
+            with monkeypatch.context() as patch:
+                if where == "in the loop":
+                    patch.setattr(Ends, "fail", first(faulty, Ends.fail))
+                    value = POISON
+                elif where == "in the worker":  # and again as it ends, while it tells whom it served
+                    crew = generation.inference
+                    patch.setattr(crew, "_deliver", first(faulty, crew._deliver))
+                else:
+                    patch.setattr(generation, "_fail", first(faulty, generation._fail))
+                    value = HANG
+                with pytest.raises(EngineFailedError, match=r"lost on its way, .*; ask again"):
+                    await asyncio.wait_for(doubled(served, value), LIMIT)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().held == 0
+            doubler.released.set()
+
+    run(main)
+
+
+def first(fault: Callable[..., None], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs one function and, unless it raises, another."""
+
+    def both(*arguments: Any, **options: Any) -> Any:
+        fault(*arguments)
+        return then(*arguments, **options)
+
+    return both
 
 
 def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):
