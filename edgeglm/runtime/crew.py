@@ -111,7 +111,7 @@ class Crew:
         for worker in fresh:
             try:
                 worker.start()
-            except RuntimeError as error:
+            except Exception as error:  # a MemoryError, too: it counted as one that opens
                 self.worker_opened(worker, no_thread(self.name, error))
 
     def put(self, requests: Sequence[Request]) -> None:

@@ -417,17 +417,20 @@ def test_an_engine_that_exits_as_it_is_closed_does_not_hold_up_the_end():
     run(main)
 
 
+NO_THREAD = RuntimeError("can't start new thread")
+
+
 class Threads:
     """Lets the process have so many more threads of a runner, then none."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception = NO_THREAD) -> None:
         self.left = 10
         start = threading.Thread.start
 
         def limited(thread: threading.Thread) -> None:
             if thread.name.startswith("edgeglm-"):
                 if not self.left:
-                    raise RuntimeError("can't start new thread")
+                    raise error
                 self.left -= 1
             start(thread)
 
@@ -506,9 +509,12 @@ def first(fault: Callable[..., None], then: Callable[..., Any]) -> Callable[...,
     return both
 
 
-def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):
+@pytest.mark.parametrize("error", [NO_THREAD, MemoryError()])
+def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(
+    error, monkeypatch
+):
     """The watchdog fell over it and never looked again: whoever had no deadline waited for ever."""
-    doubler, threads = Doubler(), Threads(monkeypatch)
+    doubler, threads = Doubler(), Threads(monkeypatch, error)
 
     async def main() -> None:
         async with runner(doubler, hang_after=0.2) as served:
