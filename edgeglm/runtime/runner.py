@@ -296,8 +296,8 @@ class Runner:
                 self._admission.release()
                 raise
         request.home = generation
-        self._ledger.accepted += 1
         try:
+            self._ledger.accepted += 1
             future = request.future = loop.create_future()
             generation.submit(request)
             if request.deadline is not None:
@@ -356,14 +356,14 @@ class Runner:
         self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
 
     def _look_for_hung(self) -> None:
-        assert self._home is not None
-        limit, now = self.config.hang_after, time.monotonic()
-        if now - self._look_at > limit / 4:  # a paused container, SIGSTOP: calls most likely stood still, too
-            self._stood_still, self._heeded_until = now - self._look_at, now + limit
-        if now < self._heeded_until:
-            limit += self._stood_still
         self._watchdog = None
+        assert self._home is not None
         try:
+            limit, now = self.config.hang_after, time.monotonic()
+            if now - self._look_at > limit / 4:  # a paused container, SIGSTOP: calls most likely stood still
+                self._stood_still, self._heeded_until = now - self._look_at, now + limit
+            if now < self._heeded_until:
+                limit += self._stood_still
             for generation in self._generations:
                 generation.look_for_hung(limit)
         finally:  # too little memory for one look must not be the last

@@ -462,6 +462,29 @@ def test_a_watchdog_that_found_no_memory_once_looks_again(monkeypatch):
     assert [type(error) for error in told] == [MemoryError]
 
 
+def test_a_watchdog_that_found_no_memory_before_it_looked_at_anything_looks_again():
+    """It took itself for one that was still to come, and so did every later request."""
+    doubler = Doubler()
+
+    class NoMemory(float):
+        def __rsub__(self, other: float) -> float:
+            raise MemoryError
+
+    async def main() -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        async with runner(doubler, hang_after=0.2) as served:
+            asked = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+            served._look_at = NoMemory(served._look_at)
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await asyncio.wait_for(asked, LIMIT)
+            doubler.released.set()
+        assert [type(error) for error in told] == [MemoryError]
+
+    run(main)
+
+
 @pytest.mark.parametrize("where", ["in the loop", "in the worker", "in the watchdog"])
 def test_whoever_an_error_loses_on_the_way_is_found_and_told(where, monkeypatch):
     """No crew had them any more, and nobody looked for such requests: their callers waited for ever."""
