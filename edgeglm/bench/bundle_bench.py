@@ -60,11 +60,8 @@ class BenchConfig:
             )
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UserError(f"rate is {self.rate}; give queries a second, finite and above 0")
-        if self.rate is not None and self.rate * self.seconds > _MOST_QUERIES:
-            raise UserError(
-                f"{self.rate:g} queries a second for {self.seconds:g} s are more than the {_MOST_QUERIES:,} "
-                "that LoadGen can make ready in memory; lower --rate or --seconds"
-            )
+        if self.rate is not None:
+            _check_memory(self.rate, self.seconds, "queries", "lower --rate or --seconds")
 
 
 async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement:
@@ -84,6 +81,7 @@ async def bundle_measurement(bundle: Bundle, config: BenchConfig) -> Measurement
 
         variant, engine = runner.serving
         rate = config.rate or await _probed_rate(ask, len(inputs))
+        _check_memory(rate, config.seconds, "samples", "lower --seconds")
         before = runner.stats().batches.get(config.tower, {})
         report = await drive(
             ask,
@@ -130,6 +128,15 @@ def _inputs(bundle: Bundle, tower: Tower) -> Sequence[str | bytes]:
             f"the bundle {bundle.origin} has no golden inputs for {tower}; build it again with them"
         )
     return inputs
+
+
+def _check_memory(rate: float, seconds: float, what: str, remedy: str) -> None:
+    """Raise UserError for a run of which LoadGen could not make all samples ready."""
+    if rate * seconds > _MOST_QUERIES:
+        raise UserError(
+            f"{rate:g} {what} a second for {seconds:g} s are more than the {_MOST_QUERIES:,} "
+            f"that LoadGen can make ready in memory; {remedy}"
+        )
 
 
 async def _probed_rate(ask: Ask, inputs: int) -> float:

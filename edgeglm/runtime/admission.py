@@ -33,11 +33,12 @@ class Admission:
         while self._line and self.held < self.capacity:
             priority = min(self._line)
             number = next(iter(self._line[priority]))
-            waiter = self._leave(priority, number)
-            if waiter is not None and not waiter.done():
+            waiter = self._line[priority][number]
+            if not waiter.done():
                 self.held += 1
                 self.promised += 1
                 waiter.set_result(None)
+            self._leave(priority, number)
 
     async def place(self, priority: int, deadline: float | None) -> None:
         """Wait for a place and take it. Raises TimeoutError at ``deadline`` (monotonic seconds)."""
@@ -68,13 +69,12 @@ class Admission:
             if not waiter.done():
                 waiter.set_exception(error())
 
-    def _leave(self, priority: int, number: int) -> asyncio.Future[None] | None:
+    def _leave(self, priority: int, number: int) -> None:
         """Take one out of the line, wherever in it, if it is there."""
         waiters = self._line.get(priority, {})
-        waiter = waiters.pop(number, None)
+        waiters.pop(number, None)
         if not waiters:
             self._line.pop(priority, None)
-        return waiter
 
 
 def _time_out(waiter: asyncio.Future[None]) -> None:

@@ -79,6 +79,13 @@ class Crew:
         """How many workers were given up and have not come back: each keeps a thread and what it opened."""
         return len(self._left_behind)
 
+    def requests(self) -> set[Request]:
+        """Return all that wait here or are in a call, the parts of a halved batch included."""
+        with self._lock:
+            calls = [worker.call for worker in self._workers if worker.call is not None]
+            parts = [part for call in calls for part in (call.batch, *call.waiting)]
+            return set(self._queue).union(*parts)
+
     def batch_counts(self) -> Counter[tuple[str, int]]:
         """Return how many calls there were, by tower and batch size."""
         with self._lock:
@@ -104,7 +111,7 @@ class Crew:
         for worker in fresh:
             try:
                 worker.start()
-            except RuntimeError as error:
+            except Exception as error:  # a MemoryError, too: it counted as one that opens
                 self.worker_opened(worker, no_thread(self.name, error))
 
     def put(self, requests: Sequence[Request]) -> None:
@@ -270,7 +277,9 @@ class Crew:
             if worker.call is not None and worker.call.batch:
                 self._note(worker.call, time.monotonic())
         self._deliver(results)
-        worker.call = None  # only now: should delivery fail, the call's requests are known
+        # Only now: should delivery fail, the call's requests are known. Those of parts to come always are.
+        waiting = worker.call.waiting if worker.call is not None else ()
+        worker.call = Call(time.monotonic(), (), waiting) if waiting else None
 
     def _note(self, call: Call, now: float) -> None:
         tower = call.batch[0].tower

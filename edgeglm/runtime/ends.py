@@ -45,20 +45,22 @@ class Ends:
             results, rows = Results((), {}, failures, again=results.again), ()
         if results.again:
             _home(results.again[0]).resubmit(results.again)
-        answered = []
-        for request, answer in zip(results.answered, rows, strict=True):
-            if not request.settled:
-                request.settled = True
-                answered.append(request)
-                if request.timer is not None:
-                    request.timer.cancel()
-                future = request.future
-                if future is not None and not future.done():
-                    future.set_result(answer)
-        if answered:
-            self._ledger.answered([now - request.started for request in answered])
-            _home(answered[0]).forget(answered)
-            self._admission.release(len(answered))
+        answered: list[Request] = []
+        try:
+            for request, answer in zip(results.answered, rows, strict=True):
+                if not request.settled:
+                    future = request.future
+                    if future is not None and not future.done():
+                        future.set_result(answer)
+                    answered.append(request)
+                    request.settled = True  # last: whom an error keeps from here is found and told later
+                    if request.timer is not None:
+                        request.timer.cancel()
+        finally:
+            if answered:
+                _home(answered[0]).forget(answered)
+                self._admission.release(len(answered))
+                self._ledger.answered([now - request.started for request in answered])
         for failure in results.failures:
             late = isinstance(failure.error, DeadlineExceededError)
             self.fail(failure.request, failure.error, count="expired" if late else "failed")
@@ -67,10 +69,10 @@ class Ends:
         """End a request with an error, unless it has ended."""
         if request.settled:
             return
-        self._settle(request)
-        self._ledger.count(count)
         if request.future is not None and not request.future.done():
             request.future.set_exception(error)
+        self._settle(request)
+        self._ledger.count(count)
 
     def expire(self, request: Request) -> None:
         """End a request whose deadline has passed, wherever it is, unless it has ended."""
@@ -91,7 +93,7 @@ class Ends:
         self._ledger.count("turned_away")
 
     def _settle(self, request: Request) -> None:
-        """Note that a request has ended, and give its place to the next. The caller sets the future."""
+        """Note that a request has ended, and give its place to the next. Its future is set before."""
         request.settled = True
         if request.timer is not None:
             request.timer.cancel()

@@ -47,6 +47,7 @@ class Generation:
         sources = source.towers
         self.contracts: dict[str, TowerContract] = {}
         self.held: set[Request] = set()
+        self._missing: set[Request] = set()  # of these, at the last look, in no crew's hands
         self.broken: EdgeglmError | None = None
         self._reopens = False  # whether it is broken for want of a worker, and may be mended
         self._replaced: Counter[str] = Counter()
@@ -158,6 +159,7 @@ class Generation:
         """
         for request in requests:
             request.bucket = ("finite", request.bucket)
+        self._missing.difference_update(requests)
         self.inference.put(requests)
 
     def check_raw(self, tower: str) -> None:
@@ -184,7 +186,7 @@ class Generation:
 
     def look_for_hung(self, limit: float) -> int:
         """Fail the requests of calls that took longer than ``limit`` seconds; replace their workers."""
-        self._mail.ring()  # whatever may have kept a worker from it
+        self._mail.read()  # whatever may have kept a worker from ringing
         now = time.monotonic()
         found = 0
         for crew in self.crews:
@@ -196,7 +198,19 @@ class Generation:
             found += len(calls)
         if self.broken is None:
             self._start_missing(now)
+        self._fail_lost()
         return found
+
+    def _fail_lost(self) -> None:
+        """Fail those whom no crew has had in its hands from one look to the next.
+
+        Whatever lost them, such as an error for want of memory on their way: nobody else would tell them.
+        """
+        # In the order of their way: who has left the former crew by now is in the latter, or in the mail.
+        lost = self.held - self.preparation.requests() - self.inference.requests()
+        for request in lost & self._missing:
+            self._fail(request, _lost(request))
+        self._missing = lost
 
     def mend(self) -> None:
         """Try again to make a worker where none is left; called for each request that is refused for it."""
@@ -323,6 +337,13 @@ def _hung(request: Request, limit: float, *, prepared: bool) -> EngineFailedErro
     return EngineFailedError(
         f"the {what} for tower {request.tower!r} did not return within {limit:.3g} s and was given up; "
         f"{look}raise hang_after if such {what}s are honest work"
+    )
+
+
+def _lost(request: Request) -> EngineFailedError:
+    return EngineFailedError(
+        f"the request for tower {request.tower!r} was lost on its way, most likely for want of memory; "
+        "ask again, or leave this process more memory"
     )
 
 

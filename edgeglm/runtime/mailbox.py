@@ -81,6 +81,10 @@ class Mailbox:
         with contextlib.suppress(RuntimeError):  # a loop that is gone needs no telling
             self._loop.call_soon_threadsafe(self._read)
 
+    def read(self) -> None:
+        """Run what was put here, rung for or not. In the loop."""
+        self._run()
+
     def post(self, function: Callable[..., None], *arguments: object) -> None:
         """Run a function in the loop soon. Does nothing once the mailbox or the loop is closed."""
         self.put(function, *arguments)

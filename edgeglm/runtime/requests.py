@@ -59,10 +59,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
-def no_thread(what: str, error: RuntimeError | None = None) -> EngineFailedError:
+def no_thread(what: str, error: Exception | None = None) -> EngineFailedError:
     """Return the error of what needs a thread where the process may have no more."""
+    said = f": {error}" if error is not None and str(error) else ""
     failure = EngineFailedError(
-        f"no thread for {what} can be started{f': {error}' if error is not None else ''}; "
+        f"no thread for {what} can be started{said}; "
         "raise the limit of the process (ulimit -u, pids.max), or end other programs"
     )
     failure.__cause__ = error

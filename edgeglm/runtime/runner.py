@@ -198,6 +198,7 @@ class Runner:
             return
         for generation in self._generations:
             generation.abandon()
+            self._ledger.retire(generation)  # what it did stays in the books
         self._generations.clear()
         if self._home is not None:
             self._signals.off(self._home.loop)
@@ -294,22 +295,19 @@ class Runner:
             except BaseException:
                 self._admission.release()
                 raise
-        future = request.future = loop.create_future()
+        request.home = generation
         try:
+            self._ledger.accepted += 1
+            future = request.future = loop.create_future()
             generation.submit(request)
-        except BaseException:
-            self._admission.release()
-            raise
-        self._ledger.accepted += 1
-        if request.deadline is not None:
-            left = request.deadline - time.monotonic()  # it may have waited for its place
-            request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
-        if self._watchdog is None:
-            self._watch(loop)
-        try:
+            if request.deadline is not None:
+                left = request.deadline - time.monotonic()  # it may have waited for its place
+                request.timer = loop.call_later(max(left, 0.0), self._ends.expire, request)
+            if self._watchdog is None:
+                self._watch(loop)
             outputs: dict[str, Array] = await future
             return outputs
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError):  # nobody is to keep a place for nobody
             self._ends.cancel(request)
             raise
 
@@ -358,14 +356,14 @@ class Runner:
         self._watchdog = loop.call_later(self.config.hang_after / 4, self._look_for_hung)
 
     def _look_for_hung(self) -> None:
-        assert self._home is not None
-        limit, now = self.config.hang_after, time.monotonic()
-        if now - self._look_at > limit / 4:  # a paused container, SIGSTOP: calls most likely stood still, too
-            self._stood_still, self._heeded_until = now - self._look_at, now + limit
-        if now < self._heeded_until:
-            limit += self._stood_still
         self._watchdog = None
+        assert self._home is not None
         try:
+            limit, now = self.config.hang_after, time.monotonic()
+            if now - self._look_at > limit / 4:  # a paused container, SIGSTOP: calls most likely stood still
+                self._stood_still, self._heeded_until = now - self._look_at, now + limit
+            if now < self._heeded_until:
+                limit += self._stood_still
             for generation in self._generations:
                 generation.look_for_hung(limit)
         finally:  # too little memory for one look must not be the last

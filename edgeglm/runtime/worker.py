@@ -73,7 +73,7 @@ class Worker(threading.Thread):
         except BaseException as error:  # a dead engine, or a fault of the crew: its callers must not wait
             self.crew.worker_died(self, error)
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 handler.close()
             self.crew.worker_left(self)
 

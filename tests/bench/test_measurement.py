@@ -22,6 +22,7 @@ from edgeglm.bench.measurement import (
 )
 from edgeglm.bench.plot import svg_from_measurement
 from edgeglm.core.errors import UserError
+from edgeglm.runtime.config import RunnerConfig
 
 times = st.lists(st.floats(1e-4, 1e5), min_size=1, max_size=50)
 
@@ -131,6 +132,24 @@ def test_what_loadgen_does_with_the_last_answer_is_no_part_of_a_querys_latency(s
     assert len(told) == samples == tally.samples
     assert len(tally.latencies_ms) == (samples if scenario == "offline" else 1)
     assert max(tally.latencies_ms) < 15
+
+
+def test_the_samples_of_an_offline_run_are_not_all_begun_at_once():
+    """Each that waits for its place keeps kilobytes: a run of ten minutes, MLPerf's own, filled memory."""
+    asked = most = 0
+
+    async def ask(_: int) -> None:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0)
+        asked -= 1
+
+    lib = SimpleNamespace(QuerySamplesComplete=len, QuerySampleResponse=lambda *parts: parts)
+    tally, samples = _Tally("offline"), [(number, number) for number in range(10_000)]
+    asyncio.run(_answer(lib, ask, tally, samples, time.perf_counter()))
+    assert tally.samples == len(tally.latencies_ms) == len(samples)
+    assert RunnerConfig().capacity < most < 5000
 
 
 def test_the_verdict_of_loadgen_is_passed_on_with_its_reasons():

@@ -200,6 +200,7 @@ def test_a_comparison_without_two_files_says_what_to_give(arguments, words, caps
         ([*SERVER, "--bound-ms", "nan"], "bound_ms is nan; give a finite number above 0"),
         ([*SERVER, "--bound-ms", "-1"], "bound_ms is -1.0; give a finite number above 0"),
         (["--scenario", "server", "--rate", "1e9"], "1e+09 queries a second for 10 s are more than"),
+        (["--seconds", "604800"], "samples a second for 604800 s are more than the 10,000,000 that LoadGen"),
         (["--seconds", "1e300"], "seconds is 1e+300, longer than a week; give at most 604800"),
         ([*SERVER, "--bound-ms", "1e300"], "longer than a week; give at most 604800000"),
         (["--output", "r.json", "--plot", "./r.json"], "--plot would overwrite r.json, the measurement"),

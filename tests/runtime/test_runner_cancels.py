@@ -153,9 +153,11 @@ def test_a_with_statement_that_is_cancelled_as_it_ends_leaves_no_engine_open(cou
     """As by ``asyncio.timeout``. Nobody closed such a runner: it kept its engines till the process ended."""
     doubler = Doubler()
     answers: list[asyncio.Task[float]] = []
+    left: list[Runner] = []
 
     async def served() -> None:
         async with runner(doubler, drain_timeout=None) as open_one:
+            left.append(open_one)
             answers.append(await held(doubler, open_one, 2))
 
     async def main() -> None:
@@ -167,6 +169,7 @@ def test_a_with_statement_that_is_cancelled_as_it_ends_leaves_no_engine_open(cou
             await serving
         with pytest.raises(RunnerClosedError, match="before an answer"):
             await answers[0]
+        assert left[0].stats().batches == {"double": {1: 1}}, "what it did stays in its books"
         doubler.gate.set()
         await until(lambda: not doubler.made[0].loaded)
 

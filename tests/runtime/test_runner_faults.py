@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgeglm.engines.protocol import Feeds, TensorSpec
 from edgeglm.runtime.config import RunnerConfig
 from edgeglm.runtime.contract import TowerSource
 from edgeglm.runtime.crew import Crew
+from edgeglm.runtime.ends import Ends
 from edgeglm.runtime.requests import (
     EngineFailedError,
     Results,
@@ -399,17 +400,37 @@ def test_answers_that_find_no_memory_fail_and_keep_nobody_waiting():
     run(main)
 
 
+def test_an_engine_that_exits_as_it_is_closed_does_not_hold_up_the_end():
+    """Its worker was waited for through the whole of ``hang_after``, and counted as alive ever after."""
+    doubler = Doubler()
+
+    class Exits(FakeEngine):
+        def close(self) -> None:
+            raise SystemExit
+
+    async def main() -> None:
+        async with runner(doubler, hang_after=2 * LIMIT) as served:
+            doubler.made[0].__class__ = Exits
+            assert await doubled(served, 2) == 4.0
+        assert served.stats().instances == 0
+
+    run(main)
+
+
+NO_THREAD = RuntimeError("can't start new thread")
+
+
 class Threads:
     """Lets the process have so many more threads of a runner, then none."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception = NO_THREAD) -> None:
         self.left = 10
         start = threading.Thread.start
 
         def limited(thread: threading.Thread) -> None:
             if thread.name.startswith("edgeglm-"):
                 if not self.left:
-                    raise RuntimeError("can't start new thread")
+                    raise error
                 self.left -= 1
             start(thread)
 
@@ -441,9 +462,82 @@ def test_a_watchdog_that_found_no_memory_once_looks_again(monkeypatch):
     assert [type(error) for error in told] == [MemoryError]
 
 
-def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(monkeypatch):
+def test_a_watchdog_that_found_no_memory_before_it_looked_at_anything_looks_again():
+    """It took itself for one that was still to come, and so did every later request."""
+    doubler = Doubler()
+
+    class NoMemory(float):
+        def __rsub__(self, other: float) -> float:
+            raise MemoryError
+
+    async def main() -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        async with runner(doubler, hang_after=0.2) as served:
+            asked = asyncio.create_task(doubled(served, HANG))
+            await until(doubler.entered.is_set)
+            served._look_at = NoMemory(served._look_at)
+            with pytest.raises(EngineFailedError, match="did not return within"):
+                await asyncio.wait_for(asked, LIMIT)
+            doubler.released.set()
+        assert [type(error) for error in told] == [MemoryError]
+
+    run(main)
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in the worker", "in the watchdog"])
+def test_whoever_an_error_loses_on_the_way_is_found_and_told(where, monkeypatch):
+    """No crew had them any more, and nobody looked for such requests: their callers waited for ever."""
+    doubler = Doubler()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+        async with runner(doubler, hang_after=0.2, drain_timeout=None) as served:
+            generation = served._current
+            assert generation is not None
+            faults = [MemoryError() for _ in range(2)]
+
+            def faulty(*_: Any) -> None:
+                if faults:
+                    raise faults.pop()
+
+            value = 1.0
+            with monkeypatch.context() as patch:
+                if where == "in the loop":
+                    patch.setattr(Ends, "fail", first(faulty, Ends.fail))
+                    value = POISON
+                elif where == "in the worker":  # and again as it ends, while it tells whom it served
+                    crew = generation.inference
+                    patch.setattr(crew, "_deliver", first(faulty, crew._deliver))
+                else:
+                    patch.setattr(generation, "_fail", first(faulty, generation._fail))
+                    value = HANG
+                with pytest.raises(EngineFailedError, match=r"lost on its way, .*; ask again"):
+                    await asyncio.wait_for(doubled(served, value), LIMIT)
+            assert await doubled(served, 2) == 4.0
+            assert served.stats().held == 0
+            doubler.released.set()
+
+    run(main)
+
+
+def first(fault: Callable[..., None], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs one function and, unless it raises, another."""
+
+    def both(*arguments: Any, **options: Any) -> Any:
+        fault(*arguments)
+        return then(*arguments, **options)
+
+    return both
+
+
+@pytest.mark.parametrize("error", [NO_THREAD, MemoryError()])
+def test_where_no_thread_replaces_one_that_hangs_callers_are_told_and_served_once_there_is_one(
+    error, monkeypatch
+):
     """The watchdog fell over it and never looked again: whoever had no deadline waited for ever."""
-    doubler, threads = Doubler(), Threads(monkeypatch)
+    doubler, threads = Doubler(), Threads(monkeypatch, error)
 
     async def main() -> None:
         async with runner(doubler, hang_after=0.2) as served:
