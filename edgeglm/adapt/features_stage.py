@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.adapt.backbones import Backbone, backbone_onnx, classifier_onnx, read_backbones
+from edgeglm.core.durable import take_place
 from edgeglm.core.recipe import TeacherConfig
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
@@ -110,6 +111,7 @@ class FeaturesStage(Stage[FeaturesConfig]):
         features = np.lib.format.open_memmap(
             out / "features.npy", mode="w+", dtype=np.float16, shape=(views, count, width)
         )
+        take_place(out / "features.npy")
         with (
             memory_advice("Teacher: features", "teacher.resolution, or take a smaller teacher.image"),
             context.progress.task("Teacher: features", total=views * count * len(backbones)) as task,

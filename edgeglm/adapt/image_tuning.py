@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeglm.core.durable import take_place
 from edgeglm.core.progress import Progress
 from edgeglm.data.pairs import PairSet
 from edgeglm.models.efficientnet_lite import LiteTrunk, SpatialLite0
@@ -122,6 +123,7 @@ def front_maps(
     maps = np.lib.format.open_memmap(
         folder / "maps.npy", mode="w+", dtype=np.float16, shape=(views, len(chosen), *shape)
     )
+    take_place(folder / "maps.npy")
     drawn = Views(pairs, views, seed=seed, resolution=resolution)
     with (
         OnnxRuntimeEngine(graph, threads=threads) as engine,

@@ -20,6 +20,7 @@ Shapes: B batch, R resolution, F features, D embedding dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,8 +92,11 @@ class PretrainedModel(nn.Module):
             UserError: No layer has such a name; the message lists those that exist. Or adapters are there
                 already, or a number is none that adapters could have.
         """
-        if rank < 1 or not 0.0 <= dropout < 1.0:
-            raise UserError(f"rank is {rank} and dropout {dropout}; give a rank from 1 and a dropout below 1")
+        if not (rank >= 1 and 0.0 <= dropout < 1.0 and 0.0 < alpha < math.inf):
+            raise UserError(
+                f"rank is {rank}, alpha {alpha} and dropout {dropout}; "
+                "give a rank from 1, an alpha above 0 and a dropout below 1"
+            )
         targets = (targets,) if isinstance(targets, str) else targets
         encoder = self.text.tower.encoder
         require_untuned(encoder)
@@ -161,13 +165,13 @@ class PretrainedModel(nn.Module):
 
 
 def from_pretrained(
-    text: str = "minilm-l6",
+    text: str | Path = "minilm-l6",
     *,
-    image: str | None = None,
+    image: str | Path | None = None,
     resolution: int = 0,
     embedding_dim: int = 256,
     max_length: int = 32,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> PretrainedModel:
     """Load pretrained towers, fetching them once, and put fresh heads on them.
 
@@ -182,11 +186,13 @@ def from_pretrained(
     Raises:
         UserError: A name is unknown, a model is of a kind that is not, or nothing fits a number.
     """
-    if embedding_dim < 1 or max_length < 2:
+    if embedding_dim < 1 or max_length < 2 or resolution < 0:
         raise UserError(
-            f"embedding_dim is {embedding_dim} and max_length {max_length}; give at least 1 and 2"
+            f"embedding_dim is {embedding_dim}, max_length {max_length} and resolution {resolution}; give at "
+            "least 1, 2 and 0"
         )
-    kept, progress = Store(store or default_store_root()), QuietProgress()
+    text, image = _named(text), None if image is None else _named(image)
+    kept, progress = Store(Path(store or default_store_root())), QuietProgress()
     found: nn.Module | None = None
     side = 0
     if image is not None:
@@ -195,6 +201,10 @@ def from_pretrained(
     with TemporaryDirectory(prefix="edgeglm-") as scratch:
         teacher = load_text_teacher(text, source, Path(scratch) / "text", max_length=max_length)
     return PretrainedModel(teacher, found, side, embedding_dim)
+
+
+def _named(model: str | Path) -> str:
+    return str(model.absolute()) if isinstance(model, Path) else model
 
 
 def _head(features: int, dimensions: int) -> ProjectionHead:

@@ -14,6 +14,7 @@ from edgeglm.adapt.cleaning import cleaned, replacer
 from edgeglm.adapt.corpora import (
     CLDR,
     CLDR_ASSET,
+    Glossary,
     corpus_artifacts,
     documents_of,
     evaluated_texts,
@@ -109,8 +110,10 @@ class PretrainingStage(Stage[PretrainingConfig]):
         if config.glossary:
             artifact = inputs["glossary"]
             glossary = glossary_from_file(artifact.path / next(iter(artifact.files)))
-        else:
+        elif config.term_weight:
             glossary = glossary_from_pairs(pairs)
+        else:  # to look for every caption in every sentence takes long, and nothing asks for them
+            glossary = Glossary(())
         key = self.key(inputs)
         folder = context.store.checkpoints / key
         with context.store.scratch() as scratch, seeded(self.seed, threads=context.threads):

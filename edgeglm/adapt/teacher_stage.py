@@ -67,6 +67,7 @@ class TeacherStage(AlignmentStage):
         from edgeglm.adapt.alignment import embedded_views
         from edgeglm.adapt.further_heads import further_alignments, joined_heads
         from edgeglm.adapt.teacher_export import exported_teacher
+        from edgeglm.adapt.text_teacher import read_in_part
         from edgeglm.models.conse import learned_head
         from edgeglm.models.projection import ScaledHeads
         from edgeglm.train.loop import seeded
@@ -80,6 +81,7 @@ class TeacherStage(AlignmentStage):
             memory_advice("Teacher", "teacher.views, data.concepts, or take a smaller teacher.text"),
         ):
             beginning = begun(config, pairs, inputs, scratch, context.progress, max_length=self.max_length)
+            captions = read_in_part(beginning.text, pairs.training_texts())
             alignment = beginning.alignment(
                 config, seed=self.seed, checkpoints=phase_checkpoints(parts, config, context, used)
             )
@@ -105,6 +107,7 @@ class TeacherStage(AlignmentStage):
         }
         record: dict[str, Any] = {"parameters": counts, "curves": curves, "parity": parity}
         record["margin"] = pairs.margin
+        record["captions"] = captions
         if alignment.pseudo_labels:
             record["pseudo_labels"] = alignment.pseudo_labels
         if isinstance(learned := learned_head(alignment.image_head), ScaledHeads):

@@ -91,6 +91,23 @@ class TextTeacher:
         return out
 
 
+def read_in_part(teacher: TextTeacher, texts: Sequence[str]) -> dict[str, int]:
+    """Return how many texts a tower reads, how many it cuts at ``tokens``, and of how many it knows nothing.
+
+    The latter hold no token but the one for what the vocabulary lacks, and are all alike.
+    """
+    before, after = teacher.tokenizer.frame()
+    unknown = teacher.tokenizer.unknown_id
+    most = teacher.max_length - len(before) - len(after)
+    tokens = [[token for token, _, _ in teacher.tokenizer.pieces(text)] for text in texts]
+    return {
+        "texts": len(texts),
+        "tokens": teacher.max_length,
+        "cut": sum(len(row) > most for row in tokens),
+        "unknown": sum(set(row) <= {unknown} for row in tokens),
+    }
+
+
 def load_text_teacher(name: str, source: Artifact, scratch: Path, *, max_length: int) -> TextTeacher:
     """Load the text tower that the recipe calls ``name``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from edgeglm.build.sources import sources_of, teacher_rooms
 from edgeglm.build.stage_memory import run_stage
 from edgeglm.build.suited import require_suited
 from edgeglm.build.teacher_nodes import backbones_of, teacher_nodes
-from edgeglm.build.unheard import require_elsewhere, require_heard_teacher
+from edgeglm.build.unheard import require_elsewhere, require_heard_data, require_heard_teacher
+from edgeglm.bundle.atomic import disk_errors, put_in_place, staging_folder
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
@@ -48,10 +50,10 @@ def adapt_teacher(
         on_stage: Told of each stage when it is done.
 
     Raises:
-        UserError: The destination is taken, or the data cannot be used.
+        UserError: The destination is taken or cannot be written, or the data cannot be used.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} is there already; choose another --output or move it away")
+    _require_free(destination)
+    require_heard_data(recipe.data)
     require_heard_teacher(recipe.teacher)
     require_elsewhere(recipe.teacher.auxiliary.icons, recipe.data)
     require_tunable(recipe.teacher)
@@ -66,24 +68,27 @@ def adapt_teacher(
         if node.name == "pairs":
             require_suited(recipe, known["pairs"], sources.found, context, student=False)
     teacher, evaluated = known["teacher"], known["teacher-evaluation"]
-    _deliver(teacher, known[backbones_of(recipe)], evaluated, destination)
+    _deliver(teacher, known[backbones_of(recipe)], evaluated, destination.resolve())
     return Adapted(folder=destination, metrics=metrics_of(evaluated), teacher=teacher, results=tuple(results))
+
+
+def _require_free(destination: Path) -> None:
+    """Raise UserError where no folder could be put: asked before anything is trained."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is there already; choose another --output or move it away")
+    above = next(folder for folder in destination.resolve().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "cannot be written" if above.is_dir() else "is no folder"
+        raise UserError(f"{above} {what}, so nothing can be put at {destination}; choose another --output")
 
 
 def _deliver(teacher: Artifact, backbones: Artifact, evaluated: Artifact, destination: Path) -> None:
     """Copy everything beside the destination first: what is there is whole."""
-    beside = destination.with_name(f".{destination.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with disk_errors(destination), staging_folder(destination) as beside:
         for artifact in (teacher, backbones, evaluated):
             for name in artifact.files:
                 path = beside / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.path / name, path)
-        if destination.exists():
-            destination.rmdir()
-        beside.rename(destination)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        _require_free(destination)  # nothing may have come there meanwhile that would be replaced
+        put_in_place(beside, destination)

@@ -27,7 +27,7 @@ from edgeglm.bundle.manifest import MANIFEST_NAME, Manifest, manifest_from_bytes
 from edgeglm.bundle.pack import archive_path, write_bundle
 from edgeglm.bundle.verify import open_bundle
 from edgeglm.core.artifact import Artifact
-from edgeglm.core.errors import EdgeglmError, UserError
+from edgeglm.core.errors import EdgeglmError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, StageResult
 from edgeglm.data.pairs import PairSet
@@ -124,10 +124,6 @@ def _require_fit(plan: Plan, context: Context) -> None:
 
 def _check_gates(node: Node, made: Mapping[str, Artifact], recipe: Recipe) -> None:
     """Stop where a required gate is not met, or could not be judged."""
-    if node.name == "pairs" and not PairSet.open(made["pairs"]).tracks:
-        raise UserError(
-            "no image is held out of training, so nothing could be evaluated; raise data.unseen_fraction"
-        )
     if node.name not in ("teacher-evaluation", "export-evaluation"):
         return
     tracks = PairSet.open(made["pairs"]).tracks

@@ -15,6 +15,7 @@ from edgeglm.adapt.features_stage import TOWERS_CODE
 from edgeglm.build.sources import TEXT
 from edgeglm.build.stage_memory import run_stage
 from edgeglm.core.artifact import Artifact
+from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe
 from edgeglm.core.stage import Context, Inputs, Stage
 from edgeglm.data.pairs import PairSet
@@ -84,8 +85,12 @@ def require_suited(
         context: Store, progress, threads.
         student: Whether a student is made too.
     """
-    teacher = recipe.teacher
-    require_told(teacher, PairSet.open(pairs))
+    teacher, opened = recipe.teacher, PairSet.open(pairs)
+    if student and not opened.tracks:
+        raise UserError(
+            "no image is held out of training, so nothing could be evaluated; raise data.unseen_fraction"
+        )
+    require_told(teacher, opened)
     config = VocabularyFitConfig(
         text_teacher=teacher.text,
         teacher=teacher.vocabulary,

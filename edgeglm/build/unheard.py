@@ -138,11 +138,16 @@ _READERS = (
 )
 
 
+#: Keys of the data that are of the icons alone.
+_OF_ICONS = ("labelled", "target", "inductive_fraction", "categories", "language")
+
+
 def require_heard(recipe: Recipe) -> None:
     """Raise UserError for a key that nothing would read, or that another contradicts.
 
     A key that has its default value is taken for one that was not set.
     """
+    require_heard_data(recipe.data)
     require_heard_teacher(recipe.teacher)
     student, views = recipe.student, recipe.teacher.views
     shape = student_shape(student.size)
@@ -206,6 +211,26 @@ def unread_passes(student: StudentConfig) -> tuple[str, ...]:
         return ()
     alone = StudentConfig()
     return tuple(f"student.{name}" for name in _PASSES if getattr(student, name) != getattr(alone, name))
+
+
+def require_heard_data(data: DataConfig) -> None:
+    """Raise UserError for a path that nothing would read: icons would be built in place of one's own."""
+    if data.source == "icons" and data.path is not None:
+        raise UserError(
+            f"data.path is {data.path} and data.source is 'icons', which are no files of yours; "
+            'set data.source to "folder" or "parquet", or leave data.path out'
+        )
+
+
+def unread_data(data: DataConfig) -> tuple[str, ...]:
+    """Return the keys of one's own data, other than their defaults, that are of the icons alone.
+
+    They are no mistake, as a recipe that sets some may be given other data.
+    """
+    if data.source == "icons":
+        return ()
+    icons = DataConfig()
+    return tuple(f"data.{name}" for name in _OF_ICONS if getattr(data, name) != getattr(icons, name))
 
 
 def require_heard_teacher(teacher: TeacherConfig) -> None:

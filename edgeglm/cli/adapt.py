@@ -42,15 +42,17 @@ def command(
     import msgspec
 
     from edgeglm.build.adapting import adapt_teacher
-    from edgeglm.cli.build import resolved_recipe
+    from edgeglm.cli.build import note_measured, note_unread_data, resolved_recipe
     from edgeglm.core.stage import Context
 
     resolved = resolved_recipe(recipe, overrides, data, skip_bad)
+    note_unread_data(app, resolved)
     with app.progress.task(f"Adapting for {resolved.name}"):
         context = Context(store=app.store(), progress=app.progress, threads=threads)
 
         def on_stage(result: StageResult) -> None:
             app.note(f"{result.stage}: {'reused' if result.reused else f'{result.seconds:.1f} s'}")
+            note_measured(app, result)
 
         adapted = adapt_teacher(resolved, output, context, on_stage=on_stage)
     app.table(

@@ -87,7 +87,7 @@ def command(
     hosts = _hosts(devices)
     _note_unread(app, resolved)
     if dry_run:
-        if resolved.data.path is not None:
+        if resolved.data.source != "icons" and resolved.data.path is not None:
             from edgeglm.data.records import source_file
 
             source_file(Path(resolved.data.path), resolved.data.source)  # refused now, not an hour later
@@ -109,11 +109,39 @@ def command(
 def _note_unread(app: App, recipe: Recipe) -> None:
     from edgeglm.build.unheard import unread_passes
 
+    note_unread_data(app, recipe)
     if unread := unread_passes(recipe.student):
         app.note(
             f"{', '.join(unread)}: not read, as student.losses trains both towers together for "
             f"student.losses.steps = {recipe.student.losses.steps} steps"
         )
+
+
+def note_unread_data(app: App, recipe: Recipe) -> None:
+    """Name what a recipe says of the icons where the pairs are one's own."""
+    from edgeglm.build.unheard import unread_data
+
+    if unread := unread_data(recipe.data):
+        app.note(f"{', '.join(unread)}: not read, as the pairs are your own and no icons")
+
+
+def note_measured(app: App, result: StageResult) -> None:
+    """Say what of the pairs was left out, and how many captions a teacher does not read, or in part."""
+    measured = result.artifact.provenance["measured"]
+    if result.stage == "pairs" and (skipped := measured.get("skipped")):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
+    if result.stage == "teacher" and (said := measured.get("captions")):
+        if said["cut"]:
+            app.note(
+                f"{said['cut']:,} of {said['texts']:,} captions are longer than {said['tokens']} tokens, "
+                "and what follows is not read; set student.max_length higher"
+            )
+        if said["unknown"]:
+            app.note(
+                f"{said['unknown']:,} of {said['texts']:,} captions hold nothing that the text tower knows, "
+                "and are alike to it; choose another teacher.text"
+            )
 
 
 def resolved_recipe(
@@ -157,10 +185,7 @@ def _built(
     def on_stage(result: StageResult) -> None:
         if result.reused:
             reused.append(result.stage)
-        measured = result.artifact.provenance["measured"]
-        if result.stage == "pairs" and (skipped := measured.get("skipped")):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-            app.note(f"{sum(skipped.values())} pairs left out: {reasons}")
+        note_measured(app, result)
 
     with app.progress.task(f"Building for {target.name}"):
         plan: Plan = plan_build(

@@ -31,7 +31,7 @@ from typing import Any
 
 from edgeglm.core.artifact import Artifact, listing_of
 from edgeglm.core.durable import sync_path
-from edgeglm.core.errors import UserError
+from edgeglm.core.errors import EdgeglmError, UserError
 from edgeglm.core.holds import Holds
 
 ENTRY_SCHEMA = 1
@@ -39,6 +39,8 @@ DEFAULT_QUOTA_BYTES = 20 << 30
 SENT_HOME = "device-build"
 """The kind of what a device sent home: no rerun here makes it again, so no quota drops it."""
 CHECKPOINT_SECONDS = 7 * 24 * 3600
+#: A disk with less than this free is full: what failed in that moment failed for it.
+_FULL_BYTES = 1 << 20
 
 
 def default_store_root() -> Path:
@@ -245,13 +247,18 @@ class Store:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
+        """Tell a full disk as one, also where a library has another error for it, or one without a number."""
         try:
             yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        except (EdgeglmError, MemoryError):
+            raise
+        except Exception as error:
+            told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+            if not told and shutil.disk_usage(self.root).free >= _FULL_BYTES:
                 raise
+            reason = error.strerror if isinstance(error, OSError) and told else "no space is left there"
             raise UserError(
-                f"cannot write to the store at {self.root}: {error.strerror}; "
+                f"cannot write to the store at {self.root}: {reason}; "
                 "free some space (edgeglm cache gc) or set EDGEGLM_STORE to another disk"
             ) from error
 

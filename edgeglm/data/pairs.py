@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgeglm.core.artifact import Artifact
 from edgeglm.core.digest import sha256_bytes
+from edgeglm.core.durable import take_place
 from edgeglm.core.errors import UserError
 from edgeglm.data.transforms import model_input_from_pixels
 
@@ -224,6 +225,8 @@ def write_pairs(
 
 def empty_images(out: Path, *, count: int, size: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     """Create ``images.npy`` in a folder as a writable map, uint8 [count, size, size, 3]."""
-    return np.lib.format.open_memmap(
+    made = np.lib.format.open_memmap(
         out / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
     )
+    take_place(out / "images.npy")
+    return made

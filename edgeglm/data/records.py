@@ -15,7 +15,7 @@ from edgeglm.data.languages import folded
 
 PAIRS_FILE = "pairs.jsonl"
 UNLABELLED_FOLDER = "unlabelled"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BATCH_ROWS = 256
 
 
@@ -109,9 +109,15 @@ def records_of(file: Path, bad: BadRecords) -> Iterator[Record]:
 
 
 def _unlabelled(root: Path) -> Iterator[Record]:
-    """Yield every picture under ``unlabelled``; a link is followed no further than a line's would be."""
+    """Yield every picture under ``unlabelled``; a link is followed no further than a line's would be.
+
+    Hidden files, such as a Mac leaves beside each picture, are none of them.
+    """
     for path in sorted((root / UNLABELLED_FOLDER).rglob("*")):
-        name = path.relative_to(root).as_posix()
+        place = path.relative_to(root)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        name = place.as_posix()
         if path.suffix.lower() in PICTURES and path.is_file():
             yield Record(image=_inside(root, name, name), name=name, text=None, where=name)
 

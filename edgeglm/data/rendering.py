@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -33,7 +35,7 @@ def rendered(
             return
         # Spawned, since a fork would copy locks that other threads hold (torch, progress bars).
         pool = ProcessPoolExecutor(
-            threads, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+            threads, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
         )
         try:
             for pixels in pool.map(_render_batch, batches, [size] * len(batches)):
@@ -47,5 +49,14 @@ def _render_batch(documents: Sequence[str], size: int) -> npt.NDArray[np.uint8]:
     return np.stack([rgb_from_svg(document, size) for document in documents])
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and tells the pool
+def _end_with_parent() -> None:
+    """Leave an interrupt to the parent, and end when it does, also by ``kill -9``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -94,6 +94,12 @@ class Tokenizer:
         return next((int(one) for one in found if one is not None), None)
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what the vocabulary lacks, or None where the tokenizer has none."""
+        found = (self._backend.token_to_id(token) for token in ("[UNK]", "<unk>"))
+        return next((int(one) for one in found if one is not None), None)
+
+    @property
     def pad_id(self) -> int:
         """The id that fills up short sequences; masked, so its value changes no embedding."""
         return self._pad

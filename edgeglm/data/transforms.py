@@ -10,6 +10,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +32,8 @@ WHITE = (255, 255, 255)
 MAX_PIXELS = 100_000_000
 _MAX_BYTES = 8 * MAX_PIXELS  # no file whose pixels are all wanted needs more, uncompressed
 _BAND = 2**22  # pixels that are converted at once
+#: Floating point below it is a share of white: 1, and what a sharpening filter puts beyond it.
+_MOST_SHARE = 2.0
 
 
 class ImagePreprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,29 +207,49 @@ def _flat(image: Image, background: tuple[int, int, int]) -> Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     scale = _white_of(image) / 255.0
-    rows = max(1, _BAND // max(1, image.width))
-    if image.height <= rows:
+    if image.height <= _rows_at_once(image):
         return _flat_band(image, scale, background)
     flat = Images.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+    for top, band in _bands(image):
         flat.paste(_flat_band(band, scale, background), (0, top))
     return flat
+
+
+def _rows_at_once(image: Image) -> int:
+    return max(1, _BAND // max(1, image.width))
+
+
+def _bands(image: Image) -> Iterator[tuple[int, Image]]:
+    """Yield parts of an image that lie under one another, each with its first row."""
+    rows = _rows_at_once(image)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _white_of(image: Image) -> float:
     """Return the value that means white: that of 16 bits, or, in a wide mode, that of what it holds.
 
-    Floating point that stays within 1 is a share of white, as libraries keep pictures; what is within 8 bits
-    in a wide mode is taken as it is.
+    Floating point up to 1, and what filters leave a little beyond it, is a share of white, as libraries keep
+    pictures; what is within 8 bits in a wide mode is taken as it is. What is no number says nothing of it.
     """
     if image.mode not in ("I", "F"):
         return 65535.0 if image.mode.startswith("I;16") else 255.0
     _, most = image.getextrema()
     assert isinstance(most, (int, float))
-    if image.mode == "F" and most <= 1.0:
+    if not math.isfinite(most):
+        most = _largest_number(image)
+    if image.mode == "F" and most < _MOST_SHARE:
         return 1.0
     return 65535.0 if most > 255.0 else 255.0
+
+
+def _largest_number(image: Image) -> float:
+    """Return the largest value of a picture in floating point that is a number; 0 for one without any."""
+    most = 0.0
+    for _, band in _bands(image):
+        values: npt.NDArray[np.float32] = np.asarray(band, dtype=np.float32)
+        most = float(values.max(where=np.isfinite(values), initial=most))
+    return most
 
 
 def _flat_band(image: Image, scale: float, background: tuple[int, int, int]) -> Image:

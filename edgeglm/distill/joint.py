@@ -10,7 +10,7 @@ Shapes: V views, U images used, B images of a step, T texts of a step, K concept
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -185,6 +185,9 @@ def fit_towers_together(
         per_epoch = min(steps, steps_in(len(trained.image_P), config.image_batch_size))
         watch = Validation(nn.ModuleList([image, text]), validated, patience=config.patience)
         carried.append(watch)
+    kept = None if keeper is None else keeper(carried)
+    if kept is not None and watch is None:
+        kept = replace(kept, every=1)  # so few epochs, each a quarter of the training
     text.train()
     with TrainedPart(image, config) as part:
         rates = (
@@ -208,7 +211,7 @@ def fit_towers_together(
             progress=progress,
             options=FitOptions(
                 validation=watch,
-                checkpoint=None if keeper is None else keeper(carried),
+                checkpoint=kept,
                 lower="student.image_batch_size",
                 rate="student.image_learning_rate or student.text_learning_rate",
             ),

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from edgeglm.core.digest import sha256_file
-from edgeglm.core.durable import sync_path
+from edgeglm.core.durable import sync_path, take_place
 from edgeglm.core.errors import UserError
 from edgeglm.index.codes import (
     ByteRows,
@@ -134,6 +134,8 @@ def write_generation(
         )
         for name, (kind, width) in shapes.items()
     }
+    for name in arrays:
+        take_place(folder / f"{name}.npy")
     scale, centre = int8_scale(exact), centre_of(exact)
     np.save(folder / _CENTRE, centre)
     for start in range(0, len(exact), _BLOCK):

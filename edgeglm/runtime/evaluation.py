@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -158,7 +158,8 @@ def _pixel_digest(image: Path | bytes) -> str:
 def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:
     """Ask for the images by their texts, or for the texts by their images.
 
-    A text that several images have is answered by all of them. A text belongs to the category of the first.
+    A text that several images have is answered by all of them, and belongs to the category of the first of
+    them that has one.
     """
     images_of: dict[str, list[int]] = {text: [] for text in found.texts}
     for place, item in enumerate(found.items):
@@ -170,7 +171,9 @@ def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:
             query_QD=found.text_TD,
             gallery_GD=found.image_ND,
             relevant=list(images_of.values()),
-            category_Q=[found.items[places[0]].category for places in images_of.values()],
+            category_Q=[
+                _first_category(found.items[place] for place in places) for places in images_of.values()
+            ],
         )
     asked = [place for place, item in enumerate(found.items) if item.texts]
     place_of = {text: place for place, text in enumerate(found.texts)}
@@ -181,6 +184,10 @@ def retrieval_task(found: Embedded, direction: Direction) -> RetrievalTask:
         relevant=[[place_of[text] for text in found.items[place].texts] for place in asked],
         category_Q=[found.items[place].category for place in asked],
     )
+
+
+def _first_category(items: Iterable[Item]) -> str:
+    return next((item.category for item in items if item.category), "")
 
 
 def classification_task(

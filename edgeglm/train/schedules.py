@@ -92,6 +92,15 @@ class AdaptiveLR(torch.optim.lr_scheduler.LambdaLR):
     ) -> None:
         if warmup_steps < 1 or (total_steps is not None and total_steps < warmup_steps):
             raise ValueError(f"warmup_steps is {warmup_steps}; give at least 1 and at most total_steps")
+        if schedule not in SCHEDULES or patience < 1:
+            raise ValueError(
+                f"schedule is {schedule!r} and patience {patience}; "
+                f"give one of {', '.join(SCHEDULES)} and at least 1"
+            )
+        if total_steps is None and schedule != "cosine":
+            raise ValueError(
+                f"schedule is {schedule!r}, and a fall without an end follows none; give total_steps"
+            )
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.schedule = schedule

@@ -101,13 +101,17 @@ def test_what_no_loop_could_go_on_with_is_refused_and_not_read_letter_by_letter(
             model.embed_text(wrong)
     with pytest.raises(ValueError, match="8 images and 3 texts; give one text an image"):
         model.contrastive_loss(pixels, texts[:3])
-    refused: tuple[dict[str, Any], ...] = ({"rank": 0}, {"dropout": 1.0})
+    refused: tuple[dict[str, Any], ...] = (
+        {"rank": 0},
+        {"dropout": 1.0},
+        {"alpha": 0.0},
+    )
     for numbers in refused:
-        with pytest.raises(UserError, match="give a rank from 1 and a dropout below 1"):
+        with pytest.raises(UserError, match="give a rank from 1, an alpha above 0 and a dropout below 1"):
             model.enable_lora(**numbers)
-    for width, length in ((0, 32), (16, 1)):
-        with pytest.raises(UserError, match="give at least 1 and 2"):
-            edgeglm.from_pretrained(embedding_dim=width, max_length=length, store=tmp_path)
+    for width, length, side in ((0, 32, 0), (16, 1, 0), (16, 32, -1)):
+        with pytest.raises(UserError, match="give at least 1, 2 and 0"):
+            edgeglm.from_pretrained(embedding_dim=width, max_length=length, resolution=side, store=tmp_path)
 
 
 def test_a_loop_that_was_kept_goes_on_as_it_would_have(
@@ -142,6 +146,16 @@ def test_a_loop_that_was_kept_goes_on_as_it_would_have(
         part.load_state_dict(state)
     torch.random.set_rng_state(random)
     assert steps(*resumed, 4) == went_on
+
+
+def test_folders_may_be_given_as_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("bert", "vit"):
+        (tmp_path / folder).mkdir()
+    write_bert(tmp_path / "bert")
+    write_vit(tmp_path / "vit")
+    model = edgeglm.from_pretrained(Path("bert"), image=tmp_path / "vit", store=str(tmp_path / "store"))
+    assert model.embed_text(["a red circle"]).shape == (1, 256)
 
 
 def test_pixels_as_a_decoder_gives_them_are_refused(model: edgeglm.PretrainedModel) -> None:

@@ -72,6 +72,60 @@ def test_the_command_writes_a_whole_teacher_and_reuses_it(
     assert json.loads(capsys.readouterr().out)["digest"] == said["digest"]
 
 
+def test_a_place_for_the_teacher_that_cannot_be_is_told_before_anything_is_trained(
+    project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file is no folder, .*choose another --output"):
+        adapt_teacher(recipe(project), tmp_path / "file" / "teacher", context(tmp_path / "store"))
+    assert not Store(tmp_path / "store").entries()
+
+
+def test_an_empty_folder_is_filled_under_whatever_name_it_is_given_and_nothing_that_came_meanwhile_is_lost(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "disk", "late"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path / "here")
+    for place, folder in ((Path(), "here"), (tmp_path / "link", "disk")):
+        adapt_teacher(recipe(project), place, context(tmp_path / "store"))
+        assert (tmp_path / folder / "teacher.json").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+    def another_writes(result: Any) -> None:
+        (tmp_path / "late" / "thesis.txt").write_text("all of it")
+
+    with pytest.raises(UserError, match="is there already; choose another --output"):
+        adapt_teacher(
+            recipe(project), tmp_path / "late", context(tmp_path / "store"), on_stage=another_writes
+        )
+    assert (tmp_path / "late" / "thesis.txt").read_text() == "all of it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "here", "late", "link", "store"]
+
+
+def test_what_of_ones_own_pairs_is_not_read_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with captions in another language gave a teacher that tells none apart, and not a word."""
+    shutil.copytree(project / "data", tmp_path / "data")
+    listed = tmp_path / "data" / "pairs.jsonl"
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    lines[0]["text"], lines[1]["text"] = "\U0001f534\u2b55", "круг"
+    lines[2]["text"] = "a red circle and a blue ring and a green bar"
+    listed.write_text("\n".join([*map(json.dumps, lines), '{"image": "gone.png", "text": "gone"}']))
+    monkeypatch.setenv("EDGEGLM_STORE", str(tmp_path / "store"))
+    command = ["adapt", "--recipe", str(project / "recipe.toml"), "--data", str(tmp_path / "data"),
+               "--skip-bad", "--set", "data.target=noto", "--set", "data.unseen_fraction=0"]  # fmt: skip
+    for output in ("made", "reused"):
+        assert exit_code([*command, "--threads", "1", "--output", str(tmp_path / output)]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "data.target: not read, as the pairs are your own" in said
+        assert "1 pairs left out: 1 missing image" in said
+        assert "1 of 64 captions are longer than 6 tokens" in said
+        assert "2 of 64 captions hold nothing that the text tower knows" in said
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -259,6 +313,23 @@ def test_a_tower_that_read_first_is_another_and_comes_back_after_a_kill(
     moved = recipe_from_file(tmp_path / "moved" / "recipe.toml", overrides=more)
     again = adapt_teacher(moved, tmp_path / "again", context(tmp_path / "two"))
     assert all(result.reused for result in again.results), "where the texts lie is no part of a key"
+
+
+def test_a_reading_that_asks_for_no_terms_looks_for_none(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look for thousands of captions takes minutes before the first step."""
+
+    def sought(_: Any) -> Any:
+        raise AssertionError("captions were to be found in the corpus")
+
+    monkeypatch.setattr("edgeglm.adapt.pretraining_stage.glossary_from_pairs", sought)
+    lines = [f"the {one} {other} by a window" for one in COLOURS for other in ("river", "stone")]
+    (tmp_path / "shop.txt").write_text("\n".join(lines))
+    more = ("teacher.pretraining.epochs=1", f'teacher.pretraining.corpus=["{tmp_path / "shop.txt"}"]')
+    made = adapt_teacher(recipe(project, *more), tmp_path / "out", context(tmp_path / "store"))
+    read = next(result for result in made.results if result.stage == "pretraining").artifact
+    assert read.provenance["measured"]["terms"] == 0
 
 
 @pytest.mark.parametrize(

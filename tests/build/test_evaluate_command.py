@@ -116,6 +116,18 @@ def test_pictures_of_equal_pixels_are_equally_right_as_in_a_build(
     assert [len(right) for right in task.relevant[1:12]] == [1] * 11
 
 
+def test_a_text_counts_for_its_category_though_its_first_picture_says_none() -> None:
+    """Where half of the lines lack the key, a breakdown lost queries whose category other lines tell."""
+    kinds = ("", "fruit", "tool", "")
+    texts = ("apple", "apple", "saw", "sky")
+    items = tuple(
+        Item(image=b"", texts=(text,), category=kind) for text, kind in zip(texts, kinds, strict=True)
+    )
+    rows = np.eye(4, dtype=np.float32)
+    found = Embedded(name="one", items=items, image_ND=rows, texts=("apple", "saw", "sky"), text_TD=rows[:3])
+    assert list(retrieval_task(found, "text-to-image").category_Q) == ["fruit", "tool", ""]
+
+
 def test_a_text_that_is_spelled_in_two_ways_is_one_query_as_in_a_build(tmp_path: Path) -> None:
     names = ("a.png", "b.png", "c.png", "b.png")
     for name in set(names):

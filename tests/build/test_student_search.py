@@ -327,3 +327,15 @@ def test_a_budget_below_the_smallest_student_is_refused_before_a_teacher_is_trai
     assert "the nearest is" in " ".join(said.err.split())
     assert not bundle.exists()
     assert "teacher" not in fresh.stored()
+
+
+def test_a_budget_where_nothing_could_be_evaluated_is_refused_before_a_teacher_is_trained(
+    project: Project, tmp_path: Path
+) -> None:
+    fresh = Project(project.root, tmp_path / "store")
+    more = ("--memory-budget", "1GB", "--set", "data.unseen_fraction=0.0")
+    said, bundle = searched(fresh, "unheld", *more)
+    assert said.code == 2
+    assert "raise data.unseen_fraction" in " ".join(said.err.split())
+    assert not bundle.exists()
+    assert not {"teacher", "features", "student-search"} & fresh.stored()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeglm.build.unheard import require_heard, require_heard_teacher, unread_passes
+from edgeglm.build.unheard import require_heard, require_heard_teacher, unread_data, unread_passes
 from edgeglm.core.errors import UserError
 from edgeglm.core.recipe import Recipe, recipe_from_toml
 
@@ -128,3 +128,16 @@ def test_passes_of_single_towers_are_told_as_unread_where_both_learn_together() 
     assert unread_passes(recipe(*keys).student) == ()
     together = recipe(*keys, "student.losses.labels=1").student
     assert unread_passes(together) == ("student.text_epochs", "student.caption_repeats")
+
+
+def test_a_path_beside_icons_is_refused_as_these_would_be_built_in_its_place() -> None:
+    with pytest.raises(UserError, match=r"data\.path is shop and .*set data\.source to \"folder\" or"):
+        require_heard(recipe("data.path=shop"))
+    require_heard(recipe("data.path=shop", "data.source=folder"))
+
+
+def test_what_is_said_of_icons_is_told_as_unread_where_pairs_are_ones_own() -> None:
+    keys = ("data.target=noto", 'data.language="zh"', "data.margin=0.1")
+    assert unread_data(recipe(*keys).data) == ()
+    own = recipe(*keys, "data.source=folder", "data.path=shop").data
+    assert unread_data(own) == ("data.target", "data.language")

@@ -355,3 +355,23 @@ def test_the_states_of_a_training_that_runs_stay_when_all_is_collected(tmp_path:
     store.put(KEY, "teacher", train)
     store.collect(quota_bytes=0)
     assert not state.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("65536 requested and 512 written"), RuntimeError("unexpected pos")]
+)
+def test_a_full_disk_is_told_as_one_where_a_library_has_another_error_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As numpy and torch do: it was an unexpected failure, with nothing that a user could do."""
+    store = Store(tmp_path / "store")
+
+    def write(folder: Path) -> dict[str, int]:
+        raise error
+
+    with pytest.raises(type(error)):
+        store.put("0" * 64, "made", write)
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr("edgeglm.core.store.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"no space is left there; free some space \(edgeglm cache gc\)"):
+        store.put("0" * 64, "made", write)

@@ -124,6 +124,16 @@ def test_pictures_without_a_text_train_unlabelled_and_copies_of_others_do_not(
     assert pairs.summary["held"] == 4
 
 
+def test_hidden_files_are_no_unlabelled_pictures_and_a_browsers_jpeg_is_one(folder: Path) -> None:
+    """What a Mac copies along ended the build as a picture that cannot be read; ``.jfif`` was passed over."""
+    (folder / "unlabelled" / ".trash").mkdir(parents=True)
+    for name in ("._one.png", ".trash/two.png"):
+        (folder / "unlabelled" / name).write_bytes(b"\0\5\26\7")
+    Image.fromarray(drawn("ring", "blue", 40)).save(folder / "unlabelled" / "one.JFIF", "JPEG")
+    found = [record.name for record in records_of(folder / "pairs.jsonl", BadRecords(skip=False))]
+    assert [name for name in found if name.startswith("unlabelled/")] == ["unlabelled/one.JFIF"]
+
+
 def test_a_line_may_say_of_what_kind_its_picture_is(folder: Path, store: Store) -> None:
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     told = [{**line, "category": " round ", "subcategory": "a  circle"} for line in lines[:1]]

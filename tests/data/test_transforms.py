@@ -168,6 +168,28 @@ def test_a_picture_of_floating_point_is_not_black(white: float) -> None:
     assert np.asarray(decoded_image(encoded(Image.fromarray(odd), "TIFF")))[0, 1:, 0].tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("band", [2, 2**22])
+def test_what_is_no_number_in_a_picture_of_floating_point_leaves_the_rest_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, odd: float, place: int, band: int
+) -> None:
+    """As where a depth camera saw nothing: the rest of the picture was black."""
+    monkeypatch.setattr("edgeglm.data.transforms._BAND", band)
+    shares = np.insert(np.array([0.0, 0.5, 1.0], np.float32), place, odd)[:, None]
+    shown = np.asarray(decoded_image(encoded(Image.fromarray(shares), "TIFF")))[:, 0, 0]
+    assert np.abs(np.delete(shown, place).astype(int) - [0, 128, 255]).max() <= 1
+    assert shown[place] == (255 if odd == np.inf else 0)
+    nothing = np.full((3, 1), odd, np.float32)
+    assert len(np.unique(np.asarray(decoded_image(encoded(Image.fromarray(nothing), "TIFF"))))) == 1
+
+
+def test_what_a_filter_leaves_beyond_white_does_not_make_a_picture_black() -> None:
+    sharpened = np.array([[-0.03, 0.0, 0.5, 1.0, 1.04]], np.float32)
+    shown = np.asarray(decoded_image(encoded(Image.fromarray(sharpened), "TIFF")))[0, :, 0]
+    assert np.abs(shown.astype(int) - [0, 0, 128, 255, 255]).max() <= 1
+
+
 _PEAK = """
 import sys
 from pathlib import Path

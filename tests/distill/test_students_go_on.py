@@ -21,12 +21,14 @@ import msgspec  # noqa: E402
 from edgeglm.core.artifact import Artifact, listing_of  # noqa: E402
 from edgeglm.core.errors import UserError  # noqa: E402
 from edgeglm.core.progress import QuietProgress  # noqa: E402
-from edgeglm.core.recipe import StudentConfig  # noqa: E402
+from edgeglm.core.recipe import LossesConfig, StudentConfig  # noqa: E402
 from edgeglm.core.stage import Context  # noqa: E402
 from edgeglm.core.store import Store  # noqa: E402
 from edgeglm.data.pairs import PairSet  # noqa: E402
 from edgeglm.distill.stages import ImageStudentStage, TextStudentStage, mapped, text_rows  # noqa: E402
 from edgeglm.distill.student_stage import StudentStage, StudentStageConfig  # noqa: E402
+from edgeglm.distill.together import TogetherStage  # noqa: E402
+from edgeglm.train.checkpoint import Checkpoint  # noqa: E402
 from edgeglm.train.memory import memory_advice  # noqa: E402
 from tests.synthetic import write_synthetic_pairs  # noqa: E402
 from tests.tiny_towers import SPECIAL, WORDS, write_wordpiece  # noqa: E402
@@ -36,6 +38,7 @@ CONFIG = StudentConfig(
     image_epochs=12, text_epochs=16, checkpoint_epochs=1, anchors=4,
 )  # fmt: skip
 STAGES: dict[str, type[StudentStage]] = {"image": ImageStudentStage, "text": TextStudentStage}
+TOGETHER: dict[str, type[StudentStage]] = {"together": TogetherStage}
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -72,7 +75,7 @@ def read_inputs(folder: Path) -> dict[str, Artifact]:
 
 
 def trained(folder: Path, store: Path, tower: str, config: StudentConfig = CONFIG) -> Artifact:
-    stage = STAGES[tower](StudentStageConfig(student=config, seed=0, view_seed=0))
+    stage = (STAGES | TOGETHER)[tower](StudentStageConfig(student=config, seed=0, view_seed=0))
     context = Context(store=Store(store), progress=QuietProgress(), threads=1)
     with pytest.MonkeyPatch.context() as patch:
         for name in STAGES:
@@ -112,6 +115,30 @@ def test_a_student_killed_at_once_goes_on_with_the_same_losses_to_the_same_bytes
     assert again.provenance["measured"]["loss"] == whole.provenance["measured"]["loss"]
     assert again.files == whole.files
     assert not list(store.glob("checkpoints/*")), "what was kept goes when the student is stored"
+
+
+def test_towers_that_learn_together_go_on_where_they_were_with_the_recipe_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their epochs are quarters of a training, so that every fourth was the end: a kill cost all of it."""
+    losses = LossesConfig(steps=12, labels=1.0, affinity=1.0)
+    config = msgspec.structs.replace(CONFIG, losses=losses, branches=True)
+    config = msgspec.structs.replace(config, checkpoint_epochs=StudentConfig().checkpoint_epochs)
+    whole = trained(folder, tmp_path / "whole", "together", config)
+    write, kept = Checkpoint.write, list[int]()
+
+    def killed(self: Checkpoint, state: Any) -> bool:
+        write(self, state)
+        kept.append(state["epoch"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder, tmp_path / "store", "together", config)
+    assert kept == [0]
+    again = trained(folder, tmp_path / "store", "together", config)
+    assert again.files == whole.files
 
 
 def test_one_pixel_of_one_image_is_no_batch_and_says_what_to_raise(folder: Path, tmp_path: Path) -> None:

@@ -398,3 +398,17 @@ def test_a_loop_that_runs_past_its_total_steps_stays_at_the_end_of_the_fall(
         optimizer.step()
         adaptive.step()
     assert rates[6:] == pytest.approx([end] * 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"schedule": "exponential"}, "give total_steps"),
+        ({"schedule": "linear", "total_steps": 9}, "give one of cosine, exponential and at least 1"),
+        ({"patience": 0}, "give one of cosine, exponential and at least 1"),
+    ],
+)
+def test_what_no_rate_would_follow_is_refused(given: dict[str, Any], remedy: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    with pytest.raises(ValueError, match=remedy):
+        AdaptiveLR(optimizer, warmup_steps=2, **given)
