@@ -1,11 +1,10 @@
 """How fast the student of a CPU's bundle is beside its teacher.
 
-    .venv/bin/python scripts/bench/build_cpu.py --work WORK [--recipe auxiliary]
+    .venv/bin/python scripts/bench/build_cpu.py --work WORK
 
-WORK is a folder that `build.py --work WORK` has filled with that recipe at the same commit: only what
-differs for a CPU is made. Milliseconds are those of the bundle's own latency stage: medians of interleaved
-rounds, one thread. Writes docs/bench/build_cpu.json and .md, of another recipe than `default`
-build_cpu_RECIPE.
+WORK is a folder that `build.py --work WORK` has filled at the same commit: only what differs for a CPU is
+made. Milliseconds are those of the bundle's own latency stage: medians of interleaved rounds, one thread.
+Writes docs/bench/build_cpu.json and .md.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from bench_store import bench_parser
 from build import ROOT, build, bundle_metrics
 from quantization_page import stamped
 
-OUT = ROOT / "docs" / "bench"
-DEFAULT = "default"
+OUT = ROOT / "docs" / "bench" / "build_cpu"
 TITLES = {"teacher": "teacher, FP32", "fp32": "student, FP32", "int8": "student, INT8"}
 #: How rows of a build are called.
 ROWS = {"Teacher": "teacher", "Student, ONNX FP32": "fp32", "Student, INT8": "int8"}
@@ -27,13 +25,12 @@ ROWS = {"Teacher": "teacher", "Student, ONNX FP32": "fp32", "Student, INT8": "in
 
 def page(found: dict[str, Any]) -> str:
     """Return the whole page."""
-    times, recipe = found["latency_ms"], found.get("recipe", DEFAULT)
-    of_recipe, built = ("", "build") if recipe == DEFAULT else (f", recipe {recipe}", f"build_{recipe}")
+    times = found["latency_ms"]
     lines = [
-        f"# The student of a CPU's bundle{of_recipe}",
+        "# The student of a CPU's bundle",
         "",
         f"Made by `{found['command']}` at commit {found['commit']} on {found['machine']}, in the store "
-        f"of the build that [{built}.md]({built}.md) tells of.",
+        "of the build that [build.md](build.md) tells of.",
         "",
         "Milliseconds a call in ONNX Runtime, one thread, medians of interleaved rounds; of both towers "
         "together how many times faster than the teacher. INT8 travels only if each pool keeps 0.99 of FP32. "
@@ -64,15 +61,11 @@ def main() -> None:
     """Build, and write both files."""
     parser = bench_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--recipe", default=DEFAULT)
-    options = parser.parse_args()
-    work, recipe = options.work, options.recipe
-    built = build(recipe, "cpu", work / "store", work / "cpu")
+    work = parser.parse_args().work
+    built = build("default", "cpu", work / "store", work / "cpu")
     times = bundle_metrics(work / "cpu", built)["latency_ms"]
-    other = recipe != DEFAULT
     row = {
-        "command": f"scripts/bench/build_cpu.py{f' --recipe {recipe}' if other else ''}",
-        "recipe": recipe,
+        "command": "scripts/bench/build_cpu.py",
         "latency_ms": {model: times[model] for model in TITLES},
         "map10": {
             ROWS[row["title"]]: {track: one["map10"]["value"] for track, one in row["metrics"].items()}
@@ -81,9 +74,8 @@ def main() -> None:
         },
     }
     found = stamped(row)
-    path = OUT / f"build_cpu{f'_{recipe}' if other else ''}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page(found))
+    OUT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    OUT.with_suffix(".md").write_text(page(found))
 
 
 if __name__ == "__main__":
