@@ -23,7 +23,7 @@ NOTES: tuple[str, ...] = (
     "product, 1.42 (1.36 by peft's layers, whose forward and backward go over the activations three times "
     "more). More is not to be had on all blocks: training nothing but the biases of those layers is 1.44 to "
     "1.48 times faster, for the rest of a step is the tower's own (it and the 1.36: three runs of 7 and 11 "
-    "rounds at d54ccd4 with changes, no script was kept). What takes it to 3.9 and 8.2 times is"
+    "rounds at ebb4f0e, no script was kept). What takes it to 3.9 and 8.2 times is"
     " the kept prefix of frozen blocks, not larger batches. On an H200 a tower of 22 M parameters is bound"
     " by the launches of its kernels: LoRA adds some, and is no faster on all blocks at any batch that was "
     "tried (0.87x at 128 captions, 0.99x at 1,024); with a kept prefix it is 2.7x at 128. Its share "
