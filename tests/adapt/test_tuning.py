@@ -216,3 +216,17 @@ def test_a_student_that_cannot_inherit_is_refused_by_the_teachers_file_alone(
     require_heirs_teacher("edge-s", str(folder), source)
     with pytest.raises(UserError, match=rf"{said}.*; set student.size to 'edge-s'"):
         require_heirs_teacher("edge-heir-s", str(folder), source)
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize(("dropout", "merged"), [(0.0, True), (0.1, False)])
+def test_lora_without_dropout_takes_one_product_a_layer_and_goes_back_to_a_plain_tower(
+    teacher: TextTeacher, blocks: int, dropout: float, merged: bool
+) -> None:
+    config = configured("lora", tuned_blocks=blocks, lora_dropout=dropout)
+    for parameter in enable_tuning(teacher, config):
+        torch.nn.init.normal_(parameter, std=0.05)
+    layers = [module for module in teacher.tower.encoder.modules() if hasattr(module, "lora_A")]
+    assert layers
+    assert {type(layer).__name__ == "MergingLinear" for layer in layers} == {merged}
+    assert merge_tuning(teacher, ["a red circle", "blue"]) < 1e-5
