@@ -160,7 +160,7 @@ def require_told(config: TeacherConfig, pairs: PairSet) -> None:
     """Raise UserError for pairs that do not tell what the recipe's teacher is to learn from them.
 
     What :func:`begun` would say when all features are made is asked of the pairs alone. A recipe that asks
-    for no other tasks imports nothing heavy here: a build that reuses everything takes two seconds.
+    for no other tasks imports nothing heavy here, so that a build that reuses everything waits for no torch.
     """
     if config.domain.uses_unlabelled():
         require_unlabelled(pairs)

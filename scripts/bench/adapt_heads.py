@@ -74,9 +74,10 @@ NOTES = (
     "on two threads; one pair without a margin has 0.848, 0.791, 0.400, 0.222, 0.165 and 0.151 "
     "(adapt_conse.md), and the same stages on one thread gave 0.875, 0.845 and 0.460 at 61524f8. The 95 % "
     "interval of its names of unseen concepts is 0.391 to 0.521 over queries.",
-    'From noto alone (`edgeglm adapt --recipe auxiliary --set data.labelled=["noto"]` at ebb4f0e, one '
-    "thread; interval of unseen names 0.328 to 0.463) pictures never seen gain as much as any, 0.608 where "
-    "adapt_auxiliary.md has 0.555, and stay 0.10 below those that were there unlabelled, as these gain too.",
+    "From noto alone (`edgeglm adapt --recipe auxiliary --set 'data.labelled=[\"noto\"]' --set "
+    "gates.teacher_map10=0.3 --threads 1` at ebb4f0e; interval of unseen names 0.328 to 0.463) pictures "
+    "never seen gain as much as any, 0.608 where adapt_auxiliary.md has 0.555, and stay 0.10 below those "
+    "that were there unlabelled, as these gain too.",
 )
 
 
